@@ -1,0 +1,1 @@
+"""What reads a model's activations rather than being a model."""

@@ -1,0 +1,222 @@
+"""How a forward runs: as a plan of compiled stretches, with the layers that Python functions edit between them.
+
+    eager     [ loop 0..4 ][ layer 5, op by op, a Python hook between two ops ][ loop 6..29, captures stacked ]
+    traced    [ scan 0..29, every hook inside ]                  (under the caller's jit, grad or vmap)
+
+The loop takes its bounds as data, so one program runs any stretch of layers: compile time does not grow with depth, and
+a new Python hook compiles nothing of the model. Under a transformation the same Block runs in a `lax.scan`, which can
+be differentiated; a Python function is traced there like any other.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlens.config import Config
+from jaxlens.hooks import Listening, Tap
+from jaxlens.nn.block import Block
+from jaxlens.nn.context import Context
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Caught:
+    """What was wanted of one hook point: its value, under its full name; or, under the name of the site in its block,
+    the values of `layers`, stacked on a leading axis."""
+
+    name: str = dataclasses.field(metadata={"static": True})
+    layers: tuple[int, ...] | None = dataclasses.field(metadata={"static": True})
+    value: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """Consecutive layers that run in one go: `count` of them from index `first` of a stack of equal blocks."""
+
+    stack: int
+    first: int
+    layers: tuple[int, ...]
+    wanted: frozenset[str]
+    edited: bool
+
+
+def is_traced(*trees) -> bool:
+    """Whether any array in `trees` is a tracer: whether a transformation is looking at this forward."""
+    return any(isinstance(leaf, jax.Array) and not _is_concrete(leaf) for leaf in jax.tree.leaves(trees))
+
+
+def _is_concrete(array: jax.Array) -> bool:
+    try:
+        return array.is_fully_addressable or True
+    except jax.errors.ConcretizationTypeError:
+        return False
+
+
+def run_layers(
+    stacks: tuple[Block, ...], x: jax.Array, context: Context, start: int, stop: int, listening: Listening
+) -> tuple[jax.Array, list[Caught]]:
+    """The residual stream [b p d] after layers start..stop-1, and what was wanted on the way."""
+    run_stretch = _compiled if not is_traced(stacks, x, context, listening.edits) else _scanned
+    caught: list[Caught] = []
+    for stretch in plan(listening, start, stop, whole=run_stretch is _scanned):
+        run = _edited if stretch.edited and run_stretch is _compiled else run_stretch
+        x, found = run(stacks[stretch.stack], x, context, stretch, listening)
+        caught += found
+    return x, caught
+
+
+def plan(listening: Listening, start: int, stop: int, whole: bool = False) -> Iterator[Stretch]:
+    """The stretches that cover layers start..stop-1 in order.
+
+    Stretches end where the kind of block changes, where Python edits a layer, and where the wanted sites change. With
+    captures a stretch is a whole stack or a single layer, so that there are two programs for a set of sites and not
+    one for every length. `whole` ignores all but the kind of block.
+    """
+    cfg = listening.cfg
+    place = {layer: (stack, i) for stack, layers in enumerate(cfg.stacks) for i, layer in enumerate(layers)}
+
+    def kind(layer: int):
+        wanted = listening.wanted_at(layer)
+        edited = listening.edited_by_python(layer)
+        return place[layer][0], *((None, None) if whole else (wanted, layer if edited else None))
+
+    for (stack, wanted, edited), group in itertools.groupby(range(start, stop), kind):
+        layers = tuple(group)
+        in_one_go = not wanted or len(layers) == len(cfg.stacks[stack])
+        for part in [layers] if in_one_go else [(layer,) for layer in layers]:
+            yield Stretch(stack, place[part[0]][1], part, wanted or frozenset(), edited is not None)
+
+
+# --- compiled stretches
+
+
+def _compiled(stack: Block, x, context: Context, stretch: Stretch, listening: Listening):
+    first, last = stretch.first, stretch.first + len(stretch.layers)
+    x, values = _loop(
+        stack, x, context, np.int32(first), np.int32(last), listening.data_edits(),
+        layers=listening.cfg.stacks[stretch.stack], wanted=stretch.wanted, positions=listening.positions,
+        n_caught=len(stretch.layers) if stretch.wanted else 0,
+    )  # fmt: skip
+    return x, _named(values, stretch.layers)
+
+
+def _named(values: dict[str, jax.Array], layers: tuple[int, ...]) -> list[Caught]:
+    """Values by site as Caught; those of a single layer are not stacked."""
+    if len(layers) == 1:
+        return [Caught(f"blocks.{layers[0]}.{site}", None, value) for site, value in values.items()]
+    return [Caught(site, layers, value) for site, value in values.items()]
+
+
+@functools.partial(jax.jit, static_argnames=("layers", "wanted", "positions", "n_caught"))
+def _loop(stack, x, context, first, last, edits, *, layers, wanted, positions, n_caught):
+    """Layers first..last-1 of a stack; the bounds are data. Captures fill buffers of a fixed number of layers."""
+    step = functools.partial(_step, context=context, edits=edits, wanted=wanted, positions=positions)
+    numbers = jnp.array(layers, jnp.int32)
+
+    def body(i, carry):
+        x, buffers = carry
+        x, caught = step(_take(stack, i), x, numbers[i])
+        return x, {site: _put(buffers[site], value, i - first) for site, value in caught.items()}
+
+    shapes = jax.eval_shape(step, _take(stack, 0), x, numbers[0])[1]
+    buffers = {site: jnp.zeros((n_caught, *shape.shape), shape.dtype) for site, shape in shapes.items()}
+    x, buffers = jax.lax.fori_loop(first, last, body, (x, buffers))
+    return x, {site: value[0] for site, value in buffers.items()} if n_caught == 1 else buffers
+
+
+def _step(block: Block, x, layer, *, context, edits, wanted, positions, points=None):
+    tap = Tap(edits, wanted, layer, positions, points)
+    x = block(x, context.at_layer(layer), tap)
+    return x, tap.caught
+
+
+def _take(stack: Block, i) -> Block:
+    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, i, keepdims=False), stack)
+
+
+def _put(buffer, value, i):
+    return jax.lax.dynamic_update_index_in_dim(buffer, value, i, 0)
+
+
+# --- under a transformation
+
+
+def _scanned(stack: Block, x, context: Context, stretch: Stretch, listening: Listening):
+    """The same layers in a scan, differentiable, all hooks inside; Python functions act where their layer comes by."""
+    wanted = {}  # site -> the layers of this stretch that it is wanted in
+    for layer in stretch.layers:
+        for site in listening.wanted_at(layer):
+            wanted.setdefault(site, []).append(layer)
+    if stretch.first or len(stretch.layers) < len(listening.cfg.stacks[stretch.stack]):
+        stack = jax.tree.map(lambda w: w[stretch.first : stretch.first + len(stretch.layers)], stack)
+    step = functools.partial(
+        _step, context=context, edits=listening.edits, wanted=frozenset(wanted),
+        positions=listening.positions, points=listening.points,
+    )  # fmt: skip
+    everywhere = {site for site, layers in wanted.items() if len(layers) == len(stretch.layers)}
+    shapes = jax.eval_shape(step, _take(stack, 0), x, jnp.int32(0))[1] if len(everywhere) < len(wanted) else {}
+    # one row too many, which takes the values of layers that are not wanted
+    buffers = {s: jnp.zeros((len(wanted[s]) + 1, *shapes[s].shape), shapes[s].dtype) for s in set(wanted) - everywhere}
+    rows = {s: _rows(wanted[s], stretch.layers) for s in buffers}
+
+    def body(carry, xs):
+        x, buffers = carry
+        block, layer, row = xs
+        x, caught = step(block, x, layer)
+        kept = {site: _put(buffers[site], caught[site], row[site]) for site in buffers}
+        return (x, kept), {site: caught[site] for site in everywhere}
+
+    xs = (stack, jnp.array(stretch.layers, jnp.int32), rows)
+    (x, buffers), stacked = jax.lax.scan(body, (x, buffers), xs)
+    single = len(stretch.layers) == 1
+    caught = _named({site: value[0] if single else value for site, value in stacked.items()}, stretch.layers)
+    for site, value in buffers.items():
+        layers = tuple(wanted[site])
+        caught += _named({site: value[0] if len(layers) == 1 else value[:-1]}, layers)
+    return x, caught
+
+
+def _rows(wanted: list[int], layers: tuple[int, ...]) -> jax.Array:
+    return jnp.array([wanted.index(layer) if layer in wanted else len(wanted) for layer in layers], jnp.int32)
+
+
+# --- a layer that Python edits
+
+_take_compiled = jax.jit(_take)
+_at_layer = jax.jit(Context.at_layer)
+
+
+def _edited(stack: Block, x, context: Context, stretch: Stretch, listening: Listening):
+    """One layer piece by piece, so that a Python function can stand between two pieces and see plain values."""
+    (layer,) = stretch.layers
+    block = _take_compiled(stack, np.int32(stretch.first))
+    tap = Tap(listening.edits, stretch.wanted, layer, listening.positions, listening.points)
+    x = block(x, _at_layer(context, np.int32(layer)), tap)
+    return x, _named(tap.caught, stretch.layers)
+
+
+# --- what stands before and after the layers
+
+
+def run_stage(stage, parts, x, listening: Listening, names: tuple[str, ...], **static):
+    """Embedding or unembedding: `stage(parts, x, tap, **static)` compiled, or piece by piece if Python edits it."""
+    wanted = frozenset(name for name in names if name in listening.wanted)
+    edits = tuple(edit for edit in listening.edits if edit.site in names)
+    plain = any(edit.is_plain for edit in edits)
+    if plain or is_traced(parts, x, edits):
+        tap = Tap(edits, wanted, None, listening.positions, listening.points)
+        x, caught = stage(parts, x, tap, **static), tap.caught
+    else:
+        x, caught = _stage(parts, x, edits, stage=stage, wanted=wanted, positions=listening.positions, **static)
+    return x, [Caught(site, None, value) for site, value in caught.items()]
+
+
+@functools.partial(jax.jit, static_argnames=("stage", "wanted", "positions", "cfg"))
+def _stage(parts, x, edits, *, stage, wanted, positions, cfg):
+    tap = Tap(edits, wanted, None, positions)
+    return stage(parts, x, tap, cfg=cfg), tap.caught

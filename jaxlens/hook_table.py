@@ -1,0 +1,232 @@
+"""Every hook point of a model: its name, the axes of its value, what it is, and when it exists.
+
+This table is the only list of hook points. The names a model accepts, the order of its cache, the nearest-name
+suggestions, the position axis of every activation and the documentation page all come from it.
+
+Axes: b batch, p (query) position, s source position, d d_model, n query head, k key/value head, h d_head, m d_mlp,
+e expert, o output vocabulary, 1 an axis of length one.
+"""
+
+import dataclasses
+import difflib
+import functools
+import re
+from collections.abc import Callable
+
+from jaxlens.config import Config
+from jaxlens.errors import HookError
+
+Condition = Callable[[Config, int], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One row: a hook point of the model, or of every block that meets `exists`.
+
+    `on_request` sites cost something to make, or TransformerLens makes them only behind a flag: they exist when a hook
+    or a names_filter asks for them, and are not part of an unfiltered cache.
+    """
+
+    name: str
+    axes: str
+    meaning: str
+    exists: Condition = lambda cfg, layer: True
+    on_request: bool = False
+
+    @property
+    def position_axis(self) -> int:
+        """Which axis counts (query) positions, from the end."""
+        letters = self.axes.split()
+        return letters.index("p") - len(letters)
+
+
+def _mixes(cfg: Config, layer: int) -> bool:
+    return bool(cfg.moe_layers) and cfg.moe_layers[layer]
+
+
+def _rotary(cfg: Config, layer: int) -> bool:
+    return cfg.rotary_dim is not None
+
+
+def _has_norm(*placements: str) -> Condition:
+    return lambda cfg, layer: cfg.normalization_type is not None and cfg.norm_placement in placements
+
+
+def _has_mlp(cfg: Config, layer: int) -> bool:
+    return not cfg.attn_only
+
+
+def _has_own_ln2(cfg: Config, layer: int) -> bool:
+    return _has_mlp(cfg, layer) and not cfg.shared_norm and _has_norm("pre", "both")(cfg, layer)
+
+
+def _has_ln2_post(cfg: Config, layer: int) -> bool:
+    return _has_mlp(cfg, layer) and _has_norm("post", "both")(cfg, layer)
+
+
+def _plain_mlp(cfg: Config, layer: int) -> bool:
+    return _has_mlp(cfg, layer) and not _mixes(cfg, layer)
+
+
+def _norm_inside_mlp(cfg: Config, layer: int) -> bool:
+    return _plain_mlp(cfg, layer) and cfg.act_fn.endswith("_ln")
+
+
+def _ungrouped(cfg: Config, layer: int) -> bool:
+    return cfg.n_heads == cfg.n_key_value_heads
+
+
+def _norm_sites(place: str, axes: str, scale_axes: str, of: str, exists: Condition) -> list[Site]:
+    return [
+        Site(f"{place}.hook_scale", scale_axes, f"what {of} is divided by", exists),
+        Site(f"{place}.hook_normalized", axes, f"{of}, divided; before weight and bias", exists),
+    ]
+
+
+def _qk_norm_sites(place: str, heads: str, of: str) -> list[Site]:
+    """Per-head norms have a scale for every head, full-width ones a single scale."""
+    head, full = (lambda kind: lambda cfg, layer: cfg.qk_norm == kind)("head"), lambda cfg, layer: cfg.qk_norm == "full"
+    return [
+        *_norm_sites(place, f"b p {heads} h", f"b p {heads} 1", of, head),
+        *_norm_sites(place, f"b p {heads} h", "b p 1 1", of, full),
+    ]
+
+
+EMBED_SITES = (
+    Site("hook_embed", "b p d", "the token embedding"),
+    Site(
+        "hook_pos_embed",
+        "b p d",
+        "the position embedding; zero on padding",
+        lambda cfg, layer: cfg.positional_embedding_type in ("standard", "shortformer"),
+    ),
+)
+
+BLOCK_SITES = (
+    Site("hook_resid_pre", "b p d", "the residual stream as the layer finds it"),
+    Site("hook_attn_in", "b p n d", "what every head reads, a copy for each; before ln1", _ungrouped, on_request=True),
+    Site("hook_q_input", "b p n d", "what every head's queries read; before ln1", on_request=True),
+    Site("hook_k_input", "b p k d", "what every key head reads; before ln1", on_request=True),
+    Site("hook_v_input", "b p k d", "what every value head reads; before ln1", on_request=True),
+    *_norm_sites("ln1", "b p d", "b p 1", "the residual stream", _has_norm("pre", "both")),
+    Site("attn.hook_q", "b p n h", "queries, before QK-norm and rotation"),
+    Site("attn.hook_k", "b p k h", "keys, before QK-norm and rotation; one per key/value head"),
+    Site("attn.hook_v", "b p k h", "values; one per key/value head"),
+    *_qk_norm_sites("attn.q_norm", "n", "a query"),
+    *_qk_norm_sites("attn.k_norm", "k", "a key"),
+    Site("attn.hook_rot_q", "b p n h", "queries, rotated", _rotary),
+    Site("attn.hook_rot_k", "b p k h", "keys, rotated", _rotary),
+    Site("attn.hook_attn_scores", "b n p s", "scores after scale, cap and mask (-inf where masked)"),
+    Site("attn.hook_pattern", "b n p s", "attention probabilities; rows sum to 1, or to 0 on padding"),
+    Site("attn.hook_z", "b p n h", "the values each head gathered"),
+    Site("attn.hook_result", "b p n d", "what each head writes to the residual stream", on_request=True),
+    *_norm_sites("ln1_post", "b p d", "b p 1", "attention's output", _has_norm("post", "both")),
+    Site("hook_attn_out", "b p d", "what attention adds to the residual stream"),
+    Site(
+        "hook_resid_mid",
+        "b p d",
+        "the residual stream between attention and MLP",
+        lambda cfg, layer: _has_mlp(cfg, layer) and not cfg.parallel_attn_mlp,
+    ),
+    Site("hook_mlp_in", "b p d", "what the MLP reads; before ln2", _has_mlp, on_request=True),
+    *_norm_sites("ln2", "b p d", "b p 1", "the residual stream", _has_own_ln2),
+    Site("mlp.hook_expert_weights", "b p e", "the router's probabilities, before the top k are chosen", _mixes),
+    Site("mlp.hook_pre", "b p m", "before the activation function (gated: the gate)", _plain_mlp),
+    Site(
+        "mlp.hook_pre_linear",
+        "b p m",
+        "what the activated gate multiplies",
+        lambda cfg, layer: _plain_mlp(cfg, layer) and cfg.gated_mlp,
+    ),
+    Site("mlp.hook_pre", "b p e m", "every expert's gate, before the activation function", _mixes),
+    Site("mlp.hook_pre_linear", "b p e m", "what every expert's activated gate multiplies", _mixes),
+    Site("mlp.hook_mid", "b p m", "after the activation function, before the norm that follows it", _norm_inside_mlp),
+    *_norm_sites("mlp.ln", "b p m", "b p 1", "the activations", _norm_inside_mlp),
+    Site("mlp.hook_post", "b p m", "the neurons: what W_out reads", _plain_mlp),
+    Site("mlp.hook_post", "b p e m", "every expert's neurons", _mixes),
+    *_norm_sites("ln2_post", "b p d", "b p 1", "the MLP's output", _has_ln2_post),
+    Site("hook_mlp_out", "b p d", "what the MLP adds to the residual stream", _has_mlp),
+    Site("hook_resid_post", "b p d", "the residual stream as the layer leaves it"),
+)
+
+FINAL_SITES = (
+    *_norm_sites("ln_final", "b p d", "b p 1", "the residual stream", lambda c, layer: c.normalization_type is not None),
+    Site("unembed.hook_in", "b p d", "what the unembedding reads"),
+    Site("unembed.hook_out", "b p o", "the logits"),
+)
+
+POSITION_AXES = {site.name: site.axes.split().index("p") for site in EMBED_SITES + BLOCK_SITES + FINAL_SITES}
+"""Which axis counts (query) positions, from the front, of a value that has its batch axis."""
+
+ALIASES = {"hook_in": "hook_resid_pre", "hook_out": "hook_resid_post"}
+"""Newer TransformerLens names of a block's own hook points."""
+
+
+@functools.cache
+def sites(cfg: Config) -> dict[str, Site]:
+    """Every hook point of a model by full name, in the order in which they fire.
+
+    Example:
+        >>> cfg = Config(n_layers=1, d_model=12, n_heads=3, d_head=5, d_vocab=50, n_ctx=16, attn_only=True)
+        >>> [name for name in sites(cfg) if "resid" in name]
+        ['blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post']
+    """
+    table = {site.name: site for site in EMBED_SITES if site.exists(cfg, 0)}
+    for layer in range(cfg.n_layers):
+        table |= {f"blocks.{layer}.{site.name}": site for site in BLOCK_SITES if site.exists(cfg, layer)}
+    return table | {site.name: site for site in FINAL_SITES if site.exists(cfg, 0)}
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """A full name as site and layer: "blocks.3.attn.hook_z" is ("attn.hook_z", 3), "hook_embed" is ("hook_embed", None)."""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    return (match[2], int(match[1])) if match else (name, None)
+
+
+def matching(cfg: Config, names: "str | Callable[[str], bool]") -> list[str]:
+    """The full names that a hook's name, a wildcard `blocks.*.` or a filter function stands for.
+
+    Raises:
+        HookError: nothing matches; the message offers the nearest names.
+    """
+    table = sites(cfg)
+    if callable(names):
+        found = [name for name in table if names(name)]
+        if not found:
+            raise HookError(
+                f"the filter {getattr(names, '__name__', names)!r} matches none of the model's {len(table)} hook points; "
+                "they are listed by `model.hook_dict`"
+            )
+        return found
+    if not isinstance(names, str):
+        raise HookError(f"a hook point is named by a string or a filter function, not by {type(names).__name__}")
+    return _named(cfg, names)
+
+
+def _named(cfg: Config, name: str) -> list[str]:
+    table = sites(cfg)
+    head, _, tail = name.rpartition(".")
+    if head.startswith("blocks.") and head.count(".") == 1 and tail in ALIASES:
+        name = f"{head}.{ALIASES[tail]}"
+    if name in table:
+        return [name]
+    if name.startswith("blocks.*."):
+        wanted = name.removeprefix("blocks.*.")
+        if found := [full for full in table if full.startswith("blocks.") and split_name(full)[0] == wanted]:
+            return found
+    raise HookError(_unknown(cfg, name))
+
+
+def _unknown(cfg: Config, name: str) -> str:
+    """What to say of a name that no hook point of this model has."""
+    everywhere = {f"blocks.{layer}.{site.name}" for site in BLOCK_SITES for layer in range(cfg.n_layers)}
+    site, layer = split_name(name)
+    if layer is not None and layer >= cfg.n_layers and any(site == row.name for row in BLOCK_SITES):
+        return f'there is no hook point "{name}": the model has layers 0 to {cfg.n_layers - 1}'
+    if name in everywhere or name in {site.name for site in EMBED_SITES + FINAL_SITES}:
+        return f'there is no hook point "{name}" in this model: its config leaves that part out'
+    candidates = list(sites(cfg)) + [f"blocks.*.{row.name}" for row in BLOCK_SITES]
+    short = [full for full in sites(cfg) if full.split(".")[-1] in (name, f"hook_{name}")][:1]
+    near = short + difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
+    offered = " or ".join(f'"{full}"' for full in dict.fromkeys(near))
+    return f'there is no hook point "{name}"; ' + (f"did you mean {offered}?" if near else "`model.hook_dict` lists them")

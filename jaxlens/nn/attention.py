@@ -1,0 +1,148 @@
+"""Attention: one class for grouped heads, windows, soft caps, QK-norm and every position scheme.
+
+Axes: b batch, p query position, s source position, d d_model, n query head, k key/value head, g query heads per
+key/value head, h d_head.
+
+    x ─ W_Q ─(hook_q)─ q_norm ─ rotate ─(hook_rot_q)─┐
+    x ─ W_K ─(hook_k)─ k_norm ─ rotate ─(hook_rot_k)─┴─ ÷ scale, cap, mask ─(hook_attn_scores)─ softmax ─(hook_pattern)─┐
+    x ─ W_V ─(hook_v)───────────────────────────────────────────────────────────────────────────────────(hook_z)────────┘
+                                                                           out ─ + b_O ─ Σ heads ─(hook_result)─ W_O ─┘
+
+Each piece between two hook points is a small jitted function: inside a compiled forward it is inlined, and in a layer
+that a Python function edits it is compiled once and shared by every layer and every hook.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlens.config import Config
+from jaxlens.nn.blockwise import attend_blockwise
+from jaxlens.nn.context import LayerContext
+from jaxlens.nn.masks import masked_softmax, softmax, visible
+from jaxlens.nn.norm import NoNorm, Norm
+from jaxlens.nn.part import Part, Weight, prefixed, within
+from jaxlens.nn.positions import rotate
+
+piece = functools.partial(jax.jit, inline=True)
+
+
+@piece
+def project(x, W, b):
+    """[b p d], or [b p n d] with an input of its own for every head, to [b p n h]."""
+    heads = jnp.einsum("bpd,ndh->bpnh" if x.ndim == 3 else "bpnd,ndh->bpnh", x, W)
+    return heads if b is None else heads + b
+
+
+@functools.partial(piece, static_argnames=("cap",))
+def raw_scores(q, k, scale, cap):
+    """How well every query matches every source: [b n p s], scaled and soft-capped, not yet masked."""
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    scores = jnp.einsum("bpkgh,bskh->bkgps", grouped, k)
+    scores = (scores / scale).astype(q.dtype).reshape(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
+@piece
+def mask_scores(scores, at: LayerContext):
+    return jnp.where(visible(at.low, at.high, at.real), scores, -jnp.inf)
+
+
+@piece
+def masked_pattern(scores, at: LayerContext):
+    return masked_softmax(scores, at.low, at.high, at.real)
+
+
+@piece
+def weigh_values(pattern, v):
+    """[b n p s] and [b s k h] to [b p n h]."""
+    grouped = pattern.reshape(pattern.shape[0], v.shape[2], -1, *pattern.shape[2:])
+    z = jnp.einsum("bkgps,bskh->bpkgh", grouped, v)
+    return z.reshape(*z.shape[:2], -1, z.shape[-1])
+
+
+@piece
+def write_heads(z, W_O):
+    """What each head alone writes to the residual stream: [b p n d]."""
+    return jnp.einsum("bpnh,nhd->bpnd", z, W_O)
+
+
+@piece
+def write_all(z, W_O, b_O):
+    out = jnp.einsum("bpnh,nhd->bpd", z, W_O)
+    return out if b_O is None else out + b_O
+
+
+@piece
+def sum_heads(result, b_O):
+    out = jnp.sum(result, axis=2)
+    return out if b_O is None else out + b_O
+
+
+class Attention(Part):
+    """Multi-head, grouped-query or multi-query attention, by `cfg.n_key_value_heads`."""
+
+    W_Q: Weight
+    W_K: Weight
+    W_V: Weight
+    W_O: Weight
+    b_Q: Weight
+    b_K: Weight
+    b_V: Weight
+    b_O: Weight
+
+    def __init__(self, cfg: Config, weights):
+        super().__init__(cfg, weights)
+        normed = {"head": ("h", "h"), "full": ("n h", "k h")}.get(cfg.qk_norm)
+        self.q_norm, self.k_norm = NoNorm(cfg, {}), NoNorm(cfg, {})
+        if normed:
+            self.q_norm = Norm(cfg, within("q_norm", weights), normed[0], "RMS")
+            self.k_norm = Norm(cfg, within("k_norm", weights), normed[1], "RMS")
+
+    @classmethod
+    def axes(cls, cfg: Config) -> dict[str, str]:
+        axes = {"W_Q": "n d h", "W_K": "k d h", "W_V": "k d h", "W_O": "n h d"}
+        biases = {"b_Q": "n h", "b_K": "k h", "b_V": "k h", "b_O": "d"}
+        axes |= {name: letters for name, letters in biases.items() if name in cfg.biases}
+        if cfg.qk_norm:
+            full = cfg.qk_norm == "full"
+            axes |= prefixed("q_norm", Norm.axes(cfg, "n h" if full else "h", "RMS"))
+            axes |= prefixed("k_norm", Norm.axes(cfg, "k h" if full else "h", "RMS"))
+        return axes
+
+    def __call__(self, inputs, at: LayerContext, tap) -> Float[Array, "b p d"]:
+        """`inputs`: what queries, keys and values read, each [b p d] (or [b p n d], one for every head)."""
+        q, k, v = self.queries_keys_values(inputs, tap)
+        q, k = self.q_norm(q, tap.at("q_norm")), self.k_norm(k, tap.at("k_norm"))
+        if at.cos is not None:
+            adjacent = next(rotary for rotary in self.cfg.rotary if rotary).adjacent_pairs
+            q = tap("hook_rot_q", rotate(q, at.cos, at.sin, adjacent))
+            k = tap("hook_rot_k", rotate(k, at.cos, at.sin, adjacent))
+        z = tap("hook_z", self.attend(q, k, v, at, tap))
+        if tap.listens("hook_result"):
+            return sum_heads(tap("hook_result", write_heads(z, self.W_O)), self.b_O)
+        return write_all(z, self.W_O, self.b_O)
+
+    def queries_keys_values(self, inputs, tap):
+        q = tap("hook_q", project(inputs[0], self.W_Q, self.b_Q))
+        k = tap("hook_k", project(inputs[1], self.W_K, self.b_K))
+        v = tap("hook_v", project(inputs[2], self.W_V, self.b_V))
+        return q, k, v
+
+    def attend(self, q, k, v, at: LayerContext, tap) -> Float[Array, "b p n h"]:
+        """The values each query gathers. Scores and pattern exist as arrays only for short sequences or listeners."""
+        cap = self.cfg.attn_scores_soft_cap
+        watched = tap.listens("hook_attn_scores") or tap.listens("hook_pattern")
+        if q.shape[1] > self.cfg.attn_block and not watched:
+            return attend_blockwise(self.cfg, q, k, v, at, functools.partial(raw_scores, scale=at.scale, cap=cap))
+        scores = raw_scores(q, k, at.scale, cap)
+        if tap.listens("hook_attn_scores"):  # masked where the listener can see it, and then a softmax without mask
+            pattern = soft(tap("hook_attn_scores", mask_scores(scores, at)))
+        else:
+            pattern = masked_pattern(scores, at)
+        return weigh_values(tap("hook_pattern", pattern), v)
+
+
+soft = piece(softmax)

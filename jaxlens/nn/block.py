@@ -1,0 +1,115 @@
+"""One layer: how attention and MLP meet the residual stream.
+
+Axes: b batch, p position, d d_model, n query head, k key/value head.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlens.config import Config
+from jaxlens.errors import HookError
+from jaxlens.nn.attention import Attention
+from jaxlens.nn.context import LayerContext
+from jaxlens.nn.mlp import MLP, GatedMLP
+from jaxlens.nn.moe import MoE
+from jaxlens.nn.norm import NoNorm, Norm
+from jaxlens.nn.part import Part, prefixed, within
+
+SPLIT_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
+
+
+@functools.partial(jax.jit, inline=True)
+def add(*terms):
+    return sum(terms[1:], start=terms[0])
+
+
+@functools.partial(jax.jit, static_argnames=("n_heads",), inline=True)
+def copy_for_heads(x: Float[Array, "b p d"], n_heads: int) -> Float[Array, "b p n d"]:
+    return jnp.broadcast_to(x[:, :, None], (*x.shape[:2], n_heads, x.shape[-1]))
+
+
+class Block(Part):
+    """A transformer layer; which norms and which MLP it has follows from the config alone.
+
+    Sequential:
+
+        ─(hook_resid_pre)─┬─ ln1 ─ attn ─ ln1_post ─(hook_attn_out)─ + ─(hook_resid_mid)─┬─ ln2 ─ mlp ─ ln2_post ─(hook_mlp_out)─ + ─(hook_resid_post)─
+                          └──────────────────────────────────────────┘                   └────────────────────────────────────────┘
+
+    Parallel: ln2 and the MLP read hook_resid_pre too, and both outputs are added to it at once. A norm that the config
+    places elsewhere is the identity here.
+    """  # fmt: skip  # noqa: E501
+
+    def __init__(self, cfg: Config, weights, mixes_experts: bool = False):
+        self.cfg = cfg
+        parts = self.parts(cfg, mixes_experts)
+        build = {name: part(cfg, within(name, weights)) for name, part in parts.items()}
+        self.ln1, self.attn, self.ln1_post = build["ln1"], build["attn"], build["ln1_post"]
+        self.ln2, self.mlp, self.ln2_post = build["ln2"], build.get("mlp"), build["ln2_post"]
+
+    @staticmethod
+    def parts(cfg: Config, mixes_experts: bool) -> dict[str, type[Part]]:
+        """What stands at each place of the block."""
+        before = Norm if cfg.normalization_type and cfg.norm_placement in ("pre", "both") else NoNorm
+        after = Norm if cfg.normalization_type and cfg.norm_placement in ("post", "both") else NoNorm
+        parts = {"ln1": before, "attn": Attention, "ln1_post": after}
+        if cfg.attn_only:
+            return parts | {"ln2": NoNorm, "ln2_post": NoNorm}
+        mlp = MoE if mixes_experts else GatedMLP if cfg.gated_mlp else MLP
+        return parts | {"ln2": NoNorm if cfg.shared_norm else before, "mlp": mlp, "ln2_post": after}
+
+    @classmethod
+    def axes(cls, cfg: Config, mixes_experts: bool = False) -> dict[str, str]:
+        axes: dict[str, str] = {}
+        for name, part in cls.parts(cfg, mixes_experts).items():
+            axes |= prefixed(name, part.axes(cfg))
+        return axes
+
+    def __call__(self, x: Float[Array, "b p d"], at: LayerContext, tap) -> Float[Array, "b p d"]:
+        x = tap("hook_resid_pre", x)
+        normal = self.ln1(x, tap.at("ln1"))
+        attn_out = self.attn(self.attention_inputs(x, normal, at, tap), at, tap.at("attn"))
+        attn_out = tap("hook_attn_out", self.ln1_post(attn_out, tap.at("ln1_post")))
+        if self.cfg.parallel_attn_mlp:
+            return tap("hook_resid_post", add(x, attn_out, self.mlp_out(x, normal, tap)))
+        if self.cfg.attn_only:
+            return tap("hook_resid_post", add(x, attn_out))
+        x = tap("hook_resid_mid", add(x, attn_out))
+        return tap("hook_resid_post", add(x, self.mlp_out(x, None, tap)))
+
+    def mlp_out(self, x, shared, tap) -> Float[Array, "b p d"]:
+        """What the MLP adds to the residual stream that it reads; `shared` is ln1's output, for a shared norm."""
+        x = tap("hook_mlp_in", x)
+        normal = shared if self.cfg.shared_norm else self.ln2(x, tap.at("ln2"))
+        return tap("hook_mlp_out", self.ln2_post(self.mlp(normal, tap.at("mlp")), tap.at("ln2_post")))
+
+    def attention_inputs(self, x, normal, at: LayerContext, tap):
+        """What queries, keys and values read: the normalised residual, or a copy of it for every head if asked for."""
+        inputs = (normal, normal, normal)
+        if any(tap.listens(name) for name in SPLIT_INPUTS):
+            inputs = self.split_inputs(x, tap)
+        if at.pos_embed is None:
+            return inputs
+        q, k, v = inputs
+        pos_embed = at.pos_embed if q.ndim == 3 else at.pos_embed[:, :, None]
+        return add(q, pos_embed), add(k, pos_embed), v
+
+    def split_inputs(self, x, tap):
+        """The inputs of queries, keys and values head by head, before and then after ln1."""
+        for name in ("ln1.hook_scale", "ln1.hook_normalized"):
+            if tap.edits(name):
+                raise HookError(
+                    f'"{tap.prefix}{name}" cannot be edited while one of {", ".join(SPLIT_INPUTS)} is asked for: those '
+                    "give every head a norm of its own. Edit the split inputs instead"
+                )
+        n, k = self.cfg.n_heads, self.cfg.n_key_value_heads
+        if tap.listens("hook_attn_in"):
+            shared = tap("hook_attn_in", copy_for_heads(x, n))
+            copies = (shared, shared, shared)
+        else:
+            copies = (copy_for_heads(x, n), copy_for_heads(x, k), copy_for_heads(x, k))
+        inputs = (tap(name, copy) for name, copy in zip(SPLIT_INPUTS[1:], copies, strict=True))
+        return tuple(self.ln1(copy, tap.silent()) for copy in inputs)

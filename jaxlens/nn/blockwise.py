@@ -1,0 +1,62 @@
+"""Attention for long sequences: a block of queries at a time, exact, so that no array has two context-sized axes.
+
+Axes: b batch, n query head, k key/value head, p query position, s source position, h d_head.
+
+A layer with a window reads only the keys that the block's queries can see: at most one block and one window of them.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlens.config import Config
+from jaxlens.nn.context import LayerContext
+from jaxlens.nn.masks import masked_softmax
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",), inline=True)
+def attend_blockwise(
+    cfg: Config,
+    q: Float[Array, "b p n h"],
+    k: Float[Array, "b s k h"],
+    v: Float[Array, "b s k h"],
+    at: LayerContext,
+    score,
+) -> Float[Array, "b p n h"]:
+    """What explicit attention gives, to rounding, in memory that grows with the sequence and not with its square."""
+    local_windows = [window for window in cfg.windows if window is not None]
+    reach = max(local_windows, default=0) + cfg.attn_block
+    whole = functools.partial(_attend, cfg.attn_block, k.shape[1], score)
+    near = functools.partial(_attend, cfg.attn_block, reach, score)
+    if not local_windows or reach >= k.shape[1]:
+        return whole(q, k, v, at)
+    if len(local_windows) == cfg.n_layers:
+        return near(q, k, v, at)
+    return jax.lax.cond(at.window < k.shape[1], near, whole, q, k, v, at)
+
+
+def _attend(block: int, reach: int, score, q, k, v, at: LayerContext):
+    """Every block of queries against the `reach` keys that end with the block's own."""
+    length = q.shape[1]
+    n_blocks = -(-length // block)
+    padding = n_blocks * block - length
+    queries = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    low, high = (jnp.pad(bound, (0, padding), constant_values=-1) for bound in (at.low, at.high))
+
+    @jax.checkpoint
+    def attend_one(i):
+        start = i * block
+        first_key = jnp.clip(start + block - reach, 0, k.shape[1] - reach)
+        rows = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block)
+        keys = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_key, slice_size=reach, axis=1)
+        pattern = masked_softmax(
+            score(rows(queries, axis=1), keys(k)), rows(low) - first_key, rows(high) - first_key, keys(at.real)
+        )
+        grouped = pattern.reshape(pattern.shape[0], v.shape[2], -1, *pattern.shape[2:])
+        z = jnp.einsum("bkgps,bskh->bpkgh", grouped, keys(v))
+        return z.reshape(*z.shape[:2], -1, z.shape[-1])
+
+    blocks = jax.lax.map(attend_one, jnp.arange(n_blocks))
+    return jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]

@@ -1,0 +1,85 @@
+"""What the layers know of a sequence besides the residual stream: positions, padding, and each layer's own numbers.
+
+Axes: b batch, p query position, s source position, r half of the rotated dimensions, l layer.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlens.config import WHOLE_PAST, Config
+from jaxlens.nn.masks import band
+from jaxlens.nn.positions import rotary_tables
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerContext:
+    """What one layer makes of the sequence: whom each query sees, how far each position turns, how scores are scaled."""
+
+    low: Int[Array, "p"]
+    high: Int[Array, "p"]
+    real: Bool[Array, "b s"]
+    window: Int[Array, ""]
+    scale: Float[Array, ""]
+    cos: Float[Array, "b p r"] | None
+    sin: Float[Array, "b p r"] | None
+    pos_embed: Float[Array, "b p d"] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What all layers share of a sequence.
+
+    `slots` number the columns of the input; `positions` number the real tokens of each row from 0, so that a row means
+    the same however it is padded; `real` is False on padding. The rest has one entry per layer. `pos_embed` is set only
+    where queries and keys, not the residual stream, get the position embedding (shortformer).
+    """
+
+    slots: Int[Array, "p"]
+    positions: Int[Array, "b p"]
+    real: Bool[Array, "b s"]
+    windows: Int[Array, "l"]
+    scales: Float[Array, "l"]
+    frequencies: Float[Array, "l r"] | None
+    rotary_factors: Float[Array, "l"] | None
+    pos_embed: Float[Array, "b p d"] | None = None
+
+    def at_layer(self, layer: Int[Array, ""]) -> LayerContext:
+        """This sequence as `layer` sees it."""
+        window = self.windows[layer]
+        low, high = band(self.slots, window, layer)
+        cos = sin = None
+        if self.frequencies is not None:
+            angles = self.positions[..., None].astype(jnp.float32) * self.frequencies[layer]
+            cos, sin = (turn(angles) * self.rotary_factors[layer] for turn in (jnp.cos, jnp.sin))
+        return LayerContext(low, high, self.real, window, self.scales[layer], cos, sin, self.pos_embed)
+
+
+def layer_scales(cfg: Config) -> np.ndarray:
+    """What each layer's attention scores are divided by."""
+    scale = cfg.attn_scale if cfg.attn_scale is not None else np.sqrt(cfg.d_head)
+    depth = np.arange(1, cfg.n_layers + 1) if cfg.scale_attn_by_inverse_layer_idx else np.ones(cfg.n_layers)
+    return (scale * depth).astype(np.float64 if cfg.dtype == "float64" else np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def make_context(cfg: Config, real: Bool[Array, "b p"]) -> Context:
+    """The Context of a batch whose real tokens are marked; positions count them from 0 in each row."""
+    positions = jnp.maximum(jnp.cumsum(real, axis=-1, dtype=jnp.int32) - 1, 0)
+    windows = np.array([window or WHOLE_PAST for window in cfg.windows], np.int32)
+    frequencies, factors = rotary_tables(cfg, jnp.max(positions) + 1) if cfg.rotary_dim else (None, None)
+    return Context(
+        slots=jnp.arange(real.shape[1], dtype=jnp.int32),
+        positions=positions,
+        real=real,
+        windows=jnp.asarray(windows),
+        scales=jnp.asarray(layer_scales(cfg)),
+        frequencies=frequencies,
+        rotary_factors=factors,
+    )

@@ -1,0 +1,54 @@
+"""Who sees whom. The mask is never an array: it is a comparison of two bounds per query with an iota over keys.
+
+Axes: b batch, n head, p query position, s source position.
+
+Written naively, `q - k < window` inside a loop over layers is hoisted out of the loop by XLA and kept as a T×T array,
+and a gradient saves its own copy per layer. Two things prevent it, and `tests/test_masks.py` reads the compiled HLO to
+see that they still do: the bounds of `band` depend on the layer, so nothing T×T is the same in every iteration; and
+`masked_softmax` has a derivative of its own, which needs only its result.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def band(slots: Int[Array, "p"], window: Int[Array, ""], layer: Int[Array, ""]) -> tuple[Array, Array]:
+    """The bounds of what each query sees: source s is visible to the query in slot p where `low < s <= high`.
+
+    `window` counts the visible slots, the query's own included. `layer` changes no value (it is never negative): it
+    makes both bounds differ from layer to layer in XLA's eyes.
+    """
+    high = slots + jnp.minimum(layer, 0)
+    return high - window, high
+
+
+def visible(low: Int[Array, "p"], high: Int[Array, "p"], real: Bool[Array, "b s"]) -> Bool[Array, "b 1 p s"]:
+    """The mask itself, for use inside a fusion only. `real` marks the sources that are not padding."""
+    source = jax.lax.broadcasted_iota(jnp.int32, (1, real.shape[-1]), 1)
+    inside = (source > low[:, None]) & (source <= high[:, None])
+    return inside[None, None] & real[:, None, None, :]
+
+
+@jax.custom_jvp
+def masked_softmax(
+    scores: Float[Array, "b n p s"], low: Int[Array, "p"], high: Int[Array, "p"], real: Bool[Array, "b s"]
+) -> Float[Array, "b n p s"]:
+    """Softmax over the visible sources, in float32 at least; a query that sees nothing gets a row of zeros."""
+    seen = visible(low, high, real)
+    return jnp.where(seen, softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min)), 0).astype(scores.dtype)
+
+
+@masked_softmax.defjvp
+def _masked_softmax_jvp(primals, tangents):
+    pattern, change = masked_softmax(*primals), tangents[0]
+    return pattern, pattern * (change - jnp.sum(pattern * change, axis=-1, keepdims=True))
+
+
+def softmax(scores: Float[Array, "b n p s"]) -> Float[Array, "b n p s"]:
+    """Softmax in float32 at least, back in the dtype of `scores`; a row of -inf alone becomes zeros, not NaN."""
+    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    highest = jax.lax.stop_gradient(jnp.max(wide, axis=-1, keepdims=True))
+    exponentials = jnp.exp(wide - jnp.maximum(highest, jnp.finfo(wide.dtype).min))
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    return (exponentials / jnp.maximum(total, jnp.finfo(wide.dtype).tiny)).astype(scores.dtype)

@@ -1,0 +1,73 @@
+"""LayerNorm and RMSNorm, and their "Pre" forms whose weights have been folded into what follows.
+
+Axes: b batch, p position, d d_model (or the axes of a head, for the norms of queries and keys).
+
+    x ─ centre (LN only) ─ ÷ (hook_scale) ─(hook_normalized)─ × w + b
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlens.config import Config
+from jaxlens.nn.part import Part, Weight
+
+
+@functools.partial(jax.jit, static_argnames=("centre", "eps", "n_axes"), inline=True)
+def spread(x, centre: bool, eps: float, n_axes: int):
+    """x (centred, if asked) and its root mean square over the last axes, in float32 at least."""
+    over = tuple(range(-n_axes, 0))
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if centre:
+        x = x - jnp.mean(x, axis=over, keepdims=True)
+    return x, jnp.sqrt(jnp.mean(jnp.square(x), axis=over, keepdims=True) + eps)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype",), inline=True)
+def divide(x, scale, dtype):
+    return (x / scale).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("offset",), inline=True)
+def weigh(normalized, w, b, offset: bool):
+    if w is None:
+        return normalized
+    weighed = normalized * (1 + w if offset else w)
+    return weighed if b is None else weighed + b
+
+
+class Norm(Part):
+    """A norm over `letters`, the trailing axes of what it is given ("d", "m", "h", "n h", …)."""
+
+    w: Weight
+    b: Weight
+
+    def __init__(self, cfg: Config, weights, letters: str = "d", kind: str | None = None):
+        super().__init__(cfg, weights)
+        self.kind, self.n_axes = kind or cfg.normalization_type, len(letters.split())
+
+    @classmethod
+    def axes(cls, cfg: Config, letters: str = "d", kind: str | None = None) -> dict[str, str]:
+        kind = kind or cfg.normalization_type
+        if kind in ("LNPre", "RMSPre"):
+            return {}
+        return {"w": letters} | ({"b": letters} if kind == "LN" and "norm" in cfg.biases else {})
+
+    def __call__(self, x: Float[Array, "b p *d"], tap) -> Float[Array, "b p *d"]:
+        centred, scale = spread(x, self.kind.startswith("LN"), self.cfg.eps, self.n_axes)
+        scale = tap("hook_scale", scale)
+        normalized = tap("hook_normalized", divide(centred, scale, x.dtype))
+        return weigh(normalized, self.w, self.b, self.cfg.rmsnorm_uses_offset)
+
+
+class NoNorm(Part):
+    """What stands where a block has no norm."""
+
+    @classmethod
+    def axes(cls, cfg: Config) -> dict[str, str]:
+        return {}
+
+    def __call__(self, x, tap):
+        return x

@@ -1,0 +1,59 @@
+"""What every part is: named weights whose shapes are written in axis letters, and a function of them.
+
+Axes: b batch, p query position, s source position, d d_model, n query head, k key/value head, h d_head, m d_mlp,
+e expert, v vocabulary, l layer, c n_ctx.
+"""
+
+from collections.abc import Mapping
+
+import jax
+from flax import nnx
+
+from jaxlens.config import Config
+
+
+Weight = nnx.Data[jax.Array | None]
+"""How a part declares a weight: an array, traced or not, or None where the config leaves it out."""
+
+
+class Part(nnx.Module):
+    """A piece of the transformer: the weights that its class declares, as plain arrays, and `__call__`.
+
+    A part is a pytree, so a stack of blocks is a Block whose arrays carry a leading layer axis, and one layer of it is
+    `jax.tree.map(lambda w: w[layer], stack)`.
+    """
+
+    def __init__(self, cfg: Config, weights: Mapping[str, jax.Array]):
+        self.cfg = cfg
+        for name, kind in type(self).__annotations__.items():
+            if kind is Weight:
+                setattr(self, name, weights.get(name))
+
+    @classmethod
+    def axes(cls, cfg: Config) -> dict[str, str]:
+        """Every weight this part has under `cfg`, and its axes: `{"W_in": "d m", ...}`."""
+        raise NotImplementedError
+
+
+def sizes(cfg: Config) -> dict[str, int | None]:
+    """How long each axis letter is.
+
+    Example:
+        >>> cfg = Config(n_layers=2, d_model=12, n_heads=6, n_key_value_heads=2, d_head=5, d_vocab=50, n_ctx=16)
+        >>> sizes(cfg)["k"], sizes(cfg)["m"]
+        (2, 48)
+    """
+    return {
+        "c": cfg.n_ctx, "d": cfg.d_model, "e": cfg.num_experts, "h": cfg.d_head, "k": cfg.n_key_value_heads,
+        "l": cfg.n_layers, "m": cfg.d_mlp, "n": cfg.n_heads, "o": cfg.d_vocab_out, "v": cfg.d_vocab,
+    }  # fmt: skip
+
+
+def within(prefix: str, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The weights under a prefix, without it: within("attn", {"attn.W_Q": w}) is {"W_Q": w}."""
+    return {name.removeprefix(f"{prefix}."): w for name, w in weights.items() if name.startswith(f"{prefix}.")}
+
+
+def prefixed(prefix: str, axes: Mapping[str, str]) -> dict[str, str]:
+    """The reverse of `within`, for axes."""
+    return {f"{prefix}.{name}": letters for name, letters in axes.items()}

@@ -1,0 +1,468 @@
+"""HookedTransformer: embed, blocks, unembed, with every activation on the way open to be read and written.
+
+Axes: b batch, p position, d d_model, v vocabulary.
+
+    tokens ─ embed ─(hook_embed)─ + ─(hook_pos_embed)
+                │
+                ├─ blocks.0 … blocks.{l} …  (drawn in nn/block.py; run by engine.py)
+                │
+             ln_final ─ unembed ─ logits
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlens.analysis.activation_cache import ActivationCache
+from jaxlens.config import Config
+from jaxlens.engine import Caught, is_traced, run_layers, run_stage
+from jaxlens.errors import HookError
+from jaxlens.gradients import with_gradients
+from jaxlens.hook_table import EMBED_SITES, FINAL_SITES, matching, sites, split_name
+from jaxlens.hooked import HookName, HooksOnModel, HookSpec, Points, hook_points
+from jaxlens.hooks import Added, Listening, add
+from jaxlens.loss import Output, lm_cross_entropy_loss
+from jaxlens.nn.block import add as add_arrays
+from jaxlens.nn.context import make_context
+from jaxlens.parameters import Params, Parts, assemble, disassemble, init_parameters, parameter_shapes
+from jaxlens.slices import Slice
+from jaxlens.text import TextOnModel
+from jaxlens.weight_attributes import WeightAttributes
+
+__all__ = ["HookedTransformer", "Output", "parameter_shapes"]
+
+Tokens = Int[Array, "b p"]
+Result = Array | Output | None
+EMBED_NAMES = tuple(site.name for site in EMBED_SITES)
+FINAL_NAMES = tuple(site.name for site in FINAL_SITES)
+
+
+@jax.tree_util.register_pytree_node_class
+class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
+    """A decoder-only transformer whose activations can be read, written and differentiated by name.
+
+    It is a pytree: pass it to jit, grad and vmap as an argument, never close over it there (closed-over weights become
+    constants of the program). `params` is its weights as one flat dict, `with_params` the same model with others.
+
+    Example:
+        >>> cfg = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_vocab=10, n_ctx=8)
+        >>> model = HookedTransformer(cfg, seed=0)
+        >>> logits, cache = model.run_with_cache([[1, 2, 3]])
+        >>> cache["pattern", 1].shape
+        (1, 2, 3, 3)
+    """
+
+    def __init__(
+        self,
+        cfg: Config | Mapping[str, Any],
+        tokenizer: Any = None,
+        *,
+        seed: int = 0,
+        params: Params | None = None,
+        name: str | None = None,
+        source: Any = None,
+    ):
+        self.cfg = cfg if isinstance(cfg, Config) else Config.from_dict(cfg)
+        self.parts = assemble(self.cfg, init_parameters(self.cfg, seed) if params is None else params)
+        self.name, self.source, self.processing = name, source, ()
+        self._hooks, self._level, self._points = (), 0, hook_points(self.cfg)
+        self.set_tokenizer(tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str,
+        fold_ln: bool = False,
+        center_writing_weights: bool = False,
+        center_unembed: bool = False,
+        fold_value_biases: bool = False,
+        refactor_factored_attn_matrices: bool = False,
+        *,
+        dtype: Any = "float32",
+        first_n_layers: int | None = None,
+        n_ctx: int | None = None,
+        tokenizer: Any = None,
+        revision: str | None = None,
+    ) -> "HookedTransformer":
+        """A pretrained model: a Hugging Face id, a local folder, a `.gguf` file, or "smollm2-135m-instruct".
+
+        Raises:
+            CheckpointError: the checkpoint cannot be found, read or understood; nothing was loaded.
+            NotImplementedError: weight processing was asked for.
+        """
+        asked = {name: value for name, value in locals().items() if name in _PROCESSING and value}
+        if asked:
+            raise NotImplementedError(
+                f"weight processing ({', '.join(asked)}) is not part of this version; leave the flags at False: the "
+                "model then has the weights and the logits of its checkpoint"
+            )
+        from jaxlens.convert import load  # the model knows nothing of checkpoints; this doorway is for its users
+
+        loaded = load(
+            model_name, dtype=dtype, first_n_layers=first_n_layers, n_ctx=n_ctx, tokenizer=tokenizer, revision=revision
+        )
+        return cls(loaded.cfg, loaded.tokenizer, params=loaded.params, name=loaded.name, source=loaded.source)
+
+    @classmethod
+    def from_pretrained_no_processing(cls, model_name: str, **options: Any) -> "HookedTransformer":
+        """`from_pretrained` with every weight as the checkpoint has it; logits equal Hugging Face's."""
+        return cls.from_pretrained(model_name, **options)
+
+    # --- weights
+
+    @property
+    def params(self) -> Params:
+        """Every weight by name, as one flat dict; what an optimiser trains."""
+        return disassemble(self.cfg, self.parts)
+
+    def with_params(self, params: Params) -> "HookedTransformer":
+        """The same model with other weights; traced ones too, so it stands inside a loss function.
+
+        Raises:
+            ValueError: a parameter is missing, unknown or of the wrong shape.
+        """
+        return self._with_parts(assemble(self.cfg, params))
+
+    def _with_parts(self, parts: Parts, hooks: tuple[Added, ...] | None = None) -> "HookedTransformer":
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.parts, twin._hooks = parts, self._hooks if hooks is None else hooks
+        return twin
+
+    def tree_flatten(self):
+        static = {name: value for name, value in self.__dict__.items() if name not in ("parts", "_hooks", "_level")}
+        return (self.parts, self._hooks), _Static(static)
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        twin = object.__new__(cls)
+        twin.__dict__.update(static.values)
+        (twin.parts, twin._hooks), twin._level = children, 0
+        return twin
+
+    # --- running
+
+    def __call__(
+        self,
+        input: Any,
+        return_type: Literal["logits", "loss", "both"] | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: Literal["left", "right"] | None = None,
+        start_at_layer: int | None = None,
+        tokens: Any = None,
+        attention_mask: Any = None,
+        stop_at_layer: int | None = None,
+        hooks: list[HookSpec] = (),
+    ) -> Result:
+        """Runs the model.
+
+        `input` is a string, a list of strings, tokens [b p], or with `start_at_layer` a residual stream [b p d] (the
+        layers before it are skipped). With `stop_at_layer` (not included; negative counts from the end) the residual
+        stream there is returned. `attention_mask` [b p] is 0 on padding; for strings it is known. Positions count the
+        tokens that are not padding.
+
+        Returns:
+            Logits [b p v], the loss (mean, or [b p-1] with `loss_per_token`), both as an Output, or None.
+
+        Raises:
+            ValueError, TypeError: the input is empty, of the wrong rank or type, longer than `cfg.n_ctx`, or holds
+                tokens out of the vocabulary.
+            HookError: a hook names nothing, or returns what cannot stand in the place of what it got.
+        """
+        given = self._read_input(input, prepend_bos, padding_side, attention_mask, tokens, start_at_layer)
+        added = tuple(add(self.cfg, name, fn) for name, fn in hooks)
+        span = self._span(start_at_layer, stop_at_layer)
+        self._check_reached(added, span)
+        return self._run(given, Run(span, return_type, loss_per_token), self._hooks + added)[0]
+
+    forward = __call__
+
+    def run_with_hooks(
+        self, input: Any, *args: Any, fwd_hooks: list[HookSpec] = (), bwd_hooks: list[HookSpec] = (),
+        reset_hooks_end: bool = True, clear_contexts: bool = False, **kwargs: Any,
+    ) -> Result:  # fmt: skip
+        """A run with hooks on it: `(name or filter function, fn)` pairs, on activations and on their gradients.
+
+        A plain function gets concrete values, one layer at a time; under jit, grad or vmap it is traced. Further
+        arguments are those of calling the model.
+        """
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self(input, *args, **kwargs)
+
+    def run_with_cache(
+        self,
+        input: Any,
+        *args: Any,
+        names_filter: HookName | list[HookName] | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        pos_slice: Any = None,
+        return_cache_object: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Result, ActivationCache | dict[str, Array]]:
+        """A run and the activations it went through: all of them, or those that `names_filter` chooses.
+
+        `incl_bwd` adds the gradient of the output, which must be one number, at each of them as `name + "_grad"`.
+        `pos_slice` keeps only some positions. Further arguments are those of calling the model.
+
+        Raises:
+            HookError: `names_filter` matches nothing; the message offers the nearest names.
+        """
+        call = _bind_call(self, input, *args, **kwargs)
+        given = self._read_input(
+            call["input"], call["prepend_bos"], call["padding_side"], call["attention_mask"], call["tokens"],
+            call["start_at_layer"],
+        )  # fmt: skip
+        span = self._span(call["start_at_layer"], call["stop_at_layer"])
+        added = tuple(add(self.cfg, name, fn) for name, fn in call["hooks"])
+        wanted = self._wanted(names_filter, span)
+        run = Run(span, call["return_type"], call["loss_per_token"], wanted, Slice(pos_slice))
+        runner = with_gradients if incl_bwd else HookedTransformer._run
+        out, caught = runner(self, given, run, self._hooks + added)
+        cache = ActivationCache.of(caught, self)
+        cache = cache.remove_batch_dim() if remove_batch_dim else cache
+        return out, cache if return_cache_object else dict(cache.items())
+
+    def _run(
+        self, given: "Given", run: "Run", hooks: tuple[Added, ...], probes=()
+    ) -> tuple[Result, list[Caught]]:
+        """The forward itself: what it returns and what was caught on the way."""
+        listening = Listening.of(self.cfg, hooks, run.wanted, run.positions, self._points, probes)
+        start, stop, whole = run.span
+        with _float32_means_float32(self.cfg):
+            context = make_context(self.cfg, given.real)
+            x, caught = given.residual, []
+            if x is None:
+                (x, context), caught = run_stage(_embed, self.parts, (given.tokens, context), listening, EMBED_NAMES, cfg=self.cfg)
+            elif self.cfg.positional_embedding_type == "shortformer":
+                context = _shortformer(self.parts, context)
+            x, found = run_layers(self.parts.stacks, x, context, start, stop, listening)
+            if not whole:
+                return x, caught + found
+            logits, last = run_stage(_unembed, self.parts, x, listening, FINAL_NAMES, cfg=self.cfg)
+            return self._output(logits, given, run), caught + found + last
+
+    def _output(self, logits, given: "Given", run: "Run") -> Result:
+        if run.return_type in ("logits", None):
+            return logits if run.return_type else None
+        if given.tokens is None:
+            raise ValueError("the loss needs tokens; give `tokens=` beside a residual stream")
+        loss = self.loss_fn(logits, given.tokens, given.mask, run.loss_per_token)
+        return Output(logits, loss) if run.return_type == "both" else loss
+
+    def loss_fn(
+        self, logits: Float[Array, "b p v"], tokens: Tokens, attention_mask: Any = None, per_token: bool = False
+    ) -> Array:
+        """`lm_cross_entropy_loss` of these logits."""
+        return lm_cross_entropy_loss(logits, tokens, attention_mask, per_token)
+
+    # --- what a run is given
+
+    def _read_input(self, input, prepend_bos, padding_side, attention_mask, tokens, start_at_layer) -> "Given":
+        """The input as arrays, or an error that says what is wrong with it."""
+        if start_at_layer is not None:
+            return self._read_residual(input, attention_mask, tokens)
+        if isinstance(input, str) or (isinstance(input, list | tuple) and input and isinstance(input[0], str)):
+            tokens, mask = self._tokenize(input, prepend_bos, padding_side)
+        else:
+            tokens, mask = self._check_tokens(input), None
+            if attention_mask is None and self.tokenizer and (padding_side or self.tokenizer.padding_side) == "left":
+                mask = self.tokenizer.attention_mask(tokens, prepend_bos, "left")
+        mask = mask if attention_mask is None else attention_mask
+        return Given(tokens, None, *_masks(mask, tokens.shape))
+
+    def _read_residual(self, residual, attention_mask, tokens) -> "Given":
+        residual = jnp.asarray(residual)
+        if residual.ndim != 3 or residual.shape[-1] != self.cfg.d_model:
+            raise ValueError(
+                "with start_at_layer the input is a residual stream [batch, pos, d_model = "
+                f"{self.cfg.d_model}]; got shape {residual.shape}"
+            )
+        if residual.dtype != jnp.dtype(self.cfg.dtype):
+            raise TypeError(f"the residual stream is {residual.dtype}; the model's dtype is {self.cfg.dtype}")
+        self._check_length(residual.shape)
+        tokens = None if tokens is None else self._check_tokens(tokens)
+        return Given(tokens, residual, *_masks(attention_mask, residual.shape[:2]))
+
+    def _check_tokens(self, tokens) -> Tokens:
+        if isinstance(tokens, float | bytes | dict | type(None)):
+            raise TypeError(f"the input is a string, a list of strings or tokens [batch, pos]; got {type(tokens).__name__}")
+        try:
+            tokens = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
+        except ValueError as error:
+            raise ValueError("tokens must be rectangular, [batch, pos]; pad rows of different lengths") from error
+        if tokens.size == 0:
+            raise ValueError(f"the input is empty (shape {tokens.shape}); wanted at least one token")
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"tokens must be whole numbers; got dtype {tokens.dtype}")
+        if tokens.ndim not in (1, 2):
+            raise ValueError(f"tokens must be [batch, pos] or [pos]; got shape {tokens.shape}")
+        tokens = tokens[None] if tokens.ndim == 1 else tokens
+        self._check_length(tokens.shape)
+        if not is_traced(tokens):
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= self.cfg.d_vocab:
+                odd = low if low < 0 else high
+                raise ValueError(f"token {odd} is out of the vocabulary; tokens are 0 to {self.cfg.d_vocab - 1}")
+        return jnp.asarray(tokens, jnp.int32)
+
+    def _check_length(self, shape) -> None:
+        if shape[1] > self.cfg.n_ctx:
+            raise ValueError(
+                f"the input has {shape[1]} positions, more than the model's n_ctx = {self.cfg.n_ctx}; shorten it, or "
+                "load the model with a larger n_ctx if its positions allow it"
+            )
+
+    def _span(self, start_at_layer: int | None, stop_at_layer: int | None) -> tuple[int, int, bool]:
+        """First layer, last layer (not included), and whether the run goes on to logits."""
+        n = self.cfg.n_layers
+        for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
+            if layer is not None and not -n <= layer <= n:
+                raise ValueError(f"{name} is {layer}; the model has {n} layers, so wanted {-n} to {n}")
+        start = (start_at_layer or 0) % n if start_at_layer != n else n
+        stop = n if stop_at_layer is None else stop_at_layer % n if stop_at_layer != n else n
+        return start, max(start, stop), stop_at_layer is None
+
+    def _reached(self, span: tuple[int, int, bool], skips_embed: bool = False) -> Callable[[str], bool]:
+        """Whether a hook point lies on the way of a run."""
+        start, stop, whole = span
+
+        def reached(name: str) -> bool:
+            layer = split_name(name)[1]
+            if layer is not None:
+                return start <= layer < stop
+            return whole if name in FINAL_NAMES else start == 0
+
+        return reached
+
+    def _check_reached(self, hooks: tuple[Added, ...], span) -> None:
+        reached = self._reached(span)
+        for added in hooks:
+            if not any(map(reached, added.names)):
+                raise HookError(f'the hook on "{added.names[0]}" never fires: this run covers layers {span[0]} to {span[1] - 1}')
+
+    def _wanted(self, names_filter, span) -> frozenset[str]:
+        """The full names a cache is to hold: what the filter chooses, or everything that needs no asking for."""
+        reached, table = self._reached(span), sites(self.cfg)
+        if names_filter is None:
+            return frozenset(name for name, site in table.items() if not site.on_request and reached(name))
+        filters = names_filter if isinstance(names_filter, list | tuple | set | frozenset) else [names_filter]
+        if not filters:
+            raise HookError("names_filter is an empty list; give at least one name, or None for everything")
+        found = {name for one in filters for name in matching(self.cfg, one)}
+        if not (wanted := frozenset(filter(reached, found))):
+            raise HookError(f'"{sorted(found)[0]}" is never reached: this run covers layers {span[0]} to {span[1] - 1}')
+        return wanted
+
+    def __repr__(self) -> str:
+        cfg = self.cfg
+        size = sum(int(np.prod(shape.shape)) for shape in parameter_shapes(cfg).values())
+        lines = [
+            f"HookedTransformer({self.name or 'untrained'}: {cfg.n_layers} layers, {cfg.n_heads} heads, "
+            f"d_model {cfg.d_model}, {size:,} parameters, {cfg.dtype})",
+            f"  processing: {', '.join(map(str, self.processing)) or 'none; weights as in the checkpoint'}",
+        ]
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a run starts from: tokens or a residual stream, and which columns are real (`mask` is None if all are)."""
+
+    tokens: Tokens | None
+    residual: Float[Array, "b p d"] | None
+    real: Bool[Array, "b p"]
+    mask: Bool[Array, "b p"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is asked of a run: which layers, what to return, and which activations at which positions."""
+
+    span: tuple[int, int, bool]
+    return_type: str | None
+    loss_per_token: bool = False
+    wanted: frozenset[str] = frozenset()
+    positions: Slice | None = None
+
+    def __post_init__(self):
+        if self.return_type not in ("logits", "loss", "both", None):
+            raise ValueError(f'return_type is {self.return_type!r}; wanted "logits", "loss", "both" or None')
+
+
+jax.tree_util.register_dataclass(Given, ["tokens", "residual", "real", "mask"], [])
+
+_PROCESSING = (
+    "fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases", "refactor_factored_attn_matrices",
+)  # fmt: skip
+
+
+class _Static:
+    """The part of a model that is not arrays, as jit compares it: by identity but for the config."""
+
+    def __init__(self, values: dict[str, Any]):
+        self.values = values
+
+    def _key(self):
+        return self.values["cfg"], *(id(value) for name, value in self.values.items() if name != "cfg")
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __eq__(self, other):
+        return isinstance(other, _Static) and self._key() == other._key()
+
+
+def _embed(parts: Parts, given, tap, cfg: Config):
+    """Tokens [b p] to the residual stream [b p d], and the context with what the positions add elsewhere."""
+    tokens, context = given
+    x = tap("hook_embed", parts.embed(tokens))
+    if parts.pos_embed is None:
+        return x, context
+    pos_embed = tap("hook_pos_embed", parts.pos_embed(context.positions, context.real))
+    if cfg.positional_embedding_type == "shortformer":
+        return x, dataclasses.replace(context, pos_embed=pos_embed)
+    return add_arrays(x, pos_embed), context
+
+
+def _unembed(parts: Parts, x, tap, cfg: Config):
+    """The residual stream [b p d] to logits [b p v]."""
+    x = x if parts.ln_final is None else parts.ln_final(x, tap.at("ln_final"))
+    return parts.unembed(x, parts.embed.W_E, tap.at("unembed"))
+
+
+def _shortformer(parts: Parts, context):
+    return dataclasses.replace(context, pos_embed=parts.pos_embed(context.positions, context.real))
+
+
+def _masks(mask, shape: tuple[int, int]):
+    """Which columns are real, and the same as a mask or None if nobody asked for one."""
+    if mask is None:
+        return jnp.ones(shape, bool), None
+    mask = jnp.asarray(mask)
+    if mask.shape != shape:
+        raise ValueError(f"attention_mask has shape {mask.shape}; wanted {shape}, one entry for every token")
+    return mask.astype(bool), mask.astype(bool)
+
+
+def _float32_means_float32(cfg: Config):
+    """Full precision of float32 matrix products on accelerators, unless the caller has chosen another."""
+    if cfg.dtype != "float32" or jax.config.jax_default_matmul_precision is not None:
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision("highest")
+
+
+def _bind_call(model: HookedTransformer, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of calling a model, by name."""
+    import inspect
+
+    bound = inspect.signature(HookedTransformer.__call__).bind(model, *args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
