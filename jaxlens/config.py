@@ -133,7 +133,7 @@ class Config:
     moe_layers: tuple[bool, ...] = ()  # which layers mix experts; () with num_experts: all
 
     # attention
-    windows: tuple[int | None, ...] = ()  # None: the whole past
+    windows: tuple[int | None, ...] | int | None = ()  # None: the whole past
     attn_scale: float | None = None  # scores are divided by it; None: sqrt(d_head)
     scale_attn_by_inverse_layer_idx: bool = False
     attn_scores_soft_cap: float | None = None
@@ -142,7 +142,7 @@ class Config:
 
     # positions
     positional_embedding_type: Literal["standard", "rotary", "shortformer", "none"] = "standard"
-    rotary: tuple[Rotary | None, ...] = ()  # None: a layer without positions
+    rotary: tuple[Rotary | None, ...] | Rotary = ()  # None: a layer without positions
 
     # embedding and unembedding
     embed_scale: float = 1.0

@@ -255,6 +255,21 @@ def _edits(cfg: Config, added: Added) -> list[Edit]:
     return edits
 
 
+@jax.custom_jvp
+def _as_used(value: jax.Array) -> jax.Array:
+    """The same value, rounded before it is used any further.
+
+    A compiler may contract `x + w * y` into one operation that never rounds the product, and then `x` plus what was
+    handed out as `w * y` is not exactly what the residual stream became. It does not do so across a choice.
+    """
+    return jnp.where(value == value, value, jnp.nan) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+@_as_used.defjvp
+def _as_used_jvp(primals, tangents):
+    return _as_used(*primals), tangents[0]
+
+
 class Tap:
     """What one forward reads and writes: threaded through the model, called at every hook point, never kept.
 
@@ -293,7 +308,6 @@ class Tap:
             if edit.site == site:
                 value = edit(value, self.layer, self._points)
         if site in self._wanted:
-            # What is handed out is what is used: without the barrier XLA may recompute it, fused and rounded otherwise.
-            value = jax.lax.optimization_barrier(value)
+            value = _as_used(value)
             self.caught[site] = value if self._positions is None else self._positions.cut(site, value)
         return value

@@ -1,16 +1,16 @@
 """Text to tokens and back, with the one BOS policy and the one padding policy of the package.
 
-The BOS policy: text is encoded without the special tokens that a tokenizer may add on its own, and the beginning of
-sequence token is then put in front or not, as asked. So it is never there twice and never lost. The padding policy:
-sequences of one batch are filled up with the pad token on one side, and a mask hides that run and nothing else.
+BOS: text is encoded without what a tokenizer may add on its own, and then the beginning-of-sequence token is put in
+front or not, as asked; so it is never doubled and never lost. Padding: the shorter sequences of a batch are filled up
+with the pad token on one side, and a mask hides that run and nothing else.
 """
 
 import json
 import reprlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from jaxtyping import Array, Int
 
 from jaxlens.errors import CheckpointError
 
-PaddingSide = Literal["left", "right"]
 ROLES = ("bos", "eos", "pad", "unk")
 
 
@@ -71,15 +70,14 @@ class Tokenizer:
         eos_token: str | None = None,
         pad_token: str | None = None,
         unk_token: str | None = None,
-        padding_side: PaddingSide | None = None,
+        padding_side: str | None = None,
         default_prepend_bos: bool = True,
         chat_template: str | Mapping[str, str] | None = None,
     ):
         self._fast = isinstance(backend, tokenizers.Tokenizer)
         methods = ("encode", "decode", "get_vocab", "bos_token_id")
         if isinstance(backend, Tokenizer) or not (self._fast or all(hasattr(backend, name) for name in methods)):
-            kind = type(backend).__name__
-            raise TypeError(f"the backend is a {kind}; give a tokenizers.Tokenizer or a transformers tokenizer")
+            raise TypeError(f"the backend is {backend!r}; give a tokenizers.Tokenizer or a transformers tokenizer")
         if self._fast and (backend.padding or backend.truncation):
             # Padding and length are decided here; the caller's own object keeps its settings.
             backend = tokenizers.Tokenizer.from_str(backend.to_str())
@@ -101,9 +99,9 @@ class Tokenizer:
     def from_folder(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer in a folder of Hugging Face files, or one that `save` wrote.
 
-        Reads `tokenizer.json` and what names the special tokens: `tokenizer_config.json`, `special_tokens_map.json` and,
-        for a role that neither mentions, the id in `config.json` (GPT-2's files need it). Without a `tokenizer.json`,
-        transformers is asked to build one. Raises `CheckpointError` when there is no tokenizer that can be read.
+        Special tokens are named by `tokenizer_config.json` or `special_tokens_map.json`, else by their id in
+        `config.json` (as for GPT-2). Without a `tokenizer.json`, transformers is asked to build a tokenizer from the
+        other files. Raises `CheckpointError` when there is none that can be read.
         """
         folder = Path(path)
         settings = _read_json(folder / "tokenizer_config.json")
@@ -142,15 +140,15 @@ class Tokenizer:
         settings |= {"chat_template": template} if template else {}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), "utf-8")
 
+    def __repr__(self) -> str:
+        special = ", ".join(f"{role}={token!r}" for role, (token, _) in self._special.items())
+        policy = f"padding_side={self.padding_side!r}, default_prepend_bos={self.default_prepend_bos}"
+        return f"Tokenizer({self._size} tokens, {special}, {policy})"
+
     def __len__(self) -> int:
         return self._size
 
     vocab_size = property(__len__, doc="One more than the largest id, added tokens included.")
-
-    def __repr__(self) -> str:
-        special = ", ".join(f"{role}={token!r}" for role, (token, _) in self._special.items())
-        policy = f"prepend_bos={self.default_prepend_bos}, padding_side={self.padding_side!r}"
-        return f"Tokenizer({type(self.backend).__name__}, {self._size} tokens, {special}, {policy})"
 
     def get_vocab(self) -> dict[str, int]:
         """Token text as the tokenizer stores it (for GPT-2 "Ġthe", for Llama "▁the") -> id."""
@@ -166,8 +164,6 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """The ids of `text`; with `add_special_tokens`, those included that the backend adds on its own."""
-        if not isinstance(text, str):
-            raise TypeError(f"a string was wanted to encode, not a {type(text).__name__}")
         ids = self.backend.encode(text, add_special_tokens=add_special_tokens)
         return ids.ids if self._fast else list(ids)
 
@@ -208,9 +204,9 @@ class Tokenizer:
 
     def to_tokens(
         self,
-        input: str | Sequence[str],
+        input: Any,
         prepend_bos: bool | None = None,
-        padding_side: PaddingSide | None = None,
+        padding_side: str | None = None,
         n_ctx: int | None = None,
         truncate: bool = True,
     ) -> Int[Array, "batch pos"]:
@@ -240,10 +236,10 @@ class Tokenizer:
     def to_string(self, tokens: Any) -> str | list[str]:
         """The text of an id or a sequence of ids, or a list of texts for a batch; exact, special tokens included."""
         ids = self._ids(tokens)
-        return self._text(ids.reshape(-1).tolist()) if ids.ndim < 2 else [self._text(row) for row in ids.tolist()]
+        return [self._text(row) for row in ids.tolist()] if ids.ndim == 2 else self._text(ids.reshape(-1).tolist())
 
     def to_str_tokens(
-        self, input: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None
+        self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None
     ) -> list[str] | list[list[str]]:
         """Each token's own text: a list for a string or one sequence of ids, a list of lists for several.
 
@@ -254,21 +250,19 @@ class Tokenizer:
         self._side(padding_side)
         if isinstance(input, (list, tuple)) and any(isinstance(item, str) or np.ndim(item) for item in input):
             return [self.to_str_tokens(item, prepend_bos, padding_side) for item in input]
-        ids = np.asarray(self._row(input, prepend_bos)) if isinstance(input, str) else self._ids(input)
-        rows = [[self._text([index]) for index in row] for row in np.atleast_2d(ids).tolist()]
+        batch = [self._row(input, prepend_bos)] if isinstance(input, str) else np.atleast_2d(self._ids(input)).tolist()
+        rows = [[self._text([index]) for index in row] for row in batch]
         return rows[0] if len(rows) == 1 else rows
 
     def to_single_token(self, string: str) -> int:
         """The id of a string that is one token (BOS is never added); ValueError with the pieces if it is not."""
-        ids = self.encode(string)
-        if len(ids) != 1:
+        if len(ids := self.encode(string)) != 1:
             raise ValueError(f"{string!r} is {len(ids)} tokens, not one: {[self._text([index]) for index in ids]}")
         return ids[0]
 
     def to_single_str_token(self, int_token: int) -> str:
         """The text of one id."""
-        ids = self._ids(int_token)
-        if ids.size != 1:
+        if (ids := self._ids(int_token)).size != 1:
             raise ValueError(f"one token was wanted, not tokens of shape {ids.shape}; to_str_tokens takes several")
         return self._text(ids.reshape(-1).tolist())
 
@@ -276,9 +270,9 @@ class Tokenizer:
         self,
         single_token: str | int,
         input: Any,
-        mode: Literal["first", "last"] = "first",
+        mode: str = "first",
         prepend_bos: bool | None = None,
-        padding_side: PaddingSide | None = None,
+        padding_side: str | None = None,
     ) -> int:
         """Where a token (an id, or a string that is one token) stands in a string or in one sequence of ids.
 
@@ -297,7 +291,7 @@ class Tokenizer:
         return int(found[0 if mode == "first" else -1])
 
     def attention_mask(
-        self, tokens: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None
+        self, tokens: Any, prepend_bos: bool | None = None, padding_side: str | None = None
     ) -> Int[Array, "batch pos"]:
         """1 where a token may be attended to, 0 on the padding: the run of pad tokens at the padded end of each row.
 
@@ -322,7 +316,7 @@ class Tokenizer:
             run = xp.where(np.arange(tokens.shape[1]) == bos, 0, run)
         return jnp.asarray(1 - run, jnp.int32)
 
-    def _side(self, side: str | None) -> PaddingSide:
+    def _side(self, side: str | None) -> str:
         side = self.padding_side if side is None else side
         if side not in ("left", "right"):
             raise ValueError(f"padding_side is {side!r}; give 'left' or 'right'")
@@ -346,15 +340,13 @@ class Tokenizer:
             ids = np.asarray(tokens)
         except ValueError:
             raise ValueError("the sequences of tokens differ in length; pad them or give them one by one") from None
-        if not ids.size:
-            return ids.astype(np.int64)
+        ids = ids if ids.size else ids.astype(np.int64)  # an empty list would be one of floats
         if not np.issubdtype(ids.dtype, np.integer):
             raise TypeError(f"tokens are integers, not {ids.dtype}; to_tokens turns text into tokens")
         if ids.ndim > most:
             raise ValueError(f"tokens have shape {ids.shape}; at most {most} axes were wanted")
-        for extreme in (ids.min(), ids.max()):
-            if not 0 <= extreme < self._size:
-                raise ValueError(f"token {extreme} is outside the vocabulary of {self._size} tokens")
+        if len(outside := ids[(ids < 0) | (ids >= self._size)]):
+            raise ValueError(f"token {outside[0]} is outside the vocabulary of {self._size} tokens")
         return ids
 
 
@@ -389,9 +381,9 @@ def _add_tokens(folder: Path, listed: Mapping[str, Any], backend: tokenizers.Tok
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str] | None:
-    if (file := folder / "chat_template.jinja").is_file():
+    file, template = folder / "chat_template.jinja", settings.get("chat_template")
+    if file.is_file():
         return file.read_text("utf-8")
-    template = settings.get("chat_template")
     return {item["name"]: item["template"] for item in template} if isinstance(template, list) else template
 
 
@@ -401,5 +393,4 @@ def _auto_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
-        reason = f"{folder} has no tokenizer.json, and transformers finds no other tokenizer in it"
-        raise CheckpointError(f"{reason}: {error}") from error
+        raise CheckpointError(f"{folder} has no tokenizer.json nor another tokenizer: {error}") from error

@@ -307,7 +307,8 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         self._check_length(tokens.shape)
         if not is_traced(tokens):
-            low, high = int(tokens.min()), int(tokens.max())
+            values = np.asarray(tokens)
+            low, high = int(values.min()), int(values.max())
             if low < 0 or high >= self.cfg.d_vocab:
                 odd = low if low < 0 else high
                 raise ValueError(f"token {odd} is out of the vocabulary; tokens are 0 to {self.cfg.d_vocab - 1}")

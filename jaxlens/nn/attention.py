@@ -16,14 +16,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxlens.config import Config
 from jaxlens.nn.blockwise import attend_blockwise
 from jaxlens.nn.context import LayerContext
+from jaxlens.nn.grouped import by_group, by_head, raw_scores, weigh_values
 from jaxlens.nn.masks import masked_softmax, softmax, visible
 from jaxlens.nn.norm import NoNorm, Norm
-from jaxlens.nn.part import Part, Weight, prefixed, within
+from jaxlens.nn.part import Part, prefixed, within
 from jaxlens.nn.positions import rotate
 
 piece = functools.partial(jax.jit, inline=True)
@@ -36,31 +38,17 @@ def project(x, W, b):
     return heads if b is None else heads + b
 
 
-@functools.partial(piece, static_argnames=("cap",))
-def raw_scores(q, k, scale, cap):
-    """How well every query matches every source: [b n p s], scaled and soft-capped, not yet masked."""
-    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
-    scores = jnp.einsum("bpkgh,bskh->bkgps", grouped, k)
-    scores = (scores / scale).astype(q.dtype).reshape(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    return scores if cap is None else cap * jnp.tanh(scores / cap)
-
-
 @piece
 def mask_scores(scores, at: LayerContext):
-    return jnp.where(visible(at.low, at.high, at.real), scores, -jnp.inf)
+    return jnp.where(visible(at.low, at.high, at.real, scores.ndim), scores, -jnp.inf)
+
+
+plain_softmax = piece(softmax)
 
 
 @piece
 def masked_pattern(scores, at: LayerContext):
     return masked_softmax(scores, at.low, at.high, at.real)
-
-
-@piece
-def weigh_values(pattern, v):
-    """[b n p s] and [b s k h] to [b p n h]."""
-    grouped = pattern.reshape(pattern.shape[0], v.shape[2], -1, *pattern.shape[2:])
-    z = jnp.einsum("bkgps,bskh->bpkgh", grouped, v)
-    return z.reshape(*z.shape[:2], -1, z.shape[-1])
 
 
 @piece
@@ -84,14 +72,14 @@ def sum_heads(result, b_O):
 class Attention(Part):
     """Multi-head, grouped-query or multi-query attention, by `cfg.n_key_value_heads`."""
 
-    W_Q: Weight
-    W_K: Weight
-    W_V: Weight
-    W_O: Weight
-    b_Q: Weight
-    b_K: Weight
-    b_V: Weight
-    b_O: Weight
+    W_Q: Float[Array, "n d h"] = nnx.data()
+    W_K: Float[Array, "k d h"] = nnx.data()
+    W_V: Float[Array, "k d h"] = nnx.data()
+    W_O: Float[Array, "n h d"] = nnx.data()
+    b_Q: Float[Array, "n h"] | None = nnx.data()
+    b_K: Float[Array, "k h"] | None = nnx.data()
+    b_V: Float[Array, "k h"] | None = nnx.data()
+    b_O: Float[Array, "d"] | None = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)
@@ -133,16 +121,16 @@ class Attention(Part):
 
     def attend(self, q, k, v, at: LayerContext, tap) -> Float[Array, "b p n h"]:
         """The values each query gathers. Scores and pattern exist as arrays only for short sequences or listeners."""
-        cap = self.cfg.attn_scores_soft_cap
-        watched = tap.listens("hook_attn_scores") or tap.listens("hook_pattern")
-        if q.shape[1] > self.cfg.attn_block and not watched:
-            return attend_blockwise(self.cfg, q, k, v, at, functools.partial(raw_scores, scale=at.scale, cap=cap))
-        scores = raw_scores(q, k, at.scale, cap)
-        if tap.listens("hook_attn_scores"):  # masked where the listener can see it, and then a softmax without mask
-            pattern = soft(tap("hook_attn_scores", mask_scores(scores, at)))
+        watches_scores, watches_pattern = tap.listens("hook_attn_scores"), tap.listens("hook_pattern")
+        if q.shape[1] > self.cfg.attn_block and not (watches_scores or watches_pattern):
+            return attend_blockwise(self.cfg, q, k, v, at)
+        scores = raw_scores(q, k, at.scale, self.cfg.attn_scores_soft_cap)
+        if watches_scores:  # masked where the listener can see it, and then a softmax without mask
+            pattern = plain_softmax(self.show("hook_attn_scores", mask_scores(scores, at), tap))
         else:
             pattern = masked_pattern(scores, at)
-        return weigh_values(tap("hook_pattern", pattern), v)
+        return weigh_values(self.show("hook_pattern", pattern, tap) if watches_pattern else pattern, v)
 
-
-soft = piece(softmax)
+    def show(self, name: str, grouped: Float[Array, "b k g p s"], tap) -> Float[Array, "b k g p s"]:
+        """Scores or a pattern at their hook point, where heads are not grouped."""
+        return by_group(tap(name, by_head(grouped)), self.cfg.n_key_value_heads)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.config import Config
 from jaxlens.nn.context import LayerContext
+from jaxlens.nn.grouped import raw_scores, weigh_values
 from jaxlens.nn.masks import masked_softmax
 
 
@@ -23,13 +24,12 @@ def attend_blockwise(
     k: Float[Array, "b s k h"],
     v: Float[Array, "b s k h"],
     at: LayerContext,
-    score,
 ) -> Float[Array, "b p n h"]:
     """What explicit attention gives, to rounding, in memory that grows with the sequence and not with its square."""
     local_windows = [window for window in cfg.windows if window is not None]
     reach = max(local_windows, default=0) + cfg.attn_block
-    whole = functools.partial(_attend, cfg.attn_block, k.shape[1], score)
-    near = functools.partial(_attend, cfg.attn_block, reach, score)
+    whole = functools.partial(_attend, cfg, k.shape[1])
+    near = functools.partial(_attend, cfg, reach)
     if not local_windows or reach >= k.shape[1]:
         return whole(q, k, v, at)
     if len(local_windows) == cfg.n_layers:
@@ -37,9 +37,9 @@ def attend_blockwise(
     return jax.lax.cond(at.window < k.shape[1], near, whole, q, k, v, at)
 
 
-def _attend(block: int, reach: int, score, q, k, v, at: LayerContext):
+def _attend(cfg: Config, reach: int, q, k, v, at: LayerContext):
     """Every block of queries against the `reach` keys that end with the block's own."""
-    length = q.shape[1]
+    block, length = cfg.attn_block, q.shape[1]
     n_blocks = -(-length // block)
     padding = n_blocks * block - length
     queries = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
@@ -51,12 +51,9 @@ def _attend(block: int, reach: int, score, q, k, v, at: LayerContext):
         first_key = jnp.clip(start + block - reach, 0, k.shape[1] - reach)
         rows = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block)
         keys = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_key, slice_size=reach, axis=1)
-        pattern = masked_softmax(
-            score(rows(queries, axis=1), keys(k)), rows(low) - first_key, rows(high) - first_key, keys(at.real)
-        )
-        grouped = pattern.reshape(pattern.shape[0], v.shape[2], -1, *pattern.shape[2:])
-        z = jnp.einsum("bkgps,bskh->bpkgh", grouped, keys(v))
-        return z.reshape(*z.shape[:2], -1, z.shape[-1])
+        scores = raw_scores(rows(queries, axis=1), keys(k), at.scale, cfg.attn_scores_soft_cap)
+        pattern = masked_softmax(scores, rows(low) - first_key, rows(high) - first_key, keys(at.real))
+        return weigh_values(pattern, keys(v))
 
     blocks = jax.lax.map(attend_one, jnp.arange(n_blocks))
     return jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]

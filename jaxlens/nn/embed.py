@@ -7,10 +7,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlens.config import Config
-from jaxlens.nn.part import Part, Weight
+from jaxlens.nn.part import Part
 
 piece = functools.partial(jax.jit, inline=True)
 
@@ -39,7 +40,7 @@ def soft_cap(logits, cap: float):
 class Embed(Part):
     """The token embedding, times `cfg.embed_scale` (rounded to the model's dtype, as the checkpoints expect)."""
 
-    W_E: Weight
+    W_E: Float[Array, "v d"] = nnx.data()
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
@@ -52,7 +53,7 @@ class Embed(Part):
 class PosEmbed(Part):
     """The learned position embedding; zero on padding."""
 
-    W_pos: Weight
+    W_pos: Float[Array, "c d"] = nnx.data()
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
@@ -65,8 +66,8 @@ class PosEmbed(Part):
 class Unembed(Part):
     """The map to logits. A tied model has no W_U of its own and is given the embedding's W_E."""
 
-    W_U: Weight
-    b_U: Weight
+    W_U: Float[Array, "d o"] | None = nnx.data()
+    b_U: Float[Array, "o"] | None = nnx.data()
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:

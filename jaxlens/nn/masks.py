@@ -23,19 +23,21 @@ def band(slots: Int[Array, "p"], window: Int[Array, ""], layer: Int[Array, ""]) 
     return high - window, high
 
 
-def visible(low: Int[Array, "p"], high: Int[Array, "p"], real: Bool[Array, "b s"]) -> Bool[Array, "b 1 p s"]:
-    """The mask itself, for use inside a fusion only. `real` marks the sources that are not padding."""
+def visible(
+    low: Int[Array, "p"], high: Int[Array, "p"], real: Bool[Array, "b s"], n_axes: int
+) -> Bool[Array, "b *one p s"]:
+    """The mask itself, with `n_axes` axes in all; for use inside a fusion only. `real` is False on padding."""
     source = jax.lax.broadcasted_iota(jnp.int32, (1, real.shape[-1]), 1)
     inside = (source > low[:, None]) & (source <= high[:, None])
-    return inside[None, None] & real[:, None, None, :]
+    return jnp.expand_dims(inside & real[:, None, :], tuple(range(1, n_axes - 2)))
 
 
 @jax.custom_jvp
 def masked_softmax(
-    scores: Float[Array, "b n p s"], low: Int[Array, "p"], high: Int[Array, "p"], real: Bool[Array, "b s"]
-) -> Float[Array, "b n p s"]:
+    scores: Float[Array, "b *n p s"], low: Int[Array, "p"], high: Int[Array, "p"], real: Bool[Array, "b s"]
+) -> Float[Array, "b *n p s"]:
     """Softmax over the visible sources, in float32 at least; a query that sees nothing gets a row of zeros."""
-    seen = visible(low, high, real)
+    seen = visible(low, high, real, scores.ndim)
     return jnp.where(seen, softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min)), 0).astype(scores.dtype)
 
 
@@ -45,7 +47,7 @@ def _masked_softmax_jvp(primals, tangents):
     return pattern, pattern * (change - jnp.sum(pattern * change, axis=-1, keepdims=True))
 
 
-def softmax(scores: Float[Array, "b n p s"]) -> Float[Array, "b n p s"]:
+def softmax(scores: Float[Array, "*b s"]) -> Float[Array, "*b s"]:
     """Softmax in float32 at least, back in the dtype of `scores`; a row of -inf alone becomes zeros, not NaN."""
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     highest = jax.lax.stop_gradient(jnp.max(wide, axis=-1, keepdims=True))

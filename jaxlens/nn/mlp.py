@@ -12,11 +12,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxlens.config import Config
 from jaxlens.nn.norm import Norm
-from jaxlens.nn.part import Part, Weight, prefixed, within
+from jaxlens.nn.part import Part, prefixed, within
 
 piece = functools.partial(jax.jit, inline=True)
 
@@ -63,10 +64,10 @@ def gate(pre, pre_linear, act_fn: str):
 class MLP(Part):
     """Two linear maps with an activation between them, and a LayerNorm after it where `act_fn` ends in "_ln"."""
 
-    W_in: Weight
-    W_out: Weight
-    b_in: Weight
-    b_out: Weight
+    W_in: Float[Array, "d m"] = nnx.data()
+    W_out: Float[Array, "m d"] = nnx.data()
+    b_in: Float[Array, "m"] | None = nnx.data()
+    b_out: Float[Array, "d"] | None = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)
@@ -96,12 +97,12 @@ class MLP(Part):
 class GatedMLP(Part):
     """An MLP whose hidden layer is the product of an activated gate and a linear map (Shazeer 2020, 2002.05202)."""
 
-    W_in: Weight
-    W_gate: Weight
-    W_out: Weight
-    b_in: Weight
-    b_gate: Weight
-    b_out: Weight
+    W_in: Float[Array, "d m"] = nnx.data()
+    W_gate: Float[Array, "d m"] = nnx.data()
+    W_out: Float[Array, "m d"] = nnx.data()
+    b_in: Float[Array, "m"] | None = nnx.data()
+    b_gate: Float[Array, "m"] | None = nnx.data()
+    b_out: Float[Array, "d"] | None = nnx.data()
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:

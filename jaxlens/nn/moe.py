@@ -13,11 +13,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxlens.config import Config
 from jaxlens.nn.mlp import gate
-from jaxlens.nn.part import Part, Weight
+from jaxlens.nn.part import Part
 
 piece = functools.partial(jax.jit, inline=True)
 
@@ -50,10 +51,10 @@ def out_of_experts(post, weights, W_out):
 class MoE(Part):
     """A softmax router over gated experts (Shazeer et al. 2017, 1701.06538; Jiang et al. 2024, 2401.04088)."""
 
-    W_router: Weight
-    W_in: Weight
-    W_gate: Weight
-    W_out: Weight
+    W_router: Float[Array, "d e"] = nnx.data()
+    W_in: Float[Array, "e d m"] = nnx.data()
+    W_gate: Float[Array, "e d m"] = nnx.data()
+    W_out: Float[Array, "e m d"] = nnx.data()
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:

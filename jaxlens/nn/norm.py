@@ -9,10 +9,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxlens.config import Config
-from jaxlens.nn.part import Part, Weight
+from jaxlens.nn.part import Part
 
 
 @functools.partial(jax.jit, static_argnames=("centre", "eps", "n_axes"), inline=True)
@@ -41,8 +42,8 @@ def weigh(normalized, w, b, offset: bool):
 class Norm(Part):
     """A norm over `letters`, the trailing axes of what it is given ("d", "m", "h", "n h", …)."""
 
-    w: Weight
-    b: Weight
+    w: Float[Array, "*d"] | None = nnx.data()
+    b: Float[Array, "*d"] | None = nnx.data()
 
     def __init__(self, cfg: Config, weights, letters: str = "d", kind: str | None = None):
         super().__init__(cfg, weights)

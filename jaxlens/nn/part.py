@@ -4,6 +4,7 @@ Axes: b batch, p query position, s source position, d d_model, n query head, k k
 e expert, v vocabulary, l layer, c n_ctx.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -12,12 +13,11 @@ from flax import nnx
 from jaxlens.config import Config
 
 
-Weight = nnx.Data[jax.Array | None]
-"""How a part declares a weight: an array, traced or not, or None where the config leaves it out."""
-
-
 class Part(nnx.Module):
-    """A piece of the transformer: the weights that its class declares, as plain arrays, and `__call__`.
+    """A piece of the transformer: the weights that its class declares with `nnx.data()`, as plain arrays, and `__call__`.
+
+    A weight is an array, traced or not, or None where the config leaves it out. The declaration is what makes it data:
+    without one, Flax takes a tracer for a static attribute.
 
     A part is a pytree, so a stack of blocks is a Block whose arrays carry a leading layer axis, and one layer of it is
     `jax.tree.map(lambda w: w[layer], stack)`.
@@ -25,8 +25,8 @@ class Part(nnx.Module):
 
     def __init__(self, cfg: Config, weights: Mapping[str, jax.Array]):
         self.cfg = cfg
-        for name, kind in type(self).__annotations__.items():
-            if kind is Weight:
+        for name, declared in vars(type(self)).items():
+            if isinstance(declared, dataclasses.Field):
                 setattr(self, name, weights.get(name))
 
     @classmethod

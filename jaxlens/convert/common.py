@@ -1,0 +1,183 @@
+"""What families share: reading the fields that many config.json have, and the rules of Llama's layout."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxlens.config import ACTIVATIONS, Config, Dynamic, Linear, Llama3, LongRope, Rotary, Scaling, Yarn
+from jaxlens.convert.reader import Reader
+from jaxlens.convert.rules import Rule
+
+OTHER_NAMES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_pytorch_tanh"}
+"""Activations that transformers knows by a second name."""
+
+LAYER = "model.layers.{l}."
+PRE_NORMS = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}
+FOUR_NORMS = {
+    "input_layernorm": "ln1",
+    "post_attention_layernorm": "ln1_post",
+    "pre_feedforward_layernorm": "ln2",
+    "post_feedforward_layernorm": "ln2_post",
+}
+
+
+# ---- reading a config ---------------------------------------------------------------------------------------------
+
+
+def activation(hf: Reader, name: str) -> str:
+    """The activation that a field names, by its name in `Config.act_fn`."""
+    known = OTHER_NAMES.get(hf(name), hf(name)) if isinstance(hf(name), str) else None
+    if known not in ACTIVATIONS:
+        raise hf.refused(name, f"the activations are {', '.join(sorted({*ACTIVATIONS, *OTHER_NAMES}))}")
+    return known
+
+
+def per_layer(hf: Reader, name: str, meanings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the words of a list with one word per layer mean."""
+    words = hf(name)
+    if not isinstance(words, list) or not all(isinstance(word, str) and word in meanings for word in words):
+        raise hf.refused(name, f"a list of {' and '.join(map(repr, meanings))} is wanted")
+    return tuple(meanings[word] for word in words)
+
+
+def windows(hf: Reader) -> tuple[int | None, ...]:
+    """The window of each layer, from `layer_types` and `sliding_window`."""
+    width = hf.size("sliding_window", None)
+    if width is None and "sliding_attention" in hf("layer_types"):
+        raise hf.refused("sliding_window", "layer_types has sliding_attention, which needs a window")
+    return per_layer(hf, "layer_types", {"full_attention": None, "sliding_attention": width})
+
+
+def rotary(hf: Reader, rope: Reader | None = None, d_head: int | None = None) -> Rotary:
+    """The rotary embedding that `rope_parameters` (or one layer type's part of them, `rope`) describes.
+
+    `d_head` is given by families that may turn a part of each head only; the others always turn the whole.
+    """
+    rope = rope or hf.inside("rope_parameters")
+    for moved in ("original_max_position_embeddings", "partial_rotary_factor"):
+        hf(moved, None)  # transformers has copied them into rope_parameters
+    for note in ("type", "finetuned"):
+        rope(note, None)  # "type" is the older spelling of "rope_type", which is always there by now
+    dim = None
+    if d_head is None:
+        rope.expect("partial_rotary_factor", 1, because="this architecture turns whole heads")
+    elif (share := rope.number("partial_rotary_factor", 1)) != 1:
+        dim = int(d_head * share)
+    return Rotary(base=float(rope.positive("rope_theta")), dim=dim, scaling=_scaling(hf, rope))
+
+
+def _scaling(hf: Reader, rope: Reader) -> Scaling | None:
+    kind = rope("rope_type", "default")
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return Linear(rope.positive("factor"))
+    if kind == "dynamic":
+        return Dynamic(rope.positive("factor"), hf.size("max_position_embeddings"))
+    if kind not in ("llama3", "yarn", "longrope"):
+        raise rope.refused("rope_type", "the kinds are default, linear, dynamic, llama3, yarn, longrope")
+    original = rope.size("original_max_position_embeddings")
+    factor = rope.positive("factor", hf.size("max_position_embeddings") / original)
+    if kind == "llama3":
+        return Llama3(factor, rope.positive("low_freq_factor"), rope.positive("high_freq_factor"), original)
+    if kind == "yarn":
+        return Yarn(
+            factor=factor,
+            original_n_ctx=original,
+            attention_factor=_yarn_attention_factor(rope, factor),
+            beta_fast=rope.number("beta_fast", 0) or 32.0,  # zero counts as left out, as in transformers
+            beta_slow=rope.number("beta_slow", 0) or 1.0,
+            truncate=rope.flag("truncate", True),
+        )
+    stretched = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return LongRope(
+        short_factor=rope.numbers("short_factor"),
+        long_factor=rope.numbers("long_factor"),
+        original_n_ctx=original,
+        attention_factor=rope.number("attention_factor", stretched),
+    )
+
+
+def _yarn_attention_factor(rope: Reader, factor: float) -> float:
+    """0.1 ln(factor) + 1 (Peng et al. 2023, section 3.4), or the ratio of two such terms with weights of their own."""
+
+    def warmth(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+    mscale, mscale_all_dim = rope.number("mscale", 0), rope.number("mscale_all_dim", 0)
+    ratio = warmth(mscale) / warmth(mscale_all_dim) if mscale and mscale_all_dim else warmth(1)
+    return rope.number("attention_factor", ratio)
+
+
+def llama_config(hf: Reader, *, act_fn: str = "hidden_act", **changes: Any) -> Config:
+    """The Config of a Llama and of what differs from one by `changes`; `act_fn` is the field of the activation."""
+    n_heads, d_model = hf.size("num_attention_heads"), hf.size("hidden_size")
+    fields = {
+        "n_layers": hf.size("num_hidden_layers"),
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "n_key_value_heads": hf.size("num_key_value_heads", n_heads),
+        "d_head": hf.size("head_dim", d_model // n_heads),
+        "d_mlp": hf.size("intermediate_size"),
+        "d_vocab": hf.size("vocab_size"),
+        "n_ctx": hf.size("max_position_embeddings"),
+        "normalization_type": "RMS",
+        "eps": hf.number("rms_norm_eps"),
+        "act_fn": activation(hf, act_fn),
+        "gated_mlp": True,
+        "biases": (),
+        "positional_embedding_type": "rotary",
+        "tie_word_embeddings": hf.flag("tie_word_embeddings"),
+    }
+    return Config(**{**fields, "rotary": changes.get("rotary") or rotary(hf), **changes})
+
+
+def attention_biases(hf: Reader) -> tuple[str, ...]:
+    return ("b_Q", "b_K", "b_V", "b_O") if hf.flag("attention_bias") else ()
+
+
+# ---- rules --------------------------------------------------------------------------------------------------------
+
+
+def llama_rules(cfg: Config, norms: Mapping[str, str] = PRE_NORMS) -> Iterator[Rule]:
+    """Every tensor of a Llama; `norms` are those of a layer, theirs and ours."""
+    yield Rule("model.embed_tokens.weight", "embed.W_E", "v d")
+    for theirs, ours in norms.items():
+        yield Rule(f"{LAYER}{theirs}.weight", f"blocks.{{l}}.{ours}.w", "d")
+    yield from attention_rules(cfg)
+    yield from gated_mlp_rules(cfg)
+    yield Rule("model.norm.weight", "ln_final.w", "d")
+    yield from unembed_rules(cfg)
+
+
+def attention_rules(cfg: Config, within: str = LAYER + "self_attn.") -> Iterator[Rule]:
+    """Separate q, k, v and o projections, each with its bias where there is one, and the norms of queries and keys."""
+    for theirs, letter, heads in (("q", "Q", "n"), ("k", "K", "k"), ("v", "V", "k")):
+        yield Rule(f"{within}{theirs}_proj.weight", f"blocks.{{l}}.attn.W_{letter}", f"({heads} h) d -> {heads} d h")
+        if f"b_{letter}" in cfg.biases:
+            yield Rule(f"{within}{theirs}_proj.bias", f"blocks.{{l}}.attn.b_{letter}", f"({heads} h) -> {heads} h")
+        if cfg.qk_norm and theirs != "v":
+            pattern = "h" if cfg.qk_norm == "head" else f"({heads} h) -> {heads} h"
+            yield Rule(f"{within}{theirs}_norm.weight", f"blocks.{{l}}.attn.{theirs}_norm.w", pattern)
+    yield Rule(f"{within}o_proj.weight", "blocks.{l}.attn.W_O", "d (n h) -> n h d")
+    if "b_O" in cfg.biases:
+        yield Rule(f"{within}o_proj.bias", "blocks.{l}.attn.b_O", "d")
+
+
+def gated_mlp_rules(cfg: Config, within: str = LAYER + "mlp.") -> Iterator[Rule]:
+    """gate, up and down: out = (act(x gate) * (x up)) down."""
+    wide, narrow = "m d -> d m", "d m -> m d"
+    for theirs, ours, pattern in (("gate", "gate", wide), ("up", "in", wide), ("down", "out", narrow)):
+        yield Rule(f"{within}{theirs}_proj.weight", f"blocks.{{l}}.mlp.W_{ours}", pattern)
+        if f"b_{ours}" in cfg.biases:
+            yield Rule(f"{within}{theirs}_proj.bias", f"blocks.{{l}}.mlp.b_{ours}", pattern[0])
+
+
+def layer_norm_rules(theirs: str, ours: str) -> Iterator[Rule]:
+    yield Rule(f"{theirs}.weight", f"{ours}.w", "d")
+    yield Rule(f"{theirs}.bias", f"{ours}.b", "d")
+
+
+def unembed_rules(cfg: Config) -> Iterator[Rule]:
+    if not cfg.tie_word_embeddings:
+        yield Rule("lm_head.weight", "unembed.W_U", "o d -> d o")

@@ -1,0 +1,81 @@
+"""Parameters back into the folder that Hugging Face's transformers reads."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxlens.config import Config
+from jaxlens.convert.files import write_json, write_tensors, written_whole
+from jaxlens.convert.opening import read_config
+from jaxlens.convert.reader import complete, standard_names
+from jaxlens.convert.rules import Family, export_tensors
+from jaxlens.errors import CheckpointError
+
+OURS_ALONE = ("dtype", "attn_block", "init_mode", "initializer_range", "default_prepend_bos")
+"""Fields of Config that a config.json need not agree with: they are choices of the caller, not of the checkpoint."""
+
+
+def export(
+    folder: str | Path,
+    cfg: Config,
+    params: Mapping[str, jax.Array],
+    source: Mapping[str, Any] | None,
+    *,
+    tokenizer: Any = None,
+    shard_bytes: int = 5 * 10**9,
+) -> Path:
+    """Writes a model as config.json and safetensors that `AutoModelForCausalLM.from_pretrained` opens.
+
+    `source` is the config.json that the model came with (`Loaded.source`), or for a model made here the one it is to
+    be written with: `{"model_type": "llama", ...}`. The mapping from config.json to Config exists in one direction
+    only; what is written is mapped again, and the export is refused unless that gives `cfg`. Tensors have the number
+    type of `params`; in the type they were loaded in, they are bit for bit those of the checkpoint.
+
+    Raises:
+        CheckpointError: there is no source, or this architecture cannot express the model; nothing is written.
+        FileExistsError: `folder` exists and is not empty.
+    """
+    family, fields = export_config(cfg, source)
+    folder = Path(folder)
+    with written_whole(folder) as partial:
+        write_json(partial / "config.json", fields)
+        write_tensors(partial, export_tensors(family, cfg, params), shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save(partial)
+    return folder
+
+
+def export_config(cfg: Config, source: Mapping[str, Any] | None) -> tuple[Family, dict[str, Any]]:
+    """The config.json of an export: `source` with the layers, the context and the number type of `cfg`."""
+    if source is None:
+        raise CheckpointError(
+            "this model has no Hugging Face config to be written with; pass the config.json of its architecture as "
+            'source, e.g. source={"model_type": "llama", "hidden_size": ...}'
+        )
+    _, whole = read_config(source)
+    fields = dict(source)
+    if cfg.n_ctx != whole.n_ctx:
+        fields |= _renamed(source, max_position_embeddings=cfg.n_ctx)
+    if cfg.n_layers != whole.n_layers:
+        per_layer = {
+            name: value[: cfg.n_layers]
+            for name, value in complete(source).items()
+            if "layer" in name and isinstance(value, list) and len(value) == whole.n_layers
+        }
+        fields |= _renamed(source, num_hidden_layers=cfg.n_layers) | per_layer
+    fields |= {"torch_dtype" if "torch_dtype" in fields else "dtype": cfg.dtype}
+    family, back = read_config(fields)
+    compared = [field.name for field in dataclasses.fields(Config) if field.name not in OURS_ALONE]
+    if different := [name for name in compared if getattr(cfg, name) != getattr(back, name)]:
+        listed = ", ".join(f"{name} is {getattr(cfg, name)!r}, there {getattr(back, name)!r}" for name in different)
+        raise CheckpointError(f"a {source['model_type']} checkpoint cannot express this model: {listed}")
+    return family, fields
+
+
+def _renamed(source: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    """Fields under the names that the class of `source` has for them."""
+    names = standard_names(source["model_type"])
+    return {names.get(name, name): value for name, value in fields.items()}

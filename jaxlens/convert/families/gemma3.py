@@ -1,0 +1,65 @@
+"""Gemma 3, text: five local layers to one global, each kind with its own rotary base, and norms on queries and keys.
+
+Of a multimodal checkpoint (`gemma3`) this is the language model; it is exported as `gemma3_text`.
+"""
+
+import functools
+import math
+from typing import Any
+
+from jaxlens.config import Config
+from jaxlens.convert.common import (
+    FOUR_NORMS,
+    attention_biases,
+    llama_config,
+    llama_rules,
+    per_layer,
+    rotary,
+    windows,
+)
+from jaxlens.convert.reader import Reader
+from jaxlens.convert.rules import Family
+
+
+def config(hf: Reader) -> Config:
+    text = hf.inside("text_config") if hf("model_type") == "gemma3" else hf
+    text.expect("use_bidirectional_attention", False, because="attention here is causal")
+    text.expect("attn_logit_softcapping", because="transformers' Gemma 3 does not apply it")
+    kinds = text.inside("rope_parameters")
+    turns = {kind: rotary(text, kinds.inside(kind)) for kind in ("full_attention", "sliding_attention")}
+    return llama_config(
+        text,
+        act_fn="hidden_activation",
+        biases=attention_biases(text),
+        norm_placement="both",
+        rmsnorm_uses_offset=True,
+        qk_norm="head",
+        windows=windows(text),
+        rotary=per_layer(text, "layer_types", turns),
+        attn_scale=math.sqrt(text.size("query_pre_attn_scalar")),
+        output_logits_soft_cap=text.positive("final_logit_softcapping", None),
+        embed_scale=math.sqrt(text.size("hidden_size")),
+        tie_word_embeddings=hf.flag("tie_word_embeddings"),
+    )
+
+
+def source(fields: dict[str, Any]) -> dict[str, Any]:
+    if "text_config" not in fields:
+        return dict(fields)
+    tied = {"tie_word_embeddings": fields.get("tie_word_embeddings", True)}
+    return {**fields["text_config"], **tied, "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+
+
+FAMILY = Family(
+    model_types=("gemma3_text", "gemma3"),
+    config=config,
+    rules=functools.partial(llama_rules, norms=FOUR_NORMS),
+    unused=(
+        *("sliding_window_pattern", "_sliding_window_pattern"),  # transformers has made layer_types of them
+        *("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index"),
+    ),
+    ignored=("*vision_tower.*", "*multi_modal_projector.*"),
+    copies=tuple((name, "model.embed_tokens.weight") for name in ("lm_head.weight", "language_model.lm_head.weight")),
+    prefixes=("model.", "", "model.language_model.", "language_model.model."),
+    source=source,
+)

@@ -1,0 +1,23 @@
+"""Llama 1 to 3.3 and everything of its shape (SmolLM 1 and 2, Yi, TinyLlama, …)."""
+
+from jaxlens.config import Config
+from jaxlens.convert.common import attention_biases, llama_config, llama_rules
+from jaxlens.convert.reader import Reader
+from jaxlens.convert.rules import Family
+
+
+def config(hf: Reader) -> Config:
+    hf.expect("rope_interleaved", False, because="a Llama turns the halves of a head, not neighbouring pairs")
+    mlp_biases = ("b_in", "b_gate", "b_out") if hf.flag("mlp_bias") else ()
+    return llama_config(hf, biases=(*attention_biases(hf), *mlp_biases))
+
+
+FAMILY = Family(
+    model_types=("llama",),
+    config=config,
+    rules=llama_rules,
+    unused=("pretraining_tp", "is_llama_config"),
+    ignored=("*.rotary_emb.inv_freq",),
+    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
+    prefixes=("model.", ""),
+)

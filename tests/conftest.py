@@ -1,0 +1,21 @@
+"""Shapes are checked while the tests run, and compiled programs are kept between runs."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import jax  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Where arrays are computed with. What users call checks its own arguments, and its errors are tested as they are.
+install_import_hook(["jaxlens.nn", "jaxlens.loss"], "beartype.beartype")
+
+cache = Path(os.environ.get("JAXLENS_TEST_CACHE", Path(__file__).parents[1] / ".cache" / "xla"))
+jax.config.update("jax_compilation_cache_dir", str(cache))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,0 +1,63 @@
+"""Tiny models with every structural feature, built from configs alone. Odd sizes on purpose."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlens import Config, HookedTransformer
+from jaxlens.config import Dynamic, Linear, Llama3, LongRope, Rotary, Yarn
+
+SIZES = dict(n_layers=4, d_model=14, n_heads=6, d_head=4, d_mlp=22, d_vocab=37, n_ctx=32)
+LLAMA = dict(
+    SIZES, n_key_value_heads=2, act_fn="silu", gated_mlp=True, normalization_type="RMS",
+    positional_embedding_type="rotary", biases=(),
+)  # fmt: skip
+
+CONFIGS = {
+    "gpt2": Config(**SIZES, act_fn="gelu_new"),
+    "neo": Config(**SIZES, act_fn="gelu_new", windows=(None, 3, None, 3), attn_scale=1.0),
+    "attn_only": Config(**SIZES, attn_only=True),
+    "shortformer": Config(**SIZES, attn_only=True, positional_embedding_type="shortformer", normalization_type=None),
+    "solu_ln": Config(**SIZES, act_fn="solu_ln", normalization_type="LNPre"),
+    "parallel": Config(**SIZES, act_fn="gelu", parallel_attn_mlp=True, positional_embedding_type="rotary",
+                       rotary=Rotary(dim=2)),
+    "shared_norm": Config(**SIZES, act_fn="gelu_new", parallel_attn_mlp=True, shared_norm=True,
+                          positional_embedding_type="rotary", rotary=Rotary(dim=2, adjacent_pairs=True)),
+    "llama": Config(**LLAMA, tie_word_embeddings=True),
+    "mistral": Config(**LLAMA, windows=5),
+    "qwen3": Config(**LLAMA, qk_norm="head"),
+    "post_norm": Config(**LLAMA, qk_norm="full", norm_placement="post"),
+    "gemma": Config(
+        **{**LLAMA, "n_layers": 6}, norm_placement="both", rmsnorm_uses_offset=True, qk_norm="head",
+        windows=(5, 5, None, 5, 5, None), embed_scale=14**0.5, attn_scores_soft_cap=4.0, output_logits_soft_cap=3.0,
+        tie_word_embeddings=True, rotary=(Rotary(), Rotary(), Rotary(base=1e6, scaling=Linear(8.0))) * 2,
+    ),
+    "moe": Config(**LLAMA, num_experts=5, experts_per_token=2, moe_layers=(False, True, True, False)),
+    "no_rope_layer": Config(**LLAMA, rotary=(Rotary(scaling=Llama3(8.0, 1.0, 4.0, 16)), None) * 2),
+    "long": Config(**LLAMA, rotary=(
+        Rotary(scaling=Yarn(4.0, 8, 1.1)), Rotary(scaling=Dynamic(2.0, 8)),
+        Rotary(scaling=LongRope((1.0, 2.0), (3.0, 5.0), 8, 1.2)), Rotary(base=500.0),
+    )),
+}  # fmt: skip
+
+
+@functools.cache
+def model(name: str, seed: int = 0) -> HookedTransformer:
+    """A model of that config with every weight random, norms and biases included, so that nothing hides behind a 0 or 1."""
+    return randomised(CONFIGS[name], seed)
+
+
+def randomised(cfg: Config, seed: int = 0) -> HookedTransformer:
+    untouched = HookedTransformer(cfg)
+    rng = np.random.default_rng(seed)
+    params = {
+        name: jnp.asarray(rng.normal(size=value.shape) * 0.3 + (name.endswith(".w") * 1.0), value.dtype)
+        for name, value in untouched.params.items()
+    }
+    return untouched.with_params(params)
+
+
+def tokens(batch: int = 2, length: int = 11, seed: int = 0, d_vocab: int = SIZES["d_vocab"]) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).integers(0, d_vocab, (batch, length)), jnp.int32)

