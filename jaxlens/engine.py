@@ -97,9 +97,10 @@ def plan(listening: Listening, start: int, stop: int, whole: bool = False) -> It
 
 def _compiled(stack: Block, x, context: Context, stretch: Stretch, listening: Listening):
     first, last = stretch.first, stretch.first + len(stretch.layers)
+    layers = listening.cfg.stacks[stretch.stack]
+    edits = tuple(edit for edit in listening.edits_in(layers) if not edit.is_plain)
     x, values = _loop(
-        stack, x, context, np.int32(first), np.int32(last), listening.data_edits(),
-        layers=listening.cfg.stacks[stretch.stack], wanted=stretch.wanted, positions=listening.positions,
+        stack, x, context, np.int32(first), np.int32(last), edits, layers=layers, wanted=stretch.wanted, positions=listening.positions,
         n_caught=len(stretch.layers) if stretch.wanted else 0,
     )  # fmt: skip
     return x, _named(values, stretch.layers)
@@ -155,7 +156,7 @@ def _scanned(stack: Block, x, context: Context, stretch: Stretch, listening: Lis
     if stretch.first or len(stretch.layers) < len(listening.cfg.stacks[stretch.stack]):
         stack = jax.tree.map(lambda w: w[stretch.first : stretch.first + len(stretch.layers)], stack)
     step = functools.partial(
-        _step, context=context, edits=listening.edits, wanted=frozenset(wanted),
+        _step, context=context, edits=listening.edits_in(stretch.layers), wanted=frozenset(wanted),
         positions=listening.positions, points=listening.points,
     )  # fmt: skip
     everywhere = {site for site, layers in wanted.items() if len(layers) == len(stretch.layers)}

@@ -128,6 +128,11 @@ class Edit:
     def is_plain(self) -> bool:
         return not isinstance(self.fn, DataHook)
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether its site is one of a block's."""
+        return self.static_layers is not None
+
     def acts_at(self, layer: int | None) -> bool:
         """Whether it acts on this layer, for a layer that is a plain number."""
         if layer is None:
@@ -229,12 +234,12 @@ class Listening:
         return any(
             edit.is_plain and edit.direction == "fwd" and edit.acts_at(layer)
             for edit in self.edits
-            if (edit.static_layers is None) == (layer is None) and (site is None or edit.site == site)
+            if edit.in_blocks == (layer is not None) and (site is None or edit.site == site)
         )
 
-    def data_edits(self) -> tuple[Edit, ...]:
-        """The edits that a compiled loop takes as its argument."""
-        return tuple(edit for edit in self.edits if not edit.is_plain)
+    def edits_in(self, layers: tuple[int, ...]) -> tuple[Edit, ...]:
+        """The edits that act on any of these layers."""
+        return tuple(e for e in self.edits if e.in_blocks and any(map(e.acts_at, layers)))
 
 
 def _edits(cfg: Config, added: Added) -> list[Edit]:

@@ -30,9 +30,9 @@ CONFIGS = {
     "qwen3": Config(**LLAMA, qk_norm="head"),
     "post_norm": Config(**LLAMA, qk_norm="full", norm_placement="post"),
     "gemma": Config(
-        **{**LLAMA, "n_layers": 6}, norm_placement="both", rmsnorm_uses_offset=True, qk_norm="head",
-        windows=(5, 5, None, 5, 5, None), embed_scale=14**0.5, attn_scores_soft_cap=4.0, output_logits_soft_cap=3.0,
-        tie_word_embeddings=True, rotary=(Rotary(), Rotary(), Rotary(base=1e6, scaling=Linear(8.0))) * 2,
+        **{**LLAMA, "n_layers": 3}, norm_placement="both", rmsnorm_uses_offset=True, qk_norm="head",
+        windows=(5, 5, None), embed_scale=14**0.5, attn_scores_soft_cap=4.0, output_logits_soft_cap=3.0,
+        tie_word_embeddings=True, rotary=(Rotary(), Rotary(), Rotary(base=1e6, scaling=Linear(8.0))),
     ),
     "moe": Config(**LLAMA, num_experts=5, experts_per_token=2, moe_layers=(False, True, True, False)),
     "no_rope_layer": Config(**LLAMA, rotary=(Rotary(scaling=Llama3(8.0, 1.0, 4.0, 16)), None) * 2),
@@ -53,7 +53,7 @@ def randomised(cfg: Config, seed: int = 0) -> HookedTransformer:
     untouched = HookedTransformer(cfg)
     rng = np.random.default_rng(seed)
     params = {
-        name: jnp.asarray(rng.normal(size=value.shape) * 0.3 + (name.endswith(".w") * 1.0), value.dtype)
+        name: jnp.asarray(rng.normal(size=value.shape) * 0.2 + (name.endswith(".w") * 1.0), value.dtype)
         for name, value in untouched.params.items()
     }
     return untouched.with_params(params)

@@ -1,6 +1,7 @@
 """Laws 7 and 8: a checkpoint that transformers wrote gives transformers' logits, and exporting it gives it back."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from safetensors.numpy import load_file, save_file
 from tiny import SIZES, WINDOW, hf_logits, random_tokens, write_checkpoint
 
 from jaxlens import HookedTransformer
-from jaxlens.convert import export, families, load
+from jaxlens.convert import all_families, export, load
+from jaxlens.convert.opening import read_config
+from jaxlens.parameters import parameter_shapes
 
 TOLERANCE = 1e-5
 """Of the largest logit, in float32, for every family: a difference above it is a mistake to be found."""
@@ -18,12 +21,19 @@ ROPE = {"rope_theta": 500.0}
 YARN = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 WIDE = {"head_dim": 16}  # enough frequencies for YaRN's ramp to lie among them
 LONG = {
-    **{**ROPE, "rope_type": "longrope", "original_max_position_embeddings": 16},
-    **{"short_factor": [1.0, 1.1, 1.3, 1.7], "long_factor": [1.5, 2.0, 4.0, 8.0]},
+    **ROPE,
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 16,
+    "short_factor": [1.0, 1.1, 1.3, 1.7],
+    "long_factor": [1.5, 2.0, 4.0, 8.0],
 }
 LLAMA3 = {
-    **{**ROPE, "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16},
-    **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    **ROPE,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "original_max_position_embeddings": 16,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
 }
 
 
@@ -72,17 +82,27 @@ CASES = {
         {},
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1, "num_key_value_heads": None},
         {
-            **{"use_sliding_window": True, "sliding_window": WINDOW, "tie_word_embeddings": True},
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "tie_word_embeddings": True,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
-        {"use_sliding_window": False, "sliding_window": WINDOW, "max_window_layers": 0, **WIDE, "rope_parameters": YARN},
+        {
+            "use_sliding_window": False,
+            "sliding_window": WINDOW,
+            "max_window_layers": 0,
+            **WIDE,
+            "rope_parameters": YARN,
+        },
     ],
     "qwen3": [
         {},
         {"attention_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 0.1},
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1, "num_key_value_heads": 6},
         {
-            **{"use_sliding_window": True, "sliding_window": WINDOW, "rope_parameters": LLAMA3},
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "rope_parameters": LLAMA3,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ],
@@ -100,7 +120,8 @@ CASES = {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             },
-            **{"query_pre_attn_scalar": 3, "rms_norm_eps": 0.1},
+            "query_pre_attn_scalar": 3,
+            "rms_norm_eps": 0.1,
         },
         {"layer_types": ["full_attention", "sliding_attention"] * 2, "num_key_value_heads": 6, "sliding_window": 1},
     ],
@@ -109,6 +130,151 @@ CASES = {
         {"text_config": {**SIZES["gemma3"]["text_config"], "sliding_window_pattern": 2}, "tie_word_embeddings": True},
     ],
 }
+
+
+PUBLISHED = {
+    "gpt2": (124_439_808, {"model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}),
+    "gpt-neo-125m": (
+        125_198_592,
+        {
+            "model_type": "gpt_neo",
+            "attention_layers": ["global", "local"] * 6,
+            "hidden_size": 768,
+            "attention_types": [[["global", "local"], 6]],
+            "num_heads": 12,
+            "num_layers": 12,
+            "window_size": 256,
+        },
+    ),
+    "SmolLM2-135M": (
+        134_515_008,
+        {
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "is_llama_config": True,
+            "max_position_embeddings": 8192,
+            "num_attention_heads": 9,
+            "num_hidden_layers": 30,
+            "vocab_size": 49152,
+            "num_key_value_heads": 3,
+            "rope_interleaved": False,
+            "rope_scaling": None,
+            "rope_theta": 100000,
+            "tie_word_embeddings": True,
+            "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+        },
+    ),
+    "Llama-3.2-1B": (
+        1_235_814_400,
+        {
+            "model_type": "llama",
+            "head_dim": 64,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 16,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+            "max_position_embeddings": 131072,
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "rope_type": "llama3",
+                "original_max_position_embeddings": 8192,
+            },
+        },
+    ),
+    "Mistral-7B-v0.1": (
+        7_241_732_096,
+        {
+            "model_type": "mistral",
+            "max_position_embeddings": 32768,
+            "rope_theta": 10000.0,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": 4096,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "Qwen2.5-0.5B": (
+        494_032_768,
+        {
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "max_window_layers": 24,
+            "num_attention_heads": 14,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "rope_theta": 1000000.0,
+            "sliding_window": 32768,
+            "tie_word_embeddings": True,
+            "use_mrope": False,
+            "use_sliding_window": False,
+        },
+    ),
+    "Qwen3-0.6B": (
+        596_049_920,
+        {
+            "model_type": "qwen3",
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "max_window_layers": 28,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 28,
+            "num_key_value_heads": 8,
+            "rope_theta": 1000000,
+            "head_dim": 128,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+            "sliding_window": None,
+        },
+    ),
+    "gemma-2-9b": (
+        9_241_705_984,
+        {
+            "model_type": "gemma2",
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 3584,
+            "cache_implementation": "hybrid",
+            "intermediate_size": 14336,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 42,
+            "num_key_value_heads": 8,
+            "sliding_window_size": 4096,
+            "sliding_window": 4096,
+        },
+    ),
+    "gemma-3-1b-it": (
+        999_885_952,
+        {
+            "model_type": "gemma3_text",
+            "hidden_size": 1152,
+            "intermediate_size": 6912,
+            "eos_token_id": [1, 106],
+            "num_attention_heads": 4,
+            "num_hidden_layers": 26,
+            "num_key_value_heads": 1,
+            "vocab_size": 262144,
+            "rope_local_base_freq": 10000,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "sliding_window": 512,
+            "sliding_window_pattern": 6,
+        },
+    ),
+}
+"""Published config.json files, as far as they matter, and the parameters that the models are published with."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_have_their_published_size(name):
+    parameters, fields = PUBLISHED[name]
+    cfg = read_config({"torch_dtype": "bfloat16", "transformers_version": "4.40.1", "use_cache": True, **fields})[1]
+    assert sum(math.prod(shape.shape) for shape in parameter_shapes(cfg).values()) == parameters
 
 
 def logits(folder, tokens, **options):
@@ -146,7 +312,9 @@ def test_logits_and_round_trip(tmp_path, model_type, fields):
         assert_equal_logits(np.asarray(model(tokens)), expected)
 
     ours = export(tmp_path / "ours", load(theirs).cfg, model.params, model.source)
-    wanted = {name: value for name, value in tensors(theirs).items() if "vision" not in name and "multi_modal" not in name}
+    wanted = {
+        name: value for name, value in tensors(theirs).items() if "vision" not in name and "multi_modal" not in name
+    }
     assert_same_tensors(tensors(ours), {spelled_by_us(name): value for name, value in wanted.items()})
     assert np.array_equal(hf_logits(ours, tokens), expected)
 
@@ -156,7 +324,7 @@ def spelled_by_us(name):
 
 
 def test_every_family_has_cases():
-    assert {kind for kind in families() if kind != "jaxlens"} == set(CASES)
+    assert {kind for kind in all_families() if kind != "jaxlens"} == set(CASES)
     assert all(len(cases) >= 4 or kind == "gemma3" for kind, cases in CASES.items())
 
 

@@ -37,8 +37,13 @@ _VISION = {
 SIZES = {
     "gpt2": {"vocab_size": 61, "n_embd": 30, "n_layer": 3, "n_head": 6, "n_positions": 64},
     "gpt_neo": {
-        **{"vocab_size": 61, "hidden_size": 30, "num_layers": 3, "num_heads": 6, "max_position_embeddings": 64},
-        **{"attention_types": [[["global", "local"], 1], [["local"], 1]], "window_size": WINDOW},
+        "vocab_size": 61,
+        "hidden_size": 30,
+        "num_layers": 3,
+        "num_heads": 6,
+        "max_position_embeddings": 64,
+        "attention_types": [[["global", "local"], 1], [["local"], 1]],
+        "window_size": WINDOW,
     },
     "llama": _LLAMA,
     "mistral": {**_LLAMA, "sliding_window": WINDOW},

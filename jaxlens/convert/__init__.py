@@ -14,12 +14,12 @@ import jax
 
 from jaxlens.config import Config
 from jaxlens.convert.exporting import export
-from jaxlens.convert.families import families
+from jaxlens.convert.families import all_families
 from jaxlens.convert.opening import Checkpoint, naming, open_checkpoint
 from jaxlens.convert.rules import FLOATS, Family, Rule, load_parameters, stored_type
 from jaxlens.parameters import Params
 
-__all__ = ["Checkpoint", "Family", "Loaded", "Rule", "export", "families", "load", "open_checkpoint"]
+__all__ = ["Checkpoint", "Family", "Loaded", "Rule", "all_families", "export", "load", "open_checkpoint"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ OTHER_NAMES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu
 """Activations that transformers knows by a second name."""
 
 LAYER = "model.layers.{l}."
+GPT_LAYER = "transformer.h.{l}."
 PRE_NORMS = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}
 FOUR_NORMS = {
     "input_layernorm": "ln1",
@@ -54,13 +55,13 @@ def rotary(hf: Reader, rope: Reader | None = None, d_head: int | None = None) ->
     `d_head` is given by families that may turn a part of each head only; the others always turn the whole.
     """
     rope = rope or hf.inside("rope_parameters")
-    for moved in ("original_max_position_embeddings", "partial_rotary_factor"):
-        hf(moved, None)  # transformers has copied them into rope_parameters
+    hf("original_max_position_embeddings", None)  # matters to some scalings only, which look at it themselves
     for note in ("type", "finetuned"):
         rope(note, None)  # "type" is the older spelling of "rope_type", which is always there by now
     dim = None
     if d_head is None:
-        rope.expect("partial_rotary_factor", 1, because="this architecture turns whole heads")
+        for place in (hf, rope):
+            place.expect("partial_rotary_factor", 1, because="this architecture turns whole heads")
     elif (share := rope.number("partial_rotary_factor", 1)) != 1:
         dim = int(d_head * share)
     return Rotary(base=float(rope.positive("rope_theta")), dim=dim, scaling=_scaling(hf, rope))
@@ -77,6 +78,7 @@ def _scaling(hf: Reader, rope: Reader) -> Scaling | None:
     if kind not in ("llama3", "yarn", "longrope"):
         raise rope.refused("rope_type", "the kinds are default, linear, dynamic, llama3, yarn, longrope")
     original = rope.size("original_max_position_embeddings")
+    hf.expect("original_max_position_embeddings", original, because="rope_parameters says so")
     factor = rope.positive("factor", hf.size("max_position_embeddings") / original)
     if kind == "llama3":
         return Llama3(factor, rope.positive("low_freq_factor"), rope.positive("high_freq_factor"), original)
@@ -132,6 +134,22 @@ def llama_config(hf: Reader, *, act_fn: str = "hidden_act", **changes: Any) -> C
     return Config(**{**fields, "rotary": changes.get("rotary") or rotary(hf), **changes})
 
 
+def gemma_config(hf: Reader, **changes: Any) -> Config:
+    """The Config that Gemma 2 and 3 share: a Llama with four norms a block, unit offsets and scales of its own."""
+    hf.expect("use_bidirectional_attention", False, because="attention here is causal")
+    fields = {
+        "act_fn": "hidden_activation",
+        "biases": attention_biases(hf),
+        "norm_placement": "both",
+        "rmsnorm_uses_offset": True,
+        "windows": windows(hf),
+        "attn_scale": math.sqrt(hf.size("query_pre_attn_scalar")),
+        "output_logits_soft_cap": hf.positive("final_logit_softcapping", None),
+        "embed_scale": math.sqrt(hf.size("hidden_size")),
+    }
+    return llama_config(hf, **fields, **changes)
+
+
 def attention_biases(hf: Reader) -> tuple[str, ...]:
     return ("b_Q", "b_K", "b_V", "b_O") if hf.flag("attention_bias") else ()
 
@@ -171,6 +189,18 @@ def gated_mlp_rules(cfg: Config, within: str = LAYER + "mlp.") -> Iterator[Rule]
         yield Rule(f"{within}{theirs}_proj.weight", f"blocks.{{l}}.mlp.W_{ours}", pattern)
         if f"b_{ours}" in cfg.biases:
             yield Rule(f"{within}{theirs}_proj.bias", f"blocks.{{l}}.mlp.b_{ours}", pattern[0])
+
+
+def gpt_rules(cfg: Config) -> Iterator[Rule]:
+    """Every tensor that GPT-2 and its kin have in common: all but the projections of attention and MLP."""
+    yield Rule("transformer.wte.weight", "embed.W_E", "v d")
+    yield Rule("transformer.wpe.weight", "pos_embed.W_pos", "c d")
+    for theirs, ours in ((f"{GPT_LAYER}ln_1", "blocks.{l}.ln1"), (f"{GPT_LAYER}ln_2", "blocks.{l}.ln2")):
+        yield from layer_norm_rules(theirs, ours)
+    yield Rule(f"{GPT_LAYER}mlp.c_fc.bias", "blocks.{l}.mlp.b_in", "m")
+    yield Rule(f"{GPT_LAYER}mlp.c_proj.bias", "blocks.{l}.mlp.b_out", "d")
+    yield from layer_norm_rules("transformer.ln_f", "ln_final")
+    yield from unembed_rules(cfg)
 
 
 def layer_norm_rules(theirs: str, ours: str) -> Iterator[Rule]:

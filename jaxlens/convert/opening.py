@@ -46,7 +46,7 @@ def open_checkpoint(name_or_path: str | os.PathLike[str], revision: str | None =
     path = Path(name).expanduser()
     if name == SMOLLM2:
         return _open_gguf(name, smollm2_path())
-    if path.is_dir():
+    if name and path.is_dir():
         return _open_folder(name, path)
     if path.suffix == ".gguf":
         return _open_gguf(name, path)

@@ -49,8 +49,14 @@ NEUTRAL_AT: Mapping[str, tuple[Any, ...]] = {
 }
 """Fields that change nothing while they have one of these values, and that nothing here can express otherwise."""
 
-CONVERTED = frozenset({"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"})
-"""Fields of older files that transformers turns into newer ones (`rope_parameters`)."""
+CONVERTED: Mapping[str, str | None] = {
+    "rope_theta": "rope_theta",
+    "rope_local_base_freq": "rope_theta",
+    "partial_rotary_factor": "partial_rotary_factor",
+    "rope_scaling": None,
+}
+"""Fields of older files that transformers moves into `rope_parameters`, and what they are called there. `rope_scaling`
+is an object whose fields keep their names."""
 
 MOST_LAYERS = 10_000
 """A config.json that asks for more layers than this is damaged; expanding it would only use up memory."""
@@ -179,8 +185,18 @@ def complete(fields: Mapping[str, Any]) -> dict[str, Any]:
         whole = kind.from_dict(given).to_dict()
     except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: transformers' {kind.__name__} refuses it: {error}") from error
-    dropped = [name for name in given if kind.attribute_map.get(name, name) not in whole.keys() | CONVERTED]
-    return whole | {name: given[name] for name in dropped}
+    dropped = [name for name in useful if kind.attribute_map.get(name, name) not in whole]
+    return whole | {name: useful[name] for name in dropped if not _was_moved(name, useful[name], whole)}
+
+
+def _was_moved(name: str, value: Any, whole: Mapping[str, Any]) -> bool:
+    """Whether `rope_parameters` now says what a field of an older file said."""
+    if name not in CONVERTED or value is None:
+        return name in CONVERTED
+    said = value if isinstance(value, Mapping) else {CONVERTED[name]: value}
+    rope = whole.get("rope_parameters") or {}
+    places = [rope, *(place for place in rope.values() if isinstance(place, Mapping))]
+    return any(all(place.get(key) == told for key, told in said.items()) for place in places)
 
 
 def standard_names(model_type: str) -> Mapping[str, str]:

@@ -9,7 +9,7 @@ from jaxlens.convert.rules import Family
 from jaxlens.errors import CheckpointError
 
 
-def families() -> dict[str, Family]:
+def all_families() -> dict[str, Family]:
     """Every family, by each `model_type` it serves."""
     found: dict[str, Family] = {}
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
@@ -22,7 +22,7 @@ def families() -> dict[str, Family]:
 
 def family_of(model_type: Any) -> Family:
     """The family that serves a config.json's `model_type`."""
-    known = families()
+    known = all_families()
     if isinstance(model_type, str) and model_type in known:
         return known[model_type]
     near = difflib.get_close_matches(str(model_type), known, n=3)

@@ -4,41 +4,23 @@ Of a multimodal checkpoint (`gemma3`) this is the language model; it is exported
 """
 
 import functools
-import math
 from typing import Any
 
 from jaxlens.config import Config
-from jaxlens.convert.common import (
-    FOUR_NORMS,
-    attention_biases,
-    llama_config,
-    llama_rules,
-    per_layer,
-    rotary,
-    windows,
-)
+from jaxlens.convert.common import FOUR_NORMS, gemma_config, llama_rules, per_layer, rotary
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 
 
 def config(hf: Reader) -> Config:
     text = hf.inside("text_config") if hf("model_type") == "gemma3" else hf
-    text.expect("use_bidirectional_attention", False, because="attention here is causal")
     text.expect("attn_logit_softcapping", because="transformers' Gemma 3 does not apply it")
     kinds = text.inside("rope_parameters")
     turns = {kind: rotary(text, kinds.inside(kind)) for kind in ("full_attention", "sliding_attention")}
-    return llama_config(
+    return gemma_config(
         text,
-        act_fn="hidden_activation",
-        biases=attention_biases(text),
-        norm_placement="both",
-        rmsnorm_uses_offset=True,
         qk_norm="head",
-        windows=windows(text),
         rotary=per_layer(text, "layer_types", turns),
-        attn_scale=math.sqrt(text.size("query_pre_attn_scalar")),
-        output_logits_soft_cap=text.positive("final_logit_softcapping", None),
-        embed_scale=math.sqrt(text.size("hidden_size")),
         tie_word_embeddings=hf.flag("tie_word_embeddings"),
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import activation, layer_norm_rules, unembed_rules
+from jaxlens.convert.common import GPT_LAYER, activation, gpt_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 
@@ -28,22 +28,15 @@ def config(hf: Reader) -> Config:
 
 
 def rules(cfg: Config) -> Iterator[Rule]:
-    theirs, ours = "transformer.h.{l}.", "blocks.{l}."
-    fused = [tuple(f"{ours}attn.{kind}_{letter}" for letter in "QKV") for kind in "Wb"]
-    yield Rule("transformer.wte.weight", "embed.W_E", "v d")
-    yield Rule("transformer.wpe.weight", "pos_embed.W_pos", "c d")
-    yield Rule(theirs + "attn.c_attn.weight", fused[0], "d (three n h) -> three n d h")
-    yield Rule(theirs + "attn.c_attn.bias", fused[1], "(three n h) -> three n h")
-    yield Rule(theirs + "attn.c_proj.weight", ours + "attn.W_O", "(n h) d -> n h d")
-    yield Rule(theirs + "attn.c_proj.bias", ours + "attn.b_O", "d")
-    yield Rule(theirs + "mlp.c_fc.weight", ours + "mlp.W_in", "d m")
-    yield Rule(theirs + "mlp.c_fc.bias", ours + "mlp.b_in", "m")
-    yield Rule(theirs + "mlp.c_proj.weight", ours + "mlp.W_out", "m d")
-    yield Rule(theirs + "mlp.c_proj.bias", ours + "mlp.b_out", "d")
-    yield from layer_norm_rules("transformer.ln_f", "ln_final")
-    for norm in "12":
-        yield from layer_norm_rules(f"{theirs}ln_{norm}", f"{ours}ln{norm}")
-    yield from unembed_rules(cfg)
+    yield from gpt_rules(cfg)
+    theirs, ours = GPT_LAYER + "attn.", "blocks.{l}.attn."
+    weights, biases = (tuple(f"{ours}{kind}_{letter}" for letter in "QKV") for kind in "Wb")
+    yield Rule(theirs + "c_attn.weight", weights, "d (three n h) -> three n d h")
+    yield Rule(theirs + "c_attn.bias", biases, "(three n h) -> three n h")
+    yield Rule(theirs + "c_proj.weight", ours + "W_O", "(n h) d -> n h d")
+    yield Rule(theirs + "c_proj.bias", ours + "b_O", "d")
+    yield Rule(GPT_LAYER + "mlp.c_fc.weight", "blocks.{l}.mlp.W_in", "d m")
+    yield Rule(GPT_LAYER + "mlp.c_proj.weight", "blocks.{l}.mlp.W_out", "m d")
 
 
 FAMILY = Family(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import activation, layer_norm_rules, per_layer, unembed_rules
+from jaxlens.convert.common import GPT_LAYER, activation, gpt_rules, per_layer
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 
@@ -28,22 +28,14 @@ def config(hf: Reader) -> Config:
 
 
 def rules(cfg: Config) -> Iterator[Rule]:
-    theirs, ours = "transformer.h.{l}.", "blocks.{l}."
-    yield Rule("transformer.wte.weight", "embed.W_E", "v d")
-    yield Rule("transformer.wpe.weight", "pos_embed.W_pos", "c d")
+    yield from gpt_rules(cfg)
+    theirs, ours = GPT_LAYER + "attn.attention.", "blocks.{l}.attn."
     for letter in "qkv":
-        weight = f"{ours}attn.W_{letter.upper()}"
-        yield Rule(f"{theirs}attn.attention.{letter}_proj.weight", weight, "(n h) d -> n d h")
-    yield Rule(theirs + "attn.attention.out_proj.weight", ours + "attn.W_O", "d (n h) -> n h d")
-    yield Rule(theirs + "attn.attention.out_proj.bias", ours + "attn.b_O", "d")
-    yield Rule(theirs + "mlp.c_fc.weight", ours + "mlp.W_in", "m d -> d m")
-    yield Rule(theirs + "mlp.c_fc.bias", ours + "mlp.b_in", "m")
-    yield Rule(theirs + "mlp.c_proj.weight", ours + "mlp.W_out", "d m -> m d")
-    yield Rule(theirs + "mlp.c_proj.bias", ours + "mlp.b_out", "d")
-    yield from layer_norm_rules("transformer.ln_f", "ln_final")
-    for norm in "12":
-        yield from layer_norm_rules(f"{theirs}ln_{norm}", f"{ours}ln{norm}")
-    yield from unembed_rules(cfg)
+        yield Rule(f"{theirs}{letter}_proj.weight", f"{ours}W_{letter.upper()}", "(n h) d -> n d h")
+    yield Rule(theirs + "out_proj.weight", ours + "W_O", "d (n h) -> n h d")
+    yield Rule(theirs + "out_proj.bias", ours + "b_O", "d")
+    yield Rule(GPT_LAYER + "mlp.c_fc.weight", "blocks.{l}.mlp.W_in", "m d -> d m")
+    yield Rule(GPT_LAYER + "mlp.c_proj.weight", "blocks.{l}.mlp.W_out", "d m -> m d")
 
 
 FAMILY = Family(

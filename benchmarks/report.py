@@ -1,0 +1,87 @@
+"""Where a benchmark ran, the table it prints and the file it leaves."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+
+
+def environment() -> dict[str, Any]:
+    """The device, the versions, the commit, and how busy the machine was before the benchmark added to it."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average_at_start": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, marked if files differ from it; None where there is no git or no repository."""
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    try:
+        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", "..", ":!results")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} with local changes" if changed else commit
+
+
+def print_environment(where: dict[str, Any]) -> None:
+    """One line about the machine and the versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    busy = f"load average {where['load_average_at_start']:.1f} at the start"
+    print(f"{where['device']}, {where['cores']} cores, {busy}; Python {where['python']}, {versions}")
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Rows of text under a header, the first column flush left and the others flush right."""
+    rows = [list(row) for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        first, *others = row
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        return "  ".join(cells).rstrip()
+
+    print(f"\n{title}\n{line(header)}\n{'─' * len(line(header))}", *map(line, rows), sep="\n", flush=True)
+
+
+def verdict(value: float, target: float | None) -> str:
+    """The last cell of a row: whether a target, if there is one, was met."""
+    if target is None:
+        return ""
+    return f"≤ {target:g} {'holds' if value <= target else 'MISSED'}"
+
+
+def write(name: str, where: dict[str, Any], results: dict[str, Any]) -> None:
+    """Saves the numbers as results/<name>-<device>.json."""
+    device = re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
+    path = RESULTS / f"{name}-{device}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"environment": where, **results}, indent=2) + "\n")
+    print(f"\nwritten to {path}")

@@ -1,0 +1,26 @@
+"""The model that everything is measured on: SmolLM2-135M, or random weights of its shape."""
+
+from typing import Any
+
+from jaxlens import Config, HookedTransformer
+from jaxlens.config import Rotary
+from jaxlens.errors import CheckpointError
+
+PRETRAINED = "smollm2-135m-instruct"
+SMOLLM2: dict[str, Any] = dict(
+    n_layers=30, d_model=576, n_heads=9, n_key_value_heads=3, d_head=64, d_mlp=1536, d_vocab=49152, n_ctx=8192,
+    act_fn="silu", gated_mlp=True, normalization_type="RMS", biases=(), tie_word_embeddings=True,
+    positional_embedding_type="rotary", rotary=Rotary(base=100000.0),
+)  # fmt: skip
+SMALL = {**SMOLLM2, "n_layers": 4, "d_model": 96, "n_heads": 3, "n_key_value_heads": 1, "d_mlp": 256, "d_vocab": 512}
+
+
+def load(quick: bool = False) -> tuple[HookedTransformer, str]:
+    """The model, and where its weights come from: the checkpoint, or chance if it is not installed or too large."""
+    if quick:
+        return HookedTransformer(Config(**SMALL)), "random, small"
+    try:
+        return HookedTransformer.from_pretrained(PRETRAINED), PRETRAINED
+    except CheckpointError as error:
+        print(f"{PRETRAINED} cannot be loaded, so its shape gets random weights: {error}")
+    return HookedTransformer(Config(**SMOLLM2)), "random"

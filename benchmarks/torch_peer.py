@@ -1,0 +1,59 @@
+"""The same shape in PyTorch, as Hugging Face runs it eagerly in float32: what a warm forward is compared with."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlens import Config
+
+THREADS = 2
+
+
+def build(cfg: Config, tokens: np.ndarray) -> dict[str, Callable[[int], Any]]:
+    """The peer's forward and loss gradient on these tokens, to be timed; none, with the reason printed, if it cannot
+    run here."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        print(f"no comparison with PyTorch: {error}")
+        return {}
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        print("no comparison with PyTorch: JAX runs on a GPU, this PyTorch does not")
+        return {}
+    torch.set_num_threads(THREADS)
+    config = transformers.LlamaConfig(**_fields(cfg), attn_implementation="eager")
+    model = transformers.LlamaForCausalLM(config).eval().to("cuda" if on_gpu else "cpu")
+    given = torch.tensor(tokens, device=model.device)
+
+    def forward(call: int) -> None:
+        with torch.inference_mode():
+            model(input_ids=given, use_cache=False)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    def gradient(call: int) -> None:
+        model.zero_grad(set_to_none=True)
+        model(input_ids=given, labels=given, use_cache=False).loss.backward()
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    return {"forward": forward, "gradient": gradient}
+
+
+def _fields(cfg: Config) -> dict[str, Any]:
+    return {
+        "vocab_size": cfg.d_vocab,
+        "hidden_size": cfg.d_model,
+        "intermediate_size": cfg.d_mlp,
+        "num_hidden_layers": cfg.n_layers,
+        "num_attention_heads": cfg.n_heads,
+        "num_key_value_heads": cfg.n_key_value_heads,
+        "head_dim": cfg.d_head,
+        "max_position_embeddings": cfg.n_ctx,
+        "rms_norm_eps": cfg.eps,
+        "tie_word_embeddings": cfg.tie_word_embeddings,
+    }

@@ -1,0 +1,348 @@
+"""Folders of safetensors, jaxlens's own among them: damage of every kind is named, and what is saved comes back."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny import write_checkpoint
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models
+
+from jaxlens import CheckpointError, Config, Tokenizer, checkpoint
+from jaxlens.convert import export, load
+from jaxlens.convert.files import TensorFolder, read_json, write_json, write_tensors, written_whole
+from jaxlens.convert.opening import read_config
+from jaxlens.parameters import parameter_shapes
+
+SIZES = {"n_layers": 4, "d_model": 10, "n_heads": 6, "n_key_value_heads": 2, "d_head": 4, "d_vocab": 37, "n_ctx": 16}
+CONFIGS = {
+    "layer norms": Config(**SIZES, act_fn="gelu_new", windows=(None, 3, None, 3)),
+    "folded": Config(**SIZES, normalization_type="LNPre", attn_only=True, default_prepend_bos=False),
+    "rotary": Config(
+        **SIZES,
+        normalization_type="RMS",
+        norm_placement="both",
+        qk_norm="full",
+        biases=("b_V", "b_U"),
+        positional_embedding_type="rotary",
+        tie_word_embeddings=True,
+        gated_mlp=True,
+        act_fn="silu",
+    ),
+    "experts": Config(
+        **{**SIZES, "num_experts": 3, "experts_per_token": 2, "moe_layers": (False, True, True, False)},
+        gated_mlp=True,
+        act_fn="silu",
+        normalization_type="RMS",
+        biases=(),
+    ),
+}
+
+
+def refused(text):
+    return pytest.raises(CheckpointError, match=re.escape(text))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("llama") / "llama", "llama")
+
+
+@pytest.fixture
+def folder(llama, tmp_path):
+    """A copy of a tiny Llama, to be damaged."""
+    return shutil.copytree(llama, tmp_path / "llama")
+
+
+def random_parameters(cfg):
+    """Every parameter random, norms and biases too."""
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(cfg).items()
+    return {name: jax.device_put(rng.normal(size=shape.shape).astype(shape.dtype)) for name, shape in shapes}
+
+
+def assert_same_parameters(ours, theirs):
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        assert ours[name].dtype == value.dtype, name
+        assert np.asarray(ours[name]).tobytes() == np.asarray(value).tobytes(), name
+
+
+# ---- jaxlens's own folder -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_what_is_saved_comes_back(tmp_path, kind, dtype):
+    cfg = CONFIGS[kind].replace(dtype=dtype)
+    params = random_parameters(cfg)
+    folder = checkpoint.save(tmp_path / "model", cfg, params, shard_bytes=2000)
+    loaded = checkpoint.load(folder)
+    assert (loaded.cfg, loaded.tokenizer, loaded.source) == (cfg, None, None)
+    assert_same_parameters(loaded.params, params)
+
+
+def test_the_files_have_transformerlens_names(tmp_path):
+    cfg = CONFIGS["experts"]
+    params = random_parameters(cfg)
+    checkpoint.save(tmp_path / "model", cfg, params)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert tensors["blocks.3.attn.W_Q"].shape == (6, 10, 4)
+    assert np.array_equal(tensors["blocks.3.mlp.W_in"], params["blocks.0,3.mlp.W_in"][1])
+    assert np.array_equal(tensors["blocks.2.mlp.W_in"], params["blocks.1-2.mlp.W_in"][1])
+    assert read_json(tmp_path / "model" / "config.json")["model_type"] == "jaxlens"
+
+
+def test_a_saved_model_is_loaded_by_its_path_and_keeps_what_it_came_with(folder, tmp_path):
+    """Hugging Face -> jaxlens's folder -> Hugging Face, with the tokenizer, bit for bit."""
+    words = FastTokenizer(models.WordLevel({"a": 0, "b": 1, "<s>": 2}, unk_token="a"))
+    Tokenizer(words, bos_token="<s>").save(folder)
+    loaded = load(folder)
+    checkpoint.save(tmp_path / "ours", loaded.cfg, loaded.params, loaded.tokenizer, loaded.source)
+    again = load(tmp_path / "ours", first_n_layers=2)
+    assert again.cfg == loaded.cfg.first_layers(2)
+    assert again.tokenizer.bos_token == "<s>"
+    again = checkpoint.load(tmp_path / "ours")
+    assert again.source == loaded.source
+    assert_same_parameters(again.params, loaded.params)
+    export(tmp_path / "theirs", again.cfg, again.params, again.source, tokenizer=again.tokenizer)
+    theirs, ours = load_file(folder / "model.safetensors"), load_file(tmp_path / "theirs" / "model.safetensors")
+    assert {name: value.tobytes() for name, value in ours.items()} == {n: v.tobytes() for n, v in theirs.items()}
+    assert load(tmp_path / "theirs").tokenizer.bos_token == "<s>"
+
+
+def test_saving_again_replaces_the_folder_and_nothing_else(tmp_path):
+    cfg = CONFIGS["folded"]
+    params = random_parameters(cfg)
+    for scale in (1, 2):
+        scaled = {name: value * scale for name, value in params.items()}
+        checkpoint.save(tmp_path / "model", cfg, scaled)
+        assert_same_parameters(checkpoint.load(tmp_path / "model").params, scaled)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="other exists and holds something else; remove it, or choose another"):
+        checkpoint.save(tmp_path / "other", cfg, params)
+
+
+def test_own_folders_that_are_refused(tmp_path, folder):
+    cfg = CONFIGS["folded"]
+    params = random_parameters(cfg)
+    with refused("the rules of this family do not make up the model: embed.W_E[] is filled 1 times, wanted 0"):
+        checkpoint.save(tmp_path / "model", cfg, {name: w for name, w in params.items() if name != "embed.W_E"})
+    assert not (tmp_path / "model").exists()
+    with refused(f"{folder} is not a folder that jaxlens wrote; jaxlens.convert.load reads the others"):
+        checkpoint.load(folder)
+    config = read_json(checkpoint.save(tmp_path / "model", cfg, params) / "config.json")
+    for changes, text in (
+        ({"version": 2}, "version is 2; 1 is wanted: the folder was written by another version of jaxlens"),
+        ({"config": {**config["config"], "d_modle": 3}}, "Config has no field ['d_modle']"),
+        ({"config": {**config["config"], "rotary": [3]}}, "config.json: config cannot be read"),
+        ({"note": "hello"}, "config.json has fields that nothing reads"),
+        ({"config": {**config["config"], "d_head": 5}}, "blocks.0.attn.W_Q is (6, 10, 4), wanted (6, 10, 5) = (n d h)"),
+    ):
+        write_json(tmp_path / "model" / "config.json", {**config, **changes})
+        with refused(text):
+            checkpoint.load(tmp_path / "model")
+
+
+def test_a_model_made_here_is_exported_with_a_config_of_its_own(tmp_path, folder):
+    """`source` may be written by hand; it has to describe the model."""
+    source = read_json(folder / "config.json")
+    cfg = dataclasses.replace(load(folder).cfg, init_mode="xavier_normal", default_prepend_bos=False)
+    params = random_parameters(cfg)
+    assert_same_parameters(load(export(tmp_path / "theirs", cfg, params, source)).params, params)
+
+
+MEMORY = """
+import sys
+from jaxlens.convert import load
+
+def kilobytes(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+
+load(sys.argv[1])  # imports and first allocations
+for large in sys.argv[2:]:
+    before = kilobytes("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")
+    loaded = load(large)
+    print((kilobytes("VmHWM") - before) * 1024 / sum(value.nbytes for value in loaded.params.values()))
+    del loaded
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path, llama):
+    """At most 1.3 times the parameters in float32, whatever they are stored in."""
+    wide = {"hidden_size": 768, "intermediate_size": 2048, "head_dim": 128, "vocab_size": 3001}
+    large = [write_checkpoint(tmp_path / dtype, "llama", dtype=dtype, **wide) for dtype in ("float32", "bfloat16")]
+    program = [sys.executable, "-c", MEMORY, str(llama), *map(str, large)]
+    ratios = subprocess.run(program, check=True, capture_output=True, text=True).stdout.split()
+    assert all(float(ratio) < 1.3 for ratio in ratios), ratios
+
+
+# ---- Hugging Face folders, written ----------------------------------------------------------------------------------
+
+
+def test_what_an_export_refuses(folder, tmp_path):
+    loaded = load(folder)
+    with refused("this model has no Hugging Face config to be written with; pass the config.json"):
+        export(tmp_path / "a", loaded.cfg, loaded.params, None)
+    folded = loaded.cfg.replace(normalization_type="RMSPre")
+    with refused("a llama checkpoint cannot express this model: normalization_type is 'RMSPre', there 'RMS'"):
+        export(tmp_path / "b", folded, loaded.params, loaded.source)
+    with refused("the rules of this family do not make up the model: embed.W_E[] is filled 1 times, wanted 0"):
+        params = {name: value for name, value in loaded.params.items() if name != "embed.W_E"}
+        export(tmp_path / "c", loaded.cfg, params, loaded.source)
+    with pytest.raises(FileExistsError, match="exists and holds something else"):
+        export(folder, loaded.cfg, loaded.params, loaded.source)
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
+
+
+def test_a_context_that_changes_the_frequencies_is_not_exported(folder, tmp_path):
+    source = {
+        **read_json(folder / "config.json"),
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 9.0, "factor": 2.0},
+    }
+    cfg = read_config(source)[1].replace(n_ctx=128)
+    with refused("a llama checkpoint cannot express this model: rotary is"):
+        export(tmp_path / "a", cfg, {}, source)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_damaged_files(folder):
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    for damaged, text in (
+        (whole[:-100], "cannot be read as safetensors"),
+        (whole[:100], "cannot be read as safetensors"),
+        (b"", "cannot be read as safetensors"),
+        (b"\xff" * 8 + whole[8:], "cannot be read as safetensors"),
+        (whole[:8] + b"x" + whole[9:], "cannot be read as safetensors"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "it is a Git LFS pointer"),
+    ):
+        file.write_bytes(damaged)
+        with refused(f"{file} {text}" if "LFS" not in text else text):
+            load(folder)
+
+
+def test_config_files(folder):
+    config = folder / "config.json"
+    for content, text in (
+        ("{", f"{config} cannot be read as JSON: Expecting property name"),
+        ("[]", f"{config} holds a list, where a JSON object is wanted"),
+        ("[" * 100_000, f"{config} cannot be read as JSON"),
+        ("\udcff", f"{config} cannot be read as JSON"),
+    ):
+        config.write_bytes(content.encode("utf-8", "surrogateescape"))
+        with refused(text):
+            load(folder)
+    config.unlink()
+    with refused(f"{folder} has no config.json; wanted a folder with config.json and safetensors, and this one"):
+        load(folder)
+
+
+def test_folders_without_weights(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with refused("this one holds nothing"):
+        load(tmp_path / "empty")
+    (folder / "model.safetensors").unlink()
+    with refused("holds no weights: wanted model.safetensors, or model.safetensors.index.json and the files it names"):
+        load(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with refused("holds its weights as pickles only (pytorch_model.bin), which can run code"):
+        load(folder)
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file({"x": np.zeros(1)}, folder / name)
+    with refused("holds a.safetensors, b.safetensors but no model.safetensors.index.json"):
+        load(folder)
+
+
+def test_a_single_file_is_not_a_folder(folder):
+    with refused("is a single file; give the folder that it lies in, with its config.json"):
+        load(folder / "model.safetensors")
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    return write_checkpoint(tmp_path / "sharded", "llama", shard="20KB")
+
+
+def edit_index(folder, change):
+    index = read_json(folder / "model.safetensors.index.json")
+    change(index["weight_map"])
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_half_downloaded_folder(sharded):
+    files = sorted(sharded.glob("*.safetensors"))
+    files[1].unlink()
+    text = f"is incomplete: 1 of its {len(files)} shards are missing ({files[1].name}); the download was"
+    with refused(text):
+        load(sharded)
+
+
+@pytest.mark.parametrize("file", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", "..", "..\\x"])
+def test_an_index_that_points_outside(sharded, file):
+    edit_index(sharded, lambda names: names.update({"model.norm.weight": file}))
+    with refused(f"names {[file]}; only .safetensors files in its own folder are allowed"):
+        load(sharded)
+
+
+def test_an_index_that_does_not_match_its_shards(sharded):
+    edit_index(sharded, lambda names: names.update({"model.more": names["model.norm.weight"]}))
+    with refused("does not match its shards in 1 tensors: it has model.more in model-0000"):
+        load(sharded)
+    edit_index(sharded, lambda names: [names.pop("model.more"), names.pop("model.norm.weight")])
+    with refused("it has model.norm.weight in no file, and it is in model-0000"):
+        load(sharded)
+    edit_index(sharded, lambda names: names.clear())
+    with refused("has no weight_map of tensor names to file names"):
+        load(sharded)
+
+
+def test_a_tensor_in_two_shards(sharded):
+    first, second, *_ = sorted(sharded.glob("*.safetensors"))
+    name = next(iter(load_file(first)))
+    save_file({**load_file(second), name: np.zeros(1)}, second)
+    with refused(f"{name} is in both {first.name} and {second.name}"):
+        load(sharded)
+
+
+def test_a_file_that_changes_between_header_and_tensor(folder):
+    tensors = TensorFolder(folder)
+    save_file({"other": np.zeros(3)}, folder / "model.safetensors")
+    with refused("cannot be read as safetensors"):
+        tensors.read("model.norm.weight")
+
+
+def test_number_types_survive_writing_and_reading(tmp_path):
+    values = {kind: np.arange(6, dtype=kind).reshape(2, 3) for kind in (np.float32, np.float16, ml_dtypes.bfloat16)}
+    write_tensors(tmp_path, [(kind.__name__, value) for kind, value in values.items()], shard_bytes=10**6)
+    tensors = TensorFolder(tmp_path)
+    assert sorted(map(tensors.dtype, tensors.names())) == ["BF16", "F16", "F32"]
+    for kind, value in values.items():
+        assert tensors.read(kind.__name__).dtype == kind
+        assert tensors.read(kind.__name__).tobytes() == value.tobytes()
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "new") as partial:
+        (partial / "file").write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="full exists and holds something else; remove it, or choose another"):
+        written_whole(tmp_path / "full").__enter__()
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "thesis.txt"]
