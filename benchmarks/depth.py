@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.smollm2 import SMALL, SMOLLM2
 from benchmarks.timing import compilations
-from jaxlens import Config, HookedTransformer, parameter_shapes
+from jaxlens import Config, HookedTransformer
 
 LENGTH = 128
 
@@ -46,8 +46,7 @@ def _child(n_layers: int, quick: bool) -> dict[str, float]:
 def compile_seconds(n_layers: int, quick: bool = False) -> dict[str, float]:
     """Seconds of tracing, lowering and compiling of a model's programs, each for the first time in this process."""
     cfg = Config(**{**(SMALL if quick else SMOLLM2), "n_layers": n_layers})
-    params = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in parameter_shapes(cfg).items()}
-    model = HookedTransformer(cfg, params=params)
+    model = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(lambda: HookedTransformer(cfg)))
     tokens = np.zeros((1, LENGTH), np.int32)
     loss = jax.grad(lambda model, tokens: model(tokens, return_type="loss"))
     programs = {

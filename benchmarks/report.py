@@ -83,5 +83,6 @@ def write(name: str, where: dict[str, Any], results: dict[str, Any]) -> None:
     device = re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
     path = RESULTS / f"{name}-{device}.json"
     path.parent.mkdir(exist_ok=True)
+    where = {**where, "load_average_at_end": os.getloadavg()[0]}
     path.write_text(json.dumps({"environment": where, **results}, indent=2) + "\n")
     print(f"\nwritten to {path}")

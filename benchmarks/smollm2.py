@@ -7,11 +7,23 @@ from jaxlens.config import Rotary
 from jaxlens.errors import CheckpointError
 
 PRETRAINED = "smollm2-135m-instruct"
-SMOLLM2: dict[str, Any] = dict(
-    n_layers=30, d_model=576, n_heads=9, n_key_value_heads=3, d_head=64, d_mlp=1536, d_vocab=49152, n_ctx=8192,
-    act_fn="silu", gated_mlp=True, normalization_type="RMS", biases=(), tie_word_embeddings=True,
-    positional_embedding_type="rotary", rotary=Rotary(base=100000.0),
-)  # fmt: skip
+SMOLLM2: dict[str, Any] = {
+    "n_layers": 30,
+    "d_model": 576,
+    "n_heads": 9,
+    "n_key_value_heads": 3,
+    "d_head": 64,
+    "d_mlp": 1536,
+    "d_vocab": 49152,
+    "n_ctx": 8192,
+    "act_fn": "silu",
+    "gated_mlp": True,
+    "normalization_type": "RMS",
+    "biases": (),
+    "tie_word_embeddings": True,
+    "positional_embedding_type": "rotary",
+    "rotary": Rotary(base=100000.0),
+}
 SMALL = {**SMOLLM2, "n_layers": 4, "d_model": 96, "n_heads": 3, "n_key_value_heads": 1, "d_mlp": 256, "d_vocab": 512}
 
 

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -44,55 +44,74 @@ def compilations() -> Iterator[Compilations]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """How long `run` takes until every array it returns is there."""
-    start = time.perf_counter()
+class Clocks(NamedTuple):
+    """Seconds on the wall, and seconds that this process's threads had a processor: others' load hardly changes those."""
+
+    wall: float
+    processor: float
+
+    def __sub__(self, other: "Clocks") -> "Clocks":
+        return Clocks(self.wall - other.wall, self.processor - other.processor)
+
+
+def clocks(run: Callable[[], Any]) -> Clocks:
+    """What `run` takes until every array it returns is there."""
+    wall, processor = time.perf_counter(), time.process_time()
     jax.block_until_ready(run())
-    return time.perf_counter() - start
+    return Clocks(time.perf_counter() - wall, time.process_time() - processor)
+
+
+def median(times: Sequence[Clocks]) -> Clocks:
+    """Clock by clock."""
+    return Clocks(*map(statistics.median, zip(*times, strict=True)))
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """The wall time alone."""
+    return clocks(run).wall
 
 
 @dataclasses.dataclass
 class Timing:
-    """One case: its first call with what that compiled, then its warm calls, each paired with one of its baseline."""
+    """One case: its first call with what that compiled, then its warm calls, each paired with one of the baseline."""
 
     first: float
     compiled_first: Compilations
-    warm: float
-    ratio: float
-    compiled_warm: Compilations
+    warm: float = 0.0
+    ratio: float = 1.0
+    compiled_warm: Compilations = dataclasses.field(default_factory=Compilations)
 
 
-def interleaved(
-    baseline: Callable[[], Any], cases: Mapping[str, Callable[[int], Any]], rounds: int
-) -> dict[str, Timing]:
-    """Times every case against the baseline, which runs right beside it each time.
+def interleaved(cases: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[str, Timing]:
+    """Times every case against the first one, the baseline, which runs right beside it each time.
 
     A case is called with the number of the call (0 is the first one), so that it can do something new every time.
     `warm` is the median of its times after the first, `ratio` the median of the quotients of neighbours: a load that
     comes and goes slows both of a pair.
     """
-    jax.block_until_ready(baseline())
     timings = {}
     for name, case in cases.items():
         with compilations() as compiled:
             first = seconds(lambda case=case: case(0))
-        timings[name] = Timing(first, compiled, 0.0, 0.0, Compilations())
-    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
-    for i in range(1, rounds + 1):
-        for name, case in cases.items():
+        timings[name] = Timing(first, compiled)
+    baseline, *others = cases
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
+    for call in range(1, rounds + 1):
+        for name in others:
             with compilations() as compiled:
-                pairs[name].append(_pair(baseline, lambda case=case, i=i: case(i), baseline_first=i % 2 == 0))
+                pairs[name].append(_pair(cases[baseline], cases[name], call))
             timings[name].compiled_warm.programs += compiled.programs
             timings[name].compiled_warm.seconds += compiled.seconds
-    for name, timing in timings.items():
-        timing.warm = statistics.median(own for _, own in pairs[name])
-        timing.ratio = statistics.median(own / base for base, own in pairs[name])
+    for name in others:
+        timings[name].warm = statistics.median(own for _, own in pairs[name])
+        timings[name].ratio = statistics.median(own / base for base, own in pairs[name])
+    timings[baseline].warm = statistics.median(base for name in others for base, _ in pairs[name])
     return timings
 
 
-def _pair(baseline: Callable[[], Any], case: Callable[[], Any], baseline_first: bool) -> tuple[float, float]:
-    if baseline_first:
-        base = seconds(baseline)
-        return base, seconds(case)
-    own = seconds(case)
-    return seconds(baseline), own
+def _pair(baseline: Callable[[int], Any], case: Callable[[int], Any], call: int) -> tuple[float, float]:
+    """The times of both, which take turns at going first."""
+    if call % 2:
+        return seconds(lambda: baseline(call)), seconds(lambda: case(call))
+    own = seconds(lambda: case(call))
+    return seconds(lambda: baseline(call)), own

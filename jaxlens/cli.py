@@ -34,7 +34,7 @@ def list_hooks(arguments: argparse.Namespace) -> None:
     print(f"{'name':32} {'axes':9} meaning")
     for site, held in layers.items():
         name = site.name if held == [None] else f"blocks.{{l}}.{site.name}"
-        where = "" if len(held) in (1, cfg.n_layers) else f" (layers {', '.join(map(str, held))})"
+        where = "" if held == [None] or len(held) == cfg.n_layers else f" (layers {', '.join(map(str, held))})"
         print(f"{name:32} {site.axes:9} {site.meaning}{where}{' (on request)' if site.on_request else ''}")
     print(
         "axes: b prompt, p position, s source position, d d_model, n query head, k key/value head, h d_head, m d_mlp, "
@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     subparsers = parser.add_subparsers(metavar="COMMAND")
     for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help, description=f"{command.run.__doc__}")
+        subparser = subparsers.add_parser(name, help=command.help, description=command.run.__doc__)
         subparser.add_argument(
             "--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH",
             help="a Hugging Face id, a local folder, or a .gguf file (default: %(default)s)",
@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     if not hasattr(arguments, "run"):
         parser.print_help()
         return 0
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install PyTorch
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows no "→" gets a "?" and no traceback
     try:

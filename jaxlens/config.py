@@ -166,6 +166,7 @@ class Config:
         if self.positional_embedding_type == "rotary":
             fill("rotary", _per_layer("rotary", rotary, self.n_layers, None))
         fill("moe_layers", _moe_layers(self))
+        _check_biases(self.biases)
         fill("biases", tuple(bias for bias in BIASES if bias in self.biases))
         fill("dtype", _dtype_name(self.dtype))
         _check_choices(self, rotary)
@@ -314,6 +315,12 @@ def _check_positive_int(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; wanted a positive whole number")
 
 
+def _check_biases(biases: Any) -> None:
+    if isinstance(biases, str) or (unknown := [bias for bias in biases if bias not in BIASES]):
+        odd = biases if isinstance(biases, str) else tuple(unknown)
+        raise ValueError(f"biases has {odd!r}; wanted a tuple of {', '.join(map(repr, BIASES))}")
+
+
 def _check_choices(cfg: Config, rotary: Any) -> None:
     choices = {
         "normalization_type": NORMS,
@@ -336,6 +343,8 @@ def _check_choices(cfg: Config, rotary: Any) -> None:
         raise ValueError(f"rmsnorm_uses_offset needs an RMSNorm; normalization_type is {cfg.normalization_type!r}")
     if cfg.attn_only and (cfg.gated_mlp or cfg.num_experts or cfg.parallel_attn_mlp):
         raise ValueError("attn_only leaves no MLP; gated_mlp, num_experts and parallel_attn_mlp must stay unset")
+    if cfg.tie_word_embeddings and cfg.d_vocab_out != cfg.d_vocab:
+        raise ValueError(f"tied embeddings give d_vocab = {cfg.d_vocab} logits; d_vocab_out is {cfg.d_vocab_out}")
     if cfg.gated_mlp and cfg.act_fn.endswith("_ln"):
         raise ValueError(f"act_fn {cfg.act_fn!r} normalises inside the MLP, which no gated MLP does; set gated_mlp=False")
     for name in ("attn_scores_soft_cap", "output_logits_soft_cap", "attn_scale", "eps", "initializer_range"):
@@ -348,6 +357,8 @@ def _check_layers(cfg: Config) -> None:
     for layer, window in enumerate(cfg.windows):
         if window is not None:
             _check_positive_int(f"windows[{layer}]", window)
+    if cfg.num_experts is None and cfg.experts_per_token is not None:
+        raise ValueError(f"experts_per_token is {cfg.experts_per_token}, but num_experts is None; give num_experts")
     if cfg.num_experts is not None:
         chosen = cfg.experts_per_token
         if chosen is None or chosen > cfg.num_experts:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from jaxlens.config import Config
 from jaxlens.hook_table import sites
-from jaxlens.hooks import Added, Direction, HookPoint, add
+from jaxlens.hooks import Added, Direction, HookPoint, add, pairs
 
 HookName = str | Callable[[str], bool]
 HookSpec = tuple[HookName, Callable]
@@ -111,14 +111,14 @@ class HooksOnModel:
         before = self._hooks
         self._level += 1
         try:
-            for name, hook in fwd_hooks:
+            for name, hook in pairs(fwd_hooks):
                 self.add_hook(name, hook, "fwd")
-            for name, hook in bwd_hooks:
+            for name, hook in pairs(bwd_hooks):
                 self.add_hook(name, hook, "bwd")
             yield self
         finally:
             if reset_hooks_end:
-                self._hooks = tuple(h for h in self._hooks if h in before or h.level != self._level)
+                self._hooks = tuple(h for h in self._hooks if h in before or h.permanent or h.level != self._level)
                 if clear_contexts:
                     self.clear_contexts()
             self._level -= 1

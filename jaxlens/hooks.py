@@ -6,6 +6,7 @@ values. As `hook(fn, **data)` it is data: `fn` is part of the compiled program, 
 
 import dataclasses
 import functools
+import reprlib
 from collections.abc import Callable, Mapping
 from numbers import Number
 from typing import Any, Literal
@@ -108,6 +109,18 @@ def add(cfg: Config, names, fn: Callable, direction: Direction = "fwd", **how: A
         raise HookError(f"a hook is a function of (value, hook); got {type(fn).__name__} for {names!r}")
     plain = fn if isinstance(fn, DataHook) else jax.tree_util.Partial(fn)
     return Added(tuple(matching(cfg, names)), plain, direction, **how)
+
+
+def pairs(hooks: Any) -> list[tuple[Any, Callable]]:
+    """The `(name or filter function, function)` pairs of a list of hooks.
+
+    Raises:
+        HookError: it is something else.
+    """
+    hooks = list(hooks)
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in hooks):
+        raise HookError(f"hooks are a list of (name or filter function, function) pairs; got {reprlib.repr(hooks)}")
+    return hooks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,8 +234,13 @@ class Listening:
 
     @classmethod
     def of(cls, cfg: Config, hooks: tuple[Added, ...], wanted, positions, points, probes=()) -> "Listening":
-        """Sorts hooks by site: forward edits in the order they were added, then those of gradients, then `probes`."""
-        edits = [edit for way in ("fwd", "bwd") for h in hooks if h.direction == way for edit in _edits(cfg, h)]
+        """Sorts hooks by site: forward edits in the order they were added, then those of gradients, then `probes`.
+
+        A gradient passes its site backwards, so the last of its edits is the first it meets.
+        """
+        forward = [h for h in hooks if h.direction == "fwd"]
+        backward = [h for h in hooks if h.direction == "bwd"][::-1]
+        edits = [edit for h in forward + backward for edit in _edits(cfg, h)]
         return cls(cfg, (*edits, *probes), wanted, positions, points)
 
     def wanted_at(self, layer: int | None) -> frozenset[str]:

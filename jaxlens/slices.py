@@ -22,6 +22,7 @@ class Slice:
 
     Raises:
         TypeError: anything else.
+        IndexError: when it is applied to an axis that is too short. (JAX itself would take the last entry.)
     """
 
     mode: str
@@ -37,6 +38,10 @@ class Slice:
         if self.mode == "identity":
             return value
         index = slice(*self.index) if self.mode == "slice" else self.index
+        length = value.shape[dim]
+        for one in np.atleast_1d(index) if self.mode != "slice" else ():
+            if not isinstance(one, np.bool_) and not -length <= one < length:
+                raise IndexError(f"index {one} is out of range for an axis of length {length}")
         where = np.array(index) if self.mode == "array" else index
         return value[(slice(None),) * (dim % value.ndim) + (where,)]
 
@@ -69,7 +74,7 @@ def _parse(index: Any) -> tuple[str, Any]:
             return "slice", (None, index[0], None) if len(index) == 1 else (*index, *(None,) * (3 - len(index)))
         case list() | np.ndarray() | jax.Array():
             values = np.asarray(index)
-            if values.ndim == 0:
-                return "int", int(values)
-            return "array", tuple(values.tolist())
+            if values.ndim > 1 or (values.size and values.dtype.kind not in "iub"):
+                raise TypeError(f"an index is a list of whole numbers; got {values.dtype} of shape {values.shape}")
+            return ("int", int(values)) if values.ndim == 0 else ("array", tuple(values.tolist()))
     raise TypeError(f"a slice is a number, slice, tuple, list or array; got {type(index).__name__}")

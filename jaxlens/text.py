@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxlens.config import Config
@@ -37,15 +38,18 @@ class TextOnModel:
         return self.tokenizer
 
     def _bos(self, prepend_bos: bool | None) -> bool | None:
-        return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+        """By default BOS is put in front if both the model and its tokenizer do so by default."""
+        return False if prepend_bos is None and not self.cfg.default_prepend_bos else prepend_bos
 
     def _tokenize(self, text, prepend_bos, padding_side) -> tuple[Int[Array, "b p"], Bool[Array, "b p"] | None]:
         """Text as tokens, with the mask of its padding if there can be any; nothing is cut off."""
         tokens = self.to_tokens(text, prepend_bos, padding_side, truncate=False)
+        if not tokens.size:
+            raise ValueError(f"the input is empty: {text!r} has no tokens, and no BOS is put in front of it")
         self._check_length(tokens.shape)
         if len(tokens) == 1:
             return tokens, None
-        return tokens, self.tokenizer.attention_mask(tokens, prepend_bos, padding_side)
+        return tokens, self.tokenizer.attention_mask(tokens, self._bos(prepend_bos), padding_side)
 
     def to_tokens(
         self,
@@ -56,7 +60,7 @@ class TextOnModel:
     ) -> Int[Array, "b p"]:
         """Text as tokens [batch, pos], padded to the longest; cut to n_ctx with a warning unless `truncate` is False."""
         tokenizer = self._needs_tokenizer()
-        return tokenizer.to_tokens(input, prepend_bos, padding_side, n_ctx=self.cfg.n_ctx, truncate=truncate)
+        return tokenizer.to_tokens(input, self._bos(prepend_bos), padding_side, n_ctx=self.cfg.n_ctx, truncate=truncate)
 
     def to_string(self, tokens: Any) -> str | list[str]:
         """Tokens as text: a string for [pos], a list of strings for [batch, pos]."""
@@ -66,7 +70,7 @@ class TextOnModel:
         self, input: Any, prepend_bos: bool | None = None, padding_side: Side | None = None
     ) -> list[str] | list[list[str]]:
         """Text or tokens as a list of the strings of each token."""
-        return self._needs_tokenizer().to_str_tokens(input, prepend_bos, padding_side)
+        return self._needs_tokenizer().to_str_tokens(input, self._bos(prepend_bos), padding_side)
 
     def to_single_token(self, string: str) -> int:
         """The one token that a string is; an error if it is several."""
@@ -85,11 +89,11 @@ class TextOnModel:
         padding_side: Side | None = None,
     ) -> int:
         """Where a token stands in a text or in tokens."""
-        return self._needs_tokenizer().get_token_position(single_token, input, mode, prepend_bos, padding_side)
+        tokenizer = self._needs_tokenizer()
+        return tokenizer.get_token_position(single_token, input, mode, self._bos(prepend_bos), padding_side)
 
     def tokens_to_residual_directions(self, tokens: Any) -> jax.Array:
-        """The unembedding vectors of tokens: their shape, and [d_model]."""
-        if isinstance(tokens, str):
-            tokens = self.to_single_token(tokens)
-        directions = self.W_U.T[jax.numpy.asarray(tokens)]
-        return directions[0] if directions.ndim > 1 and directions.shape[0] == 1 and directions.ndim == 2 else directions
+        """The unembedding vectors of tokens: their shape and [d_model], or [d_model] alone for a single token."""
+        tokens = jnp.asarray(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
+        self._check_vocabulary(tokens, self.cfg.d_vocab_out)
+        return jnp.moveaxis(self.W_U[:, tokens.reshape(()) if tokens.size == 1 else tokens], 0, -1)

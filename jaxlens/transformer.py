@@ -26,7 +26,7 @@ from jaxlens.errors import HookError
 from jaxlens.gradients import with_gradients
 from jaxlens.hook_table import EMBED_SITES, FINAL_SITES, matching, sites, split_name
 from jaxlens.hooked import HookName, HooksOnModel, HookSpec, Points, hook_points
-from jaxlens.hooks import Added, Listening, add
+from jaxlens.hooks import Added, Listening, add, pairs
 from jaxlens.loss import Output, lm_cross_entropy_loss
 from jaxlens.nn.block import add as add_arrays
 from jaxlens.nn.context import make_context
@@ -177,9 +177,9 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
             HookError: a hook names nothing, or returns what cannot stand in the place of what it got.
         """
         given = self._read_input(input, prepend_bos, padding_side, attention_mask, tokens, start_at_layer)
-        added = tuple(add(self.cfg, name, fn) for name, fn in hooks)
+        added = tuple(add(self.cfg, name, fn) for name, fn in pairs(hooks))
+        self._check_reached(added, start_at_layer, stop_at_layer)
         span = self._span(start_at_layer, stop_at_layer)
-        self._check_reached(added, span)
         return self._run(given, Run(span, return_type, loss_per_token), self._hooks + added)[0]
 
     forward = __call__
@@ -193,7 +193,9 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
         A plain function gets concrete values, one layer at a time; under jit, grad or vmap it is traced. Further
         arguments are those of calling the model.
         """
+        call, before = _bind_call(self, input, *args, **kwargs), len(self._hooks)
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            self._check_reached(self._hooks[before:], call["start_at_layer"], call["stop_at_layer"])
             return self(input, *args, **kwargs)
 
     def run_with_cache(
@@ -220,10 +222,11 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
             call["input"], call["prepend_bos"], call["padding_side"], call["attention_mask"], call["tokens"],
             call["start_at_layer"],
         )  # fmt: skip
-        span = self._span(call["start_at_layer"], call["stop_at_layer"])
-        added = tuple(add(self.cfg, name, fn) for name, fn in call["hooks"])
-        wanted = self._wanted(names_filter, span)
-        run = Run(span, call["return_type"], call["loss_per_token"], wanted, Slice(pos_slice))
+        span = (call["start_at_layer"], call["stop_at_layer"])
+        added = tuple(add(self.cfg, name, fn) for name, fn in pairs(call["hooks"]))
+        self._check_reached(added, *span)
+        wanted = self._wanted(names_filter, *span)
+        run = Run(self._span(*span), call["return_type"], call["loss_per_token"], wanted, Slice(pos_slice))
         runner = with_gradients if incl_bwd else HookedTransformer._run
         out, caught = runner(self, given, run, self._hooks + added)
         cache = ActivationCache.of(caught, self)
@@ -274,7 +277,7 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
         else:
             tokens, mask = self._check_tokens(input), None
             if attention_mask is None and self.tokenizer and (padding_side or self.tokenizer.padding_side) == "left":
-                mask = self.tokenizer.attention_mask(tokens, prepend_bos, "left")
+                mask = self.tokenizer.attention_mask(tokens, self._bos(prepend_bos), "left")
         mask = mask if attention_mask is None else attention_mask
         return Given(tokens, None, *_masks(mask, tokens.shape))
 
@@ -300,19 +303,22 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
             raise ValueError("tokens must be rectangular, [batch, pos]; pad rows of different lengths") from error
         if tokens.size == 0:
             raise ValueError(f"the input is empty (shape {tokens.shape}); wanted at least one token")
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"tokens must be whole numbers; got dtype {tokens.dtype}")
+        self._check_vocabulary(tokens, self.cfg.d_vocab)
         if tokens.ndim not in (1, 2):
             raise ValueError(f"tokens must be [batch, pos] or [pos]; got shape {tokens.shape}")
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         self._check_length(tokens.shape)
+        return jnp.asarray(tokens, jnp.int32)
+
+    def _check_vocabulary(self, tokens, size: int) -> None:
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"tokens must be whole numbers; got dtype {tokens.dtype}")
         if not is_traced(tokens):
             values = np.asarray(tokens)
             low, high = int(values.min()), int(values.max())
-            if low < 0 or high >= self.cfg.d_vocab:
+            if low < 0 or high >= size:
                 odd = low if low < 0 else high
-                raise ValueError(f"token {odd} is out of the vocabulary; tokens are 0 to {self.cfg.d_vocab - 1}")
-        return jnp.asarray(tokens, jnp.int32)
+                raise ValueError(f"token {odd} is out of the vocabulary; tokens are 0 to {size - 1}")
 
     def _check_length(self, shape) -> None:
         if shape[1] > self.cfg.n_ctx:
@@ -325,42 +331,50 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
         """First layer, last layer (not included), and whether the run goes on to logits."""
         n = self.cfg.n_layers
         for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
-            if layer is not None and not -n <= layer <= n:
-                raise ValueError(f"{name} is {layer}; the model has {n} layers, so wanted {-n} to {n}")
+            if layer is not None and not (isinstance(layer, int | np.integer) and -n <= layer <= n):
+                raise ValueError(f"{name} is {layer!r}; the model has {n} layers, so wanted an integer, {-n} to {n}")
         start = (start_at_layer or 0) % n if start_at_layer != n else n
         stop = n if stop_at_layer is None else stop_at_layer % n if stop_at_layer != n else n
         return start, max(start, stop), stop_at_layer is None
 
-    def _reached(self, span: tuple[int, int, bool], skips_embed: bool = False) -> Callable[[str], bool]:
+    def _reached(self, start_at_layer: int | None, stop_at_layer: int | None) -> Callable[[str], bool]:
         """Whether a hook point lies on the way of a run."""
-        start, stop, whole = span
+        start, stop, whole = self._span(start_at_layer, stop_at_layer)
 
         def reached(name: str) -> bool:
             layer = split_name(name)[1]
             if layer is not None:
                 return start <= layer < stop
-            return whole if name in FINAL_NAMES else start == 0
+            return whole if name in FINAL_NAMES else start_at_layer is None
 
         return reached
 
-    def _check_reached(self, hooks: tuple[Added, ...], span) -> None:
-        reached = self._reached(span)
+    def _unreached(self, name: str, start_at_layer: int | None, stop_at_layer: int | None) -> HookError:
+        start, stop, _ = self._span(start_at_layer, stop_at_layer)
+        covered = f"covers layers {start} to {stop - 1}" if start < stop else "covers no layer"
+        return HookError(f'"{name}" is never reached: this run {covered}')
+
+    def _check_reached(self, hooks: tuple[Added, ...], *span: int | None) -> None:
+        reached = self._reached(*span)
         for added in hooks:
             if not any(map(reached, added.names)):
-                raise HookError(f'the hook on "{added.names[0]}" never fires: this run covers layers {span[0]} to {span[1] - 1}')
+                raise self._unreached(added.names[0], *span)
 
-    def _wanted(self, names_filter, span) -> frozenset[str]:
+    def _wanted(self, names_filter, *span: int | None) -> frozenset[str]:
         """The full names a cache is to hold: what the filter chooses, or everything that needs no asking for."""
-        reached, table = self._reached(span), sites(self.cfg)
+        reached, table = self._reached(*span), sites(self.cfg)
         if names_filter is None:
             return frozenset(name for name, site in table.items() if not site.on_request and reached(name))
         filters = names_filter if isinstance(names_filter, list | tuple | set | frozenset) else [names_filter]
         if not filters:
             raise HookError("names_filter is an empty list; give at least one name, or None for everything")
-        found = {name for one in filters for name in matching(self.cfg, one)}
-        if not (wanted := frozenset(filter(reached, found))):
-            raise HookError(f'"{sorted(found)[0]}" is never reached: this run covers layers {span[0]} to {span[1] - 1}')
-        return wanted
+        wanted: set[str] = set()
+        for names in filters:
+            found = matching(self.cfg, names)
+            if not any(map(reached, found)):
+                raise self._unreached(found[0], *span)
+            wanted |= set(filter(reached, found))
+        return frozenset(wanted)
 
     def __repr__(self) -> str:
         cfg = self.cfg

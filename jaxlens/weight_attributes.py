@@ -28,11 +28,8 @@ class Layers:
         n = len(self)
         if not -n <= layer < n:
             raise IndexError(f"there is no layer {layer}; the model has {n}")
-        for stack, layers in zip(self._parts.stacks, self._cfg.stacks, strict=True):
-            if layer % n in layers:
-                row = layers.index(layer % n)
-                return jax.tree.map(lambda w: w[row], stack)  # noqa: B023
-        raise AssertionError("every layer is in a stack")
+        stack, row = next((i, rows.index(layer % n)) for i, rows in enumerate(self._cfg.stacks) if layer % n in rows)
+        return jax.tree.map(lambda w: w[row], self._parts.stacks[stack])
 
 
 class WeightAttributes:
@@ -48,6 +45,8 @@ class WeightAttributes:
     def __getattr__(self, name: str) -> jax.Array:
         if name in STACKED:
             return _stacked(self, name)
+        if isinstance(found := getattr(type(self), name, None), property):
+            return found.fget(self)  # it raised an AttributeError, which Python would replace by the one below
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @property

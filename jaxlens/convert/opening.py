@@ -75,11 +75,13 @@ def read_config(fields: Mapping[str, Any]) -> tuple[Family, Config]:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: str | Path) -> Iterator[None]:
     """Puts the path in front of an error that does not have it."""
     try:
         yield
     except CheckpointError as error:
+        if str(path) in str(error):
+            raise
         raise CheckpointError(f"{path}: {error}") from error
 
 

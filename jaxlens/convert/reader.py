@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -58,8 +59,10 @@ CONVERTED: Mapping[str, str | None] = {
 """Fields of older files that transformers moves into `rope_parameters`, and what they are called there. `rope_scaling`
 is an object whose fields keep their names."""
 
-MOST_LAYERS = 10_000
-"""A config.json that asks for more layers than this is damaged; expanding it would only use up memory."""
+REPEATS = re.compile(r"(n|num)_(\w+_)?(layers?|experts)|attention_types")
+MOST_REPEATS = 10_000
+"""Layers and experts are listed one by one. A config.json that asks for more than this is damaged, and is refused
+before the list uses up time and memory."""
 
 _REQUIRED = object()
 
@@ -175,7 +178,7 @@ def complete(fields: Mapping[str, Any]) -> dict[str, Any]:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
-    _check_layers(fields)
+    _check_repeats(fields)
     if fields.get("model_type") not in CONFIG_MAPPING:
         return dict(fields)
     kind = CONFIG_MAPPING[fields["model_type"]]
@@ -206,12 +209,14 @@ def standard_names(model_type: str) -> Mapping[str, str]:
     return CONFIG_MAPPING[model_type].attribute_map if model_type in CONFIG_MAPPING else {}
 
 
-def _check_layers(fields: Mapping[str, Any]) -> None:
+def _check_repeats(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            _check_layers(value)
-        elif ("layer" in name or name == "attention_types") and max(_whole_numbers(value), default=0) > MOST_LAYERS:
-            raise CheckpointError(f"config.json: {name} is {_brief(value)}; no model has over {MOST_LAYERS:,} layers")
+            _check_repeats(value)
+        elif REPEATS.fullmatch(name) and max(_whole_numbers(value), default=0) > MOST_REPEATS:
+            raise CheckpointError(
+                f"config.json: {name} is {_brief(value)}; no model has over {MOST_REPEATS:,} of those"
+            )
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:

@@ -36,7 +36,8 @@ def frequencies(rotary: Rotary, dim: int, length: Int[Array, ""]) -> Float[Array
         Array([1. , 0.1], dtype=float32)
     """
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    plain = jnp.asarray(1 / np.float32(rotary.base) ** exponents)
+    # a power rounded once, then a float32 reciprocal: the frequencies that checkpoints were trained with, to the bit
+    plain = jnp.asarray(1 / (np.float64(rotary.base) ** exponents).astype(np.float32))
     match rotary.scaling:
         case None:
             return plain

