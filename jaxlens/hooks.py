@@ -199,7 +199,7 @@ def _checked(fn: Callable, value: jax.Array, point: HookPoint) -> jax.Array:
             f'the hook on "{point.name}" changed the dtype from {value.dtype} to {new.dtype}; '
             "return `.astype(value.dtype)`"
         )
-    return jnp.asarray(new)
+    return new if isinstance(new, jax.Array) else jnp.array(new)  # asarray would compile something, and share memory
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from models import CONFIGS, model, randomised, tokens
+from models import LLAMA, model, randomised, tokens
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from jaxlens import HookedTransformer, Tokenizer, demo
+from jaxlens import Config, HookedTransformer, Tokenizer, demo
 from jaxlens.cli import main
 from jaxlens.convert import open_checkpoint
 from jaxlens.hook_table import sites, split_name
@@ -83,7 +83,7 @@ def talking_model() -> HookedTransformer:
     """A tiny random model that knows the words of the prompts."""
     backend = tokenizers.Tokenizer(WordLevel({word: i for i, word in enumerate(words())}, unk_token="<unk>"))
     backend.pre_tokenizer = Whitespace()
-    talking = randomised(CONFIGS["llama"].replace(d_vocab=len(words())))
+    talking = randomised(Config(**{**LLAMA, "d_vocab": len(words())}))
     talking.set_tokenizer(Tokenizer(backend, bos_token="<s>"))
     return talking
 

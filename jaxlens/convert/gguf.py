@@ -9,16 +9,14 @@ import importlib.util
 import math
 import mmap
 import struct
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from jaxlens.convert.gguf_vocabulary import Vocabulary
 from jaxlens.errors import CheckpointError
 from jaxlens.tokenizer import Tokenizer
 
@@ -390,7 +388,7 @@ class GGUFFile:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the file's own vocabulary describes; `CheckpointError` if it is of an unknown kind."""
         try:
-            return _Vocabulary(self.metadata).tokenizer()
+            return Vocabulary(self.metadata).tokenizer()
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.path} holds no tokenizer that can be built: {error}") from error
 
@@ -410,144 +408,3 @@ class GGUFFile:
         except NotImplementedError:
             raise CheckpointError(f"{self.path}: gguf cannot expand {info.kind.name}, the type of {stored}") from None
         return np.require(value, np.float32, ["C", "W"])  # float32 is stored as such: W copies it out of the file
-
-
-@dataclass(frozen=True)
-class Splitting:
-    """How a byte-level tokenizer cuts text into words before it merges; the defaults are GPT-2's."""
-
-    pattern: str | None = None  # None: the one built into ByteLevel, GPT-2's
-    digits: bool = False  # each digit on its own
-    nfc: bool = False
-    ignore_merges: bool = False  # a word that is a token needs no merges
-    add_bos: bool = False
-
-
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = Splitting(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + _WORDS % "{1,3}", ignore_merges=True, add_bos=True)
-_QWEN2 = Splitting(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + _WORDS % "", nfc=True)
-PRE_TOKENIZERS = {
-    "gpt-2": Splitting(),
-    "phi-2": Splitting(),
-    "smollm": Splitting(digits=True),
-    "starcoder": Splitting(digits=True),
-    "refact": Splitting(digits=True),
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
-}
-
-
-class _Vocabulary:
-    """The `tokenizer.ggml.*` metadata, checked, and the tokenizer it describes."""
-
-    NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # types of token
-
-    def __init__(self, metadata: Mapping[str, Any]):
-        self.metadata = metadata
-        self.tokens: list[str] = self.get("tokens", [])
-        self.types = self.get("token_type", [self.NORMAL] * len(self.tokens))
-        self.ids = {token: index for index, token in enumerate(self.tokens)}
-        counts = {len(self.tokens), len(self.ids), len(self.types)}
-        if counts == {0} or len(counts) > 1:
-            found = f"{len(self.tokens)} tokens, {len(self.ids)} of them different, and {len(self.types)} types"
-            raise CheckpointError(f"the vocabulary has {found}; these must be equal and not 0")
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.metadata.get(f"tokenizer.ggml.{key}", default)
-
-    def token(self, role: str, default: int | None = None) -> str | None:
-        index = self.get(f"{role}_token_id", default)
-        if index is not None and index >= len(self.tokens):
-            raise CheckpointError(f"{role}_token_id is {index}, and the vocabulary has {len(self.tokens)} tokens")
-        return None if index is None else self.tokens[index]
-
-    def backend(self, merges: list[tuple[str, ...]], **options: Any) -> tokenizers.Tokenizer:
-        try:
-            return tokenizers.Tokenizer(models.BPE(self.ids, merges, **options))
-        except Exception as error:  # the Rust library raises bare Exception
-            raise CheckpointError(f"the vocabulary and its merges do not fit together: {error}") from error
-
-    def byte_level(self) -> tuple[tokenizers.Tokenizer, bool]:
-        """GPT-2's kind: every token is a string of bytes in a printable alphabet, made by the file's merges."""
-        name = self.get("pre", "default")
-        if name == "default":
-            warnings.warn(
-                "the GGUF file does not say how its tokenizer splits text into words (tokenizer.ggml.pre); GPT-2's way "
-                "is assumed. Give the model its original tokenizer if it splits in another way.",
-                stacklevel=4,
-            )
-        elif name not in PRE_TOKENIZERS:
-            raise CheckpointError(f"tokenizer.ggml.pre is {name!r}; known are {', '.join(PRE_TOKENIZERS)}")
-        splitting = PRE_TOKENIZERS.get(name, Splitting())
-        merges = [tuple(merge.split(" ", 1)) for merge in self.get("merges", [])]
-        backend = self.backend(merges, ignore_merges=splitting.ignore_merges)
-        if splitting.nfc:
-            backend.normalizer = normalizers.NFC()
-        steps = [pre_tokenizers.Digits(individual_digits=True)] if splitting.digits else []
-        if splitting.pattern:
-            steps.append(pre_tokenizers.Split(Regex(splitting.pattern), behavior="isolated"))
-        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splitting.pattern is None))
-        backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
-        backend.decoder = decoders.ByteLevel()
-        return backend, splitting.add_bos
-
-    def sentencepiece(self) -> tuple[tokenizers.Tokenizer, bool]:
-        """Llama 2's kind: spaces are "▁", unknown characters fall back to bytes, merges follow from the scores."""
-        if self.get("remove_extra_whitespaces") or self.get("precompiled_charsmap"):
-            raise CheckpointError("the vocabulary comes with rules that rewrite text, which are not understood")
-        unknown = self.token("unknown", 0)
-        backend = self.backend(self.merges(), unk_token=unknown, fuse_unk=True, byte_fallback=True)
-        spaces = [normalizers.Replace(" ", "▁")]
-        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        if self.get("add_space_prefix", True):
-            spaces, steps = [normalizers.Prepend("▁"), *spaces], [*steps, decoders.Strip(" ", 1, 0)]
-        backend.normalizer, backend.decoder = normalizers.Sequence(spaces), decoders.Sequence(steps)
-        return backend, True
-
-    def merges(self) -> list[tuple[str, ...]]:
-        """Every way to make a token of two others, best score first; of one token's ways, the longest left part."""
-        if "tokenizer.ggml.merges" in self.metadata:
-            return [tuple(merge.split(" ", 1)) for merge in self.get("merges")]
-        scores = self.get("scores", [])
-        normal = [index for index, kind in enumerate(self.types) if kind == self.NORMAL]
-        if len(scores) != len(self.tokens) or len({scores[index] for index in normal}) < min(2, len(normal)):
-            raise CheckpointError("the vocabulary has neither merges nor scores that tell its tokens apart")
-        ways = []
-        for index in normal:
-            token = self.tokens[index]
-            splits = ((token[:at], token[at:]) for at in range(len(token) - 1, 0, -1))
-            ways += [(-scores[index], split) for split in splits if split[0] in self.ids and split[1] in self.ids]
-        return [split for _, split in sorted(ways, key=lambda way: way[0])]
-
-    def tokenizer(self) -> Tokenizer:
-        """The finished tokenizer, with its special tokens, and adding BOS and EOS on its own if the file says so."""
-        kinds = {"gpt2": self.byte_level, "llama": self.sentencepiece}
-        if (model := self.get("model")) not in kinds:
-            raise CheckpointError(f"tokenizer.ggml.model is {model!r}; known are {', '.join(kinds)}")
-        backend, add_bos = kinds[model]()
-        defaults = {"bos": 1, "eos": 2, "unknown": 0} if model == "llama" else {}
-        named = {role: self.token(role, defaults.get(role)) for role in ("bos", "eos", "unknown", "padding")}
-        typed = list(zip(self.tokens, self.types, strict=True))
-        control = [token for token, kind in typed if kind == self.CONTROL or token in named.values()]
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-        own = [token for token, kind in typed if kind == self.USER_DEFINED]
-        backend.add_tokens([AddedToken(token, normalized=False) for token in own])
-        adds = {"bos": self.get("add_bos_token", add_bos), "eos": self.get("add_eos_token", False)}
-        bos, eos = ([role] if adds[role] and named[role] else [] for role in ("bos", "eos"))
-        if bos or eos:
-            backend.post_processor = processors.TemplateProcessing(
-                single=[*bos, "$A", *eos],
-                pair=[*bos, "$A", *eos, *(f"{piece}:1" for piece in [*bos, "$B", *eos])],
-                special_tokens=[{"id": r, "ids": [self.ids[named[r]]], "tokens": [named[r]]} for r in [*bos, *eos]],
-            )
-        return Tokenizer(
-            backend,
-            bos_token=named["bos"],
-            eos_token=named["eos"],
-            pad_token=named["padding"],
-            unk_token=named["unknown"],
-            chat_template=self.metadata.get("tokenizer.chat_template"),
-        )
