@@ -3,12 +3,12 @@
     python -m benchmarks.memory           prints both tables and writes results/memory-<device>.json
     python -m benchmarks.memory --quick   shorter sequences; writes nothing
 
-Nothing here runs the model: the bytes are those of its parameters and those that the compiler plans for (XLA's own
-`memory_analysis`), so they do not depend on how busy the machine is.
+Bytes are those of arrays, and those that the compiler plans for (XLA's own `memory_analysis`), so they do not depend on
+how busy the machine is. The second table is of models without MLPs, whose activations would hide what attention takes.
 """
 
 import argparse
-import math
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -18,20 +18,18 @@ import jax.numpy as jnp
 from benchmarks.report import environment, print_environment, print_table, write
 from jaxlens import Config, HookedTransformer
 
-SHAPE: dict[str, Any] = {
+ATTENTION: dict[str, Any] = {
     "n_layers": 4,
     "d_model": 256,
     "n_heads": 4,
     "n_key_value_heads": 2,
     "d_head": 64,
-    "d_mlp": 1024,
     "d_vocab": 512,
-    "act_fn": "silu",
-    "gated_mlp": True,
     "normalization_type": "RMS",
     "biases": (),
     "positional_embedding_type": "rotary",
 }
+WHOLE: dict[str, Any] = {**ATTENTION, "d_mlp": 1024, "act_fn": "silu", "gated_mlp": True}
 CONTEXTS = (1024, 131072)
 SHORT = 512
 WINDOW = 512
@@ -61,32 +59,39 @@ def planned_bytes(cfg: Config, length: int, program: Callable) -> dict[str, int]
     }
 
 
-def parameter_bytes(cfg: Config) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(_shapes(cfg)))
-
-
-def _shapes(cfg: Config) -> Any:
-    return jax.eval_shape(lambda: HookedTransformer(cfg).params)
+def array_bytes(cfg: Config) -> dict[str, int]:
+    """The parameters of a model, and every array that is alive after it was made and has run."""
+    gc.collect()
+    before = {id(array) for array in jax.live_arrays()}
+    model = HookedTransformer(cfg)
+    output = jax.block_until_ready(model(jnp.zeros((1, SHORT), jnp.int32)))
+    alive = sum(array.nbytes for array in jax.live_arrays() if id(array) not in before)
+    del output
+    return {"parameters": sum(value.nbytes for value in model.params.values()), "alive": alive}
 
 
 def compare_contexts() -> dict[str, Any]:
     """The same model with a short and a long context, at the same sequence length."""
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, int]] = {}
     for n_ctx in CONTEXTS:
-        cfg = Config(**SHAPE, n_ctx=n_ctx)
-        found[str(n_ctx)] = {"parameters": parameter_bytes(cfg)} | {
-            name: planned_bytes(cfg, SHORT, program) for name, program in PROGRAMS.items()
+        cfg = Config(**WHOLE, n_ctx=n_ctx)
+        bytes_of = array_bytes(cfg)
+        found[f"{n_ctx}"] = {
+            "parameters": bytes_of["parameters"],
+            "all arrays alive after construction and a forward": bytes_of["alive"],
+            **{
+                f"{name}, {kind}": n_bytes
+                for name, program in PROGRAMS.items()
+                for kind, n_bytes in planned_bytes(cfg, SHORT, program).items()
+            },
         }
-    rows = [["parameters", *(mib(found[str(n_ctx)]["parameters"]) for n_ctx in CONTEXTS)]]
-    for name in PROGRAMS:
-        for kind in ("temporary", "arguments", "results"):
-            rows.append([f"{name}, {kind}", *(mib(found[str(n_ctx)][name][kind]) for n_ctx in CONTEXTS)])
-    rows.append([f"one mask of [{CONTEXTS[1]}, {CONTEXTS[1]}] would be", "", mib(CONTEXTS[1] ** 2)])
+    short, long = found.values()
+    rows = [[name, mib(short[name]), mib(long[name])] for name in short]
+    rows.append(["a mask of [n_ctx, n_ctx] would be", *(mib(n_ctx**2) for n_ctx in CONTEXTS)])
     header = [f"MiB at {SHORT} tokens", *(f"n_ctx = {n_ctx}" for n_ctx in CONTEXTS)]
     print_table("A longer context that is not used", header, rows)
-    equal = found[str(CONTEXTS[0])] == found[str(CONTEXTS[1])]
-    print("  equal to the byte" if equal else "  NOT equal")
-    return {"tokens": SHORT, "by_n_ctx": found, "equal": equal}
+    print("  equal to the byte" if short == long else "  NOT equal")
+    return {"tokens": SHORT, "bytes_by_n_ctx": found, "equal": short == long}
 
 
 def compare_attention(lengths: tuple[int, ...], block: int) -> list[dict[str, Any]]:
@@ -95,16 +100,17 @@ def compare_attention(lengths: tuple[int, ...], block: int) -> list[dict[str, An
     for name, program in PROGRAMS.items():
         for kind, windows in WINDOWS.items():
             for length in lengths:
-                cfg = Config(**SHAPE, n_ctx=max(lengths), windows=windows)
+                cfg = Config(**ATTENTION, attn_only=True, n_ctx=max(lengths), windows=windows)
                 explicit, blockwise = (
-                    planned_bytes(cfg.replace(attn_block=size), length, program)["temporary"] for size in (length, block)
+                    planned_bytes(cfg.replace(attn_block=queries), length, program)["temporary"]
+                    for queries in (length, block)
                 )
                 found.append({
                     "program": name, "layers": kind, "tokens": length, "explicit": explicit, "blockwise": blockwise,
                 })  # fmt: skip
     rows = [
         [f"{e['program']}, {e['layers']}", str(e["tokens"]), mib(e["explicit"]), mib(e["blockwise"]),
-         f"{e['blockwise'] / e['explicit']:.3f}", mib(4 * SHAPE["n_heads"] * e["tokens"] ** 2)]
+         f"{e['blockwise'] / e['explicit']:.3f}", mib(4 * ATTENTION["n_heads"] * e["tokens"] ** 2)]
         for e in found
     ]  # fmt: skip
     header = ["temporary MiB", "tokens", "explicit", "blockwise", "ratio", "scores of one layer"]
@@ -127,7 +133,7 @@ def main() -> None:
     print_environment(where)
     lengths, block = ((1024, 2048), 256) if options.quick else ((2048, 8192), 1024)
     results = {
-        "shape": SHAPE,
+        "shape": WHOLE,
         "unused_context": compare_contexts(),
         "attention": {"block": block, "window": WINDOW, "temporary_bytes": compare_attention(lengths, block)},
     }

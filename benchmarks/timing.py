@@ -45,7 +45,7 @@ def compilations() -> Iterator[Compilations]:
 
 
 class Clocks(NamedTuple):
-    """Seconds on the wall, and seconds that this process's threads had a processor: others' load hardly changes those."""
+    """Seconds on the wall, and on processors, summed over this process's threads: others' load hardly changes those."""
 
     wall: float
     processor: float

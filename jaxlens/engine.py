@@ -149,40 +149,46 @@ def _put(buffer, value, i):
 
 def _scanned(stack: Block, x, context: Context, stretch: Stretch, listening: Listening):
     """The same layers in a scan, differentiable, all hooks inside; Python functions act where their layer comes by."""
-    wanted = {}  # site -> the layers of this stretch that it is wanted in
+    wanted: dict[str, list[int]] = {}  # site -> the layers of this stretch that it is wanted in
     for layer in stretch.layers:
         for site in listening.wanted_at(layer):
             wanted.setdefault(site, []).append(layer)
     if stretch.first or len(stretch.layers) < len(listening.cfg.stacks[stretch.stack]):
         stack = jax.tree.map(lambda w: w[stretch.first : stretch.first + len(stretch.layers)], stack)
-    step = functools.partial(
-        _step, context=context, edits=listening.edits_in(stretch.layers), wanted=frozenset(wanted),
-        positions=listening.positions, points=listening.points,
+    wanted_in = tuple((site, tuple(wanted[site])) for site in sorted(wanted))
+    x, values = _scan(
+        stack, x, context, listening.edits_in(stretch.layers), layers=stretch.layers, wanted_in=wanted_in,
+        positions=listening.positions, points=listening.points if listening.edits else None,
     )  # fmt: skip
-    everywhere = {site for site, layers in wanted.items() if len(layers) == len(stretch.layers)}
-    shapes = jax.eval_shape(step, _take(stack, 0), x, jnp.int32(0))[1] if len(everywhere) < len(wanted) else {}
+    return x, [caught for site, layers in wanted_in for caught in _named({site: values[site]}, layers)]
+
+
+@functools.partial(jax.jit, static_argnames=("layers", "wanted_in", "positions", "points"))
+def _scan(stack, x, context, edits, *, layers, wanted_in, positions, points):
+    """All layers of a (part of a) stack; what is wanted in only some of them is kept in a buffer for just those."""
+    wanted = dict(wanted_in)
+    step = functools.partial(
+        _step, context=context, edits=edits, wanted=frozenset(wanted), positions=positions, points=points
+    )
+    partly = [site for site in wanted if wanted[site] != layers]
+    shapes = jax.eval_shape(step, _take(stack, 0), x, jnp.int32(0))[1] if partly else {}
     # one row too many, which takes the values of layers that are not wanted
-    buffers = {s: jnp.zeros((len(wanted[s]) + 1, *shapes[s].shape), shapes[s].dtype) for s in set(wanted) - everywhere}
-    rows = {s: _rows(wanted[s], stretch.layers) for s in buffers}
+    buffers = {site: jnp.zeros((len(wanted[site]) + 1, *shapes[site].shape), shapes[site].dtype) for site in partly}
+    rows = {site: _rows(wanted[site], layers) for site in partly}
 
     def body(carry, xs):
         x, buffers = carry
         block, layer, row = xs
         x, caught = step(block, x, layer)
-        kept = {site: _put(buffers[site], caught[site], row[site]) for site in buffers}
-        return (x, kept), {site: caught[site] for site in everywhere}
+        buffers = {site: _put(buffers[site], caught.pop(site), row[site]) for site in buffers}
+        return (x, buffers), caught
 
-    xs = (stack, jnp.array(stretch.layers, jnp.int32), rows)
-    (x, buffers), stacked = jax.lax.scan(body, (x, buffers), xs)
-    single = len(stretch.layers) == 1
-    caught = _named({site: value[0] if single else value for site, value in stacked.items()}, stretch.layers)
-    for site, value in buffers.items():
-        layers = tuple(wanted[site])
-        caught += _named({site: value[0] if len(layers) == 1 else value[:-1]}, layers)
-    return x, caught
+    (x, buffers), everywhere = jax.lax.scan(body, (x, buffers), (stack, jnp.array(layers, jnp.int32), rows))
+    values = everywhere | {site: buffer[:-1] for site, buffer in buffers.items()}
+    return x, {site: value[0] if len(wanted[site]) == 1 else value for site, value in values.items()}
 
 
-def _rows(wanted: list[int], layers: tuple[int, ...]) -> jax.Array:
+def _rows(wanted: tuple[int, ...], layers: tuple[int, ...]) -> jax.Array:
     return jnp.array([wanted.index(layer) if layer in wanted else len(wanted) for layer in layers], jnp.int32)
 
 
@@ -204,20 +210,19 @@ def _edited(stack: Block, x, context: Context, stretch: Stretch, listening: List
 # --- what stands before and after the layers
 
 
-def run_stage(stage, parts, x, listening: Listening, names: tuple[str, ...], **static):
-    """Embedding or unembedding: `stage(parts, x, tap, **static)` compiled, or piece by piece if Python edits it."""
+def run_stage(stage, parts, x, listening: Listening, names: tuple[str, ...], cfg: Config):
+    """Embedding or unembedding: `stage(parts, x, tap, cfg)` compiled, or piece by piece if Python edits it."""
     wanted = frozenset(name for name in names if name in listening.wanted)
     edits = tuple(edit for edit in listening.edits if edit.site in names)
-    plain = any(edit.is_plain for edit in edits)
-    if plain or is_traced(parts, x, edits):
-        tap = Tap(edits, wanted, None, listening.positions, listening.points)
-        x, caught = stage(parts, x, tap, **static), tap.caught
-    else:
-        x, caught = _stage(parts, x, edits, stage=stage, wanted=wanted, positions=listening.positions, **static)
-    return x, [Caught(site, None, value) for site, value in caught.items()]
+    edited = any(edit.is_plain for edit in edits) and not is_traced(parts, x, edits)
+    run = _stage if edited else _stage_compiled
+    x, caught = run(parts, x, edits, stage, wanted, listening.positions, listening.points if edits else None, cfg)
+    return x, [Caught(name, None, value) for name, value in caught.items()]
 
 
-@functools.partial(jax.jit, static_argnames=("stage", "wanted", "positions", "cfg"))
-def _stage(parts, x, edits, *, stage, wanted, positions, cfg):
-    tap = Tap(edits, wanted, None, positions)
-    return stage(parts, x, tap, cfg=cfg), tap.caught
+def _stage(parts, x, edits, stage, wanted, positions, points, cfg):
+    tap = Tap(edits, wanted, None, positions, points)
+    return stage(parts, x, tap, cfg), tap.caught
+
+
+_stage_compiled = jax.jit(_stage, static_argnums=(3, 4, 5, 6, 7))

@@ -199,7 +199,8 @@ def _checked(fn: Callable, value: jax.Array, point: HookPoint) -> jax.Array:
             f'the hook on "{point.name}" changed the dtype from {value.dtype} to {new.dtype}; '
             "return `.astype(value.dtype)`"
         )
-    return new if isinstance(new, jax.Array) else jnp.array(new)  # asarray would compile something, and share memory
+    # a copy, for the caller may write to its array again; jnp.array would compile a program for every new shape
+    return new if isinstance(new, jax.Array) else jax.device_put(new.copy())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -20,7 +20,7 @@ RESID_PRE, RESID_POST, Z = "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"
 # One site on every path through the model: what Python edits there runs in pieces of its own.
 PATHS = (
     "hook_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_attn_scores", "blocks.0.attn.hook_result",
-    "blocks.0.hook_q_input", "blocks.0.hook_attn_in", "unembed.hook_in",
+    "blocks.0.hook_q_input", "unembed.hook_in",
 )  # fmt: skip
 
 
@@ -411,13 +411,14 @@ def warm(the_model, given) -> None:
         the_model.run_with_hooks(given, fwd_hooks=[(name, keep)])
 
 
-def test_a_new_hook_on_any_site_of_any_layer_compiles_nothing(the_model):
-    given = tokens()
+@pytest.mark.parametrize("name", ["gpt2", "gemma"])
+def test_a_new_hook_on_any_site_of_any_layer_compiles_nothing(name):
+    the_model, given = model(name), tokens()
     warm(the_model, given)
     with compilations() as compiled:
-        for name in sites(the_model.cfg):
-            the_model.run_with_hooks(given, fwd_hooks=[(name, lambda value, hook: value)])
-            the_model.run_with_hooks(given, fwd_hooks=[(name, lambda value, hook: np.asarray(value) * 1)])
+        for full in sites(the_model.cfg):
+            the_model.run_with_hooks(given, fwd_hooks=[(full, lambda value, hook: value)])
+            the_model.run_with_hooks(given, fwd_hooks=[(full, lambda value, hook: np.asarray(value) * 1)])
     assert compiled == []
 
 

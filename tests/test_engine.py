@@ -1,0 +1,159 @@
+"""The plan of runs: what is compiled, when, and for how much."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hlo import buffers
+from models import CONFIGS, LLAMA, model, tokens
+from test_models import close
+
+from jaxlens import Config, HookedTransformer, hook
+from jaxlens.engine import is_traced, plan
+from jaxlens.hooks import Listening, add
+
+
+@pytest.fixture
+def compilations():
+    """The durations of the compilations since the test began, or since `.clear()`."""
+    seen: list[float] = []
+
+    def listen(event, seconds, **_):
+        if event.endswith("backend_compile_duration"):
+            seen.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.clear_event_listeners()
+
+
+def listening(cfg, *hooks, wanted=()):
+    added = tuple(add(cfg, name, fn) for name, fn in hooks)
+    return Listening.of(cfg, added, frozenset(wanted), None, None)
+
+
+def stretches(cfg, asked, start=0, stop=None):
+    return [(s.stack, s.layers, s.edited) for s in plan(asked, start, cfg.n_layers if stop is None else stop)]
+
+
+def test_an_unhooked_forward_is_one_stretch():
+    cfg = CONFIGS["llama"]
+    assert stretches(cfg, listening(cfg)) == [(0, (0, 1, 2, 3), False)]
+    assert stretches(cfg, listening(cfg), 1, 3) == [(0, (1, 2), False)]
+    assert stretches(cfg, listening(cfg), 2, 2) == []
+
+
+def test_only_the_layer_that_python_edits_leaves_the_loop():
+    cfg = CONFIGS["llama"]
+    asked = listening(cfg, ("blocks.2.attn.hook_z", print), ("blocks.0.hook_resid_pre", hook(print)))
+    assert stretches(cfg, asked) == [(0, (0, 1), False), (0, (2,), True), (0, (3,), False)]
+
+
+def test_captures_are_of_a_whole_stack_or_of_single_layers():
+    cfg = CONFIGS["llama"]
+    everywhere = [f"blocks.{layer}.attn.hook_z" for layer in range(4)]
+    assert stretches(cfg, listening(cfg, wanted=everywhere)) == [(0, (0, 1, 2, 3), False)]
+    some = stretches(cfg, listening(cfg, wanted=everywhere[1:3]))
+    assert some == [(0, (0,), False), (0, (1,), False), (0, (2,), False), (0, (3,), False)]
+
+
+def test_blocks_of_different_shape_are_a_few_stacks_in_order():
+    cfg = CONFIGS["moe"]  # dense, mixed, mixed, dense
+    assert cfg.stacks == ((0, 3), (1, 2))
+    assert stretches(cfg, listening(cfg)) == [(0, (0,), False), (1, (1, 2), False), (0, (3,), False)]
+    assert "blocks.0,3.mlp.W_in" in model("moe").params
+    assert "blocks.1-2.mlp.W_router" in model("moe").params
+    assert model("moe").blocks[2].mlp.W_in.shape == (5, 14, 22)
+    assert model("moe").W_Q.shape == (4, 6, 14, 4)
+    assert jnp.array_equal(model("moe").W_Q[3], model("moe").blocks[3].attn.W_Q)
+
+
+def test_any_stretch_of_layers_runs_the_same_program(compilations):
+    the_model, given = model("llama"), tokens()
+    middle = the_model(given, stop_at_layer=2)
+    the_model(middle, start_at_layer=2)
+    compilations.clear()
+    for start, stop in ((0, 1), (0, 3), (1, 4), (2, 3)):
+        the_model(middle, start_at_layer=start, stop_at_layer=stop)
+    assert not compilations
+
+
+def test_new_hooks_captures_and_gradients_reuse_what_is_compiled(compilations):
+    the_model, given = model("llama"), tokens()
+    direction = np.ones(14, np.float32)
+
+    def steer(value, hook, direction):
+        return value + direction
+
+    def loss(direction, layer):
+        hooks = [(f"blocks.{layer}.hook_resid_post", hook(steer, direction=direction))]
+        return the_model.run_with_hooks(given, return_type="loss", fwd_hooks=hooks)
+
+    def everything(layer, direction):
+        the_model.run_with_hooks(given, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", lambda z, hook: None)])
+        the_model.run_with_cache(given, names_filter=f"blocks.{layer}.hook_resid_mid")
+        jax.grad(loss)(direction, layer)
+        jax.vmap(lambda d: loss(d, layer))(direction[None])
+        loss(direction, layer)
+        the_model.run_with_cache(given, return_type="loss", incl_bwd=True)
+
+    everything(1, direction)
+    compilations.clear()
+    everything(2, direction * 2)
+    assert not compilations
+
+
+def test_compiled_size_does_not_grow_with_depth():
+    texts = []
+    for depth in (3, 12):
+        deep = HookedTransformer(Config(**{**LLAMA, "n_layers": depth}))
+        compiled = jax.jit(lambda m, t: m(t)).lower(deep, tokens()).compile()
+        texts.append(len(buffers(compiled.as_text())))
+    assert texts[0] == texts[1]
+
+
+def test_weights_are_never_copied_whole():
+    """Temporary memory of a forward stays far below the size of the weights: a layer at a time."""
+    deep = HookedTransformer(Config(**{**LLAMA, "n_layers": 24, "d_model": 128, "d_mlp": 512}))
+    size = sum(value.size * 4 for value in deep.params.values())
+    compiled = jax.jit(lambda m, t: m(t)).lower(deep, tokens(1, 4)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < size / 6
+
+
+def test_tracers_are_told_from_arrays():
+    found = []
+    look = lambda x: found.append(is_traced(x)) or x.sum()  # noqa: E731
+    x = jnp.ones((2, 3))
+    look(x)
+    jax.jit(look)(x)
+    jax.grad(look)(x)
+    jax.vmap(look)(x)
+    jax.jvp(look, (x,), (x,))
+    assert found == [False, True, True, True, True]
+
+
+def test_a_model_is_a_pytree_and_closing_over_it_works_too():
+    the_model, given = model("gemma"), tokens()
+    plain = the_model(given)
+    close(jax.jit(lambda t: the_model(t))(given), plain)
+    twice = jax.tree.map(lambda w: w, the_model)
+    close(twice(given), plain)
+    batched = jax.vmap(the_model)(jnp.stack([given, given[::-1]]))
+    close(batched[0], plain)
+    close(batched[1], plain[::-1])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma", "moe"])
+def test_half_precision_stays_half_and_close(name, dtype):
+    full = model(name)
+    params = {key: value.astype(dtype) for key, value in full.params.items()}
+    half = HookedTransformer(full.cfg.replace(dtype=dtype), params=params)
+    logits, cache = half.run_with_cache(tokens())
+    assert logits.dtype == dtype
+    scales = [n for n in cache if n.endswith("hook_scale") or n.endswith("expert_weights")]
+    assert all(cache[full_name].dtype == (jnp.float32 if full_name in scales else dtype) for full_name in cache)
+    exact = jax.nn.log_softmax(full(tokens()))
+    got = jax.nn.log_softmax(logits.astype(jnp.float32))
+    assert float(jnp.sum(jnp.exp(exact) * (exact - got), -1).mean()) < 2e-2
+    close(half.run_with_hooks(tokens(), fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: z)]), logits, 0.1)
