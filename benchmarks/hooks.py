@@ -27,6 +27,8 @@ LENGTH = 128
 SITES = ("hook_resid_post", "attn.hook_z", "attn.hook_q", "attn.hook_pattern", "mlp.hook_post", "hook_mlp_out")
 FIRST_HOOK_LENGTHS = (119, 106, 93, 80)
 DEPTHS = (12, 48)
+FORWARD, GRADIENT = "forward", "loss and its gradient, jitted"
+PEERS = {FORWARD: "PyTorch, Hugging Face eager: forward", GRADIENT: "PyTorch, Hugging Face eager: loss and gradient"}
 FIRST_HOOK_TARGET, DEPTH_TARGET = 1.5, 1.3  # seconds; ratio
 
 
@@ -82,11 +84,10 @@ def other_cases(model: HookedTransformer, tokens: np.ndarray) -> dict[str, Case]
             lambda i: model.run_with_cache(tokens, names_filter=residuals), 1.1
         ),
         "forward in the user's own jit": Case(lambda i: jitted(model, tokens)),
-        "loss and its gradient, jitted": Case(lambda i: gradient(model, tokens)),
+        GRADIENT: Case(lambda i: gradient(model, tokens)),
     }
     if peer:
-        cases["PyTorch, Hugging Face eager: forward"] = Case(peer["forward"])
-        cases["PyTorch, Hugging Face eager: loss and gradient"] = Case(peer["gradient"])
+        cases |= {PEERS[FORWARD]: Case(peer["forward"]), PEERS[GRADIENT]: Case(peer["gradient"])}
     return cases
 
 
@@ -128,9 +129,9 @@ def report_cases(timings: dict[str, Timing], cases: dict[str, Case], rounds: int
     for name, timing in timings.items():
         if timing.compiled_warm.programs:
             print(f"  compiled in warm calls of {name}: {', '.join(timing.compiled_warm.programs)}")
-    if "PyTorch, Hugging Face eager: forward" in timings:
-        ours, theirs = (timings[f"{name}forward"] for name in ("", "PyTorch, Hugging Face eager: "))
-        print(f"  a warm forward takes {ours.ratio / theirs.ratio:.2f} × PyTorch's")
+    for ours, theirs in PEERS.items():
+        if theirs in timings:
+            print(f"  {ours}: {timings[ours].ratio / timings[theirs].ratio:.2f} × PyTorch's time")
     return {
         name: {**dataclasses.asdict(timing), "target_ratio": cases[name].target} for name, timing in timings.items()
     }
@@ -182,7 +183,7 @@ def main() -> None:
         print("  the targets are for the full model; a small one shows little but overhead")
     tokens = np.random.default_rng(0).integers(0, model.cfg.d_vocab, (1, LENGTH))
 
-    cases = {"forward": Case(lambda call: model(tokens))} | hook_cases(model, tokens) | other_cases(model, tokens)
+    cases = {FORWARD: Case(lambda call: model(tokens))} | hook_cases(model, tokens) | other_cases(model, tokens)
     timings = interleaved({name: case.run for name, case in cases.items()}, rounds)
     results = {
         "model": weights,

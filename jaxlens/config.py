@@ -194,8 +194,10 @@ class Config:
         return None if turning is None else turning.dim or self.d_head
 
     def replace(self, **changes: Any) -> "Config":
-        """A copy with some fields changed, validated again."""
-        return dataclasses.replace(self, **changes)
+        """A copy with some fields changed, validated again; a field that follows from others follows them again."""
+        following = {"n_key_value_heads": self.n_heads, "d_mlp": 4 * self.d_model, "d_vocab_out": self.d_vocab}
+        unset = {name: None for name, value in following.items() if getattr(self, name) == value}
+        return dataclasses.replace(self, **{**unset, **changes})
 
     def first_layers(self, n_layers: int) -> "Config":
         """The Config of the model cut off after its first `n_layers` layers."""
@@ -278,7 +280,7 @@ def _per_layer(name: str, value: Any, n_layers: int, default: Any) -> tuple:
     if not isinstance(value, tuple | list):
         return (value,) * n_layers
     if len(value) not in (0, n_layers):
-        raise ValueError(f"{name} has {len(value)} entries for {n_layers} layers; give one per layer, or a single value")
+        raise ValueError(f"{name} has {len(value)} entries for {n_layers} layers; give one per layer, or a single one")
     return tuple(value) or (default,) * n_layers
 
 
@@ -346,7 +348,7 @@ def _check_choices(cfg: Config, rotary: Any) -> None:
     if cfg.tie_word_embeddings and cfg.d_vocab_out != cfg.d_vocab:
         raise ValueError(f"tied embeddings give d_vocab = {cfg.d_vocab} logits; d_vocab_out is {cfg.d_vocab_out}")
     if cfg.gated_mlp and cfg.act_fn.endswith("_ln"):
-        raise ValueError(f"act_fn {cfg.act_fn!r} normalises inside the MLP, which no gated MLP does; set gated_mlp=False")
+        raise ValueError(f"act_fn {cfg.act_fn!r} normalises inside the MLP; no gated MLP does: set gated_mlp=False")
     for name in ("attn_scores_soft_cap", "output_logits_soft_cap", "attn_scale", "eps", "initializer_range"):
         value = getattr(cfg, name)
         if value is not None and not value > 0:

@@ -100,7 +100,8 @@ def _compiled(stack: Block, x, context: Context, stretch: Stretch, listening: Li
     layers = listening.cfg.stacks[stretch.stack]
     edits = tuple(edit for edit in listening.edits_in(layers) if not edit.is_plain)
     x, values = _loop(
-        stack, x, context, np.int32(first), np.int32(last), edits, layers=layers, wanted=stretch.wanted, positions=listening.positions,
+        stack, x, context, np.int32(first), np.int32(last), edits,
+        layers=layers, wanted=stretch.wanted, positions=listening.positions,
         n_caught=len(stretch.layers) if stretch.wanted else 0,
     )  # fmt: skip
     return x, _named(values, stretch.layers)

@@ -28,7 +28,9 @@ def with_gradients(model, given, run, hooks):
 @functools.partial(jax.jit, static_argnames=("run",))
 def _with_gradients(model, given, hooks, *, run):
     everywhere = dataclasses.replace(run, positions=None)
-    output, shapes = jax.eval_shape(lambda model, given, hooks: model._run(given, everywhere, hooks), model, given, hooks)
+    output, shapes = jax.eval_shape(
+        lambda model, given, hooks: model._run(given, everywhere, hooks), model, given, hooks
+    )
     if not isinstance(output, jax.ShapeDtypeStruct) or output.shape != ():
         raise ValueError('incl_bwd differentiates one number; run with return_type="loss"')
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)

@@ -150,7 +150,7 @@ BLOCK_SITES = (
 )
 
 FINAL_SITES = (
-    *_norm_sites("ln_final", "b p d", "b p 1", "the residual stream", lambda c, layer: c.normalization_type is not None),
+    *_norm_sites("ln_final", "b p d", "b p 1", "the residual stream", _has_norm("pre", "post", "both")),
     Site("unembed.hook_in", "b p d", "what the unembedding reads"),
     Site("unembed.hook_out", "b p o", "the logits"),
 )
@@ -178,7 +178,7 @@ def sites(cfg: Config) -> dict[str, Site]:
 
 
 def split_name(name: str) -> tuple[str, int | None]:
-    """A full name as site and layer: "blocks.3.attn.hook_z" is ("attn.hook_z", 3), "hook_embed" is ("hook_embed", None)."""
+    """A full name as site and layer: "blocks.3.attn.hook_z" is ("attn.hook_z", 3); others have no layer."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     return (match[2], int(match[1])) if match else (name, None)
 
@@ -194,8 +194,8 @@ def matching(cfg: Config, names: "str | Callable[[str], bool]") -> list[str]:
         found = [name for name in table if names(name)]
         if not found:
             raise HookError(
-                f"the filter {getattr(names, '__name__', names)!r} matches none of the model's {len(table)} hook points; "
-                "they are listed by `model.hook_dict`"
+                f"the filter {getattr(names, '__name__', names)!r} matches none of the model's {len(table)} hook "
+                "points; they are listed by `model.hook_dict`"
             )
         return found
     if not isinstance(names, str):
@@ -229,7 +229,8 @@ def _unknown(cfg: Config, name: str) -> str:
     short = [full for full in sites(cfg) if full.split(".")[-1] in (name, f"hook_{name}")][:1]
     near = short + difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
     offered = " or ".join(f'"{full}"' for full in dict.fromkeys(near))
-    return f'there is no hook point "{name}"; ' + (f"did you mean {offered}?" if near else "`model.hook_dict` lists them")
+    advice = f"did you mean {offered}?" if near else "`model.hook_dict` lists them"
+    return f'there is no hook point "{name}"; {advice}'
 
 
 def page() -> str:
@@ -239,11 +240,11 @@ def page() -> str:
         "",
         "Generated from `jaxlens/hook_table.py` by `make docs`; do not edit.",
         "",
-        "Names, shapes and order are those of TransformerLens's HookedTransformer. Axes: `b` batch, `p` (query) position,",
-        "`s` source position, `d` d_model, `n` query head, `k` key/value head, `h` d_head, `m` d_mlp, `e` expert,",
-        "`o` output vocabulary. A hook point that a model's config leaves out does not exist in it; those marked *on",
-        "request* exist when a hook or a names_filter asks for them. `blocks.{l}.hook_in` and `blocks.{l}.hook_out` are",
-        "other names of `hook_resid_pre` and `hook_resid_post`.",
+        "Names, shapes and order are those of TransformerLens's HookedTransformer. Axes: `b` batch, `p` (query)",
+        "position, `s` source position, `d` d_model, `n` query head, `k` key/value head, `h` d_head, `m` d_mlp, `e`",
+        "expert, `o` output vocabulary. A hook point that a model's config leaves out does not exist in it; those",
+        "marked *on request* exist when a hook or a names_filter asks for them. `blocks.{l}.hook_in` and",
+        "`blocks.{l}.hook_out` are other names of `hook_resid_pre` and `hook_resid_post`.",
         "",
         "| name | axes | what it is |",
         "|---|---|---|",
@@ -253,19 +254,20 @@ def page() -> str:
         for site in group:
             rows[f"{prefix}{site.name}", site.axes] = site.meaning + (" (*on request*)" if site.on_request else "")
     lines += [f"| `{name}` | `{axes}` | {meaning} |" for (name, axes), meaning in rows.items()]
-    return "\n".join([*lines, "", "## Where they differ from TransformerLens", "", *(f"- {d}" for d in DIFFERENCES), ""])
+    lines += ["", "## Where they differ from TransformerLens", "", *(f"- {difference}" for difference in DIFFERENCES)]
+    return "\n".join([*lines, ""])
 
 
 DIFFERENCES = (
-    "`ln1.hook_scale` and `ln1.hook_normalized` fire once per layer. TransformerLens runs ln1 three times when its split "
-    "inputs are on, and then gives these an axis for heads; here the split inputs are normalised apart and silently.",
+    "`ln1.hook_scale` and `ln1.hook_normalized` fire once per layer. TransformerLens runs ln1 three times when its "
+    "split inputs are on, and then gives these an axis for heads; here the split inputs are normalised apart, silently.",
     "`attn.q_norm.*` and `attn.k_norm.*` keep their axes `b p n h`; TransformerLens flattens all but the last.",
     "Norms are named by their place: the norm after attention is `ln1_post` in every family (TransformerLens calls it "
     "`ln1` in OLMo 2), and `hook_attn_out` is always what is added to the residual stream.",
     "`hook_attn_in` exists only where every query head has a key/value head of its own; in grouped models use "
     "`hook_q_input`, `hook_k_input` and `hook_v_input`.",
-    "Mixture-of-experts values have an expert axis, `b p e m`, under `mlp.hook_pre` and its neighbours; TransformerLens "
-    "names every expert's by number and holds only the tokens routed to it.",
+    "Mixture-of-experts values have an expert axis, `b p e m`, under `mlp.hook_pre` and its neighbours; "
+    "TransformerLens names every expert's by number and holds only the tokens routed to it.",
     "`hook_tokens` and the shortformer's `attn.hook_attn_input` do not exist.",
 )
 """How names, shapes and order differ, each with its reason."""

@@ -1,7 +1,8 @@
 """Hooks: what they are, and the Tap that a forward threads through the model to run them.
 
-A hook is `fn(value, hook) -> value | None`. As a plain Python function it acts on its layer alone, op by op, on concrete
-values. As `hook(fn, **data)` it is data: `fn` is part of the compiled program, `data` are its arguments.
+A hook is `fn(value, hook) -> value | None`. As a plain Python function it acts on its layer alone, on concrete values,
+between two compiled pieces of it. As `hook(fn, **data)` it is data: `fn` is part of the compiled program, `data` are
+its arguments.
 """
 
 import dataclasses
@@ -50,7 +51,8 @@ def hook(fn: Callable, **data: Any) -> DataHook:
     if not callable(fn):
         raise HookError(f"hook(fn, **data) wants a function first; got {type(fn).__name__}")
     for name, value in data.items():
-        if odd := [leaf for leaf in jax.tree.leaves(value) if not isinstance(leaf, jax.Array | np.ndarray | np.generic | Number)]:
+        numeric = jax.Array | np.ndarray | np.generic | Number
+        if odd := [leaf for leaf in jax.tree.leaves(value) if not isinstance(leaf, numeric)]:
             raise HookError(
                 f"hook(fn, {name}=...) holds {type(odd[0]).__name__}, which no compiled program can take as data; "
                 "wanted arrays and numbers. Put it into the function: functools.partial(fn, ...)"

@@ -15,8 +15,8 @@ def get_act_name(name: str, layer: int | str | None = None, layer_type: str | No
     """The full name of an activation from its short one.
 
     Example:
-        >>> get_act_name("k", 6, "a"), get_act_name("pre", 2), get_act_name("embed"), get_act_name("normalized", 27, "ln2")
-        ('blocks.6.attn.hook_k', 'blocks.2.mlp.hook_pre', 'hook_embed', 'blocks.27.ln2.hook_normalized')
+        >>> get_act_name("k", 6, "a"), get_act_name("pre", 2), get_act_name("embed"), get_act_name("scale", 2, "ln2")
+        ('blocks.6.attn.hook_k', 'blocks.2.mlp.hook_pre', 'hook_embed', 'blocks.2.ln2.hook_scale')
         >>> get_act_name("k6"), get_act_name("scale4ln1"), get_act_name("pre5"), get_act_name("scale")
         ('blocks.6.attn.hook_k', 'blocks.4.ln1.hook_scale', 'blocks.5.mlp.hook_pre', 'ln_final.hook_scale')
     """

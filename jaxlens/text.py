@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxlens.config import Config
+from jaxlens.parameters import Parts
 from jaxlens.tokenizer import Tokenizer
 
 Side = Literal["left", "right"]
@@ -19,7 +20,7 @@ class TextOnModel:
     tokenizer: Tokenizer | None
 
     def set_tokenizer(self, tokenizer: Any, default_padding_side: Side | None = None) -> None:
-        """Gives the model a tokenizer: a `jaxlens.Tokenizer`, one of the tokenizers library or of transformers, or None.
+        """Gives the model a tokenizer: a `jaxlens.Tokenizer`, one of tokenizers or of transformers, or None.
 
         Raises:
             ValueError: its vocabulary is larger than the model's.
@@ -58,7 +59,7 @@ class TextOnModel:
         padding_side: Side | None = None,
         truncate: bool = True,
     ) -> Int[Array, "b p"]:
-        """Text as tokens [batch, pos], padded to the longest; cut to n_ctx with a warning unless `truncate` is False."""
+        """Text as tokens [batch, pos], padded to the longest; cut to n_ctx with a warning if `truncate`."""
         tokenizer = self._needs_tokenizer()
         return tokenizer.to_tokens(input, self._bos(prepend_bos), padding_side, n_ctx=self.cfg.n_ctx, truncate=truncate)
 
@@ -96,4 +97,12 @@ class TextOnModel:
         """The unembedding vectors of tokens: their shape and [d_model], or [d_model] alone for a single token."""
         tokens = jnp.asarray(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
         self._check_vocabulary(tokens, self.cfg.d_vocab_out)
-        return jnp.moveaxis(self.W_U[:, tokens.reshape(()) if tokens.size == 1 else tokens], 0, -1)
+        return _columns(self.parts, tokens.reshape(()) if tokens.size == 1 else tokens)
+
+
+@jax.jit
+def _columns(parts: Parts, tokens):
+    """The unembedding's columns for these tokens; a tied one is the embedding, whose rows they are."""
+    if parts.unembed.W_U is None:
+        return parts.embed.W_E[tokens]
+    return jnp.moveaxis(parts.unembed.W_U[:, tokens], 0, -1)

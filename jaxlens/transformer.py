@@ -25,7 +25,7 @@ from jaxlens.engine import Caught, is_traced, run_layers, run_stage
 from jaxlens.errors import HookError
 from jaxlens.gradients import with_gradients
 from jaxlens.hook_table import EMBED_SITES, FINAL_SITES, matching, sites, split_name
-from jaxlens.hooked import HookName, HooksOnModel, HookSpec, Points, hook_points
+from jaxlens.hooked import HookName, HooksOnModel, HookSpec, hook_points
 from jaxlens.hooks import Added, Listening, add, pairs
 from jaxlens.loss import Output, lm_cross_entropy_loss
 from jaxlens.nn.block import add as add_arrays
@@ -243,13 +243,14 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
             context = make_context(self.cfg, given.real)
             x, caught = given.residual, []
             if x is None:
-                (x, context), caught = run_stage(_embed, self.parts, (given.tokens, context), listening, EMBED_NAMES, cfg=self.cfg)
+                start_with = given.tokens, context
+                (x, context), caught = run_stage(_embed, self.parts, start_with, listening, EMBED_NAMES, self.cfg)
             elif self.cfg.positional_embedding_type == "shortformer":
                 context = _shortformer(self.parts, context)
             x, found = run_layers(self.parts.stacks, x, context, start, stop, listening)
             if not whole:
                 return x, caught + found
-            logits, last = run_stage(_unembed, self.parts, x, listening, FINAL_NAMES, cfg=self.cfg)
+            logits, last = run_stage(_unembed, self.parts, x, listening, FINAL_NAMES, self.cfg)
             return self._output(logits, given, run), caught + found + last
 
     def _output(self, logits, given: "Given", run: "Run") -> Result:
@@ -296,7 +297,8 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
 
     def _check_tokens(self, tokens) -> Tokens:
         if isinstance(tokens, float | bytes | dict | type(None)):
-            raise TypeError(f"the input is a string, a list of strings or tokens [batch, pos]; got {type(tokens).__name__}")
+            got = type(tokens).__name__
+            raise TypeError(f"the input is a string, a list of strings or tokens [batch, pos]; got {got}")
         try:
             tokens = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
         except ValueError as error:

@@ -12,7 +12,7 @@ def buffers(text: str) -> list[tuple[str, tuple[int, ...], str]]:
             continue
         for line in computation.split("\n")[1:]:
             if "=" in line:
-                for dtype, shape in re.findall(r"\b(pred|s8|s16|s32|s64|u8|u16|u32|u64|f16|bf16|f32|f64)\[([\d,]*)\]", _result(line)):
+                for dtype, shape in re.findall(r"\b(pred|bf16|[sfu]\d+)\[([\d,]*)\]", _result(line)):
                     found.append((dtype, tuple(int(n) for n in shape.split(",") if n), line.strip()))
     return found
 

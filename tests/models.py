@@ -9,11 +9,11 @@ import numpy as np
 from jaxlens import Config, HookedTransformer
 from jaxlens.config import Dynamic, Linear, Llama3, LongRope, Rotary, Yarn
 
-SIZES = dict(n_layers=4, d_model=14, n_heads=6, d_head=4, d_mlp=22, d_vocab=37, n_ctx=32)
-LLAMA = dict(
-    SIZES, n_key_value_heads=2, act_fn="silu", gated_mlp=True, normalization_type="RMS",
-    positional_embedding_type="rotary", biases=(),
-)  # fmt: skip
+SIZES = {"n_layers": 4, "d_model": 14, "n_heads": 6, "d_head": 4, "d_mlp": 22, "d_vocab": 37, "n_ctx": 32}
+LLAMA = {
+    **SIZES, "n_key_value_heads": 2, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS",
+    "positional_embedding_type": "rotary", "biases": (),
+}  # fmt: skip
 
 CONFIGS = {
     "gpt2": Config(**SIZES, act_fn="gelu_new"),
@@ -45,7 +45,7 @@ CONFIGS = {
 
 @functools.cache
 def model(name: str, seed: int = 0) -> HookedTransformer:
-    """A model of that config with every weight random, norms and biases included, so that nothing hides behind a 0 or 1."""
+    """A model of that config with every weight random, norms and biases too, so that nothing hides behind a 0 or 1."""
     return randomised(CONFIGS[name], seed)
 
 

@@ -9,6 +9,7 @@ from test_models import close
 
 from jaxlens import ActivationCache, ActivationNotFound, Config, HookedTransformer, Slice, hook
 from jaxlens.hook_table import sites, split_name
+from jaxlens.parameters import parameter_shapes
 
 FEW = ["hook_embed", "blocks.*.attn.hook_pattern", "blocks.*.hook_resid_post"]
 
@@ -46,7 +47,8 @@ def few() -> ActivationCache:
 
 def test_names_and_order_are_those_of_transformer_lens():
     cfg = Config(n_layers=1, d_model=6, n_heads=2, d_head=4, d_mlp=8, d_vocab=13, n_ctx=8, act_fn="solu_ln")
-    _, cache = HookedTransformer(cfg).run_with_cache([[1, 2, 3]])
+    params = {name: jnp.ones(shape.shape, shape.dtype) for name, shape in parameter_shapes(cfg).items()}
+    _, cache = HookedTransformer(cfg, params=params).run_with_cache([[1, 2, 3]])
     assert list(cache) == SOLU_1L
 
 
@@ -186,7 +188,8 @@ def test_pos_slice_keeps_some_query_positions(few, positions):
 def test_stack_activation_stacks_the_layers_before_one(cache):
     assert same(cache.stack_activation("z"), cache["blocks.*.attn.hook_z"])
     assert same(cache.stack_activation("z", 2), jnp.stack([cache["z", 0], cache["z", 1]]))
-    assert same(cache.stack_activation("scale", 2, "ln1"), jnp.stack([cache["scale", layer, "ln1"] for layer in (0, 1)]))
+    scales = [cache["scale", layer, "ln1"] for layer in (0, 1)]
+    assert same(cache.stack_activation("scale", 2, "ln1"), jnp.stack(scales))
 
 
 def test_layers_that_python_edited_are_stacked_with_the_others(few):

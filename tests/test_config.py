@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
-from models import CONFIGS, randomised, tokens
-from tokenizers import models as tokenizer_models
-from tokenizers import pre_tokenizers
+from models import CONFIGS, tokens
+from test_text import word_tokenizer
 
 from jaxlens import Config, HookedTransformer, Tokenizer
 from jaxlens.config import Dynamic, Linear, Llama3, LongRope, Rotary, Scaling, Yarn
@@ -68,9 +66,10 @@ LOGIT_CASES = {
     "embed_scale": (PLAIN, {"embed_scale": 3.0}),
     "output_logits_soft_cap": (PLAIN, {"output_logits_soft_cap": 0.2}),
 }
+SMALLEST = PLAIN.replace(attn_only=True, positional_embedding_type="none", tie_word_embeddings=True)
 FIRST_WEIGHT_CASES = {
-    "init_mode": (PLAIN, {"init_mode": "xavier_uniform"}),
-    "initializer_range": (PLAIN, {"initializer_range": 0.5}),
+    "init_mode": (SMALLEST, {"init_mode": "xavier_uniform"}),
+    "initializer_range": (SMALLEST, {"initializer_range": 0.5}),
 }
 CASES_OF_THEIR_OWN = {"attn_block", "default_prepend_bos"}
 
@@ -85,7 +84,10 @@ def differing(cfg: Config, other: Config) -> list[str]:
 
 
 def logits(cfg: Config) -> np.ndarray:
-    return np.asarray(randomised(cfg)(tokens(2, 7, d_vocab=13)))
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(cfg).items()
+    params = {name: jax.device_put(rng.normal(size=shape.shape).astype(np.float32) * 0.4) for name, shape in shapes}
+    return np.asarray(HookedTransformer(cfg, params=params)(tokens(2, 7, d_vocab=13)))
 
 
 def test_every_field_has_a_case_that_shows_what_it_does():
@@ -131,15 +133,16 @@ def test_attn_block_bounds_the_memory_of_a_long_sequence():
 
 
 def test_default_prepend_bos_puts_a_token_in_front_of_text():
-    words = tokenizers.Tokenizer(tokenizer_models.WordLevel({"<s>": 0, "a": 1, "b": 2}, unk_token="a"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.add_special_tokens(["<s>"])
-    with_bos, without = PLAIN, PLAIN.replace(default_prepend_bos=False)
-    for tokenizer in (words, Tokenizer(words, bos_token="<s>")):
-        read = [HookedTransformer(cfg, tokenizer) for cfg in (with_bos, without)]
-        for one in read:
-            one.tokenizer.bos_token = "<s>"
-        assert [one.to_tokens("a b").tolist() for one in read] == [[[0, 1, 2]], [[1, 2]]]
+    words = word_tokenizer(("<s>", "<pad>", "?", "a", "b"))
+    params = HookedTransformer(PLAIN).params
+    with_bos, without = (
+        HookedTransformer(PLAIN.replace(default_prepend_bos=bos), params=params) for bos in (True, False)
+    )
+    for one in (with_bos, without):
+        one.set_tokenizer(Tokenizer(words, bos_token="<s>"))
+    assert with_bos.to_tokens("a b").tolist() == [[0, 3, 4]]
+    assert without.to_tokens("a b").tolist() == [[3, 4]]
+    assert without.to_tokens("a b", prepend_bos=True).tolist() == [[0, 3, 4]]
 
 
 def test_n_ctx_is_the_longest_prompt_whatever_the_positions():

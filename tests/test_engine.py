@@ -151,7 +151,7 @@ def test_half_precision_stays_half_and_close(name, dtype):
     half = HookedTransformer(full.cfg.replace(dtype=dtype), params=params)
     logits, cache = half.run_with_cache(tokens())
     assert logits.dtype == dtype
-    scales = [n for n in cache if n.endswith("hook_scale") or n.endswith("expert_weights")]
+    scales = [n for n in cache if n.endswith(("hook_scale", "expert_weights"))]
     assert all(cache[full_name].dtype == (jnp.float32 if full_name in scales else dtype) for full_name in cache)
     exact = jax.nn.log_softmax(full(tokens()))
     got = jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""The mask never exists: no compiled program holds an array of booleans or integers with two axes of the sequence's length."""
+"""The mask never exists: no compiled program has an array of booleans or integers with two context-sized axes."""
 
 import jax
 import jax.numpy as jnp

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlens.config import Config
 from jaxlens.engine import Caught
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import ALIASES, sites, split_name
@@ -24,9 +23,9 @@ from jaxlens.slices import Slice
 class ActivationCache(Mapping):
     """A mapping from names of activations to their values.
 
-    Keys may be full names, short ones, or tuples of short name, layer and sublayer: `cache["blocks.5.hook_resid_post"]`,
-    `cache["resid_post", 5]`, `cache["scale", 3, "ln1"]`, `cache["k6"]`; negative layers count from the end. It is a
-    pytree, so a jitted function may return it.
+    Keys may be full names, short ones, or tuples of short name, layer and sublayer:
+    `cache["blocks.5.hook_resid_post"]`, `cache["resid_post", 5]`, `cache["scale", 3, "ln1"]`, `cache["k6"]`; negative
+    layers count from the end. It is a pytree, so a jitted function may return it.
 
     Example:
         >>> import jaxlens
@@ -169,7 +168,7 @@ class ActivationCache(Mapping):
 
         def squeeze(array, axis):
             if array.shape[axis] != 1:
-                raise ValueError(f"the batch has {array.shape[axis]} prompts; only a batch of one has no need of its axis")
+                raise ValueError(f"the batch has {array.shape[axis]} prompts; only a batch of one needs no axis")
             return array.squeeze(axis)
 
         return self._map(squeeze, has_batch_dim=False)
@@ -203,7 +202,7 @@ class ActivationCache(Mapping):
         stacked = get_act_name(activation_name, "*", sublayer_type)
         if stacked in self._arrays:
             return self._layers_first(stacked)[:n_layers]
-        return jnp.stack([self[activation_name, l, sublayer_type] for l in range(n_layers)])
+        return jnp.stack([self[activation_name, one, sublayer_type] for one in range(n_layers)])
 
     # --- a pytree
 

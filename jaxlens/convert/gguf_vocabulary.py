@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file as a tokenizer: byte-level BPE with its merges, or SentencePiece BPE with its scores."""
+"""The vocabulary of a GGUF file as a tokenizer: byte-level BPE with its merges or SentencePiece BPE with its scores."""
 
 import warnings
 from collections.abc import Mapping

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -176,12 +177,12 @@ def complete(fields: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: transformers refuses a value.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
 
     _check_repeats(fields)
-    if fields.get("model_type") not in CONFIG_MAPPING:
+    kinds = _config_classes()
+    if fields.get("model_type") not in kinds:
         return dict(fields)
-    kind = CONFIG_MAPPING[fields["model_type"]]
+    kind = kinds[fields["model_type"]]
     useful = {name: value for name, value in fields.items() if name not in NEUTRAL or name.endswith("_token_id")}
     given = copy.deepcopy(useful)  # the class writes into what it is given
     try:
@@ -204,9 +205,16 @@ def _was_moved(name: str, value: Any, whole: Mapping[str, Any]) -> bool:
 
 def standard_names(model_type: str) -> Mapping[str, str]:
     """How the fields that transformers knows by one name in all classes are called in this class's config.json."""
+    kinds = _config_classes()
+    return kinds[model_type].attribute_map if model_type in kinds else {}
+
+
+def _config_classes() -> Mapping[str, Any]:
+    """transformers' config classes by model_type; imported without its advice to install torch."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CONFIG_MAPPING
 
-    return CONFIG_MAPPING[model_type].attribute_map if model_type in CONFIG_MAPPING else {}
+    return CONFIG_MAPPING
 
 
 def _check_repeats(fields: Mapping[str, Any]) -> None:

@@ -4,9 +4,9 @@ Axes: b batch, p query position, s source position, d d_model, n query head, k k
 key/value head, h d_head.
 
     x ─ W_Q ─(hook_q)─ q_norm ─ rotate ─(hook_rot_q)─┐
-    x ─ W_K ─(hook_k)─ k_norm ─ rotate ─(hook_rot_k)─┴─ ÷ scale, cap, mask ─(hook_attn_scores)─ softmax ─(hook_pattern)─┐
-    x ─ W_V ─(hook_v)───────────────────────────────────────────────────────────────────────────────────(hook_z)────────┘
-                                                                           out ─ + b_O ─ Σ heads ─(hook_result)─ W_O ─┘
+    x ─ W_K ─(hook_k)─ k_norm ─ rotate ─(hook_rot_k)─┴─ ÷ scale, cap, mask ─(hook_attn_scores)─ softmax ─(hook_pattern)
+    x ─ W_V ─(hook_v)───────────────────────────────────────────────────────────────────────────(hook_z)────────┘
+                                                      out ─ + b_O ─ Σ heads ─(hook_result)─ W_O ─┘
 
 Each piece between two hook points is a small jitted function: inside a compiled forward it is inlined, and in a layer
 that a Python function edits it is compiled once and shared by every layer and every hook.

@@ -19,7 +19,7 @@ from jaxlens.nn.positions import rotary_tables
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerContext:
-    """What one layer makes of the sequence: whom each query sees, how far each position turns, how scores are scaled."""
+    """What one layer makes of the sequence: whom each query sees, how far positions turn, how scores are scaled."""
 
     low: Int[Array, "p"]
     high: Int[Array, "p"]

@@ -14,7 +14,7 @@ from jaxlens.config import Config
 
 
 class Part(nnx.Module):
-    """A piece of the transformer: the weights that its class declares with `nnx.data()`, as plain arrays, and `__call__`.
+    """A piece of the transformer: weights that its class declares with `nnx.data()`, as plain arrays, and `__call__`.
 
     A weight is an array, traced or not, or None where the config leaves it out. The declaration is what makes it data:
     without one, Flax takes a tracer for a static attribute.

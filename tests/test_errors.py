@@ -1,0 +1,584 @@
+"""Bad input: what is said of it, and that nothing is left half done.
+
+Every case is one mistake a user can make. The last law of the project is here too: no `raise` in the package is without
+a case that reaches it. (Reading and writing checkpoints and text have cases of their own, beside their other tests.)
+"""
+
+import ast
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import CONFIGS, model, tokens
+from test_text import word_tokenizer
+
+import jaxlens
+from jaxlens import ActivationNotFound, Config, HookedTransformer, HookError, Slice, Tokenizer, hook
+from jaxlens.config import LongRope, Rotary
+from jaxlens.parameters import parameter_shapes
+
+PACKAGE = Path(jaxlens.__file__).parent
+TESTED_ELSEWHERE = ("convert/", "tokenizer.py", "checkpoint.py", "cli.py", "demo.py")
+Z, RESID_PRE = "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
+
+
+class Case(NamedTuple):
+    """A mistake, and what it is answered with: the type of the error and the part of its text that tells."""
+
+    mistake: Callable
+    error: type[Exception]
+    text: str
+
+
+def keep(value, hook):
+    return value
+
+
+def run(name="gpt2", given=None, **how):
+    return model(name)(tokens() if given is None else given, **how)
+
+
+def hooked(where, fn=keep, name="gpt2", **how):
+    return model(name).run_with_hooks(tokens(), fwd_hooks=[(where, fn)], **how)
+
+
+def cached(names_filter=None, **how):
+    return model("gpt2").run_with_cache(tokens(), names_filter=names_filter, **how)
+
+
+def config(**changes):
+    sizes = {"n_layers": 2, "d_model": 8, "n_heads": 4, "d_head": 4, "d_vocab": 9, "n_ctx": 8}
+    return Config(**{**sizes, **changes})
+
+
+def rotary(*layers):
+    return config(positional_embedding_type="rotary", rotary=layers)
+
+
+def reading():
+    """A model that has a tokenizer."""
+    twin = model("gpt2").with_params(model("gpt2").params)
+    twin.set_tokenizer(Tokenizer(word_tokenizer(), bos_token="<s>", pad_token="<pad>"))
+    return twin
+
+
+@functools.cache
+def small_cache():
+    return cached([RESID_PRE, Z])[1]
+
+
+def unrandomised(name):
+    """A model that is looked at and not run."""
+    shapes = parameter_shapes(CONFIGS[name]).items()
+    return HookedTransformer(CONFIGS[name], params={weight: np.zeros(shape.shape) for weight, shape in shapes})
+
+
+def with_params(**changes):
+    """The model with some parameters replaced, or left out (None)."""
+    params = {**model("gpt2").params, **changes}
+    return model("gpt2").with_params({name: value for name, value in params.items() if value is not None})
+
+
+HOOK_NAMES = {
+    "a typing error": Case(
+        lambda: hooked("blocks.0.attn.hook_patern"), HookError,
+        'no hook point "blocks.0.attn.hook_patern"; did you mean "blocks.0.attn.hook_pattern"',
+    ),
+    "a short name": Case(lambda: hooked("z"), HookError, 'no hook point "z"; did you mean "blocks.0.attn.hook_z"'),
+    "a typing error in a wildcard": Case(
+        lambda: hooked("blocks.*.atn.hook_z"), HookError, 'did you mean "blocks.*.attn.hook_z"'
+    ),
+    "a name like no other": Case(lambda: hooked("xyzzy"), HookError, "`model.hook_dict` lists them"),
+    "a layer too many": Case(
+        lambda: hooked("blocks.4.hook_resid_pre"), HookError, "the model has layers 0 to 3"
+    ),
+    "a part that this model lacks": Case(
+        lambda: hooked("blocks.0.attn.hook_rot_q"), HookError, "in this model: its config leaves that part out"
+    ),
+    "a position embedding that this model lacks": Case(
+        lambda: hooked("hook_pos_embed", name="qwen3"), HookError, "its config leaves that part out"
+    ),
+    "an input of all heads in a grouped model": Case(
+        lambda: hooked("blocks.0.hook_attn_in", name="qwen3"), HookError, "its config leaves that part out"
+    ),
+    "a filter that matches nothing": Case(
+        lambda: hooked(lambda name: "hook_nothing" in name), HookError,
+        "matches none of the model's 98 hook points; they are listed by",
+    ),
+    "a number for a name": Case(lambda: hooked(3), HookError, "named by a string or a filter function, not by int"),
+    "a cache of nothing": Case(lambda: cached([]), HookError, "names_filter is an empty list; give at least one name"),
+    "a cache of what does not exist": Case(
+        lambda: cached(["hook_embed", "blocks.1.hook_resid_prae"]), HookError, 'did you mean "blocks.1.hook_resid_pre"'
+    ),
+    "a cache of what is not reached": Case(
+        lambda: cached(["hook_embed", "blocks.2.hook_resid_pre"], stop_at_layer=2), HookError,
+        '"blocks.2.hook_resid_pre" is never reached: this run covers layers 0 to 1',
+    ),
+    "a cache of the embedding of a residual stream": Case(
+        lambda: model("gpt2").run_with_cache(jnp.zeros((1, 3, 14)), start_at_layer=0, names_filter="hook_embed"),
+        HookError, '"hook_embed" is never reached',
+    ),
+    "a hook that is not reached": Case(
+        lambda: hooked("blocks.2.hook_resid_pre", stop_at_layer=1), HookError,
+        '"blocks.2.hook_resid_pre" is never reached: this run covers layers 0 to 0',
+    ),
+    "a hook of the call that is not reached": Case(
+        lambda: run(hooks=[("unembed.hook_in", keep)], stop_at_layer=0), HookError,
+        '"unembed.hook_in" is never reached: this run covers no layer',
+    ),
+    "a hook of a cached run that is not reached": Case(
+        lambda: cached("hook_embed", hooks=[("unembed.hook_in", keep)], stop_at_layer=1), HookError,
+        '"unembed.hook_in" is never reached',
+    ),
+}  # fmt: skip
+
+HOOK_FUNCTIONS = {
+    "a changed shape": Case(
+        lambda: hooked(Z, lambda z, hook: z[:1]), HookError,
+        f'the hook on "{Z}" changed the shape from (2, 11, 6, 4) to (1, 11, 6, 4)',
+    ),
+    "a changed shape of a data hook": Case(
+        lambda: hooked("blocks.*.attn.hook_z", hook(lambda z, hook: z.sum(-1))), HookError,
+        'the hook on "blocks.*.attn.hook_z" changed the shape from (2, 11, 6, 4) to (2, 11, 6)',
+    ),
+    "a changed dtype": Case(
+        lambda: hooked(Z, lambda z, hook: z.astype(jnp.bfloat16)), HookError,
+        "changed the dtype from float32 to bfloat16; return `.astype(value.dtype)`",
+    ),
+    "a number for an array": Case(
+        lambda: hooked(Z, lambda z, hook: 0.0), HookError, f'the hook on "{Z}" returned float; wanted an array or None'
+    ),
+    "a list for an array": Case(
+        lambda: hooked("hook_embed", lambda x, hook: [x]), HookError, "returned list; wanted an"
+    ),
+    "no function": Case(lambda: hooked(Z, 0.5), HookError, "a hook is a function of (value, hook); got float for"),
+    "no function in a data hook": Case(lambda: hook(0.5, by=1), HookError, "wants a function first; got float"),
+    "a string as data": Case(
+        lambda: hook(keep, mode="zero"), HookError, "hook(fn, mode=...) holds str, which no compiled program can take"
+    ),
+    "a function deep in data": Case(lambda: hook(keep, terms=[1, {"f": keep}]), HookError, "hook(fn, terms=...) holds"),
+    "a pair instead of a list of pairs": Case(
+        lambda: model("gpt2").run_with_hooks(tokens(), fwd_hooks=(Z, keep)), HookError,
+        "hooks are a list of (name or filter function, function) pairs; got",
+    ),
+    "names without functions": Case(lambda: run(hooks=[Z]), HookError, "hooks are a list of (name or filter function,"),
+    "a direction that does not exist": Case(
+        lambda: model("gpt2").add_hook(Z, keep, dir="both"), HookError, 'direction is "fwd" or "bwd", not \'both\''
+    ),
+    "the layer of what is in no layer": Case(
+        lambda: hooked("hook_embed", lambda x, hook: x * hook.layer()), HookError, '"hook_embed" is in no layer'
+    ),
+    "one norm edited while there is one for each head": Case(
+        lambda: cached("blocks.1.hook_q_input", hooks=[("blocks.1.ln1.hook_scale", keep)]), HookError,
+        '"ln1.hook_scale" cannot be edited while one of hook_attn_in, hook_q_input, hook_k_input, hook_v_input is',
+    ),
+}  # fmt: skip
+
+INPUTS = {
+    "a token past the vocabulary": Case(
+        lambda: run(given=[[1, 37]]), ValueError, "token 37 is out of the vocabulary; tokens are 0 to 36"
+    ),
+    "a negative token": Case(lambda: run(given=np.array([[1, -1]])), ValueError, "token -1 is out of the vocabulary"),
+    "fractions for tokens": Case(
+        lambda: run(given=jnp.ones((1, 3))), TypeError, "tokens must be whole numbers; got dtype float32"
+    ),
+    "truth values for tokens": Case(lambda: run(given=np.ones((1, 3), bool)), TypeError, "got dtype bool"),
+    "tokens and text together": Case(
+        lambda: run(given=[1, "two"]), TypeError, "tokens must be whole numbers; got dtype"
+    ),
+    "rows of different lengths": Case(
+        lambda: run(given=[[1, 2], [3]]), ValueError, "tokens must be rectangular, [batch, pos]; pad rows"
+    ),
+    "tokens with three axes": Case(
+        lambda: run(given=jnp.ones((1, 2, 3), int)), ValueError, "must be [batch, pos] or [pos]; got shape (1, 2, 3)"
+    ),
+    "a single number": Case(lambda: run(given=5), ValueError, "must be [batch, pos] or [pos]; got shape ()"),
+    "an empty list": Case(lambda: run(given=[]), ValueError, "the input is empty (shape (0,)); wanted at least one"),
+    "an empty array": Case(lambda: run(given=np.ones((2, 0), int)), ValueError, "the input is empty (shape (2, 0))"),
+    "an empty string": Case(
+        lambda: reading()("", prepend_bos=False), ValueError, "the input is empty: '' has no tokens, and no BOS"
+    ),
+    "nothing": Case(
+        lambda: model("gpt2")(None), TypeError, "a string, a list of strings or tokens [batch, pos]; got NoneType"
+    ),
+    "bytes": Case(lambda: run(given=b"text"), TypeError, "tokens [batch, pos]; got bytes"),
+    "too long a prompt": Case(
+        lambda: run(given=tokens(1, 33)), ValueError, "33 positions, more than the model's n_ctx = 32; shorten it"
+    ),
+    "too long a residual stream": Case(
+        lambda: run(given=jnp.zeros((1, 33, 14)), start_at_layer=1), ValueError,
+        "33 positions, more than the model's n_ctx",
+    ),
+    "a residual stream of the wrong width": Case(
+        lambda: run(given=jnp.zeros((1, 3, 13)), start_at_layer=1), ValueError,
+        "a residual stream [batch, pos, d_model = 14]; got shape (1, 3, 13)",
+    ),
+    "tokens where a residual stream was wanted": Case(
+        lambda: run(start_at_layer=1), ValueError, "with start_at_layer the input is a residual stream"
+    ),
+    "a residual stream of the wrong dtype": Case(
+        lambda: run(given=jnp.zeros((1, 3, 14), jnp.bfloat16), start_at_layer=1), TypeError,
+        "the residual stream is bfloat16; the model's dtype is float32",
+    ),
+    "a residual stream alone has no loss": Case(
+        lambda: run(given=jnp.zeros((1, 3, 14)), start_at_layer=1, return_type="loss"), ValueError,
+        "the loss needs tokens; give `tokens=` beside a residual stream",
+    ),
+    "a start past the last layer": Case(
+        lambda: run(given=jnp.zeros((1, 3, 14)), start_at_layer=5), ValueError,
+        "start_at_layer is 5; the model has 4 layers, so wanted an integer, -4 to 4",
+    ),
+    "a stop before the first layer": Case(
+        lambda: run(stop_at_layer=-5), ValueError, "stop_at_layer is -5; the model has 4"
+    ),
+    "half a layer": Case(lambda: run(stop_at_layer=1.5), ValueError, "stop_at_layer is 1.5; the model has 4 layers"),
+    "an unknown return_type": Case(
+        lambda: run(return_type="logit"), ValueError,
+        "return_type is 'logit'; wanted \"logits\", \"loss\", \"both\" or None",
+    ),
+    "a mask of the wrong shape": Case(
+        lambda: run(attention_mask=np.ones((2, 10))), ValueError,
+        "attention_mask has shape (2, 10); wanted (2, 11), one entry for every token",
+    ),
+    "gradients of many numbers": Case(
+        lambda: cached(Z, incl_bwd=True), ValueError, 'incl_bwd differentiates one number; run with return_type="loss"'
+    ),
+    "gradients of a residual stream": Case(
+        lambda: cached(Z, incl_bwd=True, stop_at_layer=2, return_type="loss"), ValueError, "incl_bwd differentiates one"
+    ),
+    "a position that is not there": Case(
+        lambda: cached(Z, pos_slice=11), IndexError, "index 11 is out of range for an axis of length 11"
+    ),
+    "an unknown argument": Case(lambda: cached(Z, returns="loss"), TypeError, "unexpected keyword argument 'returns'"),
+}  # fmt: skip
+
+TEXT = {
+    "text without a tokenizer": Case(
+        lambda: run(given="text"), ValueError,
+        "this model has no tokenizer; give tokens, or a tokenizer with model.set_",
+    ),
+    "texts without a tokenizer": Case(lambda: run(given=["a", "b"]), ValueError, "this model has no tokenizer"),
+    "a vocabulary larger than the model's": Case(
+        lambda: reading().set_tokenizer(word_tokenizer(tuple(f"word{i}" for i in range(38)))), ValueError,
+        "the tokenizer has 40 tokens; the model's d_vocab is 37",
+    ),
+    "too long a text": Case(lambda: reading()("mary " * 40), ValueError, "41 positions, more than the model's n_ctx"),
+    "text and a number": Case(
+        lambda: reading()(["mary", 1]), TypeError, "to_tokens wants a string or a list of strings"
+    ),
+    "the direction of two words": Case(
+        lambda: reading().tokens_to_residual_directions("mary went"), ValueError, "'mary went' is 2 tokens, not one"
+    ),
+    "the direction of no token": Case(
+        lambda: model("gpt2").tokens_to_residual_directions([3, 37]), ValueError, "token 37 is out of the vocabulary"
+    ),
+}  # fmt: skip
+
+CACHES = {
+    "an activation that is not there": Case(
+        lambda: small_cache()["blocks.1.hook_resid_post"], ActivationNotFound,
+        'the cache holds no "blocks.1.hook_resid_post"; did you mean "blocks.1.hook_resid_pre"',
+    ),
+    "a layer that is not there": Case(
+        lambda: small_cache()["z", 3], ActivationNotFound,
+        'no "blocks.3.attn.hook_z"; did you mean "blocks.1.attn.hook_z"',
+    ),
+    "a layer before the first": Case(lambda: small_cache()["z", -5], ActivationNotFound, 'no "blocks.-1.attn.hook_z"'),
+    "an activation like no other": Case(
+        lambda: small_cache()["xyzzy"], ActivationNotFound, "it holds 2 others, listed by cache.keys()"
+    ),
+    "a wildcard that holds nothing": Case(
+        lambda: small_cache()["blocks.*.hook_mlp_out"], ActivationNotFound, 'no "blocks.*.hook_mlp_out" in any layer'
+    ),
+    "a key that is no name": Case(
+        lambda: small_cache()[3], TypeError, 'an activation is named "name" or ("name", layer, "sublayer"); got 3'
+    ),
+    "a key with a layer that is no number": Case(
+        lambda: small_cache()["z", 1.5], TypeError, "a layer is a number; got 1.5"
+    ),
+    "two prompts without a batch axis": Case(
+        lambda: small_cache().remove_batch_dim(), ValueError, "the batch has 2 prompts; only a batch of one has no need"
+    ),
+    "two prompts run without a batch axis": Case(
+        lambda: cached([RESID_PRE, Z], remove_batch_dim=True), ValueError, "the batch has 2 prompts"
+    ),
+    "a prompt of a cache without a batch axis": Case(
+        lambda: small_cache().apply_slice_to_batch_dim(0).apply_slice_to_batch_dim(0), ValueError,
+        "has no batch axis any",
+    ),
+    "a prompt that is not there": Case(
+        lambda: small_cache().apply_slice_to_batch_dim([0, 2]), IndexError,
+        "index 2 is out of range for an axis of length 2",
+    ),
+    "more layers stacked than there are": Case(
+        lambda: small_cache().stack_activation("z", 5), ValueError, "layer is 5; wanted 1 to 4, or -1 for all layers"
+    ),
+}  # fmt: skip
+
+SLICES = {
+    "a string": Case(lambda: Slice("first"), TypeError, "a number, slice, tuple, list or array; got str"),
+    "a truth value": Case(lambda: Slice(True), TypeError, "a number, slice, tuple, list or array; got bool"),
+    "a tuple of four": Case(lambda: Slice((1, 2, 3, 4)), TypeError, "a number, slice, tuple, list or array; got tuple"),
+    "fractions": Case(lambda: Slice([0.5, 1.5]), TypeError, "an index is a list of whole numbers; got float64"),
+    "a matrix": Case(
+        lambda: cached(Z, pos_slice=[[0, 1]]), TypeError, "a list of whole numbers; got int64 of shape (1, 2)"
+    ),
+    "indices of an unknown length": Case(lambda: Slice((1, 3)).indices(), ValueError, "max_ctx must be given to list"),
+}  # fmt: skip
+
+CONFIG_FIELDS = {
+    "no layers": Case(lambda: config(n_layers=0), ValueError, "n_layers is 0; wanted a positive whole number"),
+    "a truth value for a size": Case(
+        lambda: config(n_heads=True), ValueError, "n_heads is True; wanted a positive whole"
+    ),
+    "a fraction for a size": Case(lambda: config(d_model=1.5), ValueError, "d_model is 1.5; wanted a positive whole"),
+    "an empty d_mlp": Case(lambda: config(d_mlp=0), ValueError, "d_mlp is 0; wanted a positive whole number"),
+    "an empty attn_block": Case(lambda: config(attn_block=0), ValueError, "attn_block is 0; wanted a positive whole"),
+    "heads that do not divide": Case(
+        lambda: config(n_key_value_heads=3), ValueError, "n_key_value_heads is 3, which does not divide n_heads = 4"
+    ),
+    "too few windows": Case(
+        lambda: config(windows=(1, 2, 3)), ValueError,
+        "windows has 3 entries for 2 layers; give one per layer, or a single",
+    ),
+    "an empty window": Case(lambda: config(windows=(None, 0)), ValueError, "windows[1] is 0; wanted a positive whole"),
+    "an unknown norm": Case(
+        lambda: config(normalization_type="Layer"), ValueError,
+        "normalization_type is 'Layer'; wanted one of 'LN', 'LNPre', 'RMS', 'RMSPre', None",
+    ),
+    "an unknown place of a norm": Case(
+        lambda: config(norm_placement="mid"), ValueError, "norm_placement is 'mid'; wanted"
+    ),
+    "an unknown activation": Case(
+        lambda: config(act_fn="swish"), ValueError, "act_fn is 'swish'; wanted one of 'relu'"
+    ),
+    "unknown positions": Case(
+        lambda: config(positional_embedding_type="rope"), ValueError,
+        "positional_embedding_type is 'rope'; wanted one of",
+    ),
+    "an unknown QK-norm": Case(
+        lambda: config(qk_norm=True), ValueError, "qk_norm is True; wanted one of 'head', 'full'"
+    ),
+    "an unknown init_mode": Case(
+        lambda: config(init_mode="muP"), ValueError, "init_mode is 'muP'; wanted one of 'gpt2'"
+    ),
+    "an unknown dtype": Case(
+        lambda: config(dtype="int8"), ValueError, "dtype is 'int8'; wanted one of float32, bfloat16"
+    ),
+    "an unknown bias": Case(
+        lambda: config(biases=("b_Q", "b_q")), ValueError, "biases has ('b_q',); wanted a tuple of 'b_Q'"
+    ),
+    "a bias that is no tuple": Case(lambda: config(biases="b_Q"), ValueError, "biases has 'b_Q'; wanted a tuple of"),
+    "rotary with other positions": Case(
+        lambda: config(rotary=Rotary()), ValueError,
+        'rotary is given but positional_embedding_type is "standard"; set it',
+    ),
+    "a norm shared one after the other": Case(
+        lambda: config(shared_norm=True), ValueError,
+        "shared_norm means one norm before attention and MLP; it needs parallel",
+    ),
+    "an offset of a LayerNorm": Case(
+        lambda: config(rmsnorm_uses_offset=True), ValueError,
+        "rmsnorm_uses_offset needs an RMSNorm; normalization_type is",
+    ),
+    "a gate without an MLP": Case(
+        lambda: config(attn_only=True, gated_mlp=True), ValueError,
+        "attn_only leaves no MLP; gated_mlp, num_experts and",
+    ),
+    "a norm in a gated MLP": Case(
+        lambda: config(gated_mlp=True, act_fn="solu_ln"), ValueError,
+        "act_fn 'solu_ln' normalises inside the MLP, which no",
+    ),
+    "tied embeddings of two sizes": Case(
+        lambda: config(tie_word_embeddings=True, d_vocab_out=3), ValueError,
+        "tied embeddings give d_vocab = 9 logits; d_vo",
+    ),
+    "a cap of zero": Case(
+        lambda: config(attn_scores_soft_cap=0.0), ValueError,
+        "attn_scores_soft_cap is 0.0; wanted a positive number, or None",
+    ),
+    "experts nowhere": Case(
+        lambda: config(moe_layers=(True, False)), ValueError,
+        "moe_layers names layers that mix experts, but num_experts is",
+    ),
+    "a choice of no experts": Case(
+        lambda: config(experts_per_token=2), ValueError,
+        "experts_per_token is 2, but num_experts is None; give num_experts",
+    ),
+    "a choice of too many experts": Case(
+        lambda: config(num_experts=2, experts_per_token=3), ValueError,
+        "experts_per_token is 3; wanted 1 to num_experts = 2",
+    ),
+    "layers that turn differently": Case(
+        lambda: rotary(Rotary(dim=2), Rotary(dim=4)), ValueError, "rotary layers turn different dimensions"
+    ),
+    "an odd rotary dim": Case(
+        lambda: rotary(*[Rotary(dim=3)] * 2), ValueError, "rotary dim is 3; wanted an even number up to d_head = 4"
+    ),
+    "a divisor for each dimension": Case(
+        lambda: rotary(*[Rotary(scaling=LongRope((1.0,) * 4, (1.0,) * 2, 8, 1.0))] * 2), ValueError,
+        "LongRope short_factor has 4 entries; wanted 2, one per frequency",
+    ),
+    "more layers than there are": Case(
+        lambda: config().first_layers(3), ValueError, "first_n_layers is 3; the model has 1 to 2 layers"
+    ),
+    "an unknown field": Case(
+        lambda: HookedTransformer({**config().to_dict(), "d_hidden": 3}), ValueError, "Config has no field ['d_hidden']"
+    ),
+    "a missing field": Case(
+        lambda: Config.from_dict({"n_layers": 2}), ValueError, "Config needs the fields ['d_head',"
+    ),
+    "an unknown scaling": Case(
+        lambda: Config.from_dict({**config().to_dict(), "rotary": [{"scaling": {"kind": "Ntk"}}] * 2}), ValueError,
+        "rotary scaling 'Ntk' is none of ['Dynamic', 'Linear'",
+    ),
+}  # fmt: skip
+
+WEIGHTS = {
+    "a missing parameter": Case(
+        lambda: with_params(**{"embed.W_E": None}), ValueError, "do not fit the config: embed.W_E is missing"
+    ),
+    "an unknown parameter": Case(
+        lambda: with_params(**{"embed.W_e": jnp.ones(3)}), ValueError, "embed.W_e is none of this config's"
+    ),
+    "a parameter of the wrong shape": Case(
+        lambda: with_params(**{"unembed.b_U": jnp.ones(36)}), ValueError, "unembed.b_U has shape (36,); wanted (37,)"
+    ),
+    "several parameters at once": Case(
+        lambda: with_params(**{"embed.W_E": None, "unembed.b_U": jnp.ones(36)}), ValueError,
+        "embed.W_E is missing; unembed.b_U has shape",
+    ),
+    "positions that were not learned": Case(
+        lambda: unrandomised("llama").W_pos, AttributeError, 'a model with positions "rotary" has no W_pos'
+    ),
+    "positions that were not learned, after the embedding": Case(
+        lambda: unrandomised("llama").W_E_pos, AttributeError, 'a model with positions "rotary" has no W_pos'
+    ),
+    "an MLP that is not there": Case(
+        lambda: unrandomised("attn_only").W_in, AttributeError, "an attention-only model has no W_in"
+    ),
+    "a gate that is not there": Case(
+        lambda: model("gpt2").W_gate, AttributeError, "the model has no W_gate; its parameters"
+    ),
+    "weights of two shapes in one array": Case(
+        lambda: unrandomised("moe").W_in, AttributeError,
+        "W_in differs in shape from layer to layer: [(5, 14, 22), (14, 22)]; read it per layer",
+    ),
+    "an unknown attribute": Case(
+        lambda: model("gpt2").W_q, AttributeError, "HookedTransformer has no attribute 'W_q'"
+    ),
+    "a block that is not there": Case(
+        lambda: model("gpt2").blocks[4], IndexError, "there is no layer 4; the model has 4"
+    ),
+    "weight processing": Case(
+        lambda: HookedTransformer.from_pretrained("gpt2", fold_ln=True, center_unembed=True), NotImplementedError,
+        "weight processing (fold_ln, center_unembed) is not part of this version; leave the flags at False",
+    ),
+}  # fmt: skip
+
+GROUPS = {
+    "hook names": HOOK_NAMES, "hook functions": HOOK_FUNCTIONS, "inputs": INPUTS, "text": TEXT, "caches": CACHES,
+    "slices": SLICES, "config": CONFIG_FIELDS, "weights": WEIGHTS,
+}  # fmt: skip
+CASES = {f"{group}: {name}": case for group, cases in GROUPS.items() for name, case in cases.items()}
+
+
+@functools.cache
+def answer(name: str) -> Exception | None:
+    """The error that a case is answered with."""
+    try:
+        CASES[name].mistake()
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_is_answered_with_what_was_wanted(name):
+    error, case = answer(name), CASES[name]
+    assert error is not None, "nothing was raised"
+    assert type(error) is case.error, repr(error)
+    assert case.text in str(error)
+
+
+# --- nothing is left half done
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("hook")])
+def test_a_failed_run_leaves_no_hook_behind(name):
+    answer(name)
+    assert model("gpt2").list_hooks() == model("qwen3").list_hooks() == {}
+
+
+def test_a_model_runs_on_after_a_failed_run():
+    plain = run()
+    with pytest.raises(HookError):
+        hooked(Z, lambda z, hook: z[:1])
+    assert jnp.array_equal(run(), plain)
+
+
+def test_a_block_whose_second_hook_is_wrong_adds_neither():
+    the_model = model("gpt2")
+    with pytest.raises(HookError), the_model.hooks(fwd_hooks=[(Z, keep), ("hook_nothing", keep)]):
+        pytest.fail("the block was entered")
+    with pytest.raises(HookError), the_model.hooks(fwd_hooks=[(Z, keep)], bwd_hooks=[(Z, "no function")]):
+        pytest.fail("the block was entered")
+    assert the_model.list_hooks() == {}
+
+
+@pytest.mark.parametrize("bad", [("hook_nothing", keep, "fwd"), (Z, None, "fwd"), (Z, keep, "backward")])
+def test_a_hook_that_cannot_be_added_is_not_added(bad):
+    the_model = model("gpt2").with_params(model("gpt2").params)
+    the_model.add_hook(RESID_PRE, keep)
+    with pytest.raises(HookError):
+        the_model.add_hook(*bad)
+    assert list(the_model.list_hooks()) == [RESID_PRE]
+
+
+def test_a_failed_hook_leaves_the_hooks_that_were_there():
+    the_model = model("gpt2").with_params(model("gpt2").params)
+    the_model.add_hook(RESID_PRE, keep)
+    with the_model.hooks(fwd_hooks=[(Z, keep)]):
+        with pytest.raises(ZeroDivisionError):
+            the_model.run_with_hooks(tokens(), fwd_hooks=[("hook_embed", lambda value, hook: value * (1 / 0))])
+        assert sorted(the_model.list_hooks()) == sorted([RESID_PRE, Z])
+    assert list(the_model.list_hooks()) == [RESID_PRE]
+
+
+# --- no error without a case
+
+
+def raises(path: Path) -> list[tuple[str, int, int]]:
+    """Every `raise X(...)` of a file: the file, and its first and last line."""
+    found = ast.walk(ast.parse(path.read_text()))
+    statements = [node for node in found if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
+    return [(str(path), node.lineno, node.end_lineno) for node in statements]
+
+
+def lines_of(error: BaseException | None) -> set[tuple[str, int]]:
+    """Every line of source that an error and those before it went through."""
+    found: set[tuple[str, int]] = set()
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            found.add((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+            trace = trace.tb_next
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def test_every_error_of_the_package_is_reached_by_a_case():
+    files = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
+    statements = [at for name, path in files.items() if not name.startswith(TESTED_ELSEWHERE) for at in raises(path)]
+    assert len(statements) > 60
+    reached = set().union(*(lines_of(answer(name)) for name in CASES))
+    unreached = [
+        f"{Path(path).relative_to(PACKAGE)}:{first}"
+        for path, first, last in statements
+        if not any((path, line) in reached for line in range(first, last + 1))
+    ]
+    assert unreached == []
