@@ -45,6 +45,12 @@ def steer(value, hook, direction, strength):
     return value + strength * direction
 
 
+def warm_up_edit(shape: tuple[int, ...]) -> None:
+    """Compiles what the fresh functions do to a value of this shape, so that it is not counted as code of the model."""
+    with jax.default_matmul_precision("highest"):  # as in a float32 model's forward; programs are compiled per setting
+        jax.block_until_ready(jnp.zeros(shape) * 1.5)
+
+
 def hook_cases(model: HookedTransformer, tokens: np.ndarray) -> dict[str, Case]:
     """Edits: a plain function made anew for every call, and a data hook with new data in every call."""
     n_layers, seeds = model.cfg.n_layers, np.random.default_rng(0)
@@ -61,7 +67,7 @@ def hook_cases(model: HookedTransformer, tokens: np.ndarray) -> dict[str, Case]:
 
     names = [f"blocks.0.{site}" for site in SITES]
     for shape in jax.eval_shape(lambda model: model.run_with_cache(tokens, names_filter=names)[1], model).values():
-        jax.block_until_ready(jnp.zeros(shape.shape, shape.dtype) * 1.5)
+        warm_up_edit(shape.shape)
     cases = {f"fresh lambda on {site}": Case(lambda i, site=site: fresh(site, i), 1.5) for site in SITES}
     one_layer = Case(lambda i: data(f"blocks.{(7 * i + 3) % n_layers}.hook_resid_post"))
     return cases | {
@@ -95,7 +101,7 @@ def time_first_hooks(model: HookedTransformer, tokens: np.ndarray) -> list[dict[
     """For sequence lengths not run before: the first hook on a forward that is already warm there."""
 
     def first_hook(some: np.ndarray):
-        jax.block_until_ready(jnp.zeros((1, some.shape[1], model.cfg.d_model)) * 1.5)
+        warm_up_edit((1, some.shape[1], model.cfg.d_model))
         model(some)
         warm = median([clocks(lambda: model(some)) for _ in range(3)])
         edits = [("blocks.1.hook_resid_post", lambda value, hook: value * 1.5)]

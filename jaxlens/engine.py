@@ -60,13 +60,19 @@ def _is_concrete(array: jax.Array) -> bool:
 def run_layers(
     stacks: tuple[Block, ...], x: jax.Array, context: Context, start: int, stop: int, listening: Listening
 ) -> tuple[jax.Array, list[Caught]]:
-    """The residual stream [b p d] after layers start..stop-1, and what was wanted on the way."""
-    run_stretch = _compiled if not is_traced(stacks, x, context, listening.edits) else _scanned
+    """The residual stream [b p d] after layers start..stop-1, and what was wanted on the way.
+
+    A Python function may close over something traced, so whether a transformation is looking is asked before every
+    stretch: what comes after such a function is differentiable again.
+    """
     caught: list[Caught] = []
-    for stretch in plan(listening, start, stop, whole=run_stretch is _scanned):
-        run = _edited if stretch.edited and run_stretch is _compiled else run_stretch
+    traced = is_traced(stacks, context, listening.edits)
+    while start < stop:
+        traced = traced or is_traced(x)
+        stretch = next(plan(listening, start, stop, whole=traced))
+        run = _scanned if traced else _edited if stretch.edited else _compiled
         x, found = run(stacks[stretch.stack], x, context, stretch, listening)
-        caught += found
+        caught, start = caught + found, stretch.layers[-1] + 1
     return x, caught
 
 
@@ -158,7 +164,8 @@ def _scanned(stack: Block, x, context: Context, stretch: Stretch, listening: Lis
         stack = jax.tree.map(lambda w: w[stretch.first : stretch.first + len(stretch.layers)], stack)
     wanted_in = tuple((site, tuple(wanted[site])) for site in sorted(wanted))
     x, values = _scan(
-        stack, x, context, listening.edits_in(stretch.layers), layers=stretch.layers, wanted_in=wanted_in,
+        stack, x, context, tuple(edit.afresh() for edit in listening.edits_in(stretch.layers)),
+        layers=stretch.layers, wanted_in=wanted_in,
         positions=listening.positions, points=listening.points if listening.edits else None,
     )  # fmt: skip
     return x, [caught for site, layers in wanted_in for caught in _named({site: values[site]}, layers)]
@@ -215,8 +222,7 @@ def run_stage(stage, parts, x, listening: Listening, names: tuple[str, ...], cfg
     """Embedding or unembedding: `stage(parts, x, tap, cfg)` compiled, or piece by piece if Python edits it."""
     wanted = frozenset(name for name in names if name in listening.wanted)
     edits = tuple(edit for edit in listening.edits if edit.site in names)
-    edited = any(edit.is_plain for edit in edits) and not is_traced(parts, x, edits)
-    run = _stage if edited else _stage_compiled
+    run = _stage if any(edit.is_plain for edit in edits) else _stage_compiled
     x, caught = run(parts, x, edits, stage, wanted, listening.positions, listening.points if edits else None, cfg)
     return x, [Caught(name, None, value) for name, value in caught.items()]
 

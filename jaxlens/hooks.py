@@ -39,7 +39,8 @@ def hook(fn: Callable, **data: Any) -> DataHook:
 
     It runs inside the compiled loop over layers, and can be differentiated, vmapped and sharded like any array. `fn` is
     called as `fn(value, hook, **data)`; `hook.layer()` is a traced number there. Make `fn` once and reuse it: a new
-    function object is a new program.
+    function object is a new program. What else `fn` reads, a global say, is read once, when it is compiled: pass what
+    may change as data.
 
     Example:
         >>> def steer(value, hook, direction, strength):
@@ -147,6 +148,16 @@ class Edit:
     def in_blocks(self) -> bool:
         """Whether its site is one of a block's."""
         return self.static_layers is not None
+
+    def afresh(self) -> "Edit":
+        """The same edit under an identity of its own, so that no program traced earlier is taken for its.
+
+        A plain function may read globals and close over tracers, which can differ at every call.
+        """
+        if not self.is_plain:
+            return self
+        fn = self.fn
+        return dataclasses.replace(self, fn=jax.tree_util.Partial(lambda value, point: fn(value, point)))
 
     def acts_at(self, layer: int | None) -> bool:
         """Whether it acts on this layer, for a layer that is a plain number."""

@@ -11,40 +11,38 @@ Axes: b batch, p position, d d_model, v vocabulary.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxlens.analysis.activation_cache import ActivationCache
 from jaxlens.config import Config
-from jaxlens.engine import Caught, is_traced, run_layers, run_stage
-from jaxlens.errors import HookError
+from jaxlens.engine import Caught, run_layers, run_stage
 from jaxlens.gradients import with_gradients
-from jaxlens.hook_table import EMBED_SITES, FINAL_SITES, matching, sites, split_name
 from jaxlens.hooked import HookName, HooksOnModel, HookSpec, hook_points
 from jaxlens.hooks import Added, Listening, add, pairs
+from jaxlens.inputs import Given, ReadsInput
 from jaxlens.loss import Output, lm_cross_entropy_loss
 from jaxlens.nn.block import add as add_arrays
 from jaxlens.nn.context import make_context
 from jaxlens.parameters import Params, Parts, assemble, disassemble, init_parameters, parameter_shapes
 from jaxlens.slices import Slice
-from jaxlens.text import TextOnModel
+from jaxlens.span import EMBED_NAMES, FINAL_NAMES, Span
 from jaxlens.weight_attributes import WeightAttributes
 
 __all__ = ["HookedTransformer", "Output", "parameter_shapes"]
 
 Tokens = Int[Array, "b p"]
 Result = Array | Output | None
-EMBED_NAMES = tuple(site.name for site in EMBED_SITES)
-FINAL_NAMES = tuple(site.name for site in FINAL_SITES)
+READ = ("input", "prepend_bos", "padding_side", "attention_mask", "tokens", "start_at_layer")
 
 
 @jax.tree_util.register_pytree_node_class
-class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
+class HookedTransformer(HooksOnModel, ReadsInput, WeightAttributes):
     """A decoder-only transformer whose activations can be read, written and differentiated by name.
 
     It is a pytree: pass it to jit, grad and vmap as an argument, never close over it there (closed-over weights become
@@ -177,10 +175,9 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
             HookError: a hook names nothing, or returns what cannot stand in the place of what it got.
         """
         given = self._read_input(input, prepend_bos, padding_side, attention_mask, tokens, start_at_layer)
-        added = tuple(add(self.cfg, name, fn) for name, fn in pairs(hooks))
-        self._check_reached(added, start_at_layer, stop_at_layer)
-        span = self._span(start_at_layer, stop_at_layer)
-        return self._run(given, Run(span, return_type, loss_per_token), self._hooks + added)[0]
+        span = Span.of(self.cfg, start_at_layer, stop_at_layer)
+        run = Run(span, return_type, loss_per_token)
+        return self._run(given, run, self._hooks + self._added(hooks, span))[0]
 
     forward = __call__
 
@@ -195,7 +192,7 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
         """
         call, before = _bind_call(self, input, *args, **kwargs), len(self._hooks)
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
-            self._check_reached(self._hooks[before:], call["start_at_layer"], call["stop_at_layer"])
+            Span.of(self.cfg, call["start_at_layer"], call["stop_at_layer"]).check_hooks(self._hooks[before:])
             return self(input, *args, **kwargs)
 
     def run_with_cache(
@@ -218,27 +215,27 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
             HookError: `names_filter` matches nothing; the message offers the nearest names.
         """
         call = _bind_call(self, input, *args, **kwargs)
-        given = self._read_input(
-            call["input"], call["prepend_bos"], call["padding_side"], call["attention_mask"], call["tokens"],
-            call["start_at_layer"],
-        )  # fmt: skip
-        span = (call["start_at_layer"], call["stop_at_layer"])
-        added = tuple(add(self.cfg, name, fn) for name, fn in pairs(call["hooks"]))
-        self._check_reached(added, *span)
-        wanted = self._wanted(names_filter, *span)
-        run = Run(self._span(*span), call["return_type"], call["loss_per_token"], wanted, Slice(pos_slice))
+        given = self._read_input(**{name: call[name] for name in READ})
+        span = Span.of(self.cfg, call["start_at_layer"], call["stop_at_layer"])
+        wanted = span.wanted(self.cfg, names_filter)
+        run = Run(span, call["return_type"], call["loss_per_token"], wanted, Slice(pos_slice))
         runner = with_gradients if incl_bwd else HookedTransformer._run
-        out, caught = runner(self, given, run, self._hooks + added)
+        out, caught = runner(self, given, run, self._hooks + self._added(call["hooks"], span))
         cache = ActivationCache.of(caught, self)
         cache = cache.remove_batch_dim() if remove_batch_dim else cache
         return out, cache if return_cache_object else dict(cache.items())
 
+    def _added(self, hooks: list[HookSpec], span: Span) -> tuple[Added, ...]:
+        """The hooks of a single call, all of which it must reach."""
+        added = tuple(add(self.cfg, name, fn) for name, fn in pairs(hooks))
+        span.check_hooks(added)
+        return added
+
     def _run(
-        self, given: "Given", run: "Run", hooks: tuple[Added, ...], probes=()
+        self, given: Given, run: "Run", hooks: tuple[Added, ...], probes=()
     ) -> tuple[Result, list[Caught]]:
         """The forward itself: what it returns and what was caught on the way."""
         listening = Listening.of(self.cfg, hooks, run.wanted, run.positions, self._points, probes)
-        start, stop, whole = run.span
         with _float32_means_float32(self.cfg):
             context = make_context(self.cfg, given.real)
             x, caught = given.residual, []
@@ -247,13 +244,13 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
                 (x, context), caught = run_stage(_embed, self.parts, start_with, listening, EMBED_NAMES, self.cfg)
             elif self.cfg.positional_embedding_type == "shortformer":
                 context = _shortformer(self.parts, context)
-            x, found = run_layers(self.parts.stacks, x, context, start, stop, listening)
-            if not whole:
+            x, found = run_layers(self.parts.stacks, x, context, run.span.start, run.span.stop, listening)
+            if not run.span.unembeds:
                 return x, caught + found
             logits, last = run_stage(_unembed, self.parts, x, listening, FINAL_NAMES, self.cfg)
             return self._output(logits, given, run), caught + found + last
 
-    def _output(self, logits, given: "Given", run: "Run") -> Result:
+    def _output(self, logits, given: Given, run: "Run") -> Result:
         if run.return_type in ("logits", None):
             return logits if run.return_type else None
         if given.tokens is None:
@@ -267,117 +264,6 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
         """`lm_cross_entropy_loss` of these logits."""
         return lm_cross_entropy_loss(logits, tokens, attention_mask, per_token)
 
-    # --- what a run is given
-
-    def _read_input(self, input, prepend_bos, padding_side, attention_mask, tokens, start_at_layer) -> "Given":
-        """The input as arrays, or an error that says what is wrong with it."""
-        if start_at_layer is not None:
-            return self._read_residual(input, attention_mask, tokens)
-        if isinstance(input, str) or (isinstance(input, list | tuple) and input and isinstance(input[0], str)):
-            tokens, mask = self._tokenize(input, prepend_bos, padding_side)
-        else:
-            tokens, mask = self._check_tokens(input), None
-            if attention_mask is None and self.tokenizer and (padding_side or self.tokenizer.padding_side) == "left":
-                mask = self.tokenizer.attention_mask(tokens, self._bos(prepend_bos), "left")
-        mask = mask if attention_mask is None else attention_mask
-        return Given(tokens, None, *_masks(mask, tokens.shape))
-
-    def _read_residual(self, residual, attention_mask, tokens) -> "Given":
-        residual = jnp.asarray(residual)
-        if residual.ndim != 3 or residual.shape[-1] != self.cfg.d_model:
-            raise ValueError(
-                "with start_at_layer the input is a residual stream [batch, pos, d_model = "
-                f"{self.cfg.d_model}]; got shape {residual.shape}"
-            )
-        if residual.dtype != jnp.dtype(self.cfg.dtype):
-            raise TypeError(f"the residual stream is {residual.dtype}; the model's dtype is {self.cfg.dtype}")
-        self._check_length(residual.shape)
-        tokens = None if tokens is None else self._check_tokens(tokens)
-        return Given(tokens, residual, *_masks(attention_mask, residual.shape[:2]))
-
-    def _check_tokens(self, tokens) -> Tokens:
-        if isinstance(tokens, float | bytes | dict | type(None)):
-            got = type(tokens).__name__
-            raise TypeError(f"the input is a string, a list of strings or tokens [batch, pos]; got {got}")
-        try:
-            tokens = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
-        except ValueError as error:
-            raise ValueError("tokens must be rectangular, [batch, pos]; pad rows of different lengths") from error
-        if tokens.size == 0:
-            raise ValueError(f"the input is empty (shape {tokens.shape}); wanted at least one token")
-        self._check_vocabulary(tokens, self.cfg.d_vocab)
-        if tokens.ndim not in (1, 2):
-            raise ValueError(f"tokens must be [batch, pos] or [pos]; got shape {tokens.shape}")
-        tokens = tokens[None] if tokens.ndim == 1 else tokens
-        self._check_length(tokens.shape)
-        return jnp.asarray(tokens, jnp.int32)
-
-    def _check_vocabulary(self, tokens, size: int) -> None:
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"tokens must be whole numbers; got dtype {tokens.dtype}")
-        if not is_traced(tokens):
-            values = np.asarray(tokens)
-            low, high = int(values.min()), int(values.max())
-            if low < 0 or high >= size:
-                odd = low if low < 0 else high
-                raise ValueError(f"token {odd} is out of the vocabulary; tokens are 0 to {size - 1}")
-
-    def _check_length(self, shape) -> None:
-        if shape[1] > self.cfg.n_ctx:
-            raise ValueError(
-                f"the input has {shape[1]} positions, more than the model's n_ctx = {self.cfg.n_ctx}; shorten it, or "
-                "load the model with a larger n_ctx if its positions allow it"
-            )
-
-    def _span(self, start_at_layer: int | None, stop_at_layer: int | None) -> tuple[int, int, bool]:
-        """First layer, last layer (not included), and whether the run goes on to logits."""
-        n = self.cfg.n_layers
-        for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
-            if layer is not None and not (isinstance(layer, int | np.integer) and -n <= layer <= n):
-                raise ValueError(f"{name} is {layer!r}; the model has {n} layers, so wanted an integer, {-n} to {n}")
-        start = (start_at_layer or 0) % n if start_at_layer != n else n
-        stop = n if stop_at_layer is None else stop_at_layer % n if stop_at_layer != n else n
-        return start, max(start, stop), stop_at_layer is None
-
-    def _reached(self, start_at_layer: int | None, stop_at_layer: int | None) -> Callable[[str], bool]:
-        """Whether a hook point lies on the way of a run."""
-        start, stop, whole = self._span(start_at_layer, stop_at_layer)
-
-        def reached(name: str) -> bool:
-            layer = split_name(name)[1]
-            if layer is not None:
-                return start <= layer < stop
-            return whole if name in FINAL_NAMES else start_at_layer is None
-
-        return reached
-
-    def _unreached(self, name: str, start_at_layer: int | None, stop_at_layer: int | None) -> HookError:
-        start, stop, _ = self._span(start_at_layer, stop_at_layer)
-        covered = f"covers layers {start} to {stop - 1}" if start < stop else "covers no layer"
-        return HookError(f'"{name}" is never reached: this run {covered}')
-
-    def _check_reached(self, hooks: tuple[Added, ...], *span: int | None) -> None:
-        reached = self._reached(*span)
-        for added in hooks:
-            if not any(map(reached, added.names)):
-                raise self._unreached(added.names[0], *span)
-
-    def _wanted(self, names_filter, *span: int | None) -> frozenset[str]:
-        """The full names a cache is to hold: what the filter chooses, or everything that needs no asking for."""
-        reached, table = self._reached(*span), sites(self.cfg)
-        if names_filter is None:
-            return frozenset(name for name, site in table.items() if not site.on_request and reached(name))
-        filters = names_filter if isinstance(names_filter, list | tuple | set | frozenset) else [names_filter]
-        if not filters:
-            raise HookError("names_filter is an empty list; give at least one name, or None for everything")
-        wanted: set[str] = set()
-        for names in filters:
-            found = matching(self.cfg, names)
-            if not any(map(reached, found)):
-                raise self._unreached(found[0], *span)
-            wanted |= set(filter(reached, found))
-        return frozenset(wanted)
-
     def __repr__(self) -> str:
         cfg = self.cfg
         size = sum(int(np.prod(shape.shape)) for shape in parameter_shapes(cfg).values())
@@ -390,20 +276,10 @@ class HookedTransformer(HooksOnModel, TextOnModel, WeightAttributes):
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
-    """What a run starts from: tokens or a residual stream, and which columns are real (`mask` is None if all are)."""
-
-    tokens: Tokens | None
-    residual: Float[Array, "b p d"] | None
-    real: Bool[Array, "b p"]
-    mask: Bool[Array, "b p"] | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Run:
     """What is asked of a run: which layers, what to return, and which activations at which positions."""
 
-    span: tuple[int, int, bool]
+    span: Span
     return_type: str | None
     loss_per_token: bool = False
     wanted: frozenset[str] = frozenset()
@@ -413,8 +289,6 @@ class Run:
         if self.return_type not in ("logits", "loss", "both", None):
             raise ValueError(f'return_type is {self.return_type!r}; wanted "logits", "loss", "both" or None')
 
-
-jax.tree_util.register_dataclass(Given, ["tokens", "residual", "real", "mask"], [])
 
 _PROCESSING = (
     "fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases", "refactor_factored_attn_matrices",
@@ -459,16 +333,6 @@ def _shortformer(parts: Parts, context):
     return dataclasses.replace(context, pos_embed=parts.pos_embed(context.positions, context.real))
 
 
-def _masks(mask, shape: tuple[int, int]):
-    """Which columns are real, and the same as a mask or None if nobody asked for one."""
-    if mask is None:
-        return jnp.ones(shape, bool), None
-    mask = jnp.asarray(mask)
-    if mask.shape != shape:
-        raise ValueError(f"attention_mask has shape {mask.shape}; wanted {shape}, one entry for every token")
-    return mask.astype(bool), mask.astype(bool)
-
-
 def _float32_means_float32(cfg: Config):
     """Full precision of float32 matrix products on accelerators, unless the caller has chosen another."""
     if cfg.dtype != "float32" or jax.config.jax_default_matmul_precision is not None:
@@ -478,8 +342,6 @@ def _float32_means_float32(cfg: Config):
 
 def _bind_call(model: HookedTransformer, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The arguments of calling a model, by name."""
-    import inspect
-
     bound = inspect.signature(HookedTransformer.__call__).bind(model, *args, **kwargs)
     bound.apply_defaults()
     return bound.arguments

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -73,8 +74,8 @@ def small_cache():
 
 def unrandomised(name):
     """A model that is looked at and not run."""
-    shapes = parameter_shapes(CONFIGS[name]).items()
-    return HookedTransformer(CONFIGS[name], params={weight: np.zeros(shape.shape) for weight, shape in shapes})
+    params = {weight: jax.device_put(np.zeros(of.shape)) for weight, of in parameter_shapes(CONFIGS[name]).items()}
+    return HookedTransformer(CONFIGS[name], params=params)
 
 
 def with_params(**changes):
@@ -301,7 +302,7 @@ CACHES = {
         lambda: small_cache()["z", 1.5], TypeError, "a layer is a number; got 1.5"
     ),
     "two prompts without a batch axis": Case(
-        lambda: small_cache().remove_batch_dim(), ValueError, "the batch has 2 prompts; only a batch of one has no need"
+        lambda: small_cache().remove_batch_dim(), ValueError, "the batch has 2 prompts; only a batch of one"
     ),
     "two prompts run without a batch axis": Case(
         lambda: cached([RESID_PRE, Z], remove_batch_dim=True), ValueError, "the batch has 2 prompts"
@@ -391,7 +392,7 @@ CONFIG_FIELDS = {
     ),
     "a norm in a gated MLP": Case(
         lambda: config(gated_mlp=True, act_fn="solu_ln"), ValueError,
-        "act_fn 'solu_ln' normalises inside the MLP, which no",
+        "act_fn 'solu_ln' normalises inside the MLP; no gated MLP",
     ),
     "tied embeddings of two sizes": Case(
         lambda: config(tie_word_embeddings=True, d_vocab_out=3), ValueError,
