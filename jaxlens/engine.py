@@ -210,7 +210,7 @@ def _edited(stack: Block, x, context: Context, stretch: Stretch, listening: List
     """One layer piece by piece, so that a Python function can stand between two pieces and see plain values."""
     (layer,) = stretch.layers
     block = _take_compiled(stack, np.int32(stretch.first))
-    tap = Tap(listening.edits, stretch.wanted, layer, listening.positions, listening.points)
+    tap = Tap(listening.edits, stretch.wanted, layer, listening.positions, listening.points, in_pieces=True)
     x = block(x, _at_layer(context, np.int32(layer)), tap)
     return x, _named(tap.caught, stretch.layers)
 

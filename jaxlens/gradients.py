@@ -1,7 +1,6 @@
 """The gradient of a scalar output at every activation that a cache holds, in one backward pass."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +21,11 @@ def with_gradients(model, given, run, hooks):
     Raises:
         ValueError: the output is not one number.
     """
-    return _with_gradients(model, given, hooks, run=run)
+    # what a Python function closes over may have changed since it was compiled
+    plain = any(not isinstance(hook.fn, DataHook) for hook in hooks)
+    return (_with_gradients if plain else _with_gradients_compiled)(model, given, hooks, run=run)
 
 
-@functools.partial(jax.jit, static_argnames=("run",))
 def _with_gradients(model, given, hooks, *, run):
     everywhere = dataclasses.replace(run, positions=None)
     output, shapes = jax.eval_shape(
@@ -40,6 +40,9 @@ def _with_gradients(model, given, hooks, *, run):
 
     (output, caught), gradients = jax.value_and_grad(scalar, has_aux=True)(zeros)
     return output, caught + [_kept(gradient, run.positions) for gradient in gradients]
+
+
+_with_gradients_compiled = jax.jit(_with_gradients, static_argnames=("run",))
 
 
 def _probe(cfg, zero: Caught) -> Edit:

@@ -310,19 +310,24 @@ def _as_used_jvp(primals, tangents):
 class Tap:
     """What one forward reads and writes: threaded through the model, called at every hook point, never kept.
 
-    `caught` collects the wanted values by site. `layer` is None outside the blocks.
+    `caught` collects the wanted values by site. `layer` is None outside the blocks. `in_pieces` is true in a layer that
+    is not compiled as a whole.
     """
 
-    def __init__(self, edits, wanted=frozenset(), layer=None, positions=None, points=None, prefix="", caught=None):
+    def __init__(
+        self, edits, wanted=frozenset(), layer=None, positions=None, points=None, prefix="", caught=None,
+        in_pieces=False,
+    ):  # fmt: skip
         self._edits, self._wanted, self._positions, self._points = edits, wanted, positions, points
-        self.layer, self.prefix = layer, prefix
+        self.layer, self.prefix, self.in_pieces = layer, prefix, in_pieces
         self.caught: dict[str, jax.Array] = {} if caught is None else caught
 
     def at(self, place: str) -> "Tap":
         """The same tap one level down: names are given relative to `place`."""
         return Tap(
-            self._edits, self._wanted, self.layer, self._positions, self._points, f"{self.prefix}{place}.", self.caught
-        )
+            self._edits, self._wanted, self.layer, self._positions, self._points, f"{self.prefix}{place}.", self.caught,
+            self.in_pieces,
+        )  # fmt: skip
 
     def silent(self) -> "Tap":
         """A tap that nobody listens to."""

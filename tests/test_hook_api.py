@@ -417,6 +417,19 @@ def test_a_python_hook_under_grad_reads_its_globals_at_every_call(the_model):
     assert abs(losses[1.0] - losses[0.5]) > 1e-4
 
 
+def test_a_python_hook_beside_cached_gradients_reads_its_globals_at_every_call(the_model):
+    state = {}
+    edit = [(Z, lambda value, hook: value * state["by"])]
+    losses = []
+    for by in (1.0, -1.0):
+        state["by"] = by
+        loss, cache = the_model.run_with_cache(tokens(), "loss", incl_bwd=True, names_filter=RESID_PRE, hooks=edit)
+        close(loss, the_model(tokens(), "loss", hooks=edit))
+        losses.append((loss, cache[f"{RESID_PRE}_grad"]))
+    assert abs(losses[0][0] - losses[1][0]) > 1e-4
+    assert not np.allclose(losses[0][1], losses[1][1])
+
+
 def test_a_vmap_over_what_a_python_hook_closes_over(the_model):
     def loss(by):
         return the_model.run_with_hooks(tokens(), return_type="loss", fwd_hooks=[(RESID_PRE, lambda v, hook: v * by)])

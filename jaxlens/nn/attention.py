@@ -124,6 +124,8 @@ class Attention(Part):
         watches_scores, watches_pattern = tap.listens("hook_attn_scores"), tap.listens("hook_pattern")
         if q.shape[1] > self.cfg.attn_block and not (watches_scores or watches_pattern):
             return attend_blockwise(self.cfg, q, k, v, at)
+        # In a layer run piece by piece all is shown, so that a later hook on what nobody watched finds its pieces made.
+        watches_scores, watches_pattern = watches_scores or tap.in_pieces, watches_pattern or tap.in_pieces
         scores = raw_scores(q, k, at.scale, self.cfg.attn_scores_soft_cap)
         if watches_scores:  # masked where the listener can see it, and then a softmax without mask
             pattern = plain_softmax(self.show("hook_attn_scores", mask_scores(scores, at), tap))
