@@ -5,7 +5,6 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -22,15 +21,15 @@ LENGTH = 128
 
 
 def measure(depths: tuple[int, ...], repeats: int, quick: bool) -> dict[str, dict[int, float]]:
-    """Median compile seconds by program and depth, each from `repeats` fresh processes that take turns."""
+    """Compile seconds by program and depth: the least of `repeats` fresh processes that take turns, since whatever else
+    a machine does only adds to them."""
     found: dict[str, dict[int, list[float]]] = {}
     for _ in range(repeats):
         for n_layers in depths:
             for program, seconds in _child(n_layers, quick).items():
                 found.setdefault(program, {}).setdefault(n_layers, []).append(seconds)
     return {
-        program: {n_layers: statistics.median(times) for n_layers, times in by_depth.items()}
-        for program, by_depth in found.items()
+        program: {n_layers: min(times) for n_layers, times in by_depth.items()} for program, by_depth in found.items()
     }
 
 

@@ -167,7 +167,7 @@ def report_depth(found: dict[str, dict[int, float]]) -> dict[str, Any]:
          verdict(ratios[program], DEPTH_TARGET)] for program, by_depth in found.items()
     ]  # fmt: skip
     header = ["", f"{few} layers", f"{many} layers", "ratio", "target"]
-    print_table("Compile time in fresh processes, nothing reused", header, rows)
+    print_table("Compile time in fresh processes, nothing reused; the least of several", header, rows)
     return {"seconds": found, "ratios": ratios, "target_ratio": DEPTH_TARGET}
 
 

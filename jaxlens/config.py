@@ -90,7 +90,7 @@ class Rotary:
     scaling: Scaling | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Config:
     """The shape and the arithmetic of one transformer.
 
@@ -192,6 +192,17 @@ class Config:
         """How many dimensions of a head turn, or None where nothing does."""
         turning = next((rotary for rotary in self.rotary if rotary), None)
         return None if turning is None else turning.dim or self.d_head
+
+    def __repr__(self) -> str:
+        """The fields that are not at their defaults; what all layers share is said once."""
+        said = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple) and len(value) > 1 and len(set(value)) == 1:
+                value = value[0]
+            if field.default is dataclasses.MISSING or value not in (field.default, None, ()):
+                said.append(f"{field.name}={value!r}")
+        return f"Config({', '.join(said)})"
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with some fields changed, validated again; a field that follows from others follows them again."""

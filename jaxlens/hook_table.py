@@ -219,13 +219,14 @@ def _named(cfg: Config, name: str) -> list[str]:
 
 def _unknown(cfg: Config, name: str) -> str:
     """What to say of a name that no hook point of this model has."""
-    everywhere = {f"blocks.{layer}.{site.name}" for site in BLOCK_SITES for layer in range(cfg.n_layers)}
+    everywhere = {f"blocks.{layer}.{site.name}" for site in BLOCK_SITES for layer in ("*", *range(cfg.n_layers))}
     site, layer = split_name(name)
     if layer is not None and layer >= cfg.n_layers and any(site == row.name for row in BLOCK_SITES):
         return f'there is no hook point "{name}": the model has layers 0 to {cfg.n_layers - 1}'
     if name in everywhere or name in {site.name for site in EMBED_SITES + FINAL_SITES}:
         return f'there is no hook point "{name}" in this model: its config leaves that part out'
-    candidates = list(sites(cfg)) + [f"blocks.*.{row.name}" for row in BLOCK_SITES]
+    in_blocks = dict.fromkeys(split_name(full)[0] for full in sites(cfg) if full.startswith("blocks."))
+    candidates = list(sites(cfg)) + [f"blocks.*.{site}" for site in in_blocks]
     short = [full for full in sites(cfg) if full.split(".")[-1] in (name, f"hook_{name}")][:1]
     near = short + difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
     offered = " or ".join(f'"{full}"' for full in dict.fromkeys(near))

@@ -100,6 +100,9 @@ HOOK_NAMES = {
     "a part that this model lacks": Case(
         lambda: hooked("blocks.0.attn.hook_rot_q"), HookError, "in this model: its config leaves that part out"
     ),
+    "a part that no layer has": Case(
+        lambda: hooked("blocks.*.mlp.hook_pre_linear"), HookError, "in this model: its config leaves that part out"
+    ),
     "a position embedding that this model lacks": Case(
         lambda: hooked("hook_pos_embed", name="qwen3"), HookError, "its config leaves that part out"
     ),

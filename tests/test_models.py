@@ -83,7 +83,7 @@ def test_identity_hooks_eager_compiled_and_traced_agree(name):
     close(jax.jit(lambda m, t: m.run_with_hooks(t, fwd_hooks=hooks))(the_model, given), plain)
 
 
-@every_config
+@some_configs
 @pytest.mark.parametrize("site", ["attn.hook_z", "attn.hook_attn_scores", "hook_resid_post", "attn.hook_k"])
 def test_an_edit_is_the_same_however_it_runs(name, site):
     the_model, given, full = model(name), tokens(), f"blocks.2.{site}"
