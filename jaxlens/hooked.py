@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from jaxlens.config import Config
+from jaxlens.errors import HookError
 from jaxlens.hook_table import sites
 from jaxlens.hooks import Added, Direction, HookPoint, add, pairs
 
@@ -64,7 +65,13 @@ class HooksOnModel:
         self, clear_contexts: bool = True, direction: str = "both", including_permanent: bool = False,
         level: int | None = None,
     ) -> None:  # fmt: skip
-        """Removes hooks: those of one direction, or of one level of nested `hooks(...)` blocks, or all."""
+        """Removes hooks: those of one direction, or of one level of nested `hooks(...)` blocks, or all.
+
+        Raises:
+            HookError: there is no such direction.
+        """
+        if direction not in ("fwd", "bwd", "both"):
+            raise HookError(f'a direction is "fwd", "bwd" or "both", not {direction!r}')
         self._hooks = tuple(
             h for h in self._hooks
             if (h.permanent and not including_permanent)
@@ -96,7 +103,7 @@ class HooksOnModel:
 
     @contextlib.contextmanager
     def hooks(
-        self, fwd_hooks: list[HookSpec] = (), bwd_hooks: list[HookSpec] = (),
+        self, fwd_hooks: list[HookSpec] | None = None, bwd_hooks: list[HookSpec] | None = None,
         reset_hooks_end: bool = True, clear_contexts: bool = False,
     ) -> Iterator["HooksOnModel"]:  # fmt: skip
         """Hooks for the length of a `with` block; blocks may be nested, and each removes only its own.

@@ -34,7 +34,7 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def hook(fn: Callable, **data: Any) -> DataHook:
+def hook(fn: Callable, /, **data: Any) -> DataHook:
     """A hook whose numbers are data: arrays and numbers in `data` are traced, so new values never recompile.
 
     It runs inside the compiled loop over layers, and can be differentiated, vmapped and sharded like any array. `fn` is
@@ -115,12 +115,12 @@ def add(cfg: Config, names, fn: Callable, direction: Direction = "fwd", **how: A
 
 
 def pairs(hooks: Any) -> list[tuple[Any, Callable]]:
-    """The `(name or filter function, function)` pairs of a list of hooks.
+    """The `(name or filter function, function)` pairs of a list of hooks, or of None.
 
     Raises:
         HookError: it is something else.
     """
-    hooks = list(hooks)
+    hooks = [] if hooks is None else list(hooks)
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in hooks):
         raise HookError(f"hooks are a list of (name or filter function, function) pairs; got {reprlib.repr(hooks)}")
     return hooks
@@ -169,8 +169,10 @@ class Edit:
         """The value after this hook, at a layer that may be a number or traced."""
         if layer is None or isinstance(layer, int):
             return self._run(value, layer, points) if self.acts_at(layer) else value
+        # A choice of what to run and not of what to keep: elsewhere the function, and its derivative, must not act.
         if not self.is_plain:
-            return jnp.where(jnp.asarray(self.layers)[layer], self._run(value, layer), value)
+            run = functools.partial(self._run, layer=layer)
+            return jax.lax.cond(jnp.asarray(self.layers)[layer], run, lambda value: value, value)
         for number in self.static_layers:
             run = functools.partial(self._run, layer=number, points=points)
             value = jax.lax.cond(layer == number, run, lambda value: value, value)

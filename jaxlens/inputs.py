@@ -36,6 +36,10 @@ class ReadsInput(TextOnModel):
         self, input: Any, prepend_bos=None, padding_side=None, attention_mask=None, tokens=None, start_at_layer=None
     ) -> Given:
         """The input of a call, whose further arguments are named as there."""
+        if padding_side not in ("left", "right", None):
+            raise ValueError(f'padding_side is {padding_side!r}; wanted "left", "right" or None')
+        if start_at_layer is None and tokens is not None:
+            raise ValueError("tokens= belongs beside a residual stream, with start_at_layer; the input has tokens")
         if start_at_layer is not None:
             return self._read_residual(input, attention_mask, tokens)
         if isinstance(input, str) or (isinstance(input, list | tuple) and input and isinstance(input[0], str)):
@@ -102,4 +106,6 @@ def _masks(mask: Any, shape: tuple[int, int]) -> tuple[Bool[Array, "b p"], Bool[
     mask = jnp.asarray(mask)
     if mask.shape != shape:
         raise ValueError(f"attention_mask has shape {mask.shape}; wanted {shape}, one entry for every token")
+    if not is_traced(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
+        raise ValueError("attention_mask holds other numbers than 1 (a token) and 0 (padding)")
     return mask.astype(bool), mask.astype(bool)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlens.config import Config
 from jaxlens.nn.block import Block
@@ -50,7 +51,13 @@ def parameter_axes(cfg: Config) -> dict[str, str]:
 
 
 def parameter_shapes(cfg: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every parameter's shape and dtype."""
+    """Every parameter's shape and dtype.
+
+    Raises:
+        ValueError: the dtype is float64 and JAX does not have it switched on.
+    """
+    if cfg.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError('dtype "float64" needs jax.config.update("jax_enable_x64", True) before the model is made')
     lengths = sizes(cfg)
     layers = {f"blocks.{name}.": len(stack) for stack, name in zip(cfg.stacks, cfg.stack_names, strict=True)}
     shapes = {}
@@ -65,42 +72,36 @@ def init_parameters(cfg: Config, seed: int = 0) -> Params:
     """First weights by `cfg.init_mode`, as TransformerLens draws them: biases zero, norms the identity.
 
     "gpt2" draws from a normal of standard deviation `initializer_range`; the others scale by fan-in and fan-out
-    (Glorot & Bengio 2010; He et al. 2015, arXiv 1502.01852) with `initializer_range` as gain.
+    (Glorot & Bengio 2010; He et al. 2015, arXiv 1502.01852) with `initializer_range` as gain. The draws are numpy's:
+    they need no program compiled for every shape, and are the same on every device.
     """
-    key = jax.random.key(seed)
+    random = np.random.default_rng(seed)
     return {
-        name: _first_values(cfg, name, jax.random.fold_in(key, i), shape)
-        for i, (name, shape) in enumerate(parameter_shapes(cfg).items())
+        name: jnp.asarray(_first_values(cfg, name, shape.shape, random), shape.dtype)
+        for name, shape in parameter_shapes(cfg).items()
     }
 
 
-def _first_values(cfg: Config, name: str, key: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.Array:
+def _first_values(cfg: Config, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
     last = name.rpartition(".")[2]
     if not last.startswith("W_"):
-        ones = last == "w" and not cfg.rmsnorm_uses_offset
-        return jnp.ones(shape.shape, shape.dtype) if ones else jnp.zeros(shape.shape, shape.dtype)
+        return np.full(shape, last == "w" and not cfg.rmsnorm_uses_offset, np.float32)
     if cfg.init_mode == "gpt2":
-        deviation = cfg.initializer_range or 0.8 / cfg.d_model**0.5
-        return deviation * jax.random.normal(key, shape.shape, shape.dtype)
-    stacked = name.startswith("blocks.")
-    rank = len(shape.shape) - stacked
-    gain = cfg.initializer_range or 1.0
+        return random.standard_normal(shape, np.float32) * np.float32(cfg.initializer_range or 0.8 / cfg.d_model**0.5)
+    one_layer = shape[1:] if name.startswith("blocks.") else shape
+    fan_in, fan_out = one_layer if len(one_layer) == 2 else (one_layer[1], one_layer[0] * one_layer[2])
     scheme, distribution = cfg.init_mode.split("_")
-    draw = jax.nn.initializers.variance_scaling(
-        scale=gain**2 if scheme == "xavier" else 2 * gain**2,
-        mode="fan_avg" if scheme == "xavier" else "fan_in",
-        distribution=distribution,
-        in_axis=stacked + (rank == 3),
-        out_axis=stacked + 1 if rank == 2 else (stacked, stacked + 2),
-        batch_axis=(0,) if stacked else (),
-    )
-    return draw(key, shape.shape, shape.dtype)
+    variance = 2 / (fan_in + fan_out) if scheme == "xavier" else 2 / fan_in
+    deviation = np.float32((cfg.initializer_range or 1.0) * variance**0.5)
+    if distribution == "normal":
+        return random.standard_normal(shape, np.float32) * deviation
+    return (random.random(shape, np.float32) * 2 - 1) * deviation * np.float32(3**0.5)
 
 
 def check_parameters(cfg: Config, params: Mapping[str, Any]) -> None:
     """
     Raises:
-        ValueError: a parameter is missing, unknown or of the wrong shape; every one of them is named.
+        ValueError: a parameter is missing, unknown, or of the wrong shape or dtype; every one of them is named.
     """
     shapes = parameter_shapes(cfg)
     problems = [f"{name} is missing" for name in shapes if name not in params]
@@ -108,6 +109,8 @@ def check_parameters(cfg: Config, params: Mapping[str, Any]) -> None:
     for name, wanted in shapes.items():
         if name in params and tuple(params[name].shape) != wanted.shape:
             problems.append(f"{name} has shape {tuple(params[name].shape)}; wanted {wanted.shape}")
+        elif name in params and params[name].dtype != wanted.dtype:
+            problems.append(f"{name} is {params[name].dtype}; the config's dtype is {cfg.dtype}")
     if problems:
         raise ValueError("these parameters do not fit the config: " + "; ".join(problems))
 

@@ -74,7 +74,7 @@ def _parse(index: Any) -> tuple[str, Any]:
             return "slice", (None, index[0], None) if len(index) == 1 else (*index, *(None,) * (3 - len(index)))
         case list() | np.ndarray() | jax.Array():
             values = np.asarray(index)
-            if values.ndim > 1 or (values.size and values.dtype.kind not in "iub"):
+            if values.ndim > 1 or not values.size or values.dtype.kind not in "iub":
                 raise TypeError(f"an index is a list of whole numbers; got {values.dtype} of shape {values.shape}")
             return ("int", int(values)) if values.ndim == 0 else ("array", tuple(values.tolist()))
     raise TypeError(f"a slice is a number, slice, tuple, list or array; got {type(index).__name__}")

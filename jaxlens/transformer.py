@@ -24,7 +24,7 @@ from jaxlens.config import Config
 from jaxlens.engine import Caught, run_layers, run_stage
 from jaxlens.gradients import with_gradients
 from jaxlens.hooked import HookName, HooksOnModel, HookSpec, hook_points
-from jaxlens.hooks import Added, Listening, add, pairs
+from jaxlens.hooks import Added, Direction, Listening, add, pairs
 from jaxlens.inputs import Given, ReadsInput
 from jaxlens.loss import Output, lm_cross_entropy_loss
 from jaxlens.nn.block import add as add_arrays
@@ -157,7 +157,7 @@ class HookedTransformer(HooksOnModel, ReadsInput, WeightAttributes):
         tokens: Any = None,
         attention_mask: Any = None,
         stop_at_layer: int | None = None,
-        hooks: list[HookSpec] = (),
+        hooks: list[HookSpec] | None = None,
     ) -> Result:
         """Runs the model.
 
@@ -182,7 +182,7 @@ class HookedTransformer(HooksOnModel, ReadsInput, WeightAttributes):
     forward = __call__
 
     def run_with_hooks(
-        self, input: Any, *args: Any, fwd_hooks: list[HookSpec] = (), bwd_hooks: list[HookSpec] = (),
+        self, input: Any, *args: Any, fwd_hooks: list[HookSpec] | None = None, bwd_hooks: list[HookSpec] | None = None,
         reset_hooks_end: bool = True, clear_contexts: bool = False, **kwargs: Any,
     ) -> Result:  # fmt: skip
         """A run with hooks on it: `(name or filter function, fn)` pairs, on activations and on their gradients.
@@ -190,10 +190,16 @@ class HookedTransformer(HooksOnModel, ReadsInput, WeightAttributes):
         A plain function gets concrete values, one layer at a time; under jit, grad or vmap it is traced. Further
         arguments are those of calling the model.
         """
-        call, before = _bind_call(self, input, *args, **kwargs), len(self._hooks)
-        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
-            Span.of(self.cfg, call["start_at_layer"], call["stop_at_layer"]).check_hooks(self._hooks[before:])
-            return self(input, *args, **kwargs)
+        call = _bind_call(self, input, *args, **kwargs)
+        span = Span.of(self.cfg, call["start_at_layer"], call["stop_at_layer"])
+        added = self._added(fwd_hooks, span) + self._added(bwd_hooks, span, "bwd")
+        hooked = self._with_parts(self.parts, self._hooks + added)
+        output = hooked(input, *args, **kwargs)
+        if not reset_hooks_end:
+            self._hooks = hooked._hooks
+        if clear_contexts:
+            self.clear_contexts()
+        return output
 
     def run_with_cache(
         self,
@@ -225,9 +231,9 @@ class HookedTransformer(HooksOnModel, ReadsInput, WeightAttributes):
         cache = cache.remove_batch_dim() if remove_batch_dim else cache
         return out, cache if return_cache_object else dict(cache.items())
 
-    def _added(self, hooks: list[HookSpec], span: Span) -> tuple[Added, ...]:
+    def _added(self, hooks: list[HookSpec] | None, span: Span, direction: Direction = "fwd") -> tuple[Added, ...]:
         """The hooks of a single call, all of which it must reach."""
-        added = tuple(add(self.cfg, name, fn) for name, fn in pairs(hooks))
+        added = tuple(add(self.cfg, name, fn, direction, level=self._level) for name, fn in pairs(hooks))
         span.check_hooks(added)
         return added
 
@@ -255,6 +261,8 @@ class HookedTransformer(HooksOnModel, ReadsInput, WeightAttributes):
             return logits if run.return_type else None
         if given.tokens is None:
             raise ValueError("the loss needs tokens; give `tokens=` beside a residual stream")
+        if given.tokens.shape[1] < 2:
+            raise ValueError("the loss is of predictions of next tokens; one token has none")
         loss = self.loss_fn(logits, given.tokens, given.mask, run.loss_per_token)
         return Output(logits, loss) if run.return_type == "both" else loss
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlens.config import Config
 from jaxlens.nn.block import Block
@@ -26,6 +27,8 @@ class Layers:
 
     def __getitem__(self, layer: int) -> Block:
         n = len(self)
+        if not isinstance(layer, int | np.integer):
+            raise TypeError(f"a layer is a number; got {type(layer).__name__}")
         if not -n <= layer < n:
             raise IndexError(f"there is no layer {layer}; the model has {n}")
         stack, row = next((i, rows.index(layer % n)) for i, rows in enumerate(self._cfg.stacks) if layer % n in rows)

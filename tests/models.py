@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxlens import Config, HookedTransformer
 from jaxlens.config import Dynamic, Linear, Llama3, LongRope, Rotary, Yarn
+from jaxlens.parameters import parameter_shapes
 
 SIZES = {"n_layers": 4, "d_model": 14, "n_heads": 6, "d_head": 4, "d_mlp": 22, "d_vocab": 37, "n_ctx": 32}
 LLAMA = {
@@ -50,13 +51,12 @@ def model(name: str, seed: int = 0) -> HookedTransformer:
 
 
 def randomised(cfg: Config, seed: int = 0) -> HookedTransformer:
-    untouched = HookedTransformer(cfg)
     rng = np.random.default_rng(seed)
     params = {
-        name: jnp.asarray(rng.normal(size=value.shape) * 0.2 + (name.endswith(".w") * 1.0), value.dtype)
-        for name, value in untouched.params.items()
+        name: jnp.asarray(rng.normal(size=of.shape) * 0.2 + (name.endswith(".w") * 1.0), of.dtype)
+        for name, of in parameter_shapes(cfg).items()
     }
-    return untouched.with_params(params)
+    return HookedTransformer(cfg, params=params)
 
 
 def tokens(batch: int = 2, length: int = 11, seed: int = 0, d_vocab: int = SIZES["d_vocab"]) -> jax.Array:

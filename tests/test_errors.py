@@ -176,10 +176,6 @@ HOOK_FUNCTIONS = {
     "the layer of what is in no layer": Case(
         lambda: hooked("hook_embed", lambda x, hook: x * hook.layer()), HookError, '"hook_embed" is in no layer'
     ),
-    "one norm edited while there is one for each head": Case(
-        lambda: cached("blocks.1.hook_q_input", hooks=[("blocks.1.ln1.hook_scale", keep)]), HookError,
-        '"ln1.hook_scale" cannot be edited while one of hook_attn_in, hook_q_input, hook_k_input, hook_v_input is',
-    ),
 }  # fmt: skip
 
 INPUTS = {
@@ -452,6 +448,28 @@ WEIGHTS = {
     "a parameter of the wrong shape": Case(
         lambda: with_params(**{"unembed.b_U": jnp.ones(36)}), ValueError, "unembed.b_U has shape (36,); wanted (37,)"
     ),
+    "a parameter of another dtype": Case(
+        lambda: with_params(**{"unembed.b_U": jnp.ones(37, jnp.bfloat16)}), ValueError,
+        "unembed.b_U is bfloat16; the config's dtype is float32",
+    ),
+    "one token has no loss": Case(
+        lambda: run(given=tokens(1, 1), return_type="loss"), ValueError, "one token has none"
+    ),
+    "an additive mask": Case(
+        lambda: run(attention_mask=jnp.zeros((2, 11)).at[0, 0].set(-1e9)), ValueError,
+        "attention_mask holds other numbers",
+    ),
+    "a layer that is no number": Case(lambda: model("gpt2").blocks["a"], TypeError, "a layer is a number; got str"),
+    "hooks removed in no direction": Case(
+        lambda: model("gpt2").reset_hooks(direction="sideways"), HookError, 'a direction is "fwd", "bwd" or "both"'
+    ),
+    "float64 without x64": Case(
+        lambda: HookedTransformer(config(dtype="float64")), ValueError,
+        'needs jax.config.update("jax_enable_x64", True)',
+    ),
+    "no positions": Case(lambda: cached(pos_slice=[]), TypeError, "an index is a list of whole numbers"),
+    "tokens beside tokens": Case(lambda: run(given=tokens(), tokens=tokens()), ValueError, "the input has tokens"),
+    "padding on no side": Case(lambda: run(padding_side="centre"), ValueError, "padding_side is 'centre'"),
     "several parameters at once": Case(
         lambda: with_params(**{"embed.W_E": None, "unembed.b_U": jnp.ones(36)}), ValueError,
         "embed.W_E is missing; unembed.b_U has shape",

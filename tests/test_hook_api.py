@@ -3,6 +3,7 @@
 The fourth law of the project is here: a new Python hook compiles no model code.
 """
 
+import concurrent.futures
 import contextlib
 import functools
 
@@ -554,3 +555,70 @@ def test_tokens_may_be_vmapped(the_model):
     edit = [(Z, halve)]
     run = jax.vmap(lambda m, t: m.run_with_hooks(t, fwd_hooks=edit), in_axes=(None, 0))
     close(run(the_model, given), jnp.stack([the_model.run_with_hooks(one, fwd_hooks=edit) for one in given]))
+
+
+# --- what a hook on one layer must not do to the others
+
+
+def gradient_of_W_O(the_model, bwd_hooks):
+    def loss(params):
+        return the_model.with_params(params).run_with_hooks(tokens(), return_type="loss", bwd_hooks=bwd_hooks)
+
+    return jax.grad(loss)(the_model.params)["blocks.*.attn.W_O"]
+
+
+def test_a_data_hook_on_gradients_acts_on_its_layer_alone(the_model):
+    where = "blocks.1.hook_resid_post"
+
+    def plus(gradient, hook, c):
+        return gradient + c
+
+    def unit(gradient, hook, c):
+        return c * gradient / jnp.linalg.norm(gradient)
+
+    for fn in (plus, unit):
+        as_data = gradient_of_W_O(the_model, [(where, hook(fn, c=1.0))])
+        plain = gradient_of_W_O(the_model, [(where, lambda g, hook, fn=fn: fn(g, hook, 1.0))])
+        close(as_data, plain)
+    assert jnp.array_equal(as_data[2:], gradient_of_W_O(the_model, [])[2:])
+
+
+def test_a_data_hook_that_is_singular_elsewhere_has_its_derivative(the_model):
+    reference = the_model.run_with_cache(tokens())[1]["resid_pre", 0]
+
+    def unit(value, hook, by):
+        return by * value / jnp.linalg.norm(value[:, :1] - reference[:, :1])
+
+    def loss(by, edit):
+        return the_model.run_with_hooks(tokens(), return_type="loss", fwd_hooks=[("blocks.2.hook_resid_pre", edit(by))])
+
+    as_data = jax.grad(lambda by: loss(by, lambda by: hook(unit, by=by)))(1.0)
+    close(as_data, jax.grad(lambda by: loss(by, lambda by: lambda value, point: unit(value, point, by)))(1.0))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_split_inputs_and_edits_of_ln1_go_together(name):
+    """In different layers and in the same one, however it runs."""
+    the_model, given = model(name), tokens()
+    doubled = ("blocks.0.ln1.hook_normalized", lambda value, hook: value * 2)
+    expected = the_model.run_with_hooks(given, fwd_hooks=[doubled])
+    assert float(jnp.abs(expected - the_model(given)).max()) > 1e-2
+    for asked in ("blocks.1.hook_q_input", "blocks.0.hook_v_input"):
+        for edit in (doubled, (doubled[0], hook(scale, by=2.0))):
+            close(the_model.run_with_cache(given, names_filter=asked, hooks=[edit])[0], expected)
+            traced = jax.jit(lambda m, t, a=asked, e=edit: m.run_with_cache(t, names_filter=a, hooks=[e])[0])
+            close(traced(the_model, given), expected)
+
+
+def test_threads_do_not_share_the_hooks_of_their_runs(the_model):
+    given = tokens()
+    alone = {by: the_model.run_with_hooks(given, fwd_hooks=[(Z, lambda z, h, by=by: z * by)]) for by in range(4)}
+
+    def runs(by):
+        return [the_model.run_with_hooks(given, fwd_hooks=[(Z, lambda z, h: z * by)]) for _ in range(5)]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for by, results in zip(range(4), pool.map(runs, range(4)), strict=True):
+            for result in results:
+                close(result, alone[by])
+    assert not the_model.list_hooks()

@@ -18,6 +18,16 @@ PROMPTS = [
     "The quick brown fox jumps over the lazy dog. In 1984, 3.14159 was still a number; naïve café — 東京!",
     "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
 ]
+INDIRECT_OBJECTS = [
+    template.format(name)
+    for template, names in (
+        ("When John and Mary went to the shops, {} gave the bag to", ("John", "Mary")),
+        ("When Tom and James went to the park, {} gave the ball to", ("James", "Tom")),
+        ("When Dan and Sid went to the shops, {} gave an apple to", ("Sid", "Dan")),
+        ("After Martin and Amy went to the park, {} gave a drink to", ("Amy", "Martin")),
+    )
+    for name in names
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +47,15 @@ def reference():
 
 
 def test_logits_equal_those_of_hugging_face(model, reference):
+    """Two float32 forwards, each some 5e-5 from the float64 one: this model's residual stream reaches 2e4."""
     import torch
 
-    for prompt in PROMPTS:
+    for prompt in PROMPTS + INDIRECT_OBJECTS:
         tokens = model.to_tokens(prompt)
         with torch.inference_mode():
             expected = reference(torch.tensor(np.asarray(tokens))).logits.numpy()
-        assert np.abs(np.asarray(model(tokens)) - expected).max() <= 1e-4
+        difference = np.abs(np.asarray(model(tokens)) - expected).max()
+        assert difference <= (1e-4 if prompt in INDIRECT_OBJECTS else 1e-5 * np.abs(expected).max())
 
 
 def test_a_padded_batch_gives_each_prompt_its_own_logits(model):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlens.config import Config
-from jaxlens.errors import HookError
 from jaxlens.nn.attention import Attention
 from jaxlens.nn.context import LayerContext
 from jaxlens.nn.mlp import MLP, GatedMLP
@@ -29,6 +28,12 @@ def add(*terms):
 @functools.partial(jax.jit, static_argnames=("n_heads",), inline=True)
 def copy_for_heads(x: Float[Array, "b p d"], n_heads: int) -> Float[Array, "b p n d"]:
     return jnp.broadcast_to(x[:, :, None], (*x.shape[:2], n_heads, x.shape[-1]))
+
+
+@functools.partial(jax.jit, inline=True)
+def add_difference(split, edited, unedited):
+    """A head's input [b p n d], moved by what an edit changed in the shared one [b p d]."""
+    return split + (edited - unedited)[:, :, None]
 
 
 class Block(Part):
@@ -90,21 +95,19 @@ class Block(Part):
         """What queries, keys and values read: the normalised residual, or a copy of it for every head if asked for."""
         inputs = (normal, normal, normal)
         if any(tap.listens(name) for name in SPLIT_INPUTS):
-            inputs = self.split_inputs(x, tap)
+            inputs = self.split_inputs(x, normal, tap)
         if at.pos_embed is None:
             return inputs
         q, k, v = inputs
         pos_embed = at.pos_embed if q.ndim == 3 else at.pos_embed[:, :, None]
         return add(q, pos_embed), add(k, pos_embed), v
 
-    def split_inputs(self, x, tap):
-        """The inputs of queries, keys and values head by head, before and then after ln1."""
-        for name in ("ln1.hook_scale", "ln1.hook_normalized"):
-            if tap.edits(name):
-                raise HookError(
-                    f'"{tap.prefix}{name}" cannot be edited while one of {", ".join(SPLIT_INPUTS)} is asked for: those '
-                    "give every head a norm of its own. Edit the split inputs instead"
-                )
+    def split_inputs(self, x, normal, tap):
+        """The inputs of queries, keys and values head by head, before and then after ln1.
+
+        Each is normalised on its own. An edit of ln1's own hook points moves all of them by as much as it moved
+        `normal`, which is what ln1 made of the residual stream.
+        """
         n, k = self.cfg.n_heads, self.cfg.n_key_value_heads
         if tap.listens("hook_attn_in"):
             shared = tap("hook_attn_in", copy_for_heads(x, n))
@@ -112,4 +115,7 @@ class Block(Part):
         else:
             copies = (copy_for_heads(x, n), copy_for_heads(x, k), copy_for_heads(x, k))
         inputs = (tap(name, copy) for name, copy in zip(SPLIT_INPUTS[1:], copies, strict=True))
-        return tuple(self.ln1(copy, tap.silent()) for copy in inputs)
+        inputs = tuple(self.ln1(copy, tap.silent()) for copy in inputs)
+        if not any(tap.edits(name) for name in ("ln1.hook_scale", "ln1.hook_normalized")):
+            return inputs
+        return tuple(add_difference(split, normal, self.ln1(x, tap.silent())) for split in inputs)

@@ -44,7 +44,9 @@ def masked_softmax(
 @masked_softmax.defjvp
 def _masked_softmax_jvp(primals, tangents):
     pattern, change = masked_softmax(*primals), tangents[0]
-    return pattern, pattern * (change - jnp.sum(pattern * change, axis=-1, keepdims=True))
+    wide = jnp.promote_types(pattern.dtype, jnp.float32)
+    mean = jnp.sum(pattern * change, axis=-1, keepdims=True, dtype=wide).astype(pattern.dtype)
+    return pattern, pattern * (change - mean)
 
 
 def softmax(scores: Float[Array, "*b s"]) -> Float[Array, "*b s"]:

@@ -35,8 +35,10 @@ def divide(x, scale, dtype):
 def weigh(normalized, w, b, offset: bool):
     if w is None:
         return normalized
-    weighed = normalized * (1 + w if offset else w)
-    return weighed if b is None else weighed + b
+    if offset:  # in float32 and rounded once, as the checkpoints with an offset were trained
+        wide = jnp.promote_types(normalized.dtype, jnp.float32)
+        return (normalized.astype(wide) * (1 + w.astype(wide))).astype(normalized.dtype)
+    return normalized * w if b is None else normalized * w + b
 
 
 class Norm(Part):

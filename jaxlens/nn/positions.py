@@ -72,7 +72,7 @@ def _yarn(plain: Float[Array, "r"], scaling: Yarn, base: float, dim: int) -> Flo
     if scaling.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, dim - 1)
-    ramp = (np.arange(dim // 2, dtype=np.float32) - first) / max(last - first, 0.001)
+    ramp = (np.arange(dim // 2, dtype=np.float32) - first) / ((last - first) or 0.001)
     divided = jnp.asarray(np.clip(ramp, 0, 1))
     return plain / scaling.factor * divided + plain * (1 - divided)
 
