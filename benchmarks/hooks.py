@@ -182,6 +182,8 @@ def main() -> None:
 
     where = environment()
     print_environment(where)
+    if where["load_average_at_start"] > where["cores"] / 2:
+        print("  the machine is busy: what is compared with PyTorch swings widely then, for its threads wait otherwise")
     compile_seconds = depth.measure(DEPTHS, 1 if options.quick else 3, options.quick)
     model, weights = smollm2.load(options.quick)
     print(f"{model!r}\n  weights: {weights}")

@@ -56,8 +56,6 @@ def print_environment(where: dict[str, Any]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     busy = f"load average {where['load_average_at_start']:.1f} at the start"
     print(f"{where['device']}, {where['cores']} cores, {busy}; Python {where['python']}, {versions}")
-    if where["load_average_at_start"] > where["cores"] / 2:
-        print("  the machine is busy: what is compared with PyTorch swings widely then, for its threads wait otherwise")
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
