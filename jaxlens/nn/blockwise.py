@@ -52,7 +52,8 @@ def _attend(cfg: Config, reach: int, q, k, v, at: LayerContext):
         rows = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block)
         keys = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_key, slice_size=reach, axis=1)
         scores = raw_scores(rows(queries, axis=1), keys(k), at.scale, cfg.attn_scores_soft_cap)
-        pattern = masked_softmax(scores, rows(low) - first_key, rows(high) - first_key, keys(at.real))
+        real = at.real if reach == k.shape[1] else keys(at.real)  # a slice would be kept for every block's gradient
+        pattern = masked_softmax(scores, rows(low) - first_key, rows(high) - first_key, real)
         return weigh_values(pattern, keys(v))
 
     blocks = jax.lax.map(attend_one, jnp.arange(n_blocks))

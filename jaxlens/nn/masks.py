@@ -38,7 +38,9 @@ def masked_softmax(
 ) -> Float[Array, "b *n p s"]:
     """Softmax over the visible sources, in float32 at least; a query that sees nothing gets a row of zeros."""
     seen = visible(low, high, real, scores.ndim)
-    return jnp.where(seen, softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min)), 0).astype(scores.dtype)
+    # What stands for a masked score depends on the row: XLA hoists a constant one out of the loop as an array [p, s].
+    floor = jnp.minimum(jnp.minimum(low, 0).astype(scores.dtype), jnp.finfo(scores.dtype).min)[:, None]
+    return softmax(jnp.where(seen, scores, floor)) * seen.astype(scores.dtype)
 
 
 @masked_softmax.defjvp
