@@ -261,7 +261,8 @@ def page() -> str:
 
 DIFFERENCES = (
     "`ln1.hook_scale` and `ln1.hook_normalized` fire once per layer. TransformerLens runs ln1 three times when its "
-    "split inputs are on, and then gives these an axis for heads; here the split inputs are normalised silently.",
+    "split inputs are on, and then gives these an axis for heads; here the split "
+    "inputs are normalised silently, and an edit of ln1 moves each of them by as much as it moved the shared one.",
     "`attn.q_norm.*` and `attn.k_norm.*` keep their axes `b p n h`; TransformerLens flattens all but the last.",
     "Norms are named by their place: the norm after attention is `ln1_post` in every family (TransformerLens calls it "
     "`ln1` in OLMo 2), and `hook_attn_out` is always what is added to the residual stream.",
