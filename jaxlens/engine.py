@@ -21,6 +21,7 @@ from jaxlens.config import Config
 from jaxlens.hooks import Listening, Tap
 from jaxlens.nn.block import Block
 from jaxlens.nn.context import Context
+from jaxlens.tracing import is_traced
 
 
 @jax.tree_util.register_dataclass
@@ -43,18 +44,6 @@ class Stretch:
     layers: tuple[int, ...]
     wanted: frozenset[str]
     edited: bool
-
-
-def is_traced(*trees) -> bool:
-    """Whether any array in `trees` is a tracer: whether a transformation is looking at this forward."""
-    return any(isinstance(leaf, jax.Array) and not _is_concrete(leaf) for leaf in jax.tree.leaves(trees))
-
-
-def _is_concrete(array: jax.Array) -> bool:
-    try:
-        return array.is_fully_addressable or True
-    except jax.errors.ConcretizationTypeError:
-        return False
 
 
 def run_layers(

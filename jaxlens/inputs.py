@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlens.config import Config
-from jaxlens.engine import is_traced
 from jaxlens.text import TextOnModel
+from jaxlens.tracing import is_traced
 
 
 @jax.tree_util.register_dataclass
