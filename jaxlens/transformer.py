@@ -242,7 +242,7 @@ class HookedTransformer(HooksOnModel, ReadsInput, WeightAttributes):
     ) -> tuple[Result, list[Caught]]:
         """The forward itself: what it returns and what was caught on the way."""
         listening = Listening.of(self.cfg, hooks, run.wanted, run.positions, self._points, probes)
-        with _float32_means_float32(self.cfg):
+        with float32_means_float32(self.cfg):
             context = make_context(self.cfg, given.real)
             x, caught = given.residual, []
             if x is None:
@@ -341,7 +341,7 @@ def _shortformer(parts: Parts, context):
     return dataclasses.replace(context, pos_embed=parts.pos_embed(context.positions, context.real))
 
 
-def _float32_means_float32(cfg: Config):
+def float32_means_float32(cfg: Config):
     """Full precision of float32 matrix products on accelerators, unless the caller has chosen another."""
     if cfg.dtype != "float32" or jax.config.jax_default_matmul_precision is not None:
         return contextlib.nullcontext()

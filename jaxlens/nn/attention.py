@@ -108,7 +108,11 @@ class Attention(Part):
             adjacent = next(rotary for rotary in self.cfg.rotary if rotary).adjacent_pairs
             q = tap("hook_rot_q", rotate(q, at.cos, at.sin, adjacent))
             k = tap("hook_rot_k", rotate(k, at.cos, at.sin, adjacent))
-        z = tap("hook_z", self.attend(q, k, v, at, tap))
+        if at.packing is None:
+            z = self.attend(q, k, v, at, tap)
+        else:
+            z = at.packing.pack(self.attend(*at.packing.spread(q, k, v), at, tap))
+        z = tap("hook_z", z)
         if tap.listens("hook_result"):
             return sum_heads(tap("hook_result", write_heads(z, self.W_O)), self.b_O)
         return write_all(z, self.W_O, self.b_O)

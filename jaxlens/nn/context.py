@@ -1,6 +1,7 @@
 """What the layers know of a sequence besides the residual stream: positions, padding, and each layer's own numbers.
 
-Axes: b batch, p query position, s source position, r half of the rotated dimensions, l layer.
+Axes: b batch, p query position, g sequence, t slot of a sequence, r half of the rotated dimensions, l layer. Sequences
+and slots are the batch and its positions, unless rows of several sequences are packed into one (nn/packing.py).
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlens.config import WHOLE_PAST, Config
 from jaxlens.nn.masks import band
+from jaxlens.nn.packing import LayerPacking, Packing
 from jaxlens.nn.positions import rotary_tables
 
 
@@ -21,14 +23,15 @@ from jaxlens.nn.positions import rotary_tables
 class LayerContext:
     """What one layer makes of the sequence: whom each query sees, how far positions turn, how scores are scaled."""
 
-    low: Int[Array, "p"]
-    high: Int[Array, "p"]
-    real: Bool[Array, "b s"]
+    low: Int[Array, "t"]
+    high: Int[Array, "t"]
+    real: Bool[Array, "g t"]
     window: Int[Array, ""]
     scale: Float[Array, ""]
     cos: Float[Array, "b p r"] | None
     sin: Float[Array, "b p r"] | None
     pos_embed: Float[Array, "b p d"] | None
+    packing: LayerPacking | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -41,14 +44,15 @@ class Context:
     where queries and keys, not the residual stream, get the position embedding (shortformer).
     """
 
-    slots: Int[Array, "p"]
+    slots: Int[Array, "t"]
     positions: Int[Array, "b p"]
-    real: Bool[Array, "b s"]
+    real: Bool[Array, "g t"]
     windows: Int[Array, "l"]
     scales: Float[Array, "l"]
     frequencies: Float[Array, "l r"] | None
     rotary_factors: Float[Array, "l"] | None
     pos_embed: Float[Array, "b p d"] | None = None
+    packing: Packing | None = None
 
     def at_layer(self, layer: Int[Array, ""]) -> LayerContext:
         """This sequence as `layer` sees it."""
@@ -58,7 +62,8 @@ class Context:
         if self.frequencies is not None:
             angles = self.positions[..., None].astype(jnp.float32) * self.frequencies[layer]
             cos, sin = (turn(angles) * self.rotary_factors[layer] for turn in (jnp.cos, jnp.sin))
-        return LayerContext(low, high, self.real, window, self.scales[layer], cos, sin, self.pos_embed)
+        packing = None if self.packing is None else self.packing.at_layer(layer)
+        return LayerContext(low, high, self.real, window, self.scales[layer], cos, sin, self.pos_embed, packing)
 
 
 def layer_scales(cfg: Config) -> np.ndarray:

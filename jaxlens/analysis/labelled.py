@@ -1,0 +1,58 @@
+"""Results of analyses: arrays whose axes and places have names."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """An array with a name for every axis and a label for every place on it; it stands wherever an array may.
+
+    Example:
+        >>> result = Labelled(np.array([[0.5, -1.0]]), ("layer", "head"), {"layer": ["3"], "head": ["0", "1"]})
+        >>> result.strongest(1)
+        [({'layer': '3', 'head': '1'}, -1.0)]
+    """
+
+    values: Float[np.ndarray, "..."]
+    axes: tuple[str, ...]
+    labels: dict[str, list[str]]
+
+    def __post_init__(self):
+        wanted = tuple(len(self.labels[axis]) for axis in self.axes)
+        if self.values.shape != wanted:
+            raise ValueError(f"the values have shape {self.values.shape}; the labels of {self.axes} make it {wanted}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How long each axis is."""
+        return self.values.shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values, dtype=dtype, copy=True if copy is None else copy)
+
+    def strongest(self, count: int = 10) -> list[tuple[dict[str, str], float]]:
+        """The places of the largest values, of either sign, and those values."""
+        order = np.argsort(-np.abs(self.values), axis=None, kind="stable")[:count]
+        places = zip(*np.unravel_index(order, self.values.shape), strict=True)
+        return [
+            ({axis: self.labels[axis][i] for axis, i in zip(self.axes, place, strict=True)}, float(self.values[place]))
+            for place in places
+        ]
+
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame with a column for every axis and one called "value"."""
+        import pandas  # an extra
+
+        index = pandas.MultiIndex.from_product([self.labels[axis] for axis in self.axes], names=self.axes)
+        return pandas.Series(self.values.ravel(), index, name="value").reset_index()
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.shape, strict=True))
+        lines = [f"Labelled({sizes})"]
+        for place, value in self.strongest(5):
+            lines.append(f"  {value:+.4g}  " + " ".join(f"{axis} {label}" for axis, label in place.items()))
+        return "\n".join(lines)

@@ -1,0 +1,341 @@
+"""Sweeps: one intervention after another on the same run, as one compiled program.
+
+A sweep has a known run, and cells: each puts another value in the place of one activation, in one layer, and asks what
+the metric becomes. What the known run and a cell's run share is never computed again: no layer before the cell's, and
+from there on no position before the first that the cell changes (packing.py). The rows that are left, of many cells
+from neighbouring layers, go through the compiled layers together, a fixed number at a time. Layer, position, head and
+the values themselves are data: a sweep compiles once for its site and its shapes.
+
+    layer        0   1   2   3   4   5            rows join at their cell's layer, with the known run's residual
+    cell (2, 7)          ▪───▪───▪───▪─┐          stream and the cell's value at its site; before that they wait
+    cell (2, 9)          ▪───▪───▪───▪─┼─ logits ─ metric
+    cell (3, 7)              ▪───▪───▪─┘
+
+Axes: c cell, b batch, p position, l layer, r row, g = c b sequence, t slot of a sequence, d d_model, v vocabulary,
+i index of a cell.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from tqdm import tqdm
+
+from jaxlens.analysis.metric import Metric
+from jaxlens.engine import run_layers
+from jaxlens.hook_table import POSITION_AXES, matching, split_name
+from jaxlens.hooks import DataHook, Edit, Listening
+from jaxlens.nn.context import Context, make_context
+from jaxlens.nn.norm import weigh
+from jaxlens.nn.packing import Packing
+from jaxlens.transformer import HookedTransformer, float32_means_float32
+
+Setter = Callable[[Array, Int[Array, "i"], Array], Array]
+"""What a cell does: `(activation of the known run, index of the cell, activation of the source) -> activation`."""
+
+ROWS_ON_CPU = 512  # enough rows for matrix products at full speed, few enough that little is computed in vain
+SLOTS_PER_ROW = 4  # how many slots of sequences there is room for: a sequence changes in a part of its slots only
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """The cells of a sweep over one site: the layer of each, and the index that is passed to the setter."""
+
+    site: str
+    layers: Int[np.ndarray, "c"]
+    indices: Int[np.ndarray, "c i"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """The known run: what its layers read, attended to and gave at the site of the sweep, and where it ended."""
+
+    context: Context
+    residuals: Float[Array, "l b t d"]
+    keys: Float[Array, "l b t k h"]
+    values: Float[Array, "l b t k h"]
+    activations: Float[Array, "s b ..."]
+    logits: Float[Array, "b p v"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """The shapes of a batch of cells, which a sweep's program is compiled for."""
+
+    cells: int
+    rows: int
+    prompts: int
+    slots: int
+
+    @classmethod
+    def for_sweep(cls, model: HookedTransformer, shape: tuple[int, int], n_read: int, batch_size: int | None) -> "Room":
+        """Room for `batch_size` cells, or for as many as the device has memory for."""
+        b, t = shape
+        if batch_size is None:
+            cfg = model.cfg
+            of_row = 6 * cfg.d_model + 3 * cfg.d_mlp + SLOTS_PER_ROW * cfg.n_heads * (3 * cfg.d_head + 3 * t)
+            of_row += SLOTS_PER_ROW * 3 * n_read * cfg.d_vocab_out // t
+            fits = _memory() // (4 * of_row)
+            batch_size = max(2, SLOTS_PER_ROW * min(fits, ROWS_ON_CPU if _on_cpu() else 32 * ROWS_ON_CPU) // (b * t))
+        rows = max(b * t, batch_size * b * t // SLOTS_PER_ROW)
+        return cls(batch_size, rows, b, t)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Cells that run together: which, and where their rows stand (`Packing`). Rows and cells too many have layer -1."""
+
+    cells: Int[np.ndarray, "c"]
+    n_cells: int
+    cell_layers: Int[np.ndarray, "c"]
+    groups: Int[np.ndarray, "r"]
+    slots: Int[np.ndarray, "r"]
+    row_layers: Int[np.ndarray, "r"]
+    rows: Int[np.ndarray, "g t"]
+    row_layer_runs: int  # how many layers all its rows go through, counted once per row
+
+    @classmethod
+    def of(cls, room: Room, cells: list[int], layers: np.ndarray, first: Int[np.ndarray, "c b"], depth: int) -> "Batch":
+        """The batch of these cells, which differ from the known run from slot `first` on."""
+        chosen = np.zeros(room.cells, np.int32)
+        chosen[: len(cells)] = cells
+        of_cells = np.full(room.cells, -1, np.int32)
+        of_cells[: len(cells)] = layers[cells]
+        starts = np.full((room.cells, room.prompts), room.slots)
+        starts[: len(cells)] = first[cells]
+        sequence, slot = np.nonzero(np.arange(room.slots) >= starts.reshape(-1, 1))
+        groups, slots, row_layers = (np.full(room.rows, fill, np.int32) for fill in (0, 0, -1))
+        groups[: len(sequence)], slots[: len(slot)] = sequence, slot
+        row_layers[: len(sequence)] = of_cells[sequence // room.prompts]
+        rows = np.full((room.cells * room.prompts, room.slots), -1, np.int32)
+        rows[sequence, slot] = np.arange(len(sequence))
+        runs = int((depth - row_layers[: len(sequence)]).sum())
+        return cls(chosen, len(cells), of_cells, groups, slots, row_layers, rows, runs)
+
+
+def sweep(
+    model: HookedTransformer, input: Any, cells: Cells, setter: Setter, source: Mapping[str, Array] | None,
+    metrics: Mapping[str, Callable], *, batch_size: int | None = None, progress: bool = True,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Every metric of every cell, [c] or [c, ...].
+
+    `input` gives the known run; `source` the other activations that the setter is shown (None: the known run's own).
+    `batch_size` is how many cells run at once.
+
+    Raises:
+        ValueError: the model has hooks, the source does not fit the input, or a setter returns another shape.
+        ActivationNotFound: the source lacks the site in a layer.
+    """
+    if model.list_hooks():
+        raise ValueError(
+            "a sweep runs many interventions side by side, which hooks on the model would not see as their own run; "
+            "call model.reset_hooks() (including_permanent=True) first"
+        )
+    with float32_means_float32(model.cfg):
+        known, site_row = known_run(model, input, cells.site, sorted(set(cells.layers.tolist())))
+        sources = known.activations if source is None else _stacked(source, cells.site, site_row, known.activations)
+        ready = {name: Metric(metric, _shape(known.logits)) for name, metric in metrics.items()}
+        read = np.unique(np.concatenate([metric.positions for metric in ready.values()]))
+        running = Running(model, known, sources, site_row, cells, jax.tree_util.Partial(setter), read)
+        room = Room.for_sweep(model, known.context.real.shape, len(read), batch_size)
+        results: dict[str, Any] = {name: [None] * len(cells.layers) for name in metrics}
+        with tqdm(total=len(cells.layers), desc=cells.site, disable=None if progress else True) as bar:
+            for batch, logits in running.batches(room):
+                for name, metric in ready.items():
+                    values = np.asarray(metric(logits[:, :, np.searchsorted(read, metric.positions)]))
+                    for cell, value in zip(batch.cells[: batch.n_cells], values, strict=False):
+                        results[name][cell] = value
+                bar.update(batch.n_cells)
+    return {name: np.array(values) for name, values in results.items()}
+
+
+def known_run(model: HookedTransformer, input: Any, site: str, layers: list[int]) -> tuple[Known, dict[int, int]]:
+    """The run that the cells of a sweep start from, and which row of its activations each of these layers has."""
+    cfg = model.cfg
+    keys = "attn.hook_rot_k" if cfg.rotary_dim else "attn.k_norm.hook_normalized" if cfg.qk_norm else "attn.hook_k"
+    wanted = [f"blocks.*.{name}" for name in ("hook_resid_pre", keys, "attn.hook_v", site)]
+    given = model._read_input(input)
+    logits, cache = model.run_with_cache(input, names_filter=list(dict.fromkeys(wanted)))
+    residuals, k, v, activations = (cache[name] for name in wanted)
+    if keys.endswith("hook_normalized"):
+        w = jnp.stack([model.blocks[layer].attn.k_norm.w for layer in range(cfg.n_layers)])
+        k = weigh(k, w.reshape(cfg.n_layers, 1, 1, *((1,) * (cfg.qk_norm == "head")), *w.shape[1:]), None,
+                  cfg.rmsnorm_uses_offset)  # fmt: skip
+    context = make_context(cfg, given.real)
+    if cfg.positional_embedding_type == "shortformer":
+        context = dataclasses.replace(context, pos_embed=model.parts.pos_embed(context.positions, context.real))
+    present = [split_name(name)[1] for name in matching(cfg, f"blocks.*.{site}")]
+    if odd := sorted(set(layers) - set(present)):
+        raise ValueError(f'there is no "{site}" in layer {odd[0]}; the model has it in layers {present}')
+    if layers != present:
+        activations = activations[np.array([present.index(layer) for layer in layers])]
+    return Known(context, residuals, k, v, activations, logits), {layer: row for row, layer in enumerate(layers)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A sweep on its way: what its batches have in common."""
+
+    model: HookedTransformer
+    known: Known
+    sources: Array
+    site_row: dict[int, int]
+    cells: Cells
+    setter: jax.tree_util.Partial
+    read: Int[np.ndarray, "r"]
+
+    def batches(self, room: Room) -> Iterator[tuple[Batch, Float[Array, "c b r v"]]]:
+        """The cells of the sweep and their logits at the positions that are read, a batch at a time."""
+        baseline = self.known.logits[:, self.read]
+        for batch in self.plan(room):
+            yield batch, self.run(batch, baseline)
+
+    def plan(self, room: Room) -> Iterator[Batch]:
+        """All cells in batches, as many as there is room for, from the first layer to the last."""
+        layers, depth = self.cells.layers, self.model.cfg.n_layers
+        first = self.first_changes(room)
+        n_rows = (room.slots - first).sum(1)
+        waiting, used = [], 0
+        for cell in np.argsort(layers, kind="stable").tolist():
+            if waiting and (used + n_rows[cell] > room.rows or len(waiting) == room.cells):
+                yield Batch.of(room, waiting, layers, first, depth)
+                waiting, used = [], 0
+            waiting.append(cell)
+            used += n_rows[cell]
+        yield Batch.of(room, waiting, layers, first, depth)
+
+    def first_changes(self, room: Room) -> Int[np.ndarray, "c b"]:
+        """The first slot at which every cell changes the activation of every prompt; the number of slots if nowhere."""
+        rows = np.array([self.site_row[layer] for layer in self.cells.layers.tolist()], np.int32)
+        found = []
+        for start in range(0, len(rows), room.cells):
+            some = np.resize(np.arange(start, min(start + room.cells, len(rows))), room.cells)
+            first = _first_changes(
+                self.setter, self.known.activations, self.sources, rows[some], self.cells.indices[some],
+                axis=POSITION_AXES[self.cells.site],
+            )  # fmt: skip
+            found.append(np.asarray(first)[: len(rows) - start])
+        return np.concatenate(found)
+
+    def run(self, batch: Batch, baseline: Float[Array, "b r v"]) -> Float[Array, "c b r v"]:
+        """The logits of a batch of cells."""
+        live = batch.cell_layers[: batch.n_cells]
+        site, cfg = self.cells.site, self.model.cfg
+        rows_of_site = np.array([self.site_row.get(layer, 0) for layer in batch.cell_layers.tolist()], np.int32)
+        context, x, new, new_layers = _prepare(
+            self.setter, self.known, self.sources, rows_of_site, self.cells.indices[batch.cells],
+            batch.groups, batch.slots, batch.row_layers, batch.cell_layers, batch.rows, axis=POSITION_AXES[site],
+        )  # fmt: skip
+        here = np.isin(np.arange(cfg.n_layers), live)
+        put = [("hook_resid_pre", x, batch.row_layers)] if site != "hook_resid_pre" else []
+        edits = tuple(
+            Edit(DataHook(_put, new=value, layers=layers), here, (), at, "fwd")
+            for at, value, layers in (*put, (site, new, new_layers))
+        )
+        x, _ = run_layers(
+            self.model.parts.stacks, x, context, int(live.min()), cfg.n_layers, Listening(cfg, edits)
+        )  # fmt: skip
+        return _finish(self.model, x, batch.rows[:, self.read], baseline)
+
+
+def _put(value, hook, new, layers):
+    """The cells' own values where this layer is theirs; `layers` counts rows [1 r ...] or sequences [g ...]."""
+    here = layers == hook.layer()
+    here = here[None] if len(value) == 1 and value.shape[1] == len(layers) else here
+    return jnp.where(jnp.expand_dims(here, tuple(range(here.ndim, value.ndim))), new, value)
+
+
+def _changed(setter, activations, sources, rows, indices):
+    """What the cells make of the activations of their layers: [c b ...]."""
+
+    def change(row, index):
+        activation = activations[row]
+        new = setter(activation, index, sources[row])
+        if new is None or new.shape != activation.shape or new.dtype != activation.dtype:
+            got = "None" if new is None else f"{new.dtype}{list(new.shape)}"
+            raise ValueError(
+                f"a patch setter returns the whole activation, {activation.dtype}{list(activation.shape)}; got {got}. "
+                "Where one in torch assigns, `activation[:, pos] = ...`, return `activation.at[:, pos].set(...)`"
+            )
+        return new
+
+    return jax.vmap(change)(rows, indices)
+
+
+def _first_changes_of(setter, activations, sources, rows, indices, axis):
+    differs = _changed(setter, activations, sources, rows, indices) != activations[rows]
+    differs = jnp.moveaxis(differs, axis + 1, 2)
+    differs = jnp.any(differs, axis=tuple(range(3, differs.ndim)))
+    return jnp.where(jnp.any(differs, axis=2), jnp.argmax(differs, axis=2), differs.shape[2])
+
+
+_first_changes = jax.jit(_first_changes_of, static_argnames=("axis",))
+
+
+def _prepare_rows(
+    setter, known: Known, sources, rows_of_site, indices, groups, slots, row_layers, cell_layers, rows, axis
+):  # fmt: skip
+    """The context of a batch, its rows of the residual stream, and the cells' values, as rows or as sequences."""
+    n_prompts = known.context.real.shape[0]
+    cells, prompts = groups // n_prompts, groups % n_prompts
+    of_sequences = jnp.arange(len(rows)) % n_prompts
+    new = _changed(setter, known.activations, sources, rows_of_site, indices)
+    if axis == 1:
+        new, layers = new[cells, prompts, slots][None], row_layers
+    else:
+        new, layers = new.reshape(-1, *new.shape[2:]), jnp.repeat(cell_layers, n_prompts)
+    context = dataclasses.replace(
+        known.context,
+        positions=known.context.positions[prompts, slots][None],
+        real=known.context.real[of_sequences],
+        pos_embed=None if known.context.pos_embed is None else known.context.pos_embed[prompts, slots][None],
+        packing=Packing(groups, slots, rows, of_sequences, known.keys, known.values),
+    )
+    x = known.residuals[jnp.maximum(row_layers, 0), prompts, slots][None]
+    return context, x, new, layers
+
+
+_prepare = jax.jit(_prepare_rows, static_argnames=("axis",))
+
+
+@jax.jit
+def _finish(model: HookedTransformer, x, rows, baseline):
+    """Logits [c b r v] from the rows where the cells changed them, and those of the known run elsewhere."""
+    logits = model(x[0][rows], start_at_layer=model.cfg.n_layers)
+    logits = logits.reshape(-1, *baseline.shape)
+    return jnp.where((rows >= 0).reshape(*logits.shape[:3], 1), logits, baseline)
+
+
+def _stacked(source: Mapping[str, Array], site: str, site_row: dict[int, int], activations: Array) -> Array:
+    """The source's activations at a site in every layer, [s b ...]."""
+    name = f"blocks.*.{site}"
+    layers = list(site_row)
+    if name in source and len(source[name]) == len(layers):
+        stack = source[name]
+    else:
+        stack = jnp.stack([jnp.asarray(source[f"blocks.{layer}.{site}"]) for layer in layers])
+    if stack.shape[2:] != activations.shape[2:] or stack.shape[1] not in (1, activations.shape[1]):
+        raise ValueError(
+            f'the source has "{site}" of shape {stack.shape[1:]}; the run that is patched has {activations.shape[1:]}. '
+            "Both need the same positions, and the same prompts or a single one"
+        )
+    return stack
+
+
+def _shape(array: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _memory() -> int:
+    """Bytes that a batch may take: a third of what an accelerator has left, or a gigabyte."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return (stats["bytes_limit"] - stats["bytes_in_use"]) // 3 if "bytes_limit" in stats else 2**30
