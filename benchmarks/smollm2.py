@@ -32,7 +32,7 @@ def load(quick: bool = False) -> tuple[HookedTransformer, str]:
     if quick:
         return HookedTransformer(Config(**SMALL)), "random, small"
     try:
-        return HookedTransformer.from_pretrained(PRETRAINED), PRETRAINED
+        return HookedTransformer.from_pretrained_no_processing(PRETRAINED), PRETRAINED
     except CheckpointError as error:
         print(f"{PRETRAINED} cannot be loaded, so its shape gets random weights: {error}")
     return HookedTransformer(Config(**SMOLLM2)), "random"

@@ -139,7 +139,7 @@ def demo(model_name: str, out: Path) -> Findings:
     out.mkdir(parents=True, exist_ok=True)
     with measured() as all_of_it:
         with step(f"Loading {model_name}"):
-            model = HookedTransformer.from_pretrained(model_name)
+            model = HookedTransformer.from_pretrained_no_processing(model_name)
         print(f"  {repr(model).splitlines()[0]}")
         check_suited(model)
         findings = investigate(model, indirect_object_prompts(model))

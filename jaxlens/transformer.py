@@ -30,9 +30,11 @@ from jaxlens.loss import Output, lm_cross_entropy_loss
 from jaxlens.nn.block import add as add_arrays
 from jaxlens.nn.context import make_context
 from jaxlens.parameters import Params, Parts, assemble, disassemble, init_parameters, parameter_shapes
+from jaxlens.processed import ProcessesWeights
 from jaxlens.slices import Slice
 from jaxlens.span import EMBED_NAMES, FINAL_NAMES, Span
 from jaxlens.weight_attributes import WeightAttributes
+from jaxlens.weights import PASSES, process_weights
 
 __all__ = ["HookedTransformer", "Output", "parameter_shapes"]
 
@@ -42,7 +44,7 @@ READ = ("input", "prepend_bos", "padding_side", "attention_mask", "tokens", "sta
 
 
 @jax.tree_util.register_pytree_node_class
-class HookedTransformer(HooksOnModel, ReadsInput, WeightAttributes):
+class HookedTransformer(HooksOnModel, ReadsInput, ProcessesWeights, WeightAttributes):
     """A decoder-only transformer whose activations can be read, written and differentiated by name.
 
     It is a pytree: pass it to jit, grad and vmap as an argument, never close over it there (closed-over weights become
@@ -76,12 +78,12 @@ class HookedTransformer(HooksOnModel, ReadsInput, WeightAttributes):
     def from_pretrained(
         cls,
         model_name: str,
-        fold_ln: bool = False,
-        center_writing_weights: bool = False,
-        center_unembed: bool = False,
-        fold_value_biases: bool = False,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
         refactor_factored_attn_matrices: bool = False,
         *,
+        fold_value_biases: bool = True,
         dtype: Any = "float32",
         first_n_layers: int | None = None,
         n_ctx: int | None = None,
@@ -90,27 +92,29 @@ class HookedTransformer(HooksOnModel, ReadsInput, WeightAttributes):
     ) -> "HookedTransformer":
         """A pretrained model: a Hugging Face id, a local folder, a `.gguf` file, or "smollm2-135m-instruct".
 
+        Its weights are processed by the passes of `jaxlens.weights` that are asked for and valid for it: the same
+        log-probabilities, but other logits (`center_unembed`) and activations. `model.processing` says what was done.
+
         Raises:
             CheckpointError: the checkpoint cannot be found, read or understood; nothing was loaded.
-            NotImplementedError: weight processing was asked for.
         """
-        asked = {name: value for name, value in locals().items() if name in _PROCESSING and value}
-        if asked:
-            raise NotImplementedError(
-                f"weight processing ({', '.join(asked)}) is not part of this version; leave the flags at False: the "
-                "model then has the weights and the logits of its checkpoint"
-            )
         from jaxlens.convert import load  # the model knows nothing of checkpoints; this doorway is for its users
 
         loaded = load(
             model_name, dtype=dtype, first_n_layers=first_n_layers, n_ctx=n_ctx, tokenizer=tokenizer, revision=revision
         )
-        return cls(loaded.cfg, loaded.tokenizer, params=loaded.params, name=loaded.name, source=loaded.source)
+        params, cfg, report = process_weights(
+            loaded.params, loaded.cfg, fold_ln, center_writing_weights, center_unembed, fold_value_biases,
+            refactor_factored_attn_matrices, donate=True,
+        )  # fmt: skip
+        model = cls(cfg, loaded.tokenizer, params=params, name=loaded.name, source=loaded.source)
+        model.processing = report
+        return model
 
     @classmethod
     def from_pretrained_no_processing(cls, model_name: str, **options: Any) -> "HookedTransformer":
         """`from_pretrained` with every weight as the checkpoint has it; logits equal Hugging Face's."""
-        return cls.from_pretrained(model_name, **options)
+        return cls.from_pretrained(model_name, **{**dict.fromkeys(PASSES, False), **options})
 
     # --- weights
 
@@ -278,7 +282,8 @@ class HookedTransformer(HooksOnModel, ReadsInput, WeightAttributes):
         lines = [
             f"HookedTransformer({self.name or 'untrained'}: {cfg.n_layers} layers, {cfg.n_heads} heads, "
             f"d_model {cfg.d_model}, {size:,} parameters, {cfg.dtype})",
-            f"  processing: {', '.join(map(str, self.processing)) or 'none; weights as in the checkpoint'}",
+            f"  processing: {'' if self.processing else 'none; weights as in the checkpoint'}".rstrip(),
+            *(f"    {entry}" for entry in self.processing),
         ]
         return "\n".join(lines)
 
@@ -296,11 +301,6 @@ class Run:
     def __post_init__(self):
         if self.return_type not in ("logits", "loss", "both", None):
             raise ValueError(f'return_type is {self.return_type!r}; wanted "logits", "loss", "both" or None')
-
-
-_PROCESSING = (
-    "fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases", "refactor_factored_attn_matrices",
-)  # fmt: skip
 
 
 class _Static:

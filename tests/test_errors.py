@@ -21,6 +21,7 @@ import jaxlens
 from jaxlens import ActivationNotFound, Config, HookedTransformer, HookError, Slice, Tokenizer, hook
 from jaxlens.config import LongRope, Rotary
 from jaxlens.parameters import parameter_shapes
+from jaxlens.weights import center_unembed
 
 PACKAGE = Path(jaxlens.__file__).parent
 TESTED_ELSEWHERE = ("convert/", "tokenizer.py", "checkpoint.py", "cli.py", "demo.py")
@@ -496,9 +497,13 @@ WEIGHTS = {
     "a block that is not there": Case(
         lambda: model("gpt2").blocks[4], IndexError, "there is no layer 4; the model has 4"
     ),
-    "weight processing": Case(
-        lambda: HookedTransformer.from_pretrained("gpt2", fold_ln=True, center_unembed=True), NotImplementedError,
-        "weight processing (fold_ln, center_unembed) is not part of this version; leave the flags at False",
+    "weight processing that changes what is computed": Case(
+        lambda: center_unembed(model("gemma").params, CONFIGS["gemma"]), ValueError,
+        "center_unembed would change what this model computes: a soft cap on logits tells them from logits moved",
+    ),
+    "a state dict with other names": Case(
+        lambda: unrandomised("gpt2").load_state_dict({"embed.W_e": jnp.ones(3)}), ValueError,
+        "the state dict does not fit the config: missing ['blocks.0.attn.W_K',",
     ),
 }  # fmt: skip
 

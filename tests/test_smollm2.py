@@ -32,7 +32,7 @@ INDIRECT_OBJECTS = [
 
 @pytest.fixture(scope="module")
 def model() -> HookedTransformer:
-    return HookedTransformer.from_pretrained("smollm2-135m-instruct")
+    return HookedTransformer.from_pretrained_no_processing("smollm2-135m-instruct")
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def export(
 
 
 def export_config(cfg: Config, source: Mapping[str, Any] | None) -> tuple[Family, dict[str, Any]]:
-    """The config.json of an export: `source` with the layers, the context and the number type of `cfg`."""
+    """The config.json of an export: `source` with the layers, context, number type and (un)tied embeddings of `cfg`."""
     if source is None:
         raise CheckpointError(
             "this model has no Hugging Face config to be written with; pass the config.json of its architecture as "
@@ -66,13 +66,27 @@ def export_config(cfg: Config, source: Mapping[str, Any] | None) -> tuple[Family
             if "layer" in name and isinstance(value, list) and len(value) == whole.n_layers
         }
         fields |= _renamed(source, num_hidden_layers=cfg.n_layers) | per_layer
+    if cfg.tie_word_embeddings != whole.tie_word_embeddings:  # processing took them apart
+        fields |= _renamed(source, tie_word_embeddings=cfg.tie_word_embeddings)
     fields |= {"torch_dtype" if "torch_dtype" in fields else "dtype": cfg.dtype}
     family, back = read_config(fields)
     compared = [field.name for field in dataclasses.fields(Config) if field.name not in OURS_ALONE]
     if different := [name for name in compared if getattr(cfg, name) != getattr(back, name)]:
         listed = ", ".join(f"{name} is {getattr(cfg, name)!r}, there {getattr(back, name)!r}" for name in different)
-        raise CheckpointError(f"a {source['model_type']} checkpoint cannot express this model: {listed}")
+        because = "".join(f". {name} {did}" for name, did in _processing(cfg, back).items())
+        raise CheckpointError(f"a {source['model_type']} checkpoint cannot express this model: {listed}{because}")
     return family, fields
+
+
+def _processing(cfg: Config, unprocessed: Config) -> dict[str, str]:
+    """The passes of weight processing that tell one Config from the other, and what they did."""
+    instead = "export the model that from_pretrained_no_processing gives, or leave this pass out"
+    passes = {}
+    if cfg.normalization_type == f"{unprocessed.normalization_type}Pre":
+        passes["fold_ln"] = f"has put the weights of norms into those that follow: {instead}"
+    if "b_O" in set(cfg.biases) - set(unprocessed.biases):
+        passes["fold_value_biases"] = f"has made b_O: {instead}"
+    return passes
 
 
 def _renamed(source: Mapping[str, Any], **fields: Any) -> dict[str, Any]:

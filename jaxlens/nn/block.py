@@ -14,7 +14,7 @@ from jaxlens.nn.attention import Attention
 from jaxlens.nn.context import LayerContext
 from jaxlens.nn.mlp import MLP, GatedMLP
 from jaxlens.nn.moe import MoE
-from jaxlens.nn.norm import NoNorm, Norm
+from jaxlens.nn.norm import NoNorm, Norm, OutputNorm
 from jaxlens.nn.part import Part, prefixed, within
 
 SPLIT_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
@@ -59,7 +59,7 @@ class Block(Part):
     def parts(cfg: Config, mixes_experts: bool) -> dict[str, type[Part]]:
         """What stands at each place of the block."""
         before = Norm if cfg.normalization_type and cfg.norm_placement in ("pre", "both") else NoNorm
-        after = Norm if cfg.normalization_type and cfg.norm_placement in ("post", "both") else NoNorm
+        after = OutputNorm if cfg.normalization_type and cfg.norm_placement in ("post", "both") else NoNorm
         parts = {"ln1": before, "attn": Attention, "ln1_post": after}
         if cfg.attn_only:
             return parts | {"ln2": NoNorm, "ln2_post": NoNorm}

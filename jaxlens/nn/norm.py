@@ -65,6 +65,22 @@ class Norm(Part):
         return weigh(normalized, self.w, self.b, self.cfg.rmsnorm_uses_offset)
 
 
+class OutputNorm(Norm):
+    """A norm of what attention or the MLP writes. No linear map follows it, so nothing can take up its weight and bias:
+    it keeps them where those of the other norms have been folded."""
+
+    def __init__(self, cfg: Config, weights):
+        super().__init__(cfg, weights, kind=self.whole_kind(cfg))
+
+    @staticmethod
+    def whole_kind(cfg: Config) -> str:
+        return cfg.normalization_type.removesuffix("Pre")
+
+    @classmethod
+    def axes(cls, cfg: Config) -> dict[str, str]:
+        return super().axes(cfg, kind=cls.whole_kind(cfg))
+
+
 class NoNorm(Part):
     """What stands where a block has no norm."""
 

@@ -25,8 +25,9 @@ class Part(nnx.Module):
 
     def __init__(self, cfg: Config, weights: Mapping[str, jax.Array]):
         self.cfg = cfg
-        for name, declared in vars(type(self)).items():
-            if isinstance(declared, dataclasses.Field):
+        declared = {name: value for owner in reversed(type(self).__mro__) for name, value in vars(owner).items()}
+        for name, value in declared.items():
+            if isinstance(value, dataclasses.Field):
                 setattr(self, name, weights.get(name))
 
     @classmethod

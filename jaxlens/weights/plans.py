@@ -1,0 +1,178 @@
+"""When each pass of weight processing is valid, and which weights it replaces by what."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+
+from jaxlens.config import Config
+from jaxlens.parameters import Params, parameter_axes
+from jaxlens.weights import arithmetic
+
+Leaves = Iterator[tuple[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a pass would do to a model: the config after it, and its new weights one at a time, from the present ones.
+
+    Without `leaves` it does nothing, because there is nothing to do or, where it is not `valid`, because that would
+    change what the model computes; `reason` says which.
+    """
+
+    cfg: Config
+    leaves: Callable[[Params], Leaves] | None = None
+    reason: str = ""
+    valid: bool = True
+
+
+READERS = {
+    "ln1": ("attn.W_Q", "attn.W_K", "attn.W_V"),
+    "ln2": ("mlp.W_in", "mlp.W_gate", "mlp.W_router"),
+    "mlp.ln": ("mlp.W_out",),
+}
+"""The linear maps that read each norm of a block. A norm that two sublayers share feeds those of both."""
+
+WRITERS = ("W_E", "W_pos", "W_O", "b_O", "W_out", "b_out")
+"""What is written to the residual stream."""
+
+
+def _fold_ln(cfg: Config) -> Plan:
+    if cfg.normalization_type not in ("LN", "RMS"):
+        return Plan(cfg, reason="its norms are folded already" if cfg.normalization_type else "it has no norms")
+    if cfg.positional_embedding_type == "shortformer":
+        return Plan(cfg, valid=False, reason="positions are added between ln1 and the maps of queries and keys")
+    apart = cfg.replace(tie_word_embeddings=False)
+    axes, readers = parameter_axes(apart), _readers(apart)
+    biased = {weight for norm, weight in readers if f"{norm}.b" in axes}
+    if any("e" in axes[weight].split() for weight in biased):
+        return Plan(cfg, valid=False, reason="experts have no biases to take up the bias of ln2")
+
+    def leaves(params: Params) -> Leaves:
+        yield from _apart(cfg, params)
+        for norm, weight in readers:
+            letters, inner = axes[weight].split(), norm.endswith("mlp.ln")
+            folded, bias = arithmetic.fold(
+                params[weight], params.get(_bias(weight)) if weight in biased else None,
+                params[f"{norm}.w"], params.get(f"{norm}.b"),
+                axis=letters.index(axes[f"{norm}.w"].split()[-1]) - len(letters), stacked=letters[0] == "l",
+                centre=inner or cfg.normalization_type == "LN", offset=cfg.rmsnorm_uses_offset,
+            )  # fmt: skip
+            yield weight, folded
+            if weight in biased:
+                yield _bias(weight), bias
+
+    outputs = cfg.norm_placement != "pre"
+    kept = [bias for bias in cfg.biases if bias != "norm" or outputs]
+    made = [_bias(weight).rpartition(".")[2] for weight in biased]
+    after = apart.replace(normalization_type=f"{cfg.normalization_type}Pre", biases=(*kept, *made))
+    return Plan(after, leaves, "ln1_post and ln2_post keep their weights: no linear map follows" if outputs else "")
+
+
+def _readers(cfg: Config) -> list[tuple[str, str]]:
+    """Every norm that linear maps read, with each of these, by name."""
+    axes, table = parameter_axes(cfg), dict(READERS)
+    if cfg.shared_norm:
+        table["ln1"] += table["ln2"]
+    pairs = [
+        (f"blocks.{stack}.{norm}", f"blocks.{stack}.{weight}")
+        for stack in cfg.stack_names
+        for norm, weights in table.items()
+        for weight in weights
+    ]
+    pairs.append(("ln_final", "unembed.W_U"))
+    return [(norm, weight) for norm, weight in pairs if f"{norm}.w" in axes and weight in axes]
+
+
+def _apart(cfg: Config, params: Params) -> Leaves:
+    """The unembedding of a tied model as a weight of its own."""
+    if cfg.tie_word_embeddings:
+        yield "unembed.W_U", arithmetic.transpose(params["embed.W_E"])
+
+
+def _bias(weight: str) -> str:
+    """blocks.*.attn.b_Q for blocks.*.attn.W_Q."""
+    part, _, name = weight.rpartition(".")
+    return f"{part}.b_{name.removeprefix('W_')}"
+
+
+def _center_writing_weights(cfg: Config) -> Plan:
+    if cfg.normalization_type not in ("LN", "LNPre"):
+        reader = "an RMSNorm reads" if cfg.normalization_type else "linear maps read"
+        return Plan(cfg, valid=False, reason=f"{reader} the residual stream with its mean")
+    if cfg.norm_placement == "post":
+        return Plan(cfg, valid=False, reason="attention and MLP read the residual stream itself, with its mean")
+    if cfg.norm_placement == "both":
+        return Plan(cfg, valid=False, reason="ln1_post and ln2_post write a mean to the residual stream")
+    in_stream = cfg.positional_embedding_type != "shortformer"
+    written = [
+        name
+        for name in parameter_axes(cfg)
+        if name.endswith(tuple(f".{writer}" for writer in WRITERS)) and (in_stream or name != "pos_embed.W_pos")
+    ]
+
+    def leaves(params: Params) -> Leaves:
+        yield from _apart(cfg, params)
+        for name in written:  # d_model is the last axis of all of them
+            yield name, arithmetic.centre(params[name], stacked=name.startswith("blocks."))
+
+    return Plan(cfg.replace(tie_word_embeddings=False), leaves)
+
+
+def _center_unembed(cfg: Config) -> Plan:
+    if cfg.output_logits_soft_cap is not None:
+        reason = "a soft cap on logits tells them from logits moved by a constant"
+        return Plan(cfg, valid=False, reason=reason)
+
+    def leaves(params: Params) -> Leaves:
+        yield from _apart(cfg, params)
+        yield "unembed.W_U", arithmetic.centre(params["unembed.W_U"])
+        if "b_U" in cfg.biases:
+            yield "unembed.b_U", arithmetic.centre(params["unembed.b_U"])
+
+    return Plan(cfg.replace(tie_word_embeddings=False), leaves)
+
+
+def _fold_value_biases(cfg: Config) -> Plan:
+    if "b_V" not in cfg.biases:
+        return Plan(cfg, reason="it has no value biases")
+
+    def leaves(params: Params) -> Leaves:
+        for attn in (f"blocks.{stack}.attn" for stack in cfg.stack_names):
+            b_V = params[f"{attn}.b_V"]
+            yield f"{attn}.b_O", arithmetic.carry_values(b_V, params[f"{attn}.W_O"], params.get(f"{attn}.b_O"))
+            yield f"{attn}.b_V", jnp.zeros_like(b_V)
+
+    return Plan(cfg.replace(biases=(*cfg.biases, "b_O")), leaves)
+
+
+def _refactor_factored_attn_matrices(cfg: Config) -> Plan:
+    if cfg.rotary_dim is not None:
+        return Plan(cfg, valid=False, reason="queries and keys are turned by their positions (rotary)")
+    if cfg.qk_norm is not None:
+        return Plan(cfg, valid=False, reason="queries and keys are normalised (qk_norm)")
+    if cfg.n_key_value_heads != cfg.n_heads:
+        return Plan(cfg, valid=False, reason=f"{cfg.n_heads} query heads share {cfg.n_key_value_heads} keys and values")
+    values = _fold_value_biases(cfg)
+
+    def leaves(params: Params) -> Leaves:
+        yield from values.leaves(params) if values.leaves else ()
+        for attn in (f"blocks.{stack}.attn" for stack in cfg.stack_names):
+            names = [f"{attn}.{name}" for name in ("W_Q", "W_K", "b_Q", "b_K")]
+            made = arithmetic.even_queries_and_keys(*map(params.get, names))
+            yield from ((name, leaf) for name, leaf in zip(names, made, strict=True) if leaf is not None)
+            names = [f"{attn}.{name}" for name in ("W_V", "W_O")]
+            yield from zip(names, arithmetic.turn_values(*map(params.get, names)), strict=True)
+
+    return Plan(values.cfg, leaves)
+
+
+PASSES: dict[str, Callable[[Config], Plan]] = {
+    "fold_ln": _fold_ln,
+    "center_writing_weights": _center_writing_weights,
+    "center_unembed": _center_unembed,
+    "fold_value_biases": _fold_value_biases,
+    "refactor_factored_attn_matrices": _refactor_factored_attn_matrices,
+}
+"""The passes in their order: centring W_U comes after the final norm has gone into it."""
