@@ -34,6 +34,27 @@ class Labelled:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values, dtype=dtype, copy=True if copy is None else copy)
 
+    def at(self, **places: Any) -> "Labelled":
+        """The places of these labels, as in `result.at(layer=3)`; their axes go away.
+
+        Raises:
+            KeyError: there is no such axis, or no such place on it.
+        """
+        for axis, label in places.items():
+            if str(label) not in self.labels.get(axis, ()):
+                raise KeyError(f"there is no {axis} {label}; the places are {self.labels.get(axis, self.labels)}")
+        chosen = {axis: self.labels[axis].index(str(label)) for axis, label in places.items()}
+        values = self.values[tuple(chosen.get(axis, slice(None)) for axis in self.axes)]
+        return self._without(values, set(places))
+
+    def sum(self, *axes: str) -> "Labelled":
+        """The sum over these axes."""
+        return self._without(self.values.sum(tuple(self.axes.index(axis) for axis in axes)), set(axes))
+
+    def _without(self, values: np.ndarray, gone: set[str]) -> "Labelled":
+        axes = tuple(axis for axis in self.axes if axis not in gone)
+        return Labelled(values, axes, {axis: self.labels[axis] for axis in axes})
+
     def strongest(self, count: int = 10) -> list[tuple[dict[str, str], float]]:
         """The places of the largest values, of either sign, and those values."""
         order = np.argsort(-np.abs(self.values), axis=None, kind="stable")[:count]
@@ -52,7 +73,7 @@ class Labelled:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.shape, strict=True))
-        lines = [f"Labelled({sizes})"]
+        lines = [f"{type(self).__name__}({sizes})"]
         for place, value in self.strongest(5):
             lines.append(f"  {value:+.4g}  " + " ".join(f"{axis} {label}" for axis, label in place.items()))
         return "\n".join(lines)

@@ -1,8 +1,9 @@
 """Metrics of logits, as sweeps use them: which positions a metric reads, and its value for many runs at once.
 
-A metric is any Python function of logits [b p v]. What it does with them is traced once, without running anything: where
-it begins by picking positions, as `logits[:, -1]` does, a sweep computes no others. Its operations are then replayed one
-by one on the logits of many runs, so a new metric, or an old one with new answers, compiles nothing of the model.
+A metric is any Python function of logits [b p v]. What it does with them is traced once, without running anything:
+where it begins by picking positions, as `logits[:, -1]` does, a sweep computes no others. Its operations are then
+replayed one by one on the logits of many runs, so a new metric, or an old one with new answers, compiles nothing of the
+model.
 
 Axes: c cell of a sweep, b batch, p position, r position that is read, v vocabulary.
 """
@@ -30,7 +31,9 @@ class Metric:
     `positions` are those it reads, in order; `metric(logits)` takes logits [c b r v] at those alone.
 
     Example:
-        >>> metric = Metric(lambda logits: logits[:, -1, 3] - logits[:, 2, 4], jax.ShapeDtypeStruct((2, 6, 10), "float32"))
+        >>> def difference(logits):
+        ...     return logits[:, -1, 3] - logits[:, 2, 4]
+        >>> metric = Metric(difference, jax.ShapeDtypeStruct((2, 6, 10), "float32"))
         >>> metric.positions
         array([2, 5])
         >>> metric(jnp.zeros((7, 2, 2, 10))).shape

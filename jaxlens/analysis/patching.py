@@ -1,8 +1,8 @@
 """Activation patching: put an activation of one run into another, one place after another, and see what it does.
 
-Every function is a sweep (sweep.py): one compiled program, whatever the layers, positions and heads. Those named
-`get_act_patch_*` are TransformerLens's and give plain arrays; `activation_patch` takes prompts instead of a cache and
-gives a labelled result. Activation patching as here: Meng et al. 2022 (arXiv 2202.05262), Wang et al. 2022
+Every function is a sweep (sweep.py): one compiled program, whatever the layers, positions and heads. These are
+TransformerLens's functions and give plain arrays; `activation_patch` (interventions.py) takes prompts instead of a
+cache and gives a labelled result. Activation patching as here: Meng et al. 2022 (arXiv 2202.05262), Wang et al. 2022
 (arXiv 2211.00593); on its use, Heimersheim & Nanda 2024 (arXiv 2404.15255).
 """
 
@@ -10,14 +10,12 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens.analysis.labelled import Labelled
 from jaxlens.analysis.sweep import Cells, Setter, sweep
-from jaxlens.hook_table import matching, split_name
+from jaxlens.hook_table import matching, sites, split_name
 from jaxlens.names import get_act_name
 from jaxlens.transformer import HookedTransformer
 
@@ -106,7 +104,7 @@ def generic_activation_patch(
         raise ValueError("give exactly one of index_axis_names and index_df: either says which patches to make")
     if index_df is not None:
         indices, shape = np.asarray(index_df.to_numpy(), np.int32), (len(index_df),)
-        if not len(indices) or list(index_df.columns)[0] != "layer":
+        if not len(indices) or index_df.columns[0] != "layer":
             raise ValueError(f'index_df has columns {list(index_df.columns)} and {len(indices)} rows; wanted "layer" '
                              "first, and at least one row")  # fmt: skip
     else:
@@ -132,11 +130,21 @@ def cells_at(model: HookedTransformer, activation_name: str, indices: np.ndarray
     if layers.min() < 0 or layers.max() >= model.cfg.n_layers:
         odd = int(layers.min() if layers.min() < 0 else layers.max())
         raise ValueError(f"there is no layer {odd} to patch; the model has layers 0 to {model.cfg.n_layers - 1}")
-    site, layer = split_name(get_act_name(activation_name, int(layers[0])))
+    return Cells(site_of(model, activation_name)[0], layers, indices)
+
+
+def site_of(model: HookedTransformer, activation_name: str) -> tuple[str, str]:
+    """The site of an activation by any of its names, and the letters of its axes.
+
+    Raises:
+        ValueError: it is in no layer.
+        HookError: there is no such activation; the message offers the nearest names.
+    """
+    name, layer = split_name(get_act_name(activation_name, 0))
     if layer is None:
         raise ValueError(f'"{activation_name}" is in no layer; a sweep patches activations of layers')
-    site = split_name(matching(model.cfg, f"blocks.*.{site}")[0])[0]
-    return Cells(site, layers, indices)
+    first = matching(model.cfg, f"blocks.*.{name}")[0]
+    return split_name(first)[0], sites(model.cfg)[first].axes
 
 
 def index_axes(
@@ -148,12 +156,13 @@ def index_axes(
         ValueError: there is no such axis, or "layer" is not the first.
     """
     cfg = model.cfg
-    n_heads = cfg.n_key_value_heads if get_act_name(activation_name, 0).endswith(("_k", "_v", "_rot_k")) else cfg.n_heads
-    lengths = {"layer": cfg.n_layers, "neuron": cfg.d_mlp}
+    n_heads = cfg.n_key_value_heads if "k" in site_of(model, activation_name)[1].split() else cfg.n_heads
+    lengths = {"layer": cfg.n_layers, "neuron": cfg.d_mlp, "expert": cfg.num_experts}
     lengths |= dict.fromkeys(("pos", "src_pos", "dest_pos"), n_positions)
     lengths |= dict.fromkeys(("head", "head_index"), n_heads)
-    if odd := [name for name in names if name not in lengths]:
-        raise ValueError(f"there is no axis {odd[0]!r} to sweep; wanted some of {list(lengths)}")
+    if odd := [name for name in names if lengths.get(name) is None]:
+        wanted = [name for name, length in lengths.items() if length is not None]
+        raise ValueError(f"there is no axis {odd[0]!r} to sweep; wanted some of {wanted}")
     if not names or names[0] != "layer":
         raise ValueError(f'the first axis of a sweep is "layer"; got {list(names)}')
     return {name: [str(place) for place in range(lengths[name])] for name in names}
@@ -181,12 +190,12 @@ def _patches(what: str, activation_name: str, setter: Setter, *axes: AxisNames) 
     return patch
 
 
-_BY_HEAD, _BY_POS = layer_head_vector_patch_setter, layer_pos_head_vector_patch_setter
+_AT_POS, _BY_HEAD, _BY_POS = layer_pos_patch_setter, layer_head_vector_patch_setter, layer_pos_head_vector_patch_setter
 
-get_act_patch_resid_pre = _patches("the residual stream before a layer", "resid_pre", layer_pos_patch_setter, "layer", "pos")
-get_act_patch_resid_mid = _patches("the residual stream between attention and MLP", "resid_mid", layer_pos_patch_setter, "layer", "pos")  # noqa: E501
-get_act_patch_attn_out = _patches("what attention adds", "attn_out", layer_pos_patch_setter, "layer", "pos")
-get_act_patch_mlp_out = _patches("what an MLP adds", "mlp_out", layer_pos_patch_setter, "layer", "pos")
+get_act_patch_resid_pre = _patches("the residual stream before a layer", "resid_pre", _AT_POS, "layer", "pos")
+get_act_patch_resid_mid = _patches("the stream between attention and MLP", "resid_mid", _AT_POS, "layer", "pos")
+get_act_patch_attn_out = _patches("what attention adds", "attn_out", _AT_POS, "layer", "pos")
+get_act_patch_mlp_out = _patches("what an MLP adds", "mlp_out", _AT_POS, "layer", "pos")
 get_act_patch_attn_head_out_by_pos = _patches("a head's output z", "z", _BY_POS, "layer", "pos", "head")
 get_act_patch_attn_head_q_by_pos = _patches("a head's queries", "q", _BY_POS, "layer", "pos", "head")
 get_act_patch_attn_head_k_by_pos = _patches("a key head's keys", "k", _BY_POS, "layer", "pos", "head")

@@ -78,7 +78,7 @@ class Room:
         b, t = shape
         if batch_size is None:
             cfg = model.cfg
-            of_row = 6 * cfg.d_model + 3 * cfg.d_mlp + SLOTS_PER_ROW * cfg.n_heads * (3 * cfg.d_head + 3 * t)
+            of_row = 6 * cfg.d_model + 3 * (cfg.d_mlp or 0) + SLOTS_PER_ROW * cfg.n_heads * (3 * cfg.d_head + 3 * t)
             of_row += SLOTS_PER_ROW * 3 * n_read * cfg.d_vocab_out // t
             fits = _memory() // (4 * of_row)
             batch_size = max(2, SLOTS_PER_ROW * min(fits, ROWS_ON_CPU if _on_cpu() else 32 * ROWS_ON_CPU) // (b * t))
@@ -143,15 +143,19 @@ def sweep(
         read = np.unique(np.concatenate([metric.positions for metric in ready.values()]))
         running = Running(model, known, sources, site_row, cells, jax.tree_util.Partial(setter), read)
         room = Room.for_sweep(model, known.context.real.shape, len(read), batch_size)
-        results: dict[str, Any] = {name: [None] * len(cells.layers) for name in metrics}
+        at = {name: np.searchsorted(read, metric.positions) for name, metric in ready.items()}
+        baseline = known.logits[:, read]
+        unchanged = {name: np.asarray(metric(baseline[None][:, :, at[name]])) for name, metric in ready.items()}
+        results = {name: np.repeat(value, len(cells.layers), axis=0) for name, value in unchanged.items()}
         with tqdm(total=len(cells.layers), desc=cells.site, disable=None if progress else True) as bar:
-            for batch, logits in running.batches(room):
+            for batch in running.plan(room):
+                logits = running.run(batch, baseline)
+                live = batch.cells[: batch.n_cells]
                 for name, metric in ready.items():
-                    values = np.asarray(metric(logits[:, :, np.searchsorted(read, metric.positions)]))
-                    for cell, value in zip(batch.cells[: batch.n_cells], values, strict=False):
-                        results[name][cell] = value
-                bar.update(batch.n_cells)
-    return {name: np.array(values) for name, values in results.items()}
+                    results[name][live] = np.asarray(metric(logits[:, :, at[name]]))[: len(live)]
+                bar.update(len(live))
+            bar.update(bar.total - bar.n)  # those that change nothing
+    return results
 
 
 def known_run(model: HookedTransformer, input: Any, site: str, layers: list[int]) -> tuple[Known, dict[int, int]]:
@@ -189,25 +193,22 @@ class Running:
     setter: jax.tree_util.Partial
     read: Int[np.ndarray, "r"]
 
-    def batches(self, room: Room) -> Iterator[tuple[Batch, Float[Array, "c b r v"]]]:
-        """The cells of the sweep and their logits at the positions that are read, a batch at a time."""
-        baseline = self.known.logits[:, self.read]
-        for batch in self.plan(room):
-            yield batch, self.run(batch, baseline)
-
     def plan(self, room: Room) -> Iterator[Batch]:
-        """All cells in batches, as many as there is room for, from the first layer to the last."""
+        """The cells that change anything, in batches of as many as there is room for, from the first layer on."""
         layers, depth = self.cells.layers, self.model.cfg.n_layers
         first = self.first_changes(room)
         n_rows = (room.slots - first).sum(1)
         waiting, used = [], 0
         for cell in np.argsort(layers, kind="stable").tolist():
+            if not n_rows[cell]:
+                continue
             if waiting and (used + n_rows[cell] > room.rows or len(waiting) == room.cells):
                 yield Batch.of(room, waiting, layers, first, depth)
                 waiting, used = [], 0
             waiting.append(cell)
             used += n_rows[cell]
-        yield Batch.of(room, waiting, layers, first, depth)
+        if waiting:
+            yield Batch.of(room, waiting, layers, first, depth)
 
     def first_changes(self, room: Room) -> Int[np.ndarray, "c b"]:
         """The first slot at which every cell changes the activation of every prompt; the number of slots if nowhere."""
