@@ -1,0 +1,84 @@
+"""What another query or key would do to a pattern, computed and not linearised: the correction of AtP*.
+
+A softmax is flat where it is saturated, so there the derivative by a query or a key says nothing of what a large move
+does. The pattern with the other query or key is cheap to compute, and only the way on from there is then linear (Kramár
+et al. 2024, arXiv 2403.00745, section 3.1).
+
+Axes: b batch, p query position, s source position, n query head, k key/value head, g query heads per key/value head,
+h d_head.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlens.config import Config
+from jaxlens.hooks import Tap
+from jaxlens.nn.attention import Attention
+from jaxlens.nn.context import LayerContext
+from jaxlens.nn.grouped import by_group, raw_scores
+from jaxlens.nn.masks import masked_softmax, visible
+
+PATTERN = "attn.hook_pattern"
+Values = Mapping[str, Array]
+"""The values of a layer at its `attention_reads`."""
+
+
+def attention_reads(cfg: Config) -> tuple[str, str]:
+    """The last hook points of queries and of keys before they meet."""
+    return ("attn.hook_rot_q", "attn.hook_rot_k") if cfg.rotary_dim else ("attn.hook_q", "attn.hook_k")
+
+
+def queries_and_keys(attn: Attention, values: Values) -> tuple[Float[Array, "b p n h"], Float[Array, "b s k h"]]:
+    """Queries and keys as they meet."""
+    q, k = (values[site] for site in attention_reads(attn.cfg))
+    return (q, k) if attn.cfg.rotary_dim else (attn.q_norm(q, Tap(())), attn.k_norm(k, Tap(())))
+
+
+def effect_of_queries(
+    gradient: Float[Array, "b n p s"], there: Values, here: Values, attn: Attention, at: LayerContext
+) -> Float[Array, "b p n"]:
+    """(pattern with each query from there - pattern here) · gradient by the pattern."""
+    (other_q, _), (q, k) = queries_and_keys(attn, there), queries_and_keys(attn, here)
+    cap = attn.cfg.attn_scores_soft_cap
+    before, after = (
+        masked_softmax(raw_scores(queries, k, at.scale, cap), at.low, at.high, at.real) for queries in (q, other_q)
+    )
+    effect = jnp.einsum("bkgps,bkgps->bpkg", after - before, by_group(gradient, k.shape[2]))
+    return effect.reshape(*effect.shape[:2], -1)
+
+
+def effect_of_keys(
+    gradient: Float[Array, "b n p s"], there: Values, here: Values, attn: Attention, at: LayerContext
+) -> Float[Array, "b s k"]:
+    """(pattern with each key from there - pattern here) · gradient by the pattern, summed over all who read the key.
+
+    A key moves one score in every row, and the row's other entries keep their proportions. With L the log of the sum of
+    their exponentials, G their mean gradient and σ the logistic function, that is exactly
+
+        (σ(new score - L) - σ(score - L)) · (gradient - G)
+    """
+    (_, other_k), (q, k) = queries_and_keys(attn, there), queries_and_keys(attn, here)
+    cap = attn.cfg.attn_scores_soft_cap
+    scores, new = (raw_scores(q, keys, at.scale, cap) for keys in (k, other_k))
+    seen = visible(at.low, at.high, at.real, scores.ndim)
+    highest = jnp.max(jnp.where(seen, scores, -jnp.inf), axis=-1, keepdims=True)
+    highest = jnp.where(jnp.isfinite(highest), highest, 0)  # of a row that sees nothing
+    weights = jnp.where(seen, jnp.exp(scores - highest), 0)
+    gradient = by_group(gradient, k.shape[2])
+    total, weighed = _others(weights), _others(weights * gradient)
+    log_total = highest + jnp.log(total)
+    gain = jax.nn.sigmoid(new - log_total) - jax.nn.sigmoid(scores - log_total)
+    mean = weighed / jnp.where(total > 0, total, 1)
+    return jnp.einsum("bkgps,bkgps->bsk", jnp.where(seen, gain, 0), jnp.where(seen, gradient - mean, 0))
+
+
+def _others(x: Float[Array, "*b s"]) -> Float[Array, "*b s"]:
+    """For every entry the sum of all others of its row: those before it and those after it, so nothing cancels."""
+
+    def before(x):
+        return jnp.cumsum(jnp.pad(x[..., :-1], [*[(0, 0)] * (x.ndim - 1), (1, 0)]), axis=-1)
+
+    return before(x) + jnp.flip(before(jnp.flip(x, -1)), -1)
