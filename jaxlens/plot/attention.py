@@ -12,8 +12,19 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxlens.analysis.activation_cache import ActivationCache
+from jaxlens.plot.colours import on_colour
 from jaxlens.plot.heatmaps import draw_cells, draw_scale
-from jaxlens.plot.labels import as_labels, as_numbers, check_size, label, largest, one_prompt, printable, read_tokens
+from jaxlens.plot.labels import (
+    as_labels,
+    as_numbers,
+    check_size,
+    fitted,
+    label,
+    largest,
+    one_prompt,
+    printable,
+    read_tokens,
+)  # fmt: skip
 from jaxlens.plot.picture import Picture
 from jaxlens.plot.terminal import Axis, grid
 
@@ -72,12 +83,21 @@ class AttentionPatterns(Picture):
             rows, columns = Axis("from", self.tokens), Axis("to", self.tokens)
             return grid(rows, columns, self._visible()[0], self.limit, width, ansi)
         head = max(len("head"), *map(len, self.heads))
-        lines = [f"{'head':{head}}  to first  to previous  to itself  strongest"]
+        places = ("to first", "to previous", "to itself")
+        lines = [f"{'head':{head}}  {'  '.join(places)}  strongest"]
         for name, values in zip(self.heads, self.values, strict=True):
-            means = [np.nanmean(one) for one in (values[1:, 0], np.diagonal(values, -1), np.diagonal(values)[1:])]
-            first, previous, itself = means if len(self.tokens) > 1 else [values[0, 0]] * 3
-            lines.append(f"{name:{head}}  {first:8.3f}  {previous:11.3f}  {itself:9.3f}  {self._strongest(values)}")
+            looks = self._looks(values)
+            numbers = [f"{value:{2 + size}.3f}" for value, size in zip(looks, map(len, places), strict=True)]
+            cells = [on_colour(*pair) for pair in zip(numbers, looks / self.limit, strict=True)] if ansi else numbers
+            room = width - len(lines[0]) + len("strongest")
+            lines.append(f"{name:{head}}" + "".join(cells) + "  " + fitted(self._strongest(values), room).rstrip())
         return lines
+
+    def _looks(self, values: Float[np.ndarray, "p s"]) -> Float[np.ndarray, "3"]:
+        """The mean weights of a head on the first token, the one before and the token itself, from the second on."""
+        if len(self.tokens) == 1:
+            return np.full(3, values[0, 0])
+        return np.array([values[1:, 0].mean(), np.diagonal(values, -1).mean(), np.diagonal(values)[1:].mean()])
 
     def _strongest(self, values: Float[np.ndarray, "p s"], count: int = 3) -> str:
         """The largest weights of a head but for those on the first token, where heads rest."""

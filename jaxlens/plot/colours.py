@@ -24,9 +24,9 @@ def rgb(fraction: float) -> tuple[int, int, int]:
 
 
 def is_dark(fraction: float) -> bool:
-    """Whether text on this colour should be white."""
-    red, green, blue = rgb(fraction)
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 140
+    """Whether white text has more contrast on this colour than black (WCAG's relative luminance, gamma 2.2)."""
+    red, green, blue = ((part / 255) ** 2.2 for part in rgb(fraction))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179
 
 
 def in_colour(text: str, value: float) -> str:

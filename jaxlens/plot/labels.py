@@ -21,7 +21,8 @@ def as_numbers(values: Any, what: str, *axes: str) -> np.ndarray:
     """
     array = np.asarray(values)
     if array.dtype.kind in "OSUT":
-        raise TypeError(f"{what}: wanted numbers, got {type(array.flat[0]).__name__}, such as {array.flat[0]!r}")
+        first = array.ravel().tolist()[0]
+        raise TypeError(f"{what}: wanted numbers, got {type(first).__name__}, such as {first!r}")
     if not array.size or array.ndim not in {len(names.split()) for names in axes}:
         wanted = " or ".join(f"[{names}]" for names in axes)
         raise ValueError(f"{what} has shape {list(array.shape)}; wanted {wanted}, none of them empty")
@@ -133,7 +134,7 @@ def fitted(text: str, width: int, right: bool = False) -> str:
     if breadth(text) > width:
         while text and breadth(text) > width - 1:
             text = text[:-1]
-        text += "…"
+        text += "…" * (width > 0)
     space = " " * (width - breadth(text))
     return space + text if right else text + space
 

@@ -111,7 +111,7 @@ def logit_lens(
         residuals = jnp.moveaxis(residuals, 1, 0) if residuals.ndim == 4 else residuals
         found = _read(model, one_prompt(residuals, batch_idx, "the cache", 3), min(top_k, model.cfg.d_vocab_out))
         if to_string is None and model.tokenizer is not None:
-            to_string = model.to_single_str_token
+            to_string = functools.partial(_string, model)
     else:
         array = one_prompt(logits, batch_idx, "logits", 3)
         if np.ndim(array) != 3 or not np.size(array):
@@ -123,6 +123,11 @@ def logit_lens(
     columns = Axis("position", read_tokens(tokens, ids.shape[1], model))
     rows = Axis("layer", as_labels(ylabels, len(ids), "ylabels"))
     return LogitLens(probabilities.astype(np.float64), ids, strings, rows, columns, title or "Logit lens")
+
+
+def _string(model: Any, token: int) -> str:
+    """A token as text; a vocabulary may be padded with ids that the tokenizer does not have."""
+    return model.to_single_str_token(token) if token < len(model.tokenizer) else f"[{token}]"
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from jaxlens.plot.colours import on_colour, rgb
+from jaxlens.plot.colours import is_dark, on_colour, rgb
 from jaxlens.plot.labels import as_labels, as_numbers, breadth, check_size, largest, printable, read_tokens, rounded
 from jaxlens.plot.picture import Picture
 from jaxlens.plot.terminal import bars
@@ -91,17 +91,15 @@ class ColoredTokens(Picture):
             panel.set_title(name, loc="left", fontsize=9, parse_math=False)
             for token, value, (column, line) in zip(self.tokens, values, places, strict=True):
                 text, fraction = printable(token), value / self.limit if np.isfinite(value) else 0.0
-                red, green, blue = (part / 255 for part in rgb(fraction))
-                panel.add_patch(_box(column, line, breadth(text), (red, green, blue)))
-                white = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-                colour = "white" if white else "black"
+                panel.add_patch(_box(column, line, breadth(text), rgb(fraction)))
+                colour = "white" if is_dark(fraction) else "black"
                 panel.text(column, line + 0.5, text, va="center", family="monospace", color=colour, parse_math=False)
 
 
-def _box(column: int, line: int, width: int, colour: tuple[float, float, float]) -> Any:
+def _box(column: int, line: int, width: int, colour: tuple[int, int, int]) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((column, line + 0.06), width, 0.88, facecolor=colour, linewidth=0)
+    return Rectangle((column, line + 0.06), width, 0.88, facecolor=[part / 255 for part in colour], linewidth=0)
 
 
 def colored_tokens(

@@ -51,10 +51,10 @@ function readColours() {
 let colours;
 const css = (fraction) => `rgb(${colours.ramp(fraction).join(" ")})`;
 
-/** Black or white, whichever can be read on that colour. */
+/** Black or white, whichever has more contrast on that colour. */
 function inkOn(fraction) {
-  const [red, green, blue] = colours.ramp(fraction);
-  return 0.299 * red + 0.587 * green + 0.114 * blue < 140 ? "#ffffff" : "#101215";
+  const [red, green, blue] = colours.ramp(fraction).map((part) => (part / 255) ** 2.2);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179 ? "#ffffff" : "#000000";
 }
 
 // --- what is pointed at

@@ -145,10 +145,11 @@ const share = (room, rows, columns, low, high) => Math.floor(
 const aboutGrid = (rows, columns) => `Grid of ${rows.labels.length} rows (${rows.name || "row"}) and `
   + `${columns.labels.length} columns (${columns.name || "column"}); arrow keys move from cell to cell.`;
 
-/** A place on an axis in words; a name that is no number is followed by its number. */
+/** A place on an axis in words, with its number unless its name is one or ends in it. */
 function whereIs(axis, place) {
   const name = axis.labels[place];
-  return `${axis.name || ""} ${name}${/^[\d.]*$/.test(name) ? "" : ` (${place})`}`.trim();
+  const known = /^[\d.]*$/.test(name) || name.endsWith(` ${place}`);
+  return `${axis.name || ""} ${name}${known ? "" : ` (${place})`}`.trim();
 }
 
 function drawHeatmap(host, data) {
