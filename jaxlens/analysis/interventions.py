@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from jaxlens.analysis.labelled import Labelled
 from jaxlens.analysis.patching import Metric, cells_at, index_axes, site_of
-from jaxlens.analysis.sweep import Setter, sweep
+from jaxlens.analysis.sweep import How, Setter, sweep
 from jaxlens.hook_table import sites
 from jaxlens.transformer import HookedTransformer
 
@@ -62,7 +62,7 @@ class Patched(Labelled):
 def activation_patch(
     model: HookedTransformer, corrupted: Any, clean: Any, metric: Metric | Mapping[str, Metric],
     activation_name: str = "resid_pre", axes: Sequence[str] = ("layer", "pos"), *,
-    direction: Literal["denoising", "noising"] = "denoising", batch_size: int | None = None, progress: bool = True,
+    direction: Literal["denoising", "noising"] = "denoising", **how: Unpack[How],
 ) -> Patched | dict[str, Patched]:  # fmt: skip
     """Patches one run's activation into another at every place that `axes` span.
 
@@ -70,7 +70,8 @@ def activation_patch(
     the reverse (what is necessary for it?). `corrupted` and `clean` are strings or tokens [b p], any number of prompt
     pairs of equal length. `metric(logits)` gives a number, or one per prompt, which adds the axis "prompt"; several
     metrics in a dict give a dict of results, in one sweep. Axes: "layer" first, then any of "pos", "head", "neuron",
-    "dest_pos", "src_pos" and "expert" that the activation has.
+    "dest_pos", "src_pos" and "expert" that the activation has. How it is run (`batch_size`, `progress`,
+    `attention_mask` for both runs) is described by `jaxlens.analysis.sweep.How`.
 
     Raises:
         ValueError: the runs have different shapes, or the activation has no such axis.
@@ -89,18 +90,19 @@ def activation_patch(
         raise ValueError(f'direction is {direction!r}; wanted "denoising" or "noising"')
     base, other = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     name = f"blocks.*.{site_of(model, activation_name)[0]}"
-    shapes = [model._read_input(run).real.shape for run in (base, other)]
+    mask = how.get("attention_mask")
+    shapes = [model._read_input(run, attention_mask=mask).real.shape for run in (base, other)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"both runs need the same prompts and positions; got {shapes[0]} and {shapes[1]}")
-    logits, cache = model.run_with_cache(other, names_filter=name)
+    logits, cache = model.run_with_cache(other, names_filter=name, attention_mask=mask)
     goals = {key: np.asarray(one(logits)) for key, one in _named(metric).items()}
-    return _swept(model, base, cache, put_source, metric, activation_name, axes, goals, batch_size, progress)
+    return _swept(model, base, cache, put_source, metric, activation_name, axes, goals, **how)
 
 
 def ablate(
     model: HookedTransformer, input: Any, metric: Metric | Mapping[str, Metric], activation_name: str = "z",
     axes: Sequence[str] = ("layer", "head"), *, by: Literal["zero", "mean", "resample"] = "zero", seed: int = 0,
-    batch_size: int | None = None, progress: bool = True,
+    **how: Unpack[How],
 ) -> Patched | dict[str, Patched]:  # fmt: skip
     """Removes an activation at every place that `axes` span, and asks what is left of the metric.
 
@@ -113,9 +115,10 @@ def ablate(
     """
     site, _ = site_of(model, activation_name)
     if by == "zero":
-        return _swept(model, input, None, put_zero, metric, activation_name, axes, None, batch_size, progress)
-    _, cache = model.run_with_cache(input, names_filter=f"blocks.*.{site}")
-    real = model._read_input(input).real
+        return _swept(model, input, None, put_zero, metric, activation_name, axes, None, **how)
+    mask = how.get("attention_mask")
+    _, cache = model.run_with_cache(input, names_filter=f"blocks.*.{site}", attention_mask=mask)
+    real = model._read_input(input, attention_mask=mask).real
     if by == "resample":
         if len(real) < 2:
             raise ValueError("resampling takes each activation from another prompt; give at least two prompts")
@@ -125,7 +128,7 @@ def ablate(
         source = {name: _mean(value, real, sites(model.cfg)[name].axes) for name, value in cache.items()}
     else:
         raise ValueError(f'by is {by!r}; wanted "zero", "mean" or "resample"')
-    return _swept(model, input, source, put_source, metric, activation_name, axes, None, batch_size, progress)
+    return _swept(model, input, source, put_source, metric, activation_name, axes, None, **how)
 
 
 def _other_prompts(n_prompts: int, seed: int) -> np.ndarray:
@@ -184,16 +187,15 @@ def _number(values: np.ndarray) -> str:
 
 def _swept(
     model: HookedTransformer, base: Any, source: Mapping[str, Array] | None, change: Callable, metric: Any,
-    activation_name: str, axes: Sequence[str], goals: Mapping[str, np.ndarray] | None, batch_size: int | None,
-    progress: bool,
+    activation_name: str, axes: Sequence[str], goals: Mapping[str, np.ndarray] | None, **how: Unpack[How],
 ) -> Patched | dict[str, Patched]:  # fmt: skip
-    given = model._read_input(base)
+    given = model._read_input(base, attention_mask=how.get("attention_mask"))
     labels = index_axes(model, given.real.shape[1], activation_name, axes)
     setter, metrics = _setter(site_of(model, activation_name)[1], tuple(axes), change), _named(metric)
     indices = np.array(list(itertools.product(*(range(len(places)) for places in labels.values()))), np.int32)
     cells = cells_at(model, activation_name, indices)
-    found = sweep(model, base, cells, setter, source, metrics, batch_size=batch_size, progress=progress)
-    start = model(base)
+    found = sweep(model, base, cells, setter, source, metrics, **how)
+    start = model(base, attention_mask=how.get("attention_mask"))
     labels |= {axis: position_labels(model, given.tokens) for axis in axes if axis.endswith("pos")}
     results = {}
     for name, values in found.items():

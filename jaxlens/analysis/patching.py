@@ -8,13 +8,13 @@ cache and gives a labelled result. Activation patching as here: Meng et al. 2022
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens.analysis.sweep import Cells, Setter, sweep
+from jaxlens.analysis.sweep import Cells, How, Setter, sweep
 from jaxlens.hook_table import matching, sites, split_name
 from jaxlens.names import get_act_name
 from jaxlens.transformer import HookedTransformer
@@ -73,14 +73,14 @@ def layer_neuron_patch_setter(corrupted_activation, index, clean_activation):
 def generic_activation_patch(
     model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array], patching_metric: Metric,
     patch_setter: Setter, activation_name: str, index_axis_names: Sequence[AxisNames] | None = None,
-    index_df: Any = None, return_index_df: bool = False, *, batch_size: int | None = None, progress: bool = True,
+    index_df: Any = None, return_index_df: bool = False, **how: Unpack[How],
 ) -> Any:  # fmt: skip
     """The metric of the corrupted run with each of many patches from the clean cache.
 
     `patch_setter(corrupted_activation, index, clean_activation)` returns the whole patched activation. What is patched
     is `activation_name` (as for `get_act_name`) in the layer that the index begins with: all indices that
-    `index_axis_names` span, or the rows of the DataFrame `index_df`. `batch_size` patches run at once, as many as fit
-    in memory by default.
+    `index_axis_names` span, or the rows of the DataFrame `index_df`. How it is run (`batch_size`, `progress`,
+    `attention_mask`) is described by `jaxlens.analysis.sweep.How`.
 
     Returns:
         An array with an axis for each name, or [row] for an `index_df`; with `return_index_df` also the indices. A
@@ -112,8 +112,7 @@ def generic_activation_patch(
         lengths = [len(axis) for axis in index_axes(model, n_positions, activation_name, index_axis_names).values()]
         indices, shape = np.array(list(itertools.product(*map(range, lengths))), np.int32), tuple(lengths)
     cells = cells_at(model, activation_name, indices)
-    values = sweep(model, corrupted_tokens, cells, patch_setter, clean_cache, {"": patching_metric},
-                   batch_size=batch_size, progress=progress)[""]  # fmt: skip
+    values = sweep(model, corrupted_tokens, cells, patch_setter, clean_cache, {"": patching_metric}, **how)[""]
     result = jnp.asarray(values.reshape(*shape, *values.shape[1:]))
     if not return_index_df:
         return result
@@ -180,10 +179,10 @@ def _patches(what: str, activation_name: str, setter: Setter, *axes: AxisNames) 
 
     def patch(
         model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array], patching_metric: Metric,
-        **options: Any,
+        **how: Unpack[How],
     ) -> Array:  # fmt: skip
         return generic_activation_patch(
-            model, corrupted_tokens, clean_cache, patching_metric, setter, activation_name, axes, **options
+            model, corrupted_tokens, clean_cache, patching_metric, setter, activation_name, axes, **how
         )
 
     patch.__doc__ = f"The metric with {what} patched from the clean cache: [{' '.join(axes)}]. A sweep; see above."
@@ -217,34 +216,36 @@ get_act_patch_attn_head_pattern_dest_src_pos = _patches(
 
 
 def get_act_patch_attn_head_all_pos_every(
-    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array], metric: Metric, **options: Any
-) -> Float[Array, "5 l n"]:
+    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array], metric: Metric,
+    **how: Unpack[How],
+) -> Float[Array, "5 l n"]:  # fmt: skip
     """Outputs, queries, keys, values and patterns of every head patched in turn; key/value heads first, then zeros."""
     return _every_head(
         model, get_act_patch_attn_head_out_all_pos, get_act_patch_attn_head_q_all_pos,
         get_act_patch_attn_head_k_all_pos, get_act_patch_attn_head_v_all_pos, get_act_patch_attn_head_pattern_all_pos,
-    )(corrupted_tokens, clean_cache, metric, **options)  # fmt: skip
+    )(corrupted_tokens, clean_cache, metric, **how)  # fmt: skip
 
 
 def get_act_patch_attn_head_by_pos_every(
-    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array], metric: Metric, **options: Any
-) -> Float[Array, "5 l p n"]:
+    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array], metric: Metric,
+    **how: Unpack[How],
+) -> Float[Array, "5 l p n"]:  # fmt: skip
     """The same position by position (of the query, for patterns)."""
 
-    def pattern(*args: Any, **options: Any) -> Array:
-        return jnp.swapaxes(get_act_patch_attn_head_pattern_by_pos(*args, **options), 1, 2)
+    def pattern(*args: Any, **how: Unpack[How]) -> Array:
+        return jnp.swapaxes(get_act_patch_attn_head_pattern_by_pos(*args, **how), 1, 2)
 
     return _every_head(
         model, get_act_patch_attn_head_out_by_pos, get_act_patch_attn_head_q_by_pos,
         get_act_patch_attn_head_k_by_pos, get_act_patch_attn_head_v_by_pos, pattern,
-    )(corrupted_tokens, clean_cache, metric, **options)  # fmt: skip
+    )(corrupted_tokens, clean_cache, metric, **how)  # fmt: skip
 
 
 def _every_head(model: HookedTransformer, *sweeps: Callable[..., Array]) -> Callable[..., Array]:
     """Several sweeps over heads, stacked; grouped keys and values have fewer heads and are filled up with zeros."""
 
-    def run(*args: Any, **options: Any) -> Array:
-        found = [one(model, *args, **options) for one in sweeps]
+    def run(*args: Any, **how: Unpack[How]) -> Array:
+        found = [one(model, *args, **how) for one in sweeps]
         missing = [(0, 0)] * (found[0].ndim - 1)
         return jnp.stack([jnp.pad(one, [*missing, (0, model.cfg.n_heads - one.shape[-1])]) for one in found])
 
@@ -252,8 +253,9 @@ def _every_head(model: HookedTransformer, *sweeps: Callable[..., Array]) -> Call
 
 
 def get_act_patch_block_every(
-    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array], metric: Metric, **options: Any
-) -> Float[Array, "3 l p"]:
+    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array], metric: Metric,
+    **how: Unpack[How],
+) -> Float[Array, "3 l p"]:  # fmt: skip
     """The residual stream before each layer, what attention adds, and what the MLP adds, patched in turn."""
     sweeps = (get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
-    return jnp.stack([one(model, corrupted_tokens, clean_cache, metric, **options) for one in sweeps])
+    return jnp.stack([one(model, corrupted_tokens, clean_cache, metric, **how) for one in sweeps])

@@ -10,7 +10,7 @@ Axes: s sender, b batch, p position, d d_model, n query head, k key/value head, 
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from jaxlens.analysis.activation_cache import ActivationCache
 from jaxlens.analysis.interventions import Patched
 from jaxlens.analysis.patching import Metric, cells_at
-from jaxlens.analysis.sweep import sweep
+from jaxlens.analysis.sweep import How, sweep
 from jaxlens.hooks import hook
 from jaxlens.transformer import HookedTransformer
 
@@ -33,8 +33,8 @@ RECEIVERS = {"q": "q_input", "k": "k_input", "v": "v_input", "mlp": "mlp_in", "l
 
 def path_patch(
     model: HookedTransformer, corrupted: Any, clean: Any, metric: Metric, component: Component = "q",
-    senders: Sequence[Node] | None = None, receivers: Sequence[Node] | None = None, *,
-    batch_size: int | None = None, progress: bool = True,
+    senders: Sequence[Node] | None = None, receivers: Sequence[Node] | None = None,
+    **how: Unpack[How],
 ) -> Patched:  # fmt: skip
     """The metric of the corrupted run when each receiver alone sees each sender as it is in the clean run.
 
@@ -68,8 +68,8 @@ def path_patch(
     senders = _checked("sender", all_heads if senders is None else senders, [*all_heads, *range(cfg.n_layers)])
     receivers = _checked("receiver", there_are if receivers is None else receivers, there_are)
 
-    goal, clean_outputs = _outputs(model, clean, senders, metric)
-    start, corrupted_outputs = _outputs(model, corrupted, senders, metric)
+    goal, clean_outputs = _outputs(model, clean, senders, metric, how.get("attention_mask"))
+    start, corrupted_outputs = _outputs(model, corrupted, senders, metric, how.get("attention_mask"))
     moves = clean_outputs - corrupted_outputs
     indices = np.array([
         (*np.atleast_1d(receiver), sender if _reaches(cfg, senders[sender], component, receiver) else -1)
@@ -77,7 +77,7 @@ def path_patch(
     ], np.int32)  # fmt: skip
     cells = cells_at(model, RECEIVERS[component], indices)
     setter = hook(_move_head if n_heads else _move, moves=moves)
-    values = sweep(model, corrupted, cells, setter, None, {"": metric}, batch_size=batch_size, progress=progress)[""]
+    values = sweep(model, corrupted, cells, setter, None, {"": metric}, **how)[""]
     labels = {"sender": [_label(one) for one in senders], "receiver": [_label(one, component) for one in receivers]}
     return Patched(values.reshape(len(senders), len(receivers)), tuple(labels), labels, start, goal)
 
@@ -100,11 +100,13 @@ def _reaches(cfg: Any, sender: Node, component: Component, receiver: Node) -> bo
 
 
 def _outputs(
-    model: HookedTransformer, run: Any, senders: list[Node], metric: Metric
+    model: HookedTransformer, run: Any, senders: list[Node], metric: Metric, attention_mask: Any = None
 ) -> tuple[np.ndarray, Float[Array, "s b p d"]]:
     """The metric of a run, and what the senders write to the residual stream in it."""
-    names = ["hook_mlp_out", "ln1_post.hook_scale", "attn.hook_z"]
-    logits, cache = model.run_with_cache(run, names_filter=lambda name: name.endswith(tuple(names)))
+    names = ("hook_mlp_out", "ln1_post.hook_scale", "attn.hook_z")
+    logits, cache = model.run_with_cache(
+        run, names_filter=lambda name: name.endswith(names), attention_mask=attention_mask
+    )
     heads = [node for node in senders if isinstance(node, tuple)]
     written = {node: cache["mlp_out", node] for node in senders if not isinstance(node, tuple)}
     if heads:
@@ -136,7 +138,7 @@ def _label(node: Node, component: Component | None = None) -> str:
 def get_act_patch_direct_path(
     model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array],
     corrupted_cache: ActivationCache, patching_metric: Metric, src_layer: int, src_head: int,
-    component: Literal["q", "k", "v"] = "q", verbose: bool = True, *, batch_size: int | None = None,
+    component: Literal["q", "k", "v"] = "q", verbose: bool = True, **how: Unpack[How],
 ) -> Float[Array, "l n"]:  # fmt: skip
     """The metric when each head's queries (or keys, or values) alone see one head's output of the clean run.
 
@@ -144,23 +146,23 @@ def get_act_patch_direct_path(
     `path_patch` computes the norm anew. Heads in layers up to `src_layer` are not reached: 0.
     """
     found = _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, patching_metric,
-                          [(src_layer, src_head)], component, verbose, batch_size)  # fmt: skip
+                          [(src_layer, src_head)], component, {"progress": verbose, **how})  # fmt: skip
     return found[0]
 
 
 def get_act_patch_direct_path_all_sources(
     model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array],
     corrupted_cache: ActivationCache, patching_metric: Metric, component: Literal["q", "k", "v"] = "q",
-    verbose: bool = True, *, batch_size: int | None = None,
+    verbose: bool = True, **how: Unpack[How],
 ) -> Float[Array, "l n l n"]:  # fmt: skip
     """`get_act_patch_direct_path` from every head to every other: [source layer, source head, layer, head]."""
     sources = list(itertools.product(range(model.cfg.n_layers), range(model.cfg.n_heads)))
     found = _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, patching_metric, sources, component,
-                          verbose, batch_size)  # fmt: skip
+                          {"progress": verbose, **how})  # fmt: skip
     return found.reshape(model.cfg.n_layers, model.cfg.n_heads, *found.shape[1:])
 
 
-def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric, sources, component, verbose, batch):
+def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric, sources, component, how):
     cfg = model.cfg
     if component not in ("q", "k", "v") or cfg.normalization_type is None or cfg.norm_placement == "post":
         raise ValueError(
@@ -186,8 +188,7 @@ def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric,
     if not len(indices):
         return result
     setter = hook(_move_linearly, moves=moves, scales=scales, W=W)
-    values = sweep(model, corrupted_tokens, cells_at(model, component, indices), setter, None, {"": metric},
-                   batch_size=batch, progress=verbose)[""]  # fmt: skip
+    values = sweep(model, corrupted_tokens, cells_at(model, component, indices), setter, None, {"": metric}, **how)[""]
     return result.at[indices[:, 2], indices[:, 0], indices[:, 1]].set(values)
 
 

@@ -17,7 +17,7 @@ i index of a cell.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,16 @@ from jaxlens.transformer import HookedTransformer, float32_means_float32
 
 Setter = Callable[[Array, Int[Array, "i"], Array], Array]
 """What a cell does: `(activation of the known run, index of the cell, activation of the source) -> activation`."""
+
+
+class How(TypedDict, total=False):
+    """How a sweep is run: `batch_size` cells at once (as many as fit in memory, by default), with a `progress` bar on a
+    terminal or without, and with an `attention_mask` [b p] for tokens that are padded."""
+
+    batch_size: int | None
+    progress: bool
+    attention_mask: Any
+
 
 ROWS_ON_CPU = 512  # enough rows for matrix products at full speed, few enough that little is computed in vain
 SLOTS_PER_ROW = 4  # how many slots of sequences there is room for: a sequence changes in a part of its slots only
@@ -120,12 +130,11 @@ class Batch:
 
 def sweep(
     model: HookedTransformer, input: Any, cells: Cells, setter: Setter, source: Mapping[str, Array] | None,
-    metrics: Mapping[str, Callable], *, batch_size: int | None = None, progress: bool = True,
+    metrics: Mapping[str, Callable], **how: Unpack[How],
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Every metric of every cell, [c] or [c, ...].
 
     `input` gives the known run; `source` the other activations that the setter is shown (None: the known run's own).
-    `batch_size` is how many cells run at once.
 
     Raises:
         ValueError: the model has hooks, the source does not fit the input, or a setter returns another shape.
@@ -137,17 +146,20 @@ def sweep(
             "call model.reset_hooks() (including_permanent=True) first"
         )
     with float32_means_float32(model.cfg):
-        known, site_row = known_run(model, input, cells.site, sorted(set(cells.layers.tolist())))
+        known, site_row = known_run(
+            model, input, how.get("attention_mask"), cells.site, sorted(set(cells.layers.tolist()))
+        )
         sources = known.activations if source is None else _stacked(source, cells.site, site_row, known.activations)
         ready = {name: Metric(metric, _shape(known.logits)) for name, metric in metrics.items()}
         read = np.unique(np.concatenate([metric.positions for metric in ready.values()]))
         running = Running(model, known, sources, site_row, cells, jax.tree_util.Partial(setter), read)
-        room = Room.for_sweep(model, known.context.real.shape, len(read), batch_size)
+        room = Room.for_sweep(model, known.context.real.shape, len(read), how.get("batch_size"))
         at = {name: np.searchsorted(read, metric.positions) for name, metric in ready.items()}
         baseline = known.logits[:, read]
         unchanged = {name: np.asarray(metric(baseline[None][:, :, at[name]])) for name, metric in ready.items()}
         results = {name: np.repeat(value, len(cells.layers), axis=0) for name, value in unchanged.items()}
-        with tqdm(total=len(cells.layers), desc=cells.site, disable=None if progress else True) as bar:
+        hidden = None if how.get("progress", True) else True  # None: hidden unless there is a terminal
+        with tqdm(total=len(cells.layers), desc=cells.site, disable=hidden) as bar:
             for batch in running.plan(room):
                 logits = running.run(batch, baseline)
                 live = batch.cells[: batch.n_cells]
@@ -158,13 +170,17 @@ def sweep(
     return results
 
 
-def known_run(model: HookedTransformer, input: Any, site: str, layers: list[int]) -> tuple[Known, dict[int, int]]:
+def known_run(
+    model: HookedTransformer, input: Any, attention_mask: Any, site: str, layers: list[int]
+) -> tuple[Known, dict[int, int]]:
     """The run that the cells of a sweep start from, and which row of its activations each of these layers has."""
     cfg = model.cfg
     keys = "attn.hook_rot_k" if cfg.rotary_dim else "attn.k_norm.hook_normalized" if cfg.qk_norm else "attn.hook_k"
     wanted = [f"blocks.*.{name}" for name in ("hook_resid_pre", keys, "attn.hook_v", site)]
-    given = model._read_input(input)
-    logits, cache = model.run_with_cache(input, names_filter=list(dict.fromkeys(wanted)))
+    given = model._read_input(input, attention_mask=attention_mask)
+    logits, cache = model.run_with_cache(
+        input, names_filter=list(dict.fromkeys(wanted)), attention_mask=attention_mask
+    )
     residuals, k, v, activations = (cache[name] for name in wanted)
     if keys.endswith("hook_normalized"):
         w = jnp.stack([model.blocks[layer].attn.k_norm.w for layer in range(cfg.n_layers)])

@@ -1,0 +1,460 @@
+"""Sweeps: what they find is what one hooked run after another finds, and they compile once."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import CONFIGS, model, randomised, tokens
+from test_engine import compilations  # noqa: F401, a fixture
+from test_models import close
+
+from jaxlens import hook
+from jaxlens.analysis import patching
+from jaxlens.analysis.interventions import ablate, activation_patch
+from jaxlens.analysis.metric import Metric
+from jaxlens.analysis.path_patching import (
+    get_act_patch_direct_path,
+    get_act_patch_direct_path_all_sources,
+    path_patch,
+)
+from jaxlens.analysis.sweep import Room
+from jaxlens.hook_table import sites
+from jaxlens.names import get_act_name
+
+LENGTH = 7
+QUIET = {"progress": False}
+SWEEPS = {  # function: the activation it patches, and how its index says where, on an activation with a batch axis
+    "resid_pre": ("resid_pre", lambda pos: np.s_[:, pos]),
+    "resid_mid": ("resid_mid", lambda pos: np.s_[:, pos]),
+    "attn_out": ("attn_out", lambda pos: np.s_[:, pos]),
+    "mlp_out": ("mlp_out", lambda pos: np.s_[:, pos]),
+    "attn_head_out_by_pos": ("z", lambda pos, head: np.s_[:, pos, head]),
+    "attn_head_q_by_pos": ("q", lambda pos, head: np.s_[:, pos, head]),
+    "attn_head_k_by_pos": ("k", lambda pos, head: np.s_[:, pos, head]),
+    "attn_head_v_by_pos": ("v", lambda pos, head: np.s_[:, pos, head]),
+    "attn_head_out_all_pos": ("z", lambda head: np.s_[:, :, head]),
+    "attn_head_q_all_pos": ("q", lambda head: np.s_[:, :, head]),
+    "attn_head_k_all_pos": ("k", lambda head: np.s_[:, :, head]),
+    "attn_head_v_all_pos": ("v", lambda head: np.s_[:, :, head]),
+    "attn_head_pattern_all_pos": ("pattern", lambda head: np.s_[:, head]),
+    "attn_head_pattern_by_pos": ("pattern", lambda head, dest: np.s_[:, head, dest]),
+    "attn_head_pattern_dest_src_pos": ("pattern", lambda head, dest, src: np.s_[:, head, dest, src]),
+}
+
+
+def pair(seed=0):
+    """Clean and corrupted tokens: two prompts that first differ at another position each."""
+    clean = tokens(2, LENGTH, seed)
+    return clean, clean.at[0, 3].add(1).at[1, 1].add(-1).at[1, 5].add(1) % 37
+
+
+def metric(logits):
+    return jnp.mean(logits[:, -1, 3] - logits[:, -1, 4]) + logits[0, 2, 7]
+
+
+def naive(the_model, base, source, name, where, index):
+    """The metric of one hooked run, with the source's activation where the index points."""
+    full = get_act_name(name, index[0])
+
+    def put(value, hook):
+        return value.at[where(*index[1:])].set(source[full][where(*index[1:])])
+
+    return metric(the_model.run_with_hooks(base, fwd_hooks=[(full, put)]))
+
+
+def some_of(shape, count=9, seed=0):
+    """A few indices of a sweep, the first and the last among them."""
+    every = list(itertools.product(*map(range, shape)))
+    chosen = np.random.default_rng(seed).choice(len(every), min(count, len(every)), replace=False)
+    return [every[i] for i in {0, len(every) - 1, *chosen.tolist()}]
+
+
+def check(the_model, name, seed=0, count=4, **options):
+    clean, corrupted = pair(seed)
+    _, cache = the_model.run_with_cache(clean)
+    activation, where = SWEEPS[name]
+    found = getattr(patching, f"get_act_patch_{name}")(the_model, corrupted, cache, metric, **QUIET, **options)
+    indices = some_of(found.shape, count, seed)
+    expected = [naive(the_model, corrupted, cache, activation, where, index) for index in indices]
+    close(np.array([found[index] for index in indices]), np.array(expected))
+    assert np.ptp(np.array(found)) > 1e-3
+    return found
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_sweep_of_the_residual_stream_equals_hooked_runs(config):
+    assert check(model(config), "resid_pre").shape == (CONFIGS[config].n_layers, LENGTH)
+
+
+@pytest.mark.parametrize("config", ["neo", "gemma", "moe", "long", "shared_norm", "shortformer"])
+@pytest.mark.parametrize("name", ["attn_head_v_by_pos", "attn_head_pattern_by_pos"])
+def test_sweeps_of_heads_equal_hooked_runs(config, name):
+    check(model(config, seed=1), name, seed=1)
+
+
+@pytest.mark.parametrize("config", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_of_transformerlens_equals_hooked_runs(config, name):
+    found, cfg = check(model(config), name), CONFIGS[config]
+    n_heads = cfg.n_key_value_heads if "_k_" in name or "_v_" in name else cfg.n_heads
+    axes = {"pos": LENGTH, "dest": LENGTH, "src": LENGTH, "head": n_heads}
+    assert found.shape == (cfg.n_layers, *(axes[axis] for axis in SWEEPS[name][1].__code__.co_varnames))
+
+
+@pytest.mark.parametrize("config", ["gpt2", "llama"])
+def test_aggregates_stack_sweeps_and_fill_up_grouped_heads_with_zeros(config):
+    the_model, cfg = model(config), CONFIGS[config]
+    clean, corrupted = pair()
+    given = the_model, corrupted, the_model.run_with_cache(clean)[1], metric
+    heads = patching.get_act_patch_attn_head_all_pos_every(*given, **QUIET)
+    by_pos = patching.get_act_patch_attn_head_by_pos_every(*given, **QUIET)
+    blocks = patching.get_act_patch_block_every(*given, **QUIET)
+    assert heads.shape == (5, cfg.n_layers, cfg.n_heads)
+    assert by_pos.shape == (5, cfg.n_layers, LENGTH, cfg.n_heads)
+    assert blocks.shape == (3, cfg.n_layers, LENGTH)
+    k = cfg.n_key_value_heads
+    assert jnp.array_equal(heads[2, :, :k], patching.get_act_patch_attn_head_k_all_pos(*given, **QUIET))
+    assert not heads[2:4, :, k:].any()
+    patterns = patching.get_act_patch_attn_head_pattern_by_pos(*given, **QUIET)
+    assert jnp.array_equal(by_pos[4], patterns.swapaxes(1, 2))
+    assert jnp.array_equal(blocks[1], patching.get_act_patch_attn_out(*given, **QUIET))
+
+
+# --- identities
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_same_run_changes_nothing_and_the_whole_clean_run_restores_its_metric(config):
+    the_model = model(config)
+    clean, corrupted = pair()
+    same = activation_patch(the_model, corrupted, corrupted, metric, **QUIET)
+    assert np.array_equal(same.values, np.broadcast_to(same.start, same.shape))
+    close(same.start, metric(the_model(corrupted)))
+    for base, other in ((corrupted, clean), (clean, corrupted)):
+        whole = activation_patch(the_model, base, other, metric, "resid_pre", ("layer",), **QUIET)
+        close(whole.values, np.full(whole.shape, metric(the_model(other))))
+        close(whole.normalised.values, np.ones(whole.shape), 1e-4)
+
+
+def test_noising_is_denoising_with_the_runs_exchanged():
+    clean, corrupted = pair()
+    noising = activation_patch(model("llama"), corrupted, clean, metric, direction="noising", **QUIET)
+    exchanged = activation_patch(model("llama"), clean, corrupted, metric, **QUIET)
+    assert np.array_equal(noising.values, exchanged.values)
+    assert np.array_equal(noising.start, exchanged.start)
+
+
+# --- what a sweep may be given
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_the_size_of_a_batch_changes_nothing(batch_size):
+    check(model("llama"), "attn_head_out_by_pos", batch_size=batch_size)
+
+
+def test_a_batch_of_cells_has_room_for_a_whole_run_at_least():
+    for batch_size in (None, 1, 3, 1000):
+        room = Room.for_sweep(model("gpt2"), (2, LENGTH), 1, batch_size)
+        assert room.rows >= 2 * LENGTH
+        assert room.cells >= 1
+
+
+@pytest.mark.parametrize(("name", "block"), [("mistral", 2), ("neo", 3)])
+def test_a_sweep_runs_blockwise_where_the_model_does(name, block):
+    the_model = randomised(CONFIGS[name].replace(attn_block=block))
+    clean, corrupted = pair()
+    _, cache = the_model.run_with_cache(clean, names_filter="blocks.*.attn.hook_k")
+    of_blocks, explicit = (
+        patching.get_act_patch_attn_head_k_by_pos(one, corrupted, cache, metric, **QUIET)
+        for one in (the_model, model(name))
+    )
+    close(of_blocks, explicit)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("config", ["gpt2", "long", "mistral"])
+def test_padding_is_left_out(config, side):
+    """A padded prompt and the same one alone: every patch of its real positions gives the same."""
+    the_model = model(config)
+    clean, corrupted = tokens(1, 5), tokens(1, 5).at[0, 2].set(8)
+    alone = activation_patch(the_model, corrupted, clean, lambda logits: logits[0, -1], **QUIET)
+    ends = {"left": slice(2, None), "right": slice(0, 5)}[side]
+    padded = [jnp.zeros((1, 7), jnp.int32).at[:, ends].set(run) for run in (clean, corrupted)]
+    mask = jnp.zeros((1, 7), bool).at[:, ends].set(True)
+    _, cache = the_model.run_with_cache(padded[0], attention_mask=mask)
+    last = 6 if side == "left" else 4
+    found = patching.get_act_patch_resid_pre(
+        the_model, padded[1], cache, lambda logits: logits[0, last], attention_mask=mask, **QUIET
+    )
+    close(found[:, ends], alone.values)
+
+
+def test_several_metrics_and_a_value_for_every_prompt_in_one_sweep():
+    clean, corrupted = pair()
+    metrics = {"one": metric, "each": lambda logits: logits[:, -1, 3], "python": lambda logits: float(logits[0, 0, 1])}
+    found = activation_patch(model("gpt2"), corrupted, clean, metrics, "z", ("layer", "pos", "head"), **QUIET)
+    assert found["each"].axes == ("layer", "pos", "head", "prompt")
+    assert found["each"].shape == (4, LENGTH, 6, 2)
+    for name, one in metrics.items():
+        alone = activation_patch(model("gpt2"), corrupted, clean, one, "z", ("layer", "pos", "head"), **QUIET)
+        close(found[name].values, alone.values)
+
+
+def test_prompts_of_a_batch_are_patched_each_from_its_own_pair():
+    clean, corrupted = pair()
+    both = activation_patch(model("llama"), corrupted, clean, lambda logits: logits[:, -1, 3], **QUIET)
+    for prompt in range(2):
+        one = slice(prompt, prompt + 1)
+        alone = activation_patch(model("llama"), corrupted[one], clean[one], lambda x: x[:, -1, 3], **QUIET)
+        close(both.values[..., prompt], alone.values[..., 0])
+
+
+def test_one_clean_prompt_may_serve_all_corrupted_ones():
+    clean, corrupted = pair()
+    _, cache = model("gpt2").run_with_cache(clean[:1])
+    found = patching.get_act_patch_resid_pre(model("gpt2"), corrupted, cache, metric, **QUIET)
+    _, repeated = model("gpt2").run_with_cache(jnp.repeat(clean[:1], 2, axis=0))
+    close(found, patching.get_act_patch_resid_pre(model("gpt2"), corrupted, repeated, metric, **QUIET))
+
+
+def test_a_setter_of_ones_own_and_a_dataframe_of_indices():
+    pandas = pytest.importorskip("pandas")
+    clean, corrupted = pair()
+    _, cache = model("llama").run_with_cache(clean)
+
+    def halfway(corrupted_activation, index, clean_activation):
+        layer, pos, width = index
+        wide = jnp.arange(corrupted_activation.shape[-1]) < width
+        mixed = (corrupted_activation[:, pos] + clean_activation[:, pos]) / 2 * (layer + 1)
+        return corrupted_activation.at[:, pos].set(jnp.where(wide, mixed, corrupted_activation[:, pos]))
+
+    indices = pandas.DataFrame([(3, 6, 4), (0, 3, 14), (2, 1, 1)], columns=["layer", "pos", "width"])
+    found, returned = patching.generic_activation_patch(
+        model("llama"), corrupted, cache, metric, halfway, "mlp_out", index_df=indices, return_index_df=True, **QUIET
+    )
+    assert returned is indices
+    for value, index in zip(found, indices.to_numpy(), strict=True):
+        name = f"blocks.{index[0]}.hook_mlp_out"
+        put = lambda v, hook, i=index, n=name: halfway(v, i, cache[n])  # noqa: E731
+        close(value, metric(model("llama").run_with_hooks(corrupted, fwd_hooks=[(name, put)])))
+
+
+def test_indices_can_be_returned_as_a_dataframe():
+    pytest.importorskip("pandas")
+    clean, corrupted = pair()
+    _, cache = model("gpt2").run_with_cache(clean)
+    found, frame = patching.get_act_patch_attn_head_out_all_pos(
+        model("gpt2"), corrupted, cache, metric, return_index_df=True, **QUIET
+    )
+    assert list(frame.columns) == ["layer", "head"]
+    assert frame.to_numpy().tolist() == [list(index) for index in np.ndindex(*found.shape)]
+    result = activation_patch(model("gpt2"), corrupted, clean, metric, "z", ("layer", "head"), **QUIET)
+    assert np.array_equal(result.to_dataframe()["value"], result.values.ravel())
+
+
+# --- one program
+
+
+def test_a_warm_sweep_compiles_nothing_for_other_prompts_metrics_answers_or_batches(compilations):  # noqa: F811
+    the_model = model("llama")
+    runs = []
+    for seed in (0, 1, 2, 5):  # where the two runs begin to differ is data, too
+        clean, corrupted = (np.array(run) for run in pair(seed))
+        if seed:
+            corrupted = np.concatenate((clean[:, :seed], (clean[:, seed:] + 1) % 37), axis=1)
+        runs.append((clean, corrupted, np.array([[seed, 2], [7, seed]])))
+
+    for clean, corrupted, answers in runs:
+
+        def difference(logits, answers=jnp.asarray(answers)):
+            last = logits[:, -1]
+            return jnp.mean(last[jnp.arange(2), answers[:, 0]] - last[jnp.arange(2), answers[:, 1]])
+
+        for name, axis in (("resid_pre", "pos"), ("z", "head")):
+            activation_patch(the_model, corrupted, clean, difference, name, ("layer", axis), **QUIET)
+        if clean is runs[0][0]:
+            compilations.clear()
+    assert not compilations
+
+
+def test_a_metric_says_which_positions_it_reads():
+    logits = jax.ShapeDtypeStruct((3, 9, 20), jnp.float32)
+    ends, rows = jnp.array([4, 5, 6]), jnp.arange(3)
+    cases = [
+        (lambda x: x[:, -1].max(), [8]),
+        (lambda x: x[0, -1, 3] - x[1, 2, 5], [2, 8]),
+        (lambda x: jnp.take_along_axis(x[:, -1], rows[:, None], axis=-1).sum(), [8]),
+        (lambda x: x[rows, ends, rows].mean(), [4, 5, 6]),
+        (lambda x: x[:, 4:7].sum() + x[..., -1, 3].sum(), [4, 5, 6, 8]),
+        (lambda x: (x[:, :-1].argmax(-1) == 2).mean(), list(range(8))),
+        (lambda x: jax.nn.log_softmax(x, -1)[:, -1].max(), list(range(9))),
+        (lambda x: x[:, x[0, 0].argmax() % 9].sum(), list(range(9))),
+        (lambda x: x.sum(), list(range(9))),
+        (lambda x: float(x[0, -1, 3]), list(range(9))),
+        (lambda x: 1.0, list(range(9))),
+    ]
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 9, 20)), jnp.float32)
+    for function, positions in cases:
+        ready = Metric(function, logits)
+        assert ready.positions.tolist() == positions
+        close(ready(values[:, :, ready.positions]), np.stack([np.asarray(function(one)) for one in values]))
+
+
+# --- ablation
+
+
+def test_ablations_equal_hooked_runs():
+    the_model, given = model("llama"), tokens(3, LENGTH)
+    _, cache = the_model.run_with_cache(given)
+    others = activation_sources(ablate(the_model, given, per_prompt, by="resample", seed=3, **QUIET), cache)
+    for by in ("zero", "mean", "resample"):
+        found = ablate(the_model, given, per_prompt, by=by, seed=3, **QUIET)
+        assert found.axes == ("layer", "head", "prompt")
+        for layer, head in some_of(found.shape[:2], 5):
+            z = cache["z", layer]
+            put = {"zero": 0.0, "mean": z.mean((0, 1))[head], "resample": z[others][:, :, head]}[by]
+            edit = lambda v, hook, put=put, head=head: v.at[:, :, head].set(put)  # noqa: E731
+            edited = the_model.run_with_hooks(given, fwd_hooks=[(get_act_name("z", layer), edit)])
+            close(found.values[layer, head], per_prompt(edited))
+
+
+def per_prompt(logits):
+    return logits[:, -1, 3]
+
+
+def activation_sources(found, cache):
+    """Which prompt each took its activation from: the only cycle that explains what a resample ablation found."""
+    orders = [order for order in itertools.permutations(range(3)) if all(i != o for i, o in enumerate(order))]
+    the_model = model("llama")
+    errors = []
+    for order in orders:
+        edit = lambda v, hook, order=order: v.at[:, :, 2].set(cache["z", 1][np.array(order)][:, :, 2])  # noqa: E731
+        edited = the_model.run_with_hooks(tokens(3, LENGTH), fwd_hooks=[(get_act_name("z", 1), edit)])
+        errors.append(np.abs(np.asarray(per_prompt(edited)) - found.values[1, 2]).max())
+    return np.array(orders[int(np.argmin(errors))])
+
+
+def test_neurons_and_experts_are_ablated():
+    neurons = ablate(model("gpt2"), tokens(), metric, "post", ("layer", "neuron"), **QUIET)
+    assert neurons.shape == (4, 22)
+    edit = lambda v, hook: v.at[..., 5].set(0)  # noqa: E731
+    edited = model("gpt2").run_with_hooks(tokens(), fwd_hooks=[(get_act_name("post", 2), edit)])
+    close(neurons.values[2, 5], metric(edited))
+
+
+def test_the_mean_leaves_padding_out():
+    the_model = model("gpt2")
+    from jaxlens.analysis.interventions import _mean
+
+    value = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
+    real = jnp.array([[0, 1, 1, 1, 1], [0, 0, 0, 1, 1]], bool)
+    close(_mean(value, real, "b p d")[1, 0], value[np.asarray(real)].mean(0))
+    assert the_model.cfg.n_layers == 4
+
+
+# --- paths
+
+
+def outputs(the_model, cache, layer, head):
+    return jnp.einsum("bph,hd->bpd", cache["z", layer][:, :, head], the_model.blocks[layer].attn.W_O[head])
+
+
+@pytest.mark.parametrize("config", ["gpt2", "llama", "parallel", "shared_norm"])
+@pytest.mark.parametrize("component", ["q", "k", "v", "mlp", "logits"])
+def test_a_path_patch_moves_what_one_receiver_reads(config, component):
+    the_model, cfg = model(config), CONFIGS[config]
+    clean, corrupted = pair()
+    (_, clean_cache), (_, cache) = (the_model.run_with_cache(run) for run in (clean, corrupted))
+    senders = [(0, 1), (2, 5), 1]
+    found = path_patch(the_model, corrupted, clean, metric, component, senders, **QUIET)
+    read = {"q": "hook_q_input", "k": "hook_k_input", "v": "hook_v_input", "mlp": "hook_mlp_in"}
+    for row, sender in enumerate(senders):
+        if isinstance(sender, tuple):
+            moved = outputs(the_model, clean_cache, *sender) - outputs(the_model, cache, *sender)
+        else:
+            moved = clean_cache["mlp_out", sender] - cache["mlp_out", sender]
+        written = sender[0] if isinstance(sender, tuple) else sender
+        for layer in range(cfg.n_layers):
+            if component == "logits":
+                name, edit, column = "blocks.3.hook_resid_post", lambda v, hook, m=moved: v + m, 0
+            elif component == "mlp":
+                name, edit, column = f"blocks.{layer}.hook_mlp_in", lambda v, hook, m=moved: v + m, layer
+            else:
+                name = f"blocks.{layer}.{read[component]}"
+                edit = lambda v, hook, m=moved: v.at[:, :, 1].add(m)  # noqa: E731
+                column = layer * (found.shape[1] // cfg.n_layers) + 1
+            same_layer = component == "mlp" and isinstance(sender, tuple) and not cfg.parallel_attn_mlp
+            reached = component == "logits" or written < layer or (same_layer and written == layer)
+            hooks = [(name, edit)] if reached else []
+            close(found.values[row, column], metric(the_model.run_with_hooks(corrupted, fwd_hooks=hooks)))
+
+
+@pytest.mark.parametrize("config", ["post_norm", "gemma"])
+def test_senders_write_what_is_added_to_the_residual_stream(config):
+    """All heads of a layer together move the logits as attn_out does, where a norm stands behind attention too."""
+    the_model = model(config)
+    clean, corrupted = pair()
+    (_, clean_cache), (_, cache) = (the_model.run_with_cache(run) for run in (clean, corrupted))
+    from jaxlens.analysis.path_patching import _outputs
+
+    heads = [(1, head) for head in range(6)]
+    (_, of_clean), (_, of_corrupted) = (_outputs(the_model, run, heads, metric) for run in (clean, corrupted))
+    close((of_clean - of_corrupted).sum(0), clean_cache["attn_out", 1] - cache["attn_out", 1])
+
+
+@pytest.mark.parametrize("config", ["gpt2", "llama"])
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+def test_linear_direct_paths_keep_the_receivers_scale(config, component):
+    the_model, cfg = model(config), CONFIGS[config]
+    clean, corrupted = pair()
+    (_, clean_cache), (_, cache) = (the_model.run_with_cache(run) for run in (clean, corrupted))
+    given = the_model, corrupted, clean_cache, cache, metric
+    found = get_act_patch_direct_path(*given, 1, 2, component, verbose=False)
+    every = get_act_patch_direct_path_all_sources(*given, component, verbose=False)
+    close(every[1, 2], found)
+    assert not found[:2].any()
+    assert not every[3].any()
+    moved = outputs(the_model, clean_cache, 1, 2) - outputs(the_model, cache, 1, 2)
+    block = the_model.blocks[3]
+    moved = (moved - moved.mean(-1, keepdims=True) if config == "gpt2" else moved) * block.ln1.w
+    W = getattr(block.attn, f"W_{component.upper()}")[1]
+    edit = lambda v, hook: v.at[:, :, 1].add(moved / cache["scale", 3, "ln1"] @ W)  # noqa: E731
+    edited = the_model.run_with_hooks(corrupted, fwd_hooks=[(f"blocks.3.attn.hook_{component}", edit)])
+    close(found[3, 1], metric(edited))
+    assert found.shape == (cfg.n_layers, cfg.n_heads if component == "q" else cfg.n_key_value_heads)
+
+
+def test_a_sweep_takes_data_hooks_as_setters():
+    clean, corrupted = pair()
+    _, cache = model("gpt2").run_with_cache(clean)
+
+    def add(activation, index, source, amount):
+        return activation.at[:, index[1]].add(amount)
+
+    for amount in (0.5, 1.0):
+        found = patching.generic_activation_patch(
+            model("gpt2"), corrupted, cache, metric, hook(add, amount=amount), "attn_out", ("layer", "pos"), **QUIET
+        )
+        edit = lambda v, hook, amount=amount: v.at[:, 4].add(amount)  # noqa: E731
+        edited = model("gpt2").run_with_hooks(corrupted, fwd_hooks=[("blocks.2.hook_attn_out", edit)])
+        close(found[2, 4], metric(edited))
+
+
+@pytest.mark.parametrize("config", ["gpt2", "gemma", "moe", "solu_ln"])
+def test_any_activation_of_a_layer_can_be_swept(config):
+    """Every site that all layers have, on request or not, patched whole; pieces of a split norm among them."""
+    the_model, cfg = model(config), CONFIGS[config]
+    clean, corrupted = pair()
+    names = [name for name in sites(cfg) if name.startswith("blocks.1.")]
+    _, cache = the_model.run_with_cache(clean, names_filter=names)
+    put = hook(lambda activation, index, source: source)
+    for name in names:
+        short = name.removeprefix("blocks.1.")
+        from jaxlens.analysis.sweep import Cells, sweep
+
+        cells = Cells(short, np.array([1]), np.array([[1]]))
+        found = sweep(the_model, corrupted, cells, put, cache, {"": metric}, progress=False)[""]
+        edited = the_model.run_with_hooks(corrupted, fwd_hooks=[(name, lambda v, hook: cache[hook.name])])
+        close(found[0], metric(edited))
