@@ -19,8 +19,7 @@ from jaxlens.analysis.path_patching import (
     get_act_patch_direct_path_all_sources,
     path_patch,
 )
-from jaxlens.analysis.sweep import Room
-from jaxlens.hook_table import sites
+from jaxlens.analysis.sweep import Cells, Room, sweep
 from jaxlens.names import get_act_name
 
 LENGTH = 7
@@ -101,6 +100,18 @@ def test_every_sweep_of_transformerlens_equals_hooked_runs(config, name):
     n_heads = cfg.n_key_value_heads if "_k_" in name or "_v_" in name else cfg.n_heads
     axes = {"pos": LENGTH, "dest": LENGTH, "src": LENGTH, "head": n_heads}
     assert found.shape == (cfg.n_layers, *(axes[axis] for axis in SWEEPS[name][1].__code__.co_varnames))
+
+
+def test_a_cache_of_some_layers_serves_a_sweep_over_those():
+    pandas = pytest.importorskip("pandas")
+    clean, corrupted = pair()
+    names = ["blocks.1.hook_mlp_out", "blocks.3.hook_mlp_out"]
+    _, cache = model("llama").run_with_cache(clean, names_filter=names)
+    given = model("llama"), corrupted, cache, metric, patching.layer_pos_patch_setter, "mlp_out"
+    whole = check(model("llama"), "mlp_out")
+    for layers in ([1, 3], [3]):
+        indices = pandas.DataFrame([(layer, 4) for layer in layers], columns=["layer", "pos"])
+        close(patching.generic_activation_patch(*given, index_df=indices, **QUIET), whole[np.array(layers), 4])
 
 
 @pytest.mark.parametrize("config", ["gpt2", "llama"])
@@ -268,7 +279,7 @@ def test_a_warm_sweep_compiles_nothing_for_other_prompts_metrics_answers_or_batc
 
     for clean, corrupted, answers in runs:
 
-        def difference(logits, answers=jnp.asarray(answers)):
+        def difference(logits, answers=answers):
             last = logits[:, -1]
             return jnp.mean(last[jnp.arange(2), answers[:, 0]] - last[jnp.arange(2), answers[:, 1]])
 
@@ -442,19 +453,24 @@ def test_a_sweep_takes_data_hooks_as_setters():
         close(found[2, 4], metric(edited))
 
 
-@pytest.mark.parametrize("config", ["gpt2", "gemma", "moe", "solu_ln"])
-def test_any_activation_of_a_layer_can_be_swept(config):
-    """Every site that all layers have, on request or not, patched whole; pieces of a split norm among them."""
-    the_model, cfg = model(config), CONFIGS[config]
+@pytest.mark.parametrize(
+    ("config", "layer", "names"),
+    [
+        ("gpt2", 0, ["ln1.hook_scale", "attn.hook_result", "hook_q_input", "hook_mlp_in", "mlp.hook_pre"]),
+        ("gemma", 2, ["attn.hook_rot_k", "attn.hook_attn_scores", "ln2_post.hook_normalized", "hook_v_input"]),
+        ("moe", 1, ["mlp.hook_expert_weights", "mlp.hook_post", "hook_resid_post"]),
+        ("solu_ln", 3, ["mlp.hook_mid", "mlp.ln.hook_scale"]),
+    ],
+)
+def test_any_activation_of_a_layer_can_be_swept(config, layer, names):
+    """Sites on request, those of norms, and those that only some layers have: the whole activation from the source."""
+    the_model = model(config)
     clean, corrupted = pair()
-    names = [name for name in sites(cfg) if name.startswith("blocks.1.")]
-    _, cache = the_model.run_with_cache(clean, names_filter=names)
+    _, cache = the_model.run_with_cache(clean, names_filter=[f"blocks.{layer}.{name}" for name in names])
     put = hook(lambda activation, index, source: source)
     for name in names:
-        short = name.removeprefix("blocks.1.")
-        from jaxlens.analysis.sweep import Cells, sweep
-
-        cells = Cells(short, np.array([1]), np.array([[1]]))
+        cells = Cells(name, np.array([layer]), np.array([[layer]]))
         found = sweep(the_model, corrupted, cells, put, cache, {"": metric}, progress=False)[""]
-        edited = the_model.run_with_hooks(corrupted, fwd_hooks=[(name, lambda v, hook: cache[hook.name])])
+        edit = lambda v, hook: cache[hook.name]  # noqa: E731
+        edited = the_model.run_with_hooks(corrupted, fwd_hooks=[(f"blocks.{layer}.{name}", edit)])
         close(found[0], metric(edited))

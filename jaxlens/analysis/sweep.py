@@ -181,7 +181,7 @@ def known_run(
     logits, cache = model.run_with_cache(
         input, names_filter=list(dict.fromkeys(wanted)), attention_mask=attention_mask
     )
-    residuals, k, v, activations = (cache[name] for name in wanted)
+    residuals, k, v = (cache[name] for name in wanted[:3])
     if keys.endswith("hook_normalized"):
         w = jnp.stack([model.blocks[layer].attn.k_norm.w for layer in range(cfg.n_layers)])
         k = weigh(k, w.reshape(cfg.n_layers, 1, 1, *((1,) * (cfg.qk_norm == "head")), *w.shape[1:]), None,
@@ -192,8 +192,7 @@ def known_run(
     present = [split_name(name)[1] for name in matching(cfg, f"blocks.*.{site}")]
     if odd := sorted(set(layers) - set(present)):
         raise ValueError(f'there is no "{site}" in layer {odd[0]}; the model has it in layers {present}')
-    if layers != present:
-        activations = activations[np.array([present.index(layer) for layer in layers])]
+    activations = cache[wanted[3]] if layers == present else _stack(cache, site, layers)
     return Known(context, residuals, k, v, activations, logits), {layer: row for row, layer in enumerate(layers)}
 
 
@@ -330,18 +329,26 @@ def _finish(model: HookedTransformer, x, rows, baseline):
 
 def _stacked(source: Mapping[str, Array], site: str, site_row: dict[int, int], activations: Array) -> Array:
     """The source's activations at a site in every layer, [s b ...]."""
-    name = f"blocks.*.{site}"
     layers = list(site_row)
-    if name in source and len(source[name]) == len(layers):
-        stack = source[name]
-    else:
-        stack = jnp.stack([jnp.asarray(source[f"blocks.{layer}.{site}"]) for layer in layers])
+    held = [layer for at, layer in map(split_name, source) if at == site]
+    stored = f"blocks.*.{site}"
+    stack = source[stored] if held == layers and stored in source else _stack(source, site, layers)
     if stack.shape[2:] != activations.shape[2:] or stack.shape[1] not in (1, activations.shape[1]):
         raise ValueError(
             f'the source has "{site}" of shape {stack.shape[1:]}; the run that is patched has {activations.shape[1:]}. '
             "Both need the same positions, and the same prompts or a single one"
         )
     return stack
+
+
+def _stack(source: Mapping[str, Array], site: str, layers: list[int]) -> Array:
+    values = [jnp.asarray(source[f"blocks.{layer}.{site}"]) for layer in layers]
+    if odd := [layer for layer, value in zip(layers, values, strict=True) if value.shape != values[0].shape]:
+        raise ValueError(
+            f'"{site}" has shape {values[0].shape} in layer {layers[0]} and another in layer {odd[0]}; sweep over '
+            "layers of one shape at a time, with an index_df"
+        )
+    return jnp.stack(values)
 
 
 def _shape(array: Array) -> jax.ShapeDtypeStruct:
