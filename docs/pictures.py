@@ -1,0 +1,68 @@
+"""Makes the images of pictures.md: `python docs/pictures.py`. Needs SmolLM2, Pillow, and Chromium to take photos."""
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import jax
+from PIL import Image, ImageChops
+
+from jaxlens import HookedTransformer, plot
+from jaxlens.analysis.patching import get_act_patch_resid_pre
+from jaxlens.demo import head_attribution
+
+FOLDER = Path(__file__).with_suffix("")
+CLEAN = "When John and Mary went to the shops, John gave the bag to"
+CORRUPTED = "When John and Mary went to the shops, Mary gave the bag to"
+
+
+def pictures() -> dict[str, plot.Picture]:
+    """What pictures.md shows, by name."""
+    model = HookedTransformer.from_pretrained_no_processing("smollm2-135m-instruct")
+    logits, cache = model.run_with_cache(CLEAN)
+    names = model.to_str_tokens(CLEAN)
+    mary, john = model.to_single_token(" Mary"), model.to_single_token(" John")
+    corrupted = model.to_tokens(CORRUPTED)
+
+    def difference(logits):
+        return (logits[:, -1, mary] - logits[:, -1, john]).mean()
+
+    clean, baseline = difference(logits), difference(model(corrupted))
+    patched = get_act_patch_resid_pre(
+        model, corrupted, cache, lambda logits: (difference(logits) - baseline) / (clean - baseline)
+    )
+    _, last = model.run_with_cache(CLEAN, pos_slice=-1)
+    attribution = head_attribution(model, last, jax.numpy.array([[mary, john]]))
+    log_probs = jax.nn.log_softmax(logits)
+    return {
+        "attention": plot.attention_patterns(cache, CLEAN, layer=23),
+        "patching": plot.heatmap(
+            patched, xlabels=names, xname="position", yname="layer", unit="share recovered",
+            title="The clean residual stream patched into the corrupted run",
+        ),
+        "lens": plot.logit_lens(cache, CLEAN),
+        "bars": plot.bars(attribution, count=12, unit="logits", title="What each head adds to Mary − John"),
+        "tokens": plot.token_log_probs(model.to_tokens(CLEAN), log_probs, model.to_single_str_token),
+    }  # fmt: skip
+
+
+def photograph(picture: plot.Picture, path: Path, width: int = 900, height: int = 1000) -> None:
+    """A photo of a page, without the blank space around it, in few colours."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        raise SystemExit("a photo of a page needs Chromium, and none was found")
+    with tempfile.TemporaryDirectory() as folder:
+        page, photo = picture.save(Path(folder) / "page.html"), Path(folder) / "photo.png"
+        size = ["--hide-scrollbars", f"--window-size={width},{height}", f"--screenshot={photo}"]
+        subprocess.run([browser, "--headless", "--no-sandbox", *size, page.as_uri()], check=True, capture_output=True)
+        image = Image.open(photo).convert("RGB")
+    drawn = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
+    image.crop((0, 0, drawn[2] + 12, drawn[3] + 12)).quantize(64).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, picture in pictures().items():
+        photograph(picture, FOLDER / f"{name}.png", width=1240 if name == "lens" else 900)
+        print(picture.title, (FOLDER / f"{name}.png").stat().st_size)
