@@ -31,9 +31,10 @@ def copy_for_heads(x: Float[Array, "b p d"], n_heads: int) -> Float[Array, "b p 
 
 
 @functools.partial(jax.jit, inline=True)
-def add_difference(split, edited, unedited):
-    """A head's input [b p n d], moved by what an edit changed in the shared one [b p d]."""
-    return split + (edited - unedited)[:, :, None]
+def add_difference(own, edited, unedited):
+    """A reader's own input, [b p d] or [b p n d], moved by what an edit changed in the shared one [b p d]."""
+    difference = edited - unedited
+    return own + (difference if own.ndim == 3 else difference[:, :, None])
 
 
 class Block(Part):
@@ -87,8 +88,11 @@ class Block(Part):
 
     def mlp_out(self, x, shared, tap) -> Float[Array, "b p d"]:
         """What the MLP adds to the residual stream that it reads; `shared` is ln1's output, for a shared norm."""
-        x = tap("hook_mlp_in", x)
-        normal = shared if self.cfg.shared_norm else self.ln2(x, tap.at("ln2"))
+        read = tap("hook_mlp_in", x)
+        if not self.cfg.shared_norm:
+            normal = self.ln2(read, tap.at("ln2"))
+        else:
+            normal = self.normal_apart(read, x, shared, tap) if tap.edits("hook_mlp_in") else shared
         return tap("hook_mlp_out", self.ln2_post(self.mlp(normal, tap.at("mlp")), tap.at("ln2_post")))
 
     def attention_inputs(self, x, normal, at: LayerContext, tap):
@@ -103,11 +107,7 @@ class Block(Part):
         return add(q, pos_embed), add(k, pos_embed), v
 
     def split_inputs(self, x, normal, tap):
-        """The inputs of queries, keys and values head by head, before and then after ln1.
-
-        Each is normalised on its own. An edit of ln1's own hook points moves all of them by as much as it moved
-        `normal`, which is what ln1 made of the residual stream.
-        """
+        """The inputs of queries, keys and values head by head, before and then after ln1."""
         n, k = self.cfg.n_heads, self.cfg.n_key_value_heads
         if tap.listens("hook_attn_in"):
             shared = tap("hook_attn_in", copy_for_heads(x, n))
@@ -115,7 +115,14 @@ class Block(Part):
         else:
             copies = (copy_for_heads(x, n), copy_for_heads(x, k), copy_for_heads(x, k))
         inputs = (tap(name, copy) for name, copy in zip(SPLIT_INPUTS[1:], copies, strict=True))
-        inputs = tuple(self.ln1(copy, tap.silent()) for copy in inputs)
+        return tuple(self.normal_apart(copy, x, normal, tap) for copy in inputs)
+
+    def normal_apart(self, own, x, normal, tap):
+        """ln1 of a copy of the residual stream that some reader has for itself.
+
+        An edit of ln1's own hook points moves it by as much as it moved `normal`, which is what ln1 made of `x`.
+        """
+        own = self.ln1(own, tap.silent())
         if not any(tap.edits(name) for name in ("ln1.hook_scale", "ln1.hook_normalized")):
-            return inputs
-        return tuple(add_difference(split, normal, self.ln1(x, tap.silent())) for split in inputs)
+            return own
+        return add_difference(own, normal, self.ln1(x, tap.silent()))
