@@ -1,10 +1,17 @@
-"""TransformerLens's names for weights, stacked over layers: `model.W_Q [layer head d_model d_head]` and the others."""
+"""TransformerLens's names for weights, stacked over layers: `model.W_Q [layer head d_model d_head]` and the others.
+
+Axes: l layer, n query head, d d_model, v vocabulary; l2 and n2 the later of two layers and its heads.
+"""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxlens.config import Config
+from jaxlens.factored_matrix import FactoredMatrix, composition_scores
 from jaxlens.nn.block import Block
 from jaxlens.nn.part import sizes
 from jaxlens.parameters import Parts, parameter_axes
@@ -105,28 +112,110 @@ class WeightAttributes:
         """The unembedding as a part."""
         return self.parts.unembed
 
+    # --- circuits, and what else follows from the weights
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """Every head's QK circuit `W_Q @ W_K.T` [l n d d]: what makes a query attend to a key, but for the rotation.
+
+        The circuits of Elhage et al. 2021 (transformer-circuits.pub/2021/framework); `model.QK[3, 5]` is that head's.
+        """
+        return FactoredMatrix(self.W_Q, self.W_K.mT)
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """Every head's OV circuit `W_V @ W_O` [l n d d]: what it writes for what it reads at the source."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    def all_composition_scores(self, mode: Literal["Q", "K", "V"]) -> Float[Array, "l n l2 n2"]:
+        """How strongly the output of each head (l n) meets the queries, keys or values of each later one (l2 n2).
+
+        It is `composition_scores` of OV and QK ("Q"), QK.T ("K") or OV ("V"), and 0 where l2 is not later than l.
+
+        Raises:
+            ValueError: `mode` is something else.
+        """
+        if mode not in ("Q", "K", "V"):
+            raise ValueError(f'mode is {mode!r}; wanted "Q", "K" or "V"')
+        reads = {"Q": lambda: self.QK, "K": lambda: self.QK.T, "V": lambda: self.OV}[mode]()
+        layers = np.arange(self.cfg.n_layers)
+        later = layers[:, None, None, None] < layers[:, None]
+        return jnp.where(later, composition_scores(self.OV, reads), 0)
+
+    def all_head_labels(self) -> list[str]:
+        """The names of all heads, "L0H0" and on, layer by layer."""
+        return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Array, " d"]:
+        """What the layers before `layer` add to the residual stream whatever they read: the sum of their biases.
+
+        With `mlp_input` that of attention in this layer too, unless its MLP does not see it (a parallel block). Where a
+        norm follows attention or MLP, the norm's bias is what is added, and b_O and b_out are not.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        n = self.cfg.n_layers
+        if not 0 <= layer <= n - mlp_input:
+            last = f"{n - 1} with mlp_input" if mlp_input else str(n)
+            raise ValueError(f"layer is {layer}; the model has {n} layers, so wanted 0 to {last}")
+        passed = np.arange(n)[:, None] < layer
+        seen = passed | (np.arange(n)[:, None] == layer) if mlp_input and not self.cfg.parallel_attn_mlp else passed
+        bias = jnp.sum(_written_constants(self, "attn") * seen, axis=0)
+        return bias + jnp.sum(_written_constants(self, "mlp") * passed, axis=0) if include_mlp_biases else bias
+
+    @property
+    def n_params_total(self) -> int:
+        """How many numbers the model is made of; a tied unembedding is the embedding and counts once."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.parts))
+
 
 def _stacked(model: WeightAttributes, name: str) -> jax.Array:
     """A weight of all layers [layer, ...], in the order of the layers."""
     cfg = model.cfg
     if cfg.attn_only and STACKED[name] == "mlp":
         raise AttributeError(f"an attention-only model has no {name}")
-    rows: dict[int, jax.Array] = {}
+    found = []
     for stack, layers in zip(model.parts.stacks, cfg.stacks, strict=True):
         weight = getattr(getattr(stack, STACKED[name]), name, None)
         if weight is None and name in BIAS_AXES:
-            lengths = sizes(cfg)
-            weight = jnp.zeros((len(layers), *(lengths[letter] for letter in BIAS_AXES[name].split())), cfg.dtype)
+            weight = _zeros(cfg, f"l {BIAS_AXES[name]}", len(layers))
         if weight is None:
             raise AttributeError(f"the model has no {name}; its parameters are {list(parameter_axes(cfg))}")
-        if len(cfg.stacks) == 1:
-            rows = {}
-            break
-        rows |= dict(zip(layers, weight, strict=True))
-    if rows:
-        shapes = {row.shape for row in rows.values()}
-        if len(shapes) > 1:
-            raise AttributeError(f"{name} differs in shape from layer to layer: {sorted(shapes)}; read it per layer")
-        weight = jnp.stack([rows[layer] for layer in range(cfg.n_layers)])
+        found.append(weight)
+    if len(shapes := {weight.shape[1:] for weight in found}) > 1:
+        raise AttributeError(f"{name} differs in shape from layer to layer: {sorted(shapes)}; read it per layer")
+    weight = _in_order(cfg, found)
     grouped = name in ("W_K", "W_V", "b_K", "b_V") and cfg.n_key_value_heads != cfg.n_heads
     return jnp.repeat(weight, cfg.n_heads // cfg.n_key_value_heads, axis=1) if grouped else weight
+
+
+def _written_constants(model: WeightAttributes, sublayer: Literal["attn", "mlp"]) -> Float[Array, "l d"]:
+    """What attention or MLP of every layer adds to the residual stream whatever it reads."""
+    cfg = model.cfg
+    followed_by_norm = cfg.normalization_type is not None and cfg.norm_placement != "pre"
+    bias = {"attn": ("attn", "b_O"), "mlp": ("mlp", "b_out")}[sublayer]
+    part, name = ({"attn": "ln1_post", "mlp": "ln2_post"}[sublayer], "b") if followed_by_norm else bias
+    found = [getattr(getattr(stack, part), name, None) for stack in model.parts.stacks]
+    return _in_order(
+        cfg,
+        [
+            _zeros(cfg, "l d", len(layers)) if constant is None else constant
+            for constant, layers in zip(found, cfg.stacks, strict=True)
+        ],
+    )
+
+
+def _zeros(cfg: Config, letters: str, n_layers: int) -> jax.Array:
+    lengths = sizes(cfg) | {"l": n_layers}
+    return jnp.zeros([lengths[letter] for letter in letters.split()], cfg.dtype)
+
+
+def _in_order(cfg: Config, by_stack: list[jax.Array]) -> jax.Array:
+    """The rows of all stacks as one array [layer, ...], in the order of the layers."""
+    if len(by_stack) == 1:
+        return by_stack[0]
+    layers = np.concatenate([np.asarray(stack) for stack in cfg.stacks])
+    return jnp.concatenate(by_stack)[np.argsort(layers)]
