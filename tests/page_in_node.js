@@ -59,6 +59,7 @@ Object.assign(globalThis, {
     querySelectorAll: (which) => (which.startsWith("figure[") ? figures : []),
   },
   getComputedStyle: () => ({ getPropertyValue: (name) => properties[name] ?? "" }),
+  ResizeObserver: class { observe() {} },
   matchMedia: () => ({ addEventListener() {} }), addEventListener() {},
 });
 (0, eval)([...html.matchAll(/<script>([^]*?)<\/script>/g)].at(-1)[1]);

@@ -323,6 +323,9 @@ def test_tokens_are_strings_ids_or_text():
     strings = the_model.to_str_tokens(LONG)
     for given in (LONG, strings, the_model.to_tokens(LONG), the_model.to_tokens(LONG)[0], [strings]):
         assert plot.attention_patterns(cache, given, layer=0).data["tokens"] == strings
+    batch = [strings[::-1], strings[1:], strings]
+    two = the_model.run_with_cache([LONG, LONG])[1]
+    assert plot.attention_patterns(two, batch, layer=0, batch_idx=-1).data["tokens"] == strings
     assert plot.attention_patterns(pattern(1, 3), [5, 6, 7]).data["tokens"] == ["5", "6", "7"]
 
 
@@ -649,7 +652,7 @@ CASES = {
     ),
     "too long": Case(lambda: plot.heatmap(np.zeros((2, 5000))), ValueError, "no axis longer than 4,096"),
     "too few tokens": Case(
-        lambda: plot.attention_patterns(pattern(1, 4), ["a"]), ValueError, "there are 1 tokens for 4 of them"
+        lambda: plot.attention_patterns(pattern(1, 4), ["a"]), ValueError, "1 tokens were given for 4 places"
     ),
     "text without a tokenizer": Case(
         lambda: plot.attention_patterns(cached(), "when john", layer=0), ValueError, "no tokenizer is known here"
@@ -659,6 +662,9 @@ CASES = {
     ),
     "a prompt that is not there": Case(
         lambda: plot.logit_lens(cached(batch=3), batch_idx=3), ValueError, "batch_idx=3 is none of the 3 prompts"
+    ),
+    "tokens of many prompts": Case(
+        lambda: plot.colored_tokens(tokens(3, 4), numbers(4)), ValueError, "tokens of 3 prompts: choose one"
     ),
     "a prompt of no batch": Case(
         lambda: plot.attention_patterns(pattern(2, 3), batch_idx=0), ValueError, "but attention has no batch axis"

@@ -24,7 +24,7 @@ from jaxlens.plot.labels import (
     one_prompt,
     printable,
     read_tokens,
-)  # fmt: skip
+)
 from jaxlens.plot.picture import Picture
 from jaxlens.plot.terminal import Axis, grid
 
@@ -35,7 +35,7 @@ FEW = 12
 """How many heads of an image have the names of their tokens."""
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class AttentionPatterns(Picture):
     """The patterns of some heads: values [head dest src]."""
 
@@ -120,7 +120,7 @@ class AttentionPatterns(Picture):
 
     def _pixels(self) -> int:
         thumbnails = min(300, -(-len(self.heads) // 10) * 96) if len(self.heads) > 1 else 0
-        return thumbnails + 40 * (1 + len(self.tokens) // 16) + max(200, min(26 * len(self.tokens), 760)) + 260
+        return thumbnails + 32 * (1 + len(self.tokens) // 14) + max(100, min(26 * len(self.tokens), 720)) + 230
 
     def _draw(self, figure: Any) -> None:
         if len(self.heads) > FEW:
@@ -203,10 +203,10 @@ def attention_patterns(
         raise ValueError(f"{array.shape[1]} destinations attend to {array.shape[2]} sources; heatmap(...) shows those")
     if attention_head_names is not None:
         names = as_labels(attention_head_names, len(array), "attention_head_names")
-    tokens = read_tokens(tokens, array.shape[1], getattr(attention, "model", None))
+    strings = read_tokens(tokens, array.shape[1], getattr(attention, "model", None), batch_idx)
     limit = _unit(array) if max_value is None else float(max_value)
     default = f"Attention of head {names[0]}" if len(names) == 1 else f"Attention of {len(names)} heads"
-    return AttentionPatterns(array, tokens, names, limit, title or default)
+    return AttentionPatterns(array, strings, names, limit, title or default)
 
 
 attention_pattern = attention_heads = attention_patterns

@@ -19,7 +19,7 @@ from jaxlens.plot.terminal import Axis, grid
 from jaxlens.plot.terminal import bars as text_bars
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Bars(Picture):
     """Components by the magnitude of their values; of those beyond `count` the sum is told."""
 
@@ -54,6 +54,9 @@ class Bars(Picture):
 
     def _inches(self) -> tuple[float, float]:
         return 7, 0.9 + 0.22 * len(self._kept()[0])
+
+    def _pixels(self) -> int:
+        return 19 * len(self._kept()[0]) + 50
 
     def _draw(self, figure: Any) -> None:
         names, values = self._kept()
@@ -97,7 +100,7 @@ def bars(
     return Bars(flat[order], [names[place] for place in order], count, title or "Contributions", unit)
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Lines(Picture):
     """One line for each series; of many, thin lines and their mean: values [series x]."""
 
@@ -133,6 +136,9 @@ class Lines(Picture):
 
     def _inches(self) -> tuple[float, float]:
         return 8, 4
+
+    def _pixels(self) -> int:
+        return 350
 
     def _draw(self, figure: Any) -> None:
         panel, places = figure.subplots(), np.arange(self.values.shape[1])

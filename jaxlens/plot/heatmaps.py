@@ -16,7 +16,7 @@ from jaxlens.plot.picture import Picture
 from jaxlens.plot.terminal import Axis, grid
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Heatmap(Picture):
     """A grid, or several under one colour scale: values [facet row column]."""
 
@@ -62,6 +62,10 @@ class Heatmap(Picture):
         down, across = self._grid()
         width = min(max(len(self.columns.labels) * 0.28, 3), 11 / across)
         return across * width + 1.2, down * (min(max(len(self.rows.labels) * 0.2, 1.2), 9) + 0.9) + 0.4
+
+    def _pixels(self) -> int:
+        cell = 20 if len(self.rows.labels) <= 45 else 16
+        return self._grid()[0] * (cell * len(self.rows.labels) + 130)
 
     def _draw(self, figure: Any) -> None:
         panels = figure.subplots(*self._grid(), squeeze=False)

@@ -44,15 +44,19 @@ def one_prompt(array: Any, batch_idx: int | None, what: str, n_axes: int) -> Any
     Raises:
         ValueError: there are several prompts and none is chosen, or the one chosen is not there.
     """
-    if np.ndim(array) != n_axes + 1:
-        if batch_idx is not None:
-            raise ValueError(f"batch_idx={batch_idx} chooses a prompt, but {what} has no batch axis")
-        return array
-    if batch_idx is None and len(array) > 1:
-        raise ValueError(f"{what} is of {len(array)} prompts; choose one, batch_idx=0 to {len(array) - 1}")
-    if not -len(array) <= (batch_idx or 0) < len(array):
-        raise ValueError(f"batch_idx={batch_idx} is none of the {len(array)} prompts of {what}")
-    return array[batch_idx or 0]
+    if np.ndim(array) == n_axes + 1:
+        return _chosen(array, batch_idx, what)
+    if batch_idx is not None:
+        raise ValueError(f"batch_idx={batch_idx} chooses a prompt, but {what} has no batch axis")
+    return array
+
+
+def _chosen(rows: Any, batch_idx: int | None, what: str) -> Any:
+    if batch_idx is None and len(rows) > 1:
+        raise ValueError(f"{what} of {len(rows)} prompts: choose one, batch_idx=0 to {len(rows) - 1}")
+    if not -len(rows) <= (batch_idx or 0) < len(rows):
+        raise ValueError(f"batch_idx={batch_idx} is none of the {len(rows)} prompts of {what}")
+    return rows[batch_idx or 0]
 
 
 def as_labels(labels: Iterable[Any] | None, count: int, what: str) -> list[str]:
@@ -63,12 +67,14 @@ def as_labels(labels: Iterable[Any] | None, count: int, what: str) -> list[str]:
     """
     found = [str(one) for one in (range(count) if labels is None else labels)]
     if len(found) != count:
-        raise ValueError(f"there are {len(found)} {what} for {count} of them; give one for each, or none")
+        raise ValueError(f"{len(found)} {what} were given for {count} places; give one for each, or none")
     return found
 
 
-def read_tokens(tokens: Any, count: int, model: Any = None) -> list[str]:
+def read_tokens(tokens: Any, count: int, model: Any = None, batch_idx: int | None = None) -> list[str]:
     """The strings of `count` tokens, from strings, token ids or the text itself; their positions if there are none.
+
+    Of several sequences of tokens `batch_idx` chooses one.
 
     Raises:
         ValueError: the numbers of tokens and of positions differ, or text is given and no tokenizer is known.
@@ -79,16 +85,12 @@ def read_tokens(tokens: Any, count: int, model: Any = None) -> list[str]:
             raise ValueError(f"{tokens!r} is text, and no tokenizer is known here; give model.to_str_tokens(text)")
         tokens = model.to_str_tokens(tokens)
     elif tokens is not None:
-        tokens = _without_batch(tokens)
+        tokens = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
+        if tokens and isinstance(tokens[0], list | tuple):
+            tokens = _chosen(tokens, batch_idx, "tokens")
         if tokenizer is not None and not all(isinstance(one, str) for one in tokens):
             tokens = model.to_str_tokens(np.asarray(tokens))
     return as_labels(tokens, count, "tokens")
-
-
-def _without_batch(tokens: Any) -> list[Any]:
-    """Tokens as a flat list, out of a batch of one too."""
-    found = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
-    return list(found[0]) if len(found) == 1 and isinstance(found[0], list | tuple) else found
 
 
 # --- text that can be seen

@@ -22,7 +22,7 @@ from jaxlens.plot.terminal import Axis, words
 from jaxlens.plot.tokens import ColoredTokens
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class LogitLens(Picture):
     """The likeliest next tokens after each layer at each position, the likeliest first."""
 
@@ -61,6 +61,9 @@ class LogitLens(Picture):
 
     def _inches(self) -> tuple[float, float]:
         return 1.5 + 0.72 * len(self.columns.labels), 1.3 + 0.22 * len(self.rows.labels)
+
+    def _pixels(self) -> int:
+        return 22 * len(self.rows.labels) + 130
 
     def _draw(self, figure: Any) -> None:
         panel, best = figure.subplots(), self.probabilities[..., 0]
@@ -120,7 +123,7 @@ def logit_lens(
     probabilities, ids = (np.asarray(one) for one in found)
     check_size(probabilities, "the logit lens")
     strings = {one: (to_string or str)(one) for one in np.unique(ids).tolist()}
-    columns = Axis("position", read_tokens(tokens, ids.shape[1], model))
+    columns = Axis("position", read_tokens(tokens, ids.shape[1], model, batch_idx))
     rows = Axis("layer", as_labels(ylabels, len(ids), "ylabels"))
     return LogitLens(probabilities.astype(np.float64), ids, strings, rows, columns, title or "Logit lens")
 

@@ -64,9 +64,9 @@ class Picture(abc.ABC):
     def _inches(self) -> tuple[float, float]:
         """How large it is as an image."""
 
+    @abc.abstractmethod
     def _pixels(self) -> int:
-        """About how high it is on a page."""
-        return 90 + round(96 * self._inches()[1])
+        """About how high it is on a page, below the title."""
 
     def _parts(self) -> tuple["Picture", ...]:
         return (self,)
@@ -82,7 +82,7 @@ class Picture(abc.ABC):
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own: pictures in one notebook share no names, and run no script outside."""
-        height = 40 + sum(part._pixels() for part in self._parts())
+        height = 30 + sum(110 + part._pixels() for part in self._parts())
         return (
             f'<iframe title="{_escape(self.title)}" sandbox="allow-scripts" srcdoc="{html.escape(self.html)}" '
             f'style="width:100%;height:{height}px;border:0;resize:vertical"></iframe>'
@@ -170,6 +170,9 @@ class Page(Picture):
 
     def _inches(self) -> tuple[float, float]:
         return 0, 0
+
+    def _pixels(self) -> int:
+        return 0
 
 
 def together(*pictures: Picture, title: str = "") -> Page:

@@ -23,7 +23,7 @@ Notes = list[list[tuple[str, float | None]]]
 """For every token what else there is to say of it: texts, each with a number or None."""
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class ColoredTokens(Picture):
     """A text, or the same text in several rows, coloured by values [row token]."""
 
@@ -70,6 +70,9 @@ class ColoredTokens(Picture):
 
     def _inches(self) -> tuple[float, float]:
         return 8, (0.6 + 0.28 * (1 + self._places()[-1][1])) * len(self.names)
+
+    def _pixels(self) -> int:
+        return (30 * (1 + self._places()[-1][1]) + 20) * len(self.names) + 30
 
     def _places(self, across: int = ACROSS) -> list[tuple[int, int]]:
         """Where every token stands, as (column, line), in lines of `across` characters; a newline ends its line."""

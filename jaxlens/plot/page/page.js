@@ -25,5 +25,6 @@ document.body.append(tip);
 document.querySelectorAll("figure details").forEach((details) => { details.open = false; });
 redrawAll();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
-addEventListener("resize", () => figures.filter((figure) => figure.host.clientWidth !== figure.width).forEach(redraw));
+const watcher = new ResizeObserver(() => figures.filter((one) => one.host.clientWidth !== one.width).forEach(redraw));
+figures.forEach((figure) => watcher.observe(figure.host));
 addEventListener("keydown", (event) => { if (event.key === "Escape") hush(); });
