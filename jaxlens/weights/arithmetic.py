@@ -1,14 +1,14 @@
-"""The arithmetic of weight processing: each function makes one weight, or the few that come from the same ones.
+"""The arithmetic of weight processing, in float32 at least; what is as large as a weight is rounded to its dtype.
 
 Axes: l layer, d d_model, n query head, k key/value head, h d_head, m d_mlp, v vocabulary, r what a matrix reads, c what
 another one reads.
 
-Everything is computed in float32 at least and rounded once, one layer after the other: a stack of half-precision
-weights would be twice as large in float32.
+Sums over a weight, and weights made with them, are programs of their own: in one program, XLA would keep the weight in
+float32 from the first to the second. The sums are of products and not einsums, which would copy the weight to bring its
+axes into another order.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,17 @@ def wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def by_layer(one: Callable, stacked: bool, *arrays: Array | None):
-    """`one` of each layer's arrays after the other, so that only one layer exists in float32."""
-    return jax.lax.map(lambda layer: one(*layer), arrays) if stacked else one(*arrays)
+def along(axis: int, vectors: Float[Array, "*l d"], W: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """A vector, or one for each layer, as it is multiplied to `axis` of W."""
+    shape = [1] * W.ndim
+    shape[: vectors.ndim - 1] = vectors.shape[:-1]
+    shape[axis] = vectors.shape[-1]
+    return wide(vectors).reshape(shape)
+
+
+def scaled(W: Float[Array, "*axes"], w: Float[Array, "*l d"] | None, axis: int, offset: bool) -> Float[Array, "*axes"]:
+    """W times the weight of a norm, w or 1 + w, along the axis that reads it; None is a weight of ones."""
+    return wide(W) if w is None else wide(W) * (along(axis, w, W) + offset)
 
 
 @jax.jit
@@ -29,48 +37,49 @@ def transpose(W_E: Float[Array, "v d"]) -> Float[Array, "d v"]:
     return W_E.T
 
 
-@functools.partial(jax.jit, static_argnames=("stacked",))
-def centre(x: Float[Array, "*axes"], stacked: bool = False) -> Float[Array, "*axes"]:
-    """x without its mean over the last axis."""
-
-    def one(x):
-        return (wide(x) - jnp.mean(wide(x), axis=-1, keepdims=True)).astype(x.dtype)
-
-    return by_layer(one, stacked, x)
+@functools.partial(jax.jit, static_argnames=("axis", "offset"))
+def mean_of(W: Float[Array, "*axes"], w: Float[Array, "*l d"] | None, axis: int, offset: bool) -> Float[Array, "*axes"]:
+    """The mean of `scaled` over that axis, of which one entry is left."""
+    return jnp.mean(scaled(W, w, axis, offset), axis, keepdims=True)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "stacked", "centre", "offset"))
-def fold(W, bias, w, b, *, axis: int, stacked: bool, centre: bool, offset: bool):
-    """A linear map and its bias that read what a norm's weight and bias were applied to; `axis` of W is what it reads.
+@functools.partial(jax.jit, static_argnames=("axis", "offset"))
+def scale(
+    W: Float[Array, "*axes"], w: Float[Array, "*l d"] | None, mean: Float[Array, "*axes"] | float, axis: int,
+    offset: bool,
+) -> Float[Array, "*axes"]:  # fmt: skip
+    """`scaled`, less its mean."""
+    return (scaled(W, w, axis, offset) - mean).astype(W.dtype)
 
-    The sums are of products, not an einsum: that would copy W to bring its axes into another order.
-    """
 
-    def one(W, bias, w, b):
-        along = (-1, *[1] * (-1 - axis))
-        folded = wide(W) * (wide(w) + offset).reshape(along)
-        if centre:
-            folded = folded - jnp.mean(folded, axis, keepdims=True)
-        if b is not None:
-            read = jnp.sum(wide(W) * wide(b).reshape(along), axis)
-            bias = (read if bias is None else read + bias).astype(W.dtype)
-        return folded.astype(W.dtype), bias
+def fold(W, w, axis: int, centre: bool, offset: bool = False) -> Float[Array, "*axes"]:
+    """Linear maps that take up the weight of the norm that `axis` of them reads, and have no mean there if asked."""
+    return scale(W, w, mean_of(W, w, axis, offset) if centre else 0.0, axis, offset)
 
-    return by_layer(one, stacked, W, bias, w, b)
+
+def centre(W: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
+    """W without its mean over the last axis."""
+    return fold(W, None, -1, centre=True)
+
+
+@functools.partial(jax.jit, static_argnames=("axis",))
+def fold_bias(
+    W: Float[Array, "*axes"], b: Float[Array, "*l d"], bias: Float[Array, "*others"] | None, axis: int
+) -> Float[Array, "*others"]:
+    """The biases of linear maps whose input had b added to it; None are biases of zero."""
+    read = jnp.sum(wide(W) * along(axis, b, W), axis)
+    return (read if bias is None else read + bias).astype(W.dtype)
 
 
 @jax.jit
-def carry_values(
-    b_V: Float[Array, "l k h"], W_O: Float[Array, "l n h d"], b_O: Float[Array, "l d"] | None
+def fold_values(
+    W_O: Float[Array, "l n h d"], b_V: Float[Array, "l k h"], b_O: Float[Array, "l d"] | None
 ) -> Float[Array, "l d"]:
-    """What the value biases write through W_O, and b_O."""
-
-    def one(b_V, W_O, b_O):
-        grouped = wide(W_O).reshape(len(b_V), -1, *W_O.shape[1:])
-        written = jnp.sum(grouped * wide(b_V)[:, None, :, None], axis=(0, 1, 2))
-        return (written if b_O is None else written + b_O).astype(W_O.dtype)
-
-    return by_layer(one, True, b_V, W_O, b_O)
+    """b_O and what every head writes that gathers b_V."""
+    layers, groups, _ = b_V.shape
+    grouped = wide(W_O).reshape(layers, groups, -1, *W_O.shape[2:])
+    written = jnp.sum(grouped * wide(b_V)[:, :, None, :, None], axis=(1, 2, 3))
+    return (written if b_O is None else written + b_O).astype(W_O.dtype)
 
 
 def singular_factors(A: Float[Array, "n r h"], B: Float[Array, "n c h"]):
@@ -97,7 +106,7 @@ def even_queries_and_keys(W_Q, W_K, b_Q, b_K):
         biases = (None if b is None else even[:, d] for even, b in zip(evened, (b_Q, b_K), strict=True))
         return *(even[:, :d] for even in evened), *biases
 
-    return by_layer(one, True, W_Q, W_K, b_Q, b_K)
+    return jax.lax.map(lambda layer: one(*layer), (W_Q, W_K, b_Q, b_K))  # a layer at a time: they are large
 
 
 @jax.jit
@@ -108,4 +117,4 @@ def turn_values(W_V, W_O):
         U, S, V = singular_factors(wide(W_V), wide(W_O).mT)
         return (U * S[:, None]).astype(W_V.dtype), V.mT.astype(W_O.dtype)
 
-    return by_layer(one, True, W_V, W_O)
+    return jax.lax.map(lambda layer: one(*layer), (W_V, W_O))

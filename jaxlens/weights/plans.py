@@ -53,15 +53,13 @@ def _fold_ln(cfg: Config) -> Plan:
         yield from _apart(cfg, params)
         for norm, weight in readers:
             letters, inner = axes[weight].split(), norm.endswith("mlp.ln")
-            folded, bias = arithmetic.fold(
-                params[weight], params.get(_bias(weight)) if weight in biased else None,
-                params[f"{norm}.w"], params.get(f"{norm}.b"),
-                axis=letters.index(axes[f"{norm}.w"].split()[-1]) - len(letters), stacked=letters[0] == "l",
-                centre=inner or cfg.normalization_type == "LN", offset=cfg.rmsnorm_uses_offset,
-            )  # fmt: skip
-            yield weight, folded
+            axis = letters.index(axes[f"{norm}.w"].split()[-1])
             if weight in biased:
-                yield _bias(weight), bias
+                bias = params.get(_bias(weight))
+                yield _bias(weight), arithmetic.fold_bias(params[weight], params[f"{norm}.b"], bias, axis)
+            centre = inner or cfg.normalization_type == "LN"
+            w, offset = params[f"{norm}.w"], cfg.rmsnorm_uses_offset
+            yield weight, arithmetic.fold(params[weight], w, axis, centre, offset)
 
     outputs = cfg.norm_placement != "pre"
     kept = [bias for bias in cfg.biases if bias != "norm" or outputs]
@@ -115,7 +113,7 @@ def _center_writing_weights(cfg: Config) -> Plan:
     def leaves(params: Params) -> Leaves:
         yield from _apart(cfg, params)
         for name in written:  # d_model is the last axis of all of them
-            yield name, arithmetic.centre(params[name], stacked=name.startswith("blocks."))
+            yield name, arithmetic.centre(params[name])
 
     return Plan(cfg.replace(tie_word_embeddings=False), leaves)
 
@@ -140,8 +138,8 @@ def _fold_value_biases(cfg: Config) -> Plan:
 
     def leaves(params: Params) -> Leaves:
         for attn in (f"blocks.{stack}.attn" for stack in cfg.stack_names):
-            b_V = params[f"{attn}.b_V"]
-            yield f"{attn}.b_O", arithmetic.carry_values(b_V, params[f"{attn}.W_O"], params.get(f"{attn}.b_O"))
+            b_V, b_O = params[f"{attn}.b_V"], params.get(f"{attn}.b_O")
+            yield f"{attn}.b_O", arithmetic.fold_values(params[f"{attn}.W_O"], b_V, b_O)
             yield f"{attn}.b_V", jnp.zeros_like(b_V)
 
     return Plan(cfg.replace(biases=(*cfg.biases, "b_O")), leaves)
