@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens.analysis.interventions import position_labels
 from jaxlens.analysis.labelled import Labelled
 from jaxlens.analysis.linearise import ByStretch, Readout, Start, linearise, pull_back, run_layers, stretches
 from jaxlens.analysis.softmax import PATTERN, attention_reads, effect_of_keys, effect_of_queries
@@ -29,7 +30,7 @@ from jaxlens.hook_table import matching, sites, split_name
 from jaxlens.names import get_act_name
 from jaxlens.transformer import HookedTransformer
 
-AXIS_NAMES = {"b": "batch", "p": "pos", "n": "head", "k": "kv_head", "m": "neuron", "e": "expert", "s": "src_pos"}
+AXIS_NAMES = {"b": "prompt", "p": "pos", "n": "head", "k": "head", "m": "neuron", "e": "expert", "s": "src_pos"}
 """The axes of an attribution. Along the others, such as d_model, an activation is one thing."""
 
 
@@ -88,7 +89,7 @@ def attribution_patch(
     `nodes` are activations of the layers as `get_act_name` knows them: "resid_pre", "attn_out", "mlp_out", "z" (the
     heads), "q", "k", "v", "pattern", "post" (the neurons), …; or "embed", what the layers start from. `metric_fn` gives
     one number, and then an attribution is of patching all prompts at once; or one number for every prompt, and then
-    every prompt has its own attributions, on a first axis "batch". `clean` and `corrupt` are prompts or tokens [b p]
+    every prompt has its own attributions, on a last axis "prompt". `clean` and `corrupt` are prompts or tokens [b p]
     whose positions correspond; exchanged, they give the effect of noising.
 
     With `ig_steps` the gradient is the mean over that many runs, whose embeddings go from the corrupted ones towards
@@ -136,11 +137,11 @@ def attribution_patch(
     gradient, found = jax.tree.map(lambda summed: np.asarray(summed) / len(steps), total)
     moved = np.asarray(goal.residual - start.residual)
     embed = np.sum(gradient * moved, axis=-1 if corrupted_metric.ndim else (0, -1))
+    positions = position_labels(model, model._read_input(clean).tokens)
+    label = Labeller(model, positions, per_prompt=corrupted_metric.ndim == 1)
     parts = {
-        name: [_labelled(embed, "b p", None, corrupted_metric.ndim)] if site == EMBED
-        else _by_axes(model, site, found, corrupted_metric.ndim)
-        for name, site in names.items()
-    }  # fmt: skip
+        name: [label(embed, "b p")] if site == EMBED else label.of_layers(site, found) for name, site in names.items()
+    }
     return Attributions(parts, readout(final), corrupted_metric)
 
 
@@ -216,26 +217,31 @@ def _product(letters: list[str], gradient, there, here):
     return jnp.sum(gradient * moved, axis=[i for i, letter in enumerate(letters) if letter not in AXIS_NAMES])
 
 
-def _by_axes(model: HookedTransformer, site: str, found: ByStretch, per_prompt: int) -> list[Labelled]:
-    """A site's attributions, the layers together where it has the same axes."""
-    groups: dict[str, dict[int, np.ndarray]] = {}
-    for (stretch, _), values in zip(stretches(model), found, strict=True):
-        if site in values:
-            letters = " ".join(axes_of(model.cfg, stretch.layers, site))
-            groups.setdefault(letters, {}).update(zip(stretch.layers, values[site], strict=True))
-    return [
-        _labelled(np.stack(list(rows.values())), f"l {letters}", list(rows), per_prompt)
-        for letters, rows in groups.items()
-    ]
+@dataclasses.dataclass(frozen=True)
+class Labeller:
+    """Makes labelled results of arrays whose axes are letters."""
 
+    model: HookedTransformer
+    positions: list[str]
+    per_prompt: bool
 
-def _labelled(values: np.ndarray, letters: str, layers: list[int] | None, per_prompt: int) -> Labelled:
-    """An array with the axes of these letters, and of the prompts, if each has its own, in front."""
-    names = dict(AXIS_NAMES, l="layer", **({"p": "dest_pos"} if "s" in letters else {}))
-    axes = [names[letter] for letter in letters.split() if letter in names and (per_prompt or letter != "b")]
-    if "batch" in axes:
-        values = np.moveaxis(values, axes.index("batch"), 0)
-        axes = ["batch", *(axis for axis in axes if axis != "batch")]
-    places = {axis: range(length) for axis, length in zip(axes, values.shape, strict=True)}
-    places |= {} if layers is None else {"layer": layers}
-    return Labelled(values, tuple(axes), {axis: [str(place) for place in places[axis]] for axis in axes})
+    def of_layers(self, site: str, found: ByStretch) -> list[Labelled]:
+        """What was found at a site, layers together where it has the same axes."""
+        groups: dict[str, dict[int, np.ndarray]] = {}
+        for (stretch, _), values in zip(stretches(self.model), found, strict=True):
+            if site in values:
+                letters = " ".join(axes_of(self.model.cfg, stretch.layers, site))
+                groups.setdefault(letters, {}).update(zip(stretch.layers, values[site], strict=True))
+        return [self(np.stack(list(rows.values())), f"l {letters}", list(rows)) for letters, rows in groups.items()]
+
+    def __call__(self, values: np.ndarray, letters: str, layers: Sequence[int] = ()) -> Labelled:
+        """An array with these axes, of which those without a name are gone; the prompts, if it has them, come last."""
+        names = dict(AXIS_NAMES, l="layer", **({"p": "dest_pos"} if "s" in letters else {}))
+        axes = [names[letter] for letter in letters.split() if letter in names and (self.per_prompt or letter != "b")]
+        if self.per_prompt:
+            values = np.moveaxis(values, axes.index("prompt"), -1)
+            axes = [axis for axis in axes if axis != "prompt"] + ["prompt"]
+        labels = {axis: [str(place) for place in range(size)] for axis, size in zip(axes, values.shape, strict=True)}
+        labels |= {axis: self.positions for axis in axes if axis.endswith("pos")}
+        labels |= {"layer": [str(layer) for layer in layers]} if "layer" in axes else {}
+        return Labelled(values, tuple(axes), labels)

@@ -49,7 +49,9 @@ class Start:
         return cls(model(given.tokens, stop_at_layer=0, attention_mask=given.real), given.real)
 
     @classmethod
-    def pair(cls, model: HookedTransformer, clean: Any, corrupt: Any, attention_mask: Any) -> tuple["Start", "Start"]:
+    def pair(
+        cls, model: HookedTransformer, clean: Any, corrupt: Any, attention_mask: Any, names=("clean", "corrupt")
+    ) -> tuple["Start", "Start"]:
         """Two inputs whose positions correspond.
 
         Raises:
@@ -58,14 +60,16 @@ class Start:
         found = cls.of(model, clean, attention_mask), cls.of(model, corrupt, attention_mask)
         shapes = [list(start.real.shape) for start in found]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"clean has [prompts, positions] = {shapes[0]} and corrupt {shapes[1]}; wanted the same")
+            raise ValueError(
+                f"{names[0]} has [prompts, positions] = {shapes[0]} and {names[1]} {shapes[1]}; wanted the same"
+            )
         if not np.array_equal(*(start.real for start in found)):
-            raise ValueError("clean and corrupt are padded at different places, so their positions do not correspond")
+            raise ValueError(f"{names[0]} and {names[1]} have padding in different places; positions must correspond")
         return found
 
     def towards(self, other: "Start", share: float) -> "Start":
         """This start moved by a share of the way to another."""
-        return Start(_between(self.residual, other.residual, share), self.real)
+        return Start(_between(self.residual, other.residual, float(share)), self.real)
 
 
 @jax.jit
@@ -226,6 +230,11 @@ def pull_back(
         gradient, made = jax.lax.scan(body, gradient, (stack, numbers, derivative, rows), reverse=True)
         found.append(made)
     return gradient, tuple(found[::-1])
+
+
+def themselves(layers, gradients, row, block, at) -> dict[str, Array]:
+    """The `reduce` that keeps the gradients at all probed sites."""
+    return gradients
 
 
 # --- from the end of the layers to the metric
