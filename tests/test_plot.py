@@ -140,13 +140,13 @@ class Page(HTMLParser):
 @every_picture
 def test_a_page_is_whole_and_holds_only_its_own_elements(name):
     page = Page(picture(name).html)
-    figures = len(picture(name)._parts())
+    figures = len(picture(name)._drawings())
     once = ["html", "head", "title", "style", "body"]
     each = ["figure", "figcaption", "div", "details", "summary", "pre", "script"]
     assert sorted(page.tags) == sorted([*once, "meta", "meta", "meta", "script", *each * figures])
     assert picture(name).html.startswith("<!doctype html>")
     picture(name).html.encode()
-    assert all(part.title in page.text for part in picture(name)._parts())
+    assert all(part.title in page.text for part in picture(name)._drawings())
 
 
 @every_picture
@@ -459,6 +459,10 @@ def test_many_lines_are_summarised():
     assert np.allclose(page["summary"]["mean"], given.mean(0), rtol=5.1e-4, atol=1e-9)
     assert np.allclose(page["summary"]["lowest"], given.min(0), rtol=5.1e-4)
     assert Page(picture("lines").html).shown[0]["summary"] is None
+    given[0, 0] = given[:, 3] = np.nan
+    (page,) = Page(plot.lines(given).html).shown
+    assert np.isclose(page["summary"]["mean"][0], given[1:, 0].mean(), rtol=5.1e-4)
+    assert [page["summary"][which][3] for which in ("mean", "lowest", "highest")] == [None] * 3
 
 
 def test_several_pictures_are_one():
@@ -467,6 +471,7 @@ def test_several_pictures_are_one():
     assert [one["kind"] for one in both.data["pictures"]] == ["bars", "heatmap"]
     assert both.text().split("\n")[0] == "Two"
     nested = plot.together(both, plot.bars([1.0]))
+    assert nested.title == "Two · Contributions"
     assert len(Page(nested.html).shown) == 3
 
 
@@ -689,6 +694,10 @@ CASES = {
         lambda: plot.logit_lens(model("gpt2").run_with_cache(tokens(1), names_filter="hook_embed")[1]),
         ActivationNotFound, "hook_resid_post",
     ),
+    "a scale of nothing": Case(
+        lambda: plot.heatmap(numbers(2, 2), max_value=0), ValueError, "max_value is 0; a scale of colours goes"
+    ),
+    "complex numbers": Case(lambda: plot.bars([1j]), TypeError, "the components: wanted numbers, got complex"),
     "facets of a plane": Case(
         lambda: plot.heatmap(numbers(2, 2), facet="layer"), ValueError, "facet is 'layer', but values of shape [2, 2]"
     ),

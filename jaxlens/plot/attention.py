@@ -24,8 +24,9 @@ from jaxlens.plot.labels import (
     one_prompt,
     printable,
     read_tokens,
+    scale_end,
 )
-from jaxlens.plot.picture import Picture
+from jaxlens.plot.picture import Drawing
 from jaxlens.plot.terminal import Axis, grid
 
 STEPS = 1000
@@ -36,7 +37,7 @@ FEW = 12
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class AttentionPatterns(Picture):
+class AttentionPatterns(Drawing):
     """The patterns of some heads: values [head dest src]."""
 
     values: Float[np.ndarray, "n p s"]
@@ -204,7 +205,7 @@ def attention_patterns(
     if attention_head_names is not None:
         names = as_labels(attention_head_names, len(array), "attention_head_names")
     strings = read_tokens(tokens, array.shape[1], getattr(attention, "model", None), batch_idx)
-    limit = _unit(array) if max_value is None else float(max_value)
+    limit = scale_end(max_value, _unit(array))
     default = f"Attention of head {names[0]}" if len(names) == 1 else f"Attention of {len(names)} heads"
     return AttentionPatterns(array, strings, names, limit, title or default)
 

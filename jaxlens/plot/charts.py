@@ -14,13 +14,13 @@ from jaxtyping import Float
 from jaxlens.plot.colours import NEGATIVE, POSITIVE, SERIES
 from jaxlens.plot.heatmaps import unlabelled
 from jaxlens.plot.labels import as_labels, as_numbers, check_size, label, largest, rounded
-from jaxlens.plot.picture import Picture
+from jaxlens.plot.picture import Drawing
 from jaxlens.plot.terminal import Axis, grid
 from jaxlens.plot.terminal import bars as text_bars
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class Bars(Picture):
+class Bars(Drawing):
     """Components by the magnitude of their values; of those beyond `count` the sum is told."""
 
     values: Float[np.ndarray, " c"]
@@ -101,7 +101,7 @@ def bars(
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class Lines(Picture):
+class Lines(Drawing):
     """One line for each series; of many, thin lines and their mean: values [series x]."""
 
     values: Float[np.ndarray, "k x"]
@@ -162,8 +162,12 @@ class Lines(Picture):
 
 
 def summary(values: Float[np.ndarray, "k x"]) -> Float[np.ndarray, "3 x"]:
-    """The mean, the lowest and the highest of all series."""
-    return np.stack([np.nanmean(values, 0), np.nanmin(values, 0), np.nanmax(values, 0)])
+    """The mean, the lowest and the highest of all series, where any has a finite value."""
+    finite = np.isfinite(values)
+    count = np.where(finite.any(0), finite.sum(0), np.nan)
+    mean = np.where(finite, values, 0).sum(0) / count
+    ends = [np.where(finite, values, np.inf).min(0), np.where(finite, values, -np.inf).max(0)]
+    return np.stack([mean, *(np.where(np.isnan(count), np.nan, end) for end in ends)])
 
 
 def lines(

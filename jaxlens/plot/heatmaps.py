@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxlens.plot.colours import colormap
-from jaxlens.plot.labels import as_labels, as_numbers, check_size, largest, rounded
-from jaxlens.plot.picture import Picture
+from jaxlens.plot.labels import as_labels, as_numbers, check_size, largest, rounded, scale_end
+from jaxlens.plot.picture import Drawing
 from jaxlens.plot.terminal import Axis, grid
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class Heatmap(Picture):
+class Heatmap(Drawing):
     """A grid, or several under one colour scale: values [facet row column]."""
 
     values: Float[np.ndarray, "f r c"]
@@ -51,7 +51,7 @@ class Heatmap(Picture):
         lines = []
         for name, values in zip(self._names(), self.values, strict=True):
             lines += ([name] if name else []) + grid(self.rows, self.columns, values, self.limit, width, ansi)
-        return lines
+        return lines + ([f"in {self.unit}"] if self.unit else [])
 
     def _grid(self) -> tuple[int, int]:
         """Rows and columns of panels."""
@@ -119,7 +119,7 @@ def heatmap(
     columns = columns if xlabels is None else Axis(columns.name, as_labels(xlabels, array.shape[-1], "xlabels"))
     rows = rows if ylabels is None else Axis(rows.name, as_labels(ylabels, array.shape[-2], "ylabels"))
     array = array if facets else array[None]
-    limit = largest(array) if max_value is None else float(max_value)
+    limit = scale_end(max_value, largest(array))
     return Heatmap(array, rows, columns, facets, limit, title or "Heat map", unit)
 
 

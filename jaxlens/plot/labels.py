@@ -20,7 +20,7 @@ def as_numbers(values: Any, what: str, *axes: str) -> np.ndarray:
         ValueError: it has other axes, or nothing in it.
     """
     array = np.asarray(values)
-    if array.dtype.kind in "OSUT":
+    if array.size and array.dtype.kind in "OSUTcmM":
         first = array.ravel().tolist()[0]
         raise TypeError(f"{what}: wanted numbers, got {type(first).__name__}, such as {first!r}")
     if not array.size or array.ndim not in {len(names.split()) for names in axes}:
@@ -127,8 +127,8 @@ def label(text: str) -> str:
 
 def breadth(text: str) -> int:
     """How many columns of a terminal a text takes."""
-    wide = (2 * (unicodedata.east_asian_width(one) in "WF") or 1 for one in text if not unicodedata.combining(one))
-    return sum(wide)
+    seen = (one for one in text if unicodedata.category(one) not in ("Mn", "Me", "Cf"))
+    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in seen)
 
 
 def fitted(text: str, width: int, right: bool = False) -> str:
@@ -154,3 +154,14 @@ def rounded(values: np.ndarray, digits: int = 4) -> list[Any]:
 def largest(values: np.ndarray) -> float:
     """The largest magnitude of the finite numbers, where a colour scale ends; 1 if there are none but zeros."""
     return float(np.abs(np.where(np.isfinite(values), values, 0)).max()) or 1.0
+
+
+def scale_end(max_value: float | None, default: float) -> float:
+    """Where a colour scale ends: at `max_value`, if one is given.
+
+    Raises:
+        ValueError: it is not above zero.
+    """
+    if max_value is not None and not max_value > 0:
+        raise ValueError(f"max_value is {max_value}; a scale of colours goes from zero to a number above it")
+    return default if max_value is None else float(max_value)

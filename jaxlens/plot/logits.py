@@ -17,13 +17,13 @@ from jaxlens.analysis.activation_cache import ActivationCache
 from jaxlens.plot.colours import is_dark
 from jaxlens.plot.heatmaps import as_shown, draw_cells, draw_scale
 from jaxlens.plot.labels import as_labels, as_numbers, check_size, label, one_prompt, printable, read_tokens, rounded
-from jaxlens.plot.picture import Picture
+from jaxlens.plot.picture import Drawing
 from jaxlens.plot.terminal import Axis, words
 from jaxlens.plot.tokens import ColoredTokens
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class LogitLens(Picture):
+class LogitLens(Drawing):
     """The likeliest next tokens after each layer at each position, the likeliest first."""
 
     probabilities: Float[np.ndarray, "l p k"]

@@ -1,7 +1,7 @@
 """A picture: something to look at, as a page, as an image, as text in a terminal, and as plain numbers.
 
 The page is one file: the style and the scripts of the folder `page` stand in it, and it loads nothing. They draw every
-figure from JSON that stands beside it, which is what `Picture._shown` gives.
+figure from JSON that stands beside it, which is what `Drawing._shown` gives.
 """
 
 import abc
@@ -41,7 +41,7 @@ class Picture(abc.ABC):
     """
 
     title: str
-    kind: str  # which function of page/page.js draws it
+    kind: str
 
     @property
     @abc.abstractmethod
@@ -49,40 +49,25 @@ class Picture(abc.ABC):
         """The plain numbers, as they were given, and their labels."""
 
     @abc.abstractmethod
-    def _shown(self) -> dict[str, Any]:
-        """What the page draws: JSON, of numbers rounded to what can be seen."""
+    def _drawings(self) -> tuple["Drawing", ...]:
+        """What it is made of."""
 
     @abc.abstractmethod
     def _lines(self, width: int, ansi: bool) -> list[str]:
         """The lines of its text form, without the title."""
-
-    @abc.abstractmethod
-    def _draw(self, figure: Any) -> None:
-        """Draws on a figure of matplotlib, below the title."""
-
-    @abc.abstractmethod
-    def _inches(self) -> tuple[float, float]:
-        """How large it is as an image."""
-
-    @abc.abstractmethod
-    def _pixels(self) -> int:
-        """About how high it is on a page, below the title."""
-
-    def _parts(self) -> tuple["Picture", ...]:
-        return (self,)
 
     # --- a page
 
     @property
     def html(self) -> str:
         """A whole page in one string: no file, no library and no address is loaded by it."""
-        figures = "\n".join(_figure(part) for part in self._parts())
+        figures = "\n".join(_figure(one) for one in self._drawings())
         scripts = "".join(_asset(name) for name in SCRIPTS)
         return _PAGE.format(title=_escape(self.title), style=_asset("style.css"), script=scripts, body=figures)
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own: pictures in one notebook share no names, and run no script outside."""
-        height = 30 + sum(110 + part._pixels() for part in self._parts())
+        height = 30 + sum(110 + one._pixels() for one in self._drawings())
         return (
             f'<iframe title="{_escape(self.title)}" sandbox="allow-scripts" srcdoc="{html.escape(self.html)}" '
             f'style="width:100%;height:{height}px;border:0;resize:vertical"></iframe>'
@@ -132,16 +117,39 @@ class Picture(abc.ABC):
             raise ImportError(
                 "an image needs matplotlib: pip install 'hooked-jaxlens[plot]'; .html, .json and .txt need nothing"
             ) from error
-        parts = self._parts()
-        sizes = [part._inches() for part in parts]
+        drawings = self._drawings()
+        sizes = [one._inches() for one in drawings]
         size = max(width for width, _ in sizes), sum(height for _, height in sizes)
         figure = Figure(figsize=size, dpi=150, layout="constrained")
         heights = [height for _, height in sizes]
-        places = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for part, place in zip(parts, places, strict=True):
-            place.suptitle(part.title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
-            part._draw(place)
+        places = figure.subfigures(len(sizes), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for one, place in zip(drawings, places, strict=True):
+            place.suptitle(one.title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
+            one._draw(place)
         return figure
+
+
+class Drawing(Picture):
+    """A picture that is drawn in one piece; its `kind` says by which function of page/page.js."""
+
+    def _drawings(self) -> tuple["Drawing", ...]:
+        return (self,)
+
+    @abc.abstractmethod
+    def _shown(self) -> dict[str, Any]:
+        """What the page draws: JSON, of numbers rounded to what can be seen."""
+
+    @abc.abstractmethod
+    def _pixels(self) -> int:
+        """About how high it is on a page, below the title."""
+
+    @abc.abstractmethod
+    def _draw(self, figure: Any) -> None:
+        """Draws on a figure of matplotlib, below the title."""
+
+    @abc.abstractmethod
+    def _inches(self) -> tuple[float, float]:
+        """How large it is as an image."""
 
 
 class Page(Picture):
@@ -156,26 +164,14 @@ class Page(Picture):
     def data(self) -> dict[str, Any]:
         return {"pictures": [{"title": one.title, "kind": one.kind, **one.data} for one in self.pictures]}
 
-    def _parts(self) -> tuple[Picture, ...]:
-        return tuple(part for one in self.pictures for part in one._parts())
+    def _drawings(self) -> tuple[Drawing, ...]:
+        return tuple(drawing for one in self.pictures for drawing in one._drawings())
 
     def _lines(self, width: int, ansi: bool) -> list[str]:
         return [line for one in self.pictures for line in ("", *one.text(width, ansi).split("\n"))]
 
-    def _shown(self) -> dict[str, Any]:
-        return {}
 
-    def _draw(self, figure: Any) -> None:
-        """Its parts draw themselves."""
-
-    def _inches(self) -> tuple[float, float]:
-        return 0, 0
-
-    def _pixels(self) -> int:
-        return 0
-
-
-def together(*pictures: Picture, title: str = "") -> Page:
+def together(first: Picture, *more: Picture, title: str = "") -> Page:
     """Several pictures as one: on one page, in one image, one text after the other.
 
     Example:
@@ -184,7 +180,8 @@ def together(*pictures: Picture, title: str = "") -> Page:
         >>> len(both.data["pictures"])
         2
     """
-    return Page(pictures, title)
+    pictures = (first, *more)
+    return Page(pictures, title or " · ".join(one.title for one in pictures))
 
 
 # --- what a page is made of
@@ -211,13 +208,13 @@ _PAGE = """<!doctype html>
 </html>"""
 
 
-def _figure(part: Picture) -> str:
+def _figure(drawing: Drawing) -> str:
     """One figure: its title, the place where the script draws, its text for those who cannot see it, and its JSON."""
     return (
-        f'<figure data-kind="{part.kind}">\n<figcaption>{_escape(part.title)}</figcaption>\n'
+        f'<figure data-kind="{drawing.kind}">\n<figcaption>{_escape(drawing.title)}</figcaption>\n'
         '<div class="drawing"></div>\n'
-        f"<details open><summary>As text</summary><pre>{_escape(part.text(TEXT_WIDTH, False))}</pre></details>\n"
-        f'<script type="application/json">{_script_json(part._shown())}</script>\n</figure>'
+        f"<details open><summary>As text</summary><pre>{_escape(drawing.text(TEXT_WIDTH, False))}</pre></details>\n"
+        f'<script type="application/json">{_script_json(drawing._shown())}</script>\n</figure>'
     )
 
 

@@ -35,15 +35,16 @@ class Axis:
 
 def grid(rows: Axis, columns: Axis, values: np.ndarray, limit: float, width: int, ansi: bool) -> list[str]:
     """A table of numbers; shades if those are too wide; the strongest cells if shades are too."""
-    head, with_sign = _head_width(rows), bool((values < 0).any())
-    texts = [[fixed(value, limit, with_sign) for value in row] for row in values]
-    least = 2 + max(len(text) for row in texts for text in row)
+    head, finite = _head_width(rows), values[np.isfinite(values)]
+    extremes = (finite.min(), finite.max()) if finite.size else (0.0,)
+    with_sign = extremes[0] < 0
+    least = 2 + max(len(fixed(value, limit, with_sign)) for value in extremes)
     cell = min((width - head) // len(columns.labels), max(least, *(2 + breadth(one) for one in columns.shown)))
     if cell >= least:
-        return _numbers(rows, columns, texts, values / limit, cell, ansi)
-    if head + 2 * len(columns.labels) <= width:
+        return _numbers(rows, columns, values, limit, with_sign, cell, ansi)
+    if head + 2 * len(columns.labels) < width:
         return _shades(rows, columns, values / limit, with_sign, limit, width, ansi)
-    return _strongest(rows, columns, values)
+    return _strongest(rows, columns, values, width, ansi)
 
 
 def _head_width(rows: Axis) -> int:
@@ -59,12 +60,12 @@ def fixed(value: float, limit: float, with_sign: bool) -> str:
     return f"{value:{sign}.2e}" if not -2 <= decimals <= 6 else f"{value:{sign}.{max(decimals, 0)}f}"
 
 
-def _numbers(rows, columns, texts, fractions, cell, ansi) -> list[str]:
+def _numbers(rows, columns, values, limit, with_sign, cell, ansi) -> list[str]:
     head = _head_width(rows)
     lines = [fitted(rows.name, head) + "".join("  " + fitted(one, cell - 2, right=True) for one in columns.shown)]
-    for name, row, of in zip(rows.shown, texts, fractions, strict=True):
-        cells = [text.rjust(cell) for text in row]
-        shown = [on_colour(*pair) for pair in zip(cells, of, strict=True)] if ansi else cells
+    for name, row in zip(rows.shown, values, strict=True):
+        cells = [fixed(value, limit, with_sign).rjust(cell) for value in row]
+        shown = [on_colour(*pair) for pair in zip(cells, row / limit, strict=True)] if ansi else cells
         lines.append(fitted(name, head) + "".join(shown))
     return _with_name(columns.name, head, lines)
 
@@ -88,12 +89,12 @@ def _with_name(name: str, head: int, lines: list[str]) -> list[str]:
     return [" " * (head + 2) + name, *lines] if name else lines
 
 
-def _strongest(rows, columns, values) -> list[str]:
+def _strongest(rows, columns, values, width, ansi) -> list[str]:
     size = np.where(np.isfinite(values), np.abs(values), -1.0).ravel()
     places = [np.unravel_index(place, values.shape) for place in np.argsort(-size, kind="stable")[:STRONGEST]]
     names = [f"{rows.name} {rows.labels[row]}, {columns.name} {columns.labels[column]}" for row, column in places]
     found = np.array([values[place] for place in places])
-    return [f"the {len(places)} strongest of {values.size:,}:", *bars(names, found, 100, False)]
+    return [f"the {len(places)} strongest of {values.size:,}:", *bars(names, found, width, ansi)]
 
 
 def words(rows: Axis, columns: Axis, cells: Sequence[Sequence[str]], fractions, width: int, ansi: bool) -> list[str]:

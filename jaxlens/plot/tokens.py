@@ -12,8 +12,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxlens.plot.colours import is_dark, on_colour, rgb
-from jaxlens.plot.labels import as_labels, as_numbers, breadth, check_size, largest, printable, read_tokens, rounded
-from jaxlens.plot.picture import Picture
+from jaxlens.plot.labels import (
+    as_labels,
+    as_numbers,
+    breadth,
+    check_size,
+    largest,
+    printable,
+    read_tokens,
+    rounded,
+    scale_end,
+)
+from jaxlens.plot.picture import Drawing
 from jaxlens.plot.terminal import bars
 
 ACROSS = 88
@@ -24,7 +34,7 @@ Notes = list[list[tuple[str, float | None]]]
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class ColoredTokens(Picture):
+class ColoredTokens(Drawing):
     """A text, or the same text in several rows, coloured by values [row token]."""
 
     tokens: list[str]
@@ -130,5 +140,5 @@ def colored_tokens(
     check_size(array, "values")
     array = array[None] if array.ndim == 1 else array
     rows = [""] if names is None and len(array) == 1 else as_labels(names, len(array), "names")
-    limit = largest(array) if max_value is None else float(max_value)
+    limit = scale_end(max_value, largest(array))
     return ColoredTokens(read_tokens(tokens, array.shape[1]), array, rows, limit, title or "Tokens", unit)
