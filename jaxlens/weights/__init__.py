@@ -1,8 +1,8 @@
 """Weight processing: the same log-probabilities from weights that are easier to read.
 
 Every pass takes parameters and their config and returns both anew. What goes in stays as it is, and weights that a pass
-does not change are shared, not copied. The new ones are made one at a time, in float32 at least, a layer after the
-other: beside the model there is never more than one weight and one layer of it in float32.
+does not change are shared, not copied. The new ones are computed in float32 at least and made one at a time: where the
+old ones are given up on the way (`donate`), no more than one weight is in memory twice.
 
 A pass that would change what a model computes raises a ValueError that says why; one that finds nothing to do gives
 back what it got. `process_weights` applies those that are valid and reports on the others.
