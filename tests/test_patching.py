@@ -19,7 +19,7 @@ from jaxlens.analysis.path_patching import (
     get_act_patch_direct_path_all_sources,
     path_patch,
 )
-from jaxlens.analysis.sweep import Cells, Room, sweep
+from jaxlens.analysis.sweep import Cells, Room, known_run, sweep
 from jaxlens.names import get_act_name
 
 LENGTH = 7
@@ -166,8 +166,9 @@ def test_the_size_of_a_batch_changes_nothing(batch_size):
 
 
 def test_a_batch_of_cells_has_room_for_a_whole_run_at_least():
+    known, _ = known_run(model("gpt2"), tokens(2, LENGTH), None, "hook_resid_pre", [0, 1, 2, 3])
     for batch_size in (None, 1, 3, 1000):
-        room = Room.for_sweep(model("gpt2"), (2, LENGTH), 1, batch_size)
+        room = Room.for_sweep(CONFIGS["gpt2"], known, 1, batch_size)
         assert room.rows >= 2 * LENGTH
         assert room.cells >= 1
 

@@ -16,6 +16,7 @@ i index of a cell.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypedDict, Unpack
 
@@ -26,6 +27,7 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from jaxlens.analysis.metric import Metric
+from jaxlens.config import Config
 from jaxlens.engine import run_layers
 from jaxlens.hook_table import POSITION_AXES, matching, split_name
 from jaxlens.hooks import DataHook, Edit, Listening
@@ -83,14 +85,14 @@ class Room:
     slots: int
 
     @classmethod
-    def for_sweep(cls, model: HookedTransformer, shape: tuple[int, int], n_read: int, batch_size: int | None) -> "Room":
+    def for_sweep(cls, cfg: Config, known: "Known", n_read: int, batch_size: int | None) -> "Room":
         """Room for `batch_size` cells, or for as many as the device has memory for."""
-        b, t = shape
+        b, t = known.context.real.shape
         if batch_size is None:
-            cfg = model.cfg
-            of_row = 6 * cfg.d_model + 3 * (cfg.d_mlp or 0) + SLOTS_PER_ROW * cfg.n_heads * (3 * cfg.d_head + 3 * t)
-            of_row += SLOTS_PER_ROW * 3 * n_read * cfg.d_vocab_out // t
-            fits = _memory() // (4 * of_row)
+            of_prompt = 3 * n_read * cfg.d_vocab_out + 2 * math.prod(known.activations.shape[2:])
+            of_slot = cfg.n_heads * (3 * cfg.d_head + 3 * t) + of_prompt // t
+            of_row = 6 * cfg.d_model + 3 * (cfg.d_mlp or 0) + SLOTS_PER_ROW * of_slot
+            fits = _memory() // (known.logits.dtype.itemsize * of_row)
             batch_size = max(2, SLOTS_PER_ROW * min(fits, ROWS_ON_CPU if _on_cpu() else 32 * ROWS_ON_CPU) // (b * t))
         rows = max(b * t, batch_size * b * t // SLOTS_PER_ROW)
         return cls(batch_size, rows, b, t)
@@ -153,7 +155,7 @@ def sweep(
         ready = {name: Metric(metric, _shape(known.logits)) for name, metric in metrics.items()}
         read = np.unique(np.concatenate([metric.positions for metric in ready.values()]))
         running = Running(model, known, sources, site_row, cells, jax.tree_util.Partial(setter), read)
-        room = Room.for_sweep(model, known.context.real.shape, len(read), how.get("batch_size"))
+        room = Room.for_sweep(model.cfg, known, len(read), how.get("batch_size"))
         at = {name: np.searchsorted(read, metric.positions) for name, metric in ready.items()}
         baseline = known.logits[:, read]
         unchanged = {name: np.asarray(metric(baseline[None][:, :, at[name]])) for name, metric in ready.items()}
