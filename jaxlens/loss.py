@@ -1,4 +1,4 @@
-"""The language-model loss.
+"""The language-model loss and accuracy.
 
 Axes: b batch, p position, v vocabulary.
 """
@@ -41,3 +41,17 @@ def lm_cross_entropy_loss(
         return losses if per_token else jnp.mean(losses)
     counted = (attention_mask[:, :-1] & attention_mask[:, 1:]).astype(losses.dtype)
     return losses * counted if per_token else jnp.sum(losses * counted) / jnp.sum(counted)
+
+
+@functools.partial(jax.jit, static_argnames=("per_token",))
+def lm_accuracy(
+    logits: Float[Array, "b p v"], tokens: Int[Array, "b p"], per_token: bool = False
+) -> Float[Array, ""] | Bool[Array, "b p-1"]:
+    """How often the likeliest token is the next one: the fraction, or with `per_token` whether it is, for each.
+
+    Example:
+        >>> lm_accuracy(jax.nn.one_hot(jnp.array([[1, 2, 0]]), 3), jnp.array([[0, 1, 0]]))
+        Array(0.5, dtype=float32)
+    """
+    correct = jnp.argmax(logits[:, :-1], axis=-1) == tokens[:, 1:]
+    return correct if per_token else jnp.mean(correct)

@@ -9,6 +9,9 @@ import numpy as np
 
 from jaxlens.hook_table import POSITION_AXES
 
+SliceInput = Any
+"""What a Slice is made of: a number, a slice, a tuple (start, stop[, step]), a list or array of numbers, or None."""
+
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Slice:
@@ -28,22 +31,35 @@ class Slice:
     mode: str
     index: Any
 
-    def __init__(self, index: Any = None):
-        mode, index = _parse(index)
+    def __init__(self, input_slice: SliceInput = None):
+        mode, index = _parse(input_slice)
         object.__setattr__(self, "mode", mode)
         object.__setattr__(self, "index", index)
+
+    @classmethod
+    def unwrap(cls, slice_input: "Slice | SliceInput") -> "Slice":
+        """A Slice as it is, and anything else as a Slice that keeps the axis: a number becomes a list of one."""
+        return cls([slice_input] if isinstance(slice_input, int | np.integer) else slice_input)
+
+    @property
+    def slice(self) -> int | slice | np.ndarray:
+        """The index as numpy takes it."""
+        match self.mode:
+            case "int":
+                return self.index
+            case "array":
+                return np.array(self.index)
+        return slice(None) if self.mode == "identity" else slice(*self.index)
 
     def apply(self, value: jax.Array, dim: int = 0) -> jax.Array:
         """`value` with this index taken along axis `dim`."""
         if self.mode == "identity":
             return value
-        index = slice(*self.index) if self.mode == "slice" else self.index
         length = value.shape[dim]
-        for one in np.atleast_1d(index) if self.mode != "slice" else ():
+        for one in np.atleast_1d(self.index) if self.mode != "slice" else ():
             if not isinstance(one, np.bool_) and not -length <= one < length:
                 raise IndexError(f"index {one} is out of range for an axis of length {length}")
-        where = np.array(index) if self.mode == "array" else index
-        return value[(slice(None),) * (dim % value.ndim) + (where,)]
+        return value[(slice(None),) * (dim % value.ndim) + (self.slice,)]
 
     def cut(self, site: str, value: jax.Array) -> jax.Array:
         """The chosen positions of the activation at `site`, a value with its batch axis."""
