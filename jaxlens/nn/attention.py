@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxlens.config import Config
+from jaxlens.factored_matrix import FactoredMatrix
 from jaxlens.nn.blockwise import attend_blockwise
 from jaxlens.nn.context import LayerContext
 from jaxlens.nn.grouped import by_group, by_head, raw_scores, weigh_values
@@ -99,6 +100,16 @@ class Attention(Part):
             axes |= prefixed("q_norm", Norm.axes(cfg, "n h" if full else "h", "RMS"))
             axes |= prefixed("k_norm", Norm.axes(cfg, "k h" if full else "h", "RMS"))
         return axes
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """Every query head's QK circuit `W_Q @ W_K.T` [n d d] (see `model.QK`)."""
+        return FactoredMatrix(self.W_Q, jnp.repeat(self.W_K, len(self.W_Q) // len(self.W_K), axis=0).mT)
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """Every query head's OV circuit `W_V @ W_O` [n d d] (see `model.OV`)."""
+        return FactoredMatrix(jnp.repeat(self.W_V, len(self.W_O) // len(self.W_V), axis=0), self.W_O)
 
     def __call__(self, inputs, at: LayerContext, tap) -> Float[Array, "b p d"]:
         """`inputs`: what queries, keys and values read, each [b p d] (or [b p n d], one for every head)."""
