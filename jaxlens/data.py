@@ -109,11 +109,9 @@ def tokenize_and_concatenate(
         return _rows(texts, tokenizer, max_length, add_bos_token)
 
     if _is_hugging_face(dataset):
-        processes = {} if streaming else {"num_proc": num_proc}
-        rows_of = dataset.map(
-            lambda documents: {"tokens": rows(documents[column_name])},
-            batched=True, batch_size=DOCUMENTS_AT_ONCE, remove_columns=list(dataset.features or [column_name]), **processes,
-        )  # fmt: skip
+        how = {"batched": True, "batch_size": DOCUMENTS_AT_ONCE, **({} if streaming else {"num_proc": num_proc})}
+        columns = list(dataset.features or [column_name])
+        rows_of = dataset.map(lambda group: {"tokens": rows(group[column_name])}, remove_columns=columns, **how)
         if set_format:
             rows_of.set_format(type="numpy", columns=["tokens"])
         return rows_of
@@ -155,3 +153,17 @@ def get_dataset(dataset_name: str, **kwargs: Any) -> Any:
     if dataset_name not in DATASETS:
         raise ValueError(f"there is no dataset {dataset_name!r}; there are {', '.join(DATASETS)}")
     return needed("datasets", "get_dataset").load_dataset(DATASETS[dataset_name], split="train", **kwargs)
+
+
+def padded(rows: Sequence[Sequence[int]], length: int) -> tuple[Int[np.ndarray, "b p"], Int[np.ndarray, "b p"]]:
+    """Rows of tokens filled up to a length on the right, and the mask that says what is real.
+
+    Example:
+        >>> tokens, mask = padded([[5, 6, 7], [8]], 4)
+        >>> tokens.tolist(), mask.tolist()
+        ([[5, 6, 7, 0], [8, 0, 0, 0]], [[1, 1, 1, 0], [1, 0, 0, 0]])
+    """
+    mask = np.arange(length) < np.array([[len(row)] for row in rows])
+    tokens = np.zeros((len(rows), length), np.int32)
+    tokens[mask] = np.concatenate(rows)
+    return tokens, mask.astype(np.int32)

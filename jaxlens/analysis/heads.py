@@ -224,19 +224,18 @@ def repeated_random_tokens(
     return jnp.asarray(np.concatenate([*bos, half, half], axis=1), jnp.int32)
 
 
-def bos_token(model: Any, prepend_bos: bool | None = None) -> int | None:
+def bos_token(model: Any, prepend_bos: bool | None = None, tokenizer: Any = None) -> int | None:
     """The token that a prompt of this model begins with, or None.
 
     Raises:
         ValueError: one is asked for and there is none.
     """
-    tokenizer = model.tokenizer
+    tokenizer = model.tokenizer if tokenizer is None else tokenizer
     bos = None if tokenizer is None else tokenizer.bos_token_id
-    if prepend_bos is None:
-        prepend_bos = bos is not None and model.cfg.default_prepend_bos and tokenizer.default_prepend_bos
     if prepend_bos and bos is None:
-        raise ValueError("prepend_bos=True wants a BOS token; the model has no tokenizer, or its tokenizer has none")
-    return bos if prepend_bos else None
+        raise ValueError("prepend_bos=True wants a BOS token; there is no tokenizer, or it has none")
+    by_default = model.cfg.default_prepend_bos and getattr(tokenizer, "default_prepend_bos", True)
+    return bos if (by_default if prepend_bos is None else prepend_bos) else None
 
 
 def induction_scores(
