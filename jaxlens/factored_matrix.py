@@ -349,7 +349,7 @@ def _compose_all(left: FactoredMatrix, right: FactoredMatrix):
     norms = left.norm()[(..., *[None] * (right.ndim - 2))] * right.norm()
     A, B, C, D = (_wide(factor).reshape(-1, *factor.shape[-2:]) for factor in (*left.pair, *right.pair))
     C = C.mT
-    width = max(1, STRIP // ((len(B) + len(C)) * left.rdim))
+    width = min(left.rdim, max(1, STRIP // ((len(B) + len(C)) * left.rdim)))
     strips = (
         _strips(_einsum("ilm,iln,ind->idm", A, A, B), width),
         _strips(_einsum("jmd,jmr,jnr->jdn", C, D, D), width),
