@@ -4,14 +4,21 @@ from jaxlens.config import Config
 from jaxlens.config import Rotary as Rotary
 from jaxlens.transformer import HookedTransformer
 from jaxlens.analysis.activation_cache import ActivationCache
+from jaxlens.analysis.logit_attribution import DirectLogitAttribution, direct_logit_attribution
+from jaxlens.analysis.svd import SVDInterpreter
+from jaxlens.factored_matrix import FactoredMatrix
 from jaxlens.hooks import HookPoint, hook
-from jaxlens.loss import Output, lm_cross_entropy_loss
+from jaxlens.loss import Output, lm_accuracy, lm_cross_entropy_loss
 from jaxlens.names import get_act_name
 from jaxlens.slices import Slice
 from jaxlens.tokenizer import Tokenizer
 from jaxlens.errors import ActivationNotFound, CheckpointError, HookError
+from jaxlens import evals as evals
+from jaxlens import head_detector as head_detector
+from jaxlens import utils as utils
 
 __all__ = [
-    "ActivationCache", "ActivationNotFound", "CheckpointError", "Config", "HookError", "HookPoint", "HookedTransformer",
-    "Output", "Rotary", "Slice", "Tokenizer", "get_act_name", "hook", "lm_cross_entropy_loss",
+    "ActivationCache", "ActivationNotFound", "CheckpointError", "Config", "DirectLogitAttribution",
+    "FactoredMatrix", "HookError", "HookPoint", "HookedTransformer", "Output", "Rotary", "SVDInterpreter", "Slice",
+    "Tokenizer", "direct_logit_attribution", "get_act_name", "hook", "lm_accuracy", "lm_cross_entropy_loss",
 ]  # fmt: skip

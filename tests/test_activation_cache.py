@@ -223,11 +223,14 @@ def test_some_prompts_of_a_batch(few, which):
     assert chosen.stack_activation("resid_post").ndim == 4 - single
 
 
-def test_removing_the_batch_axis_leaves_the_cache_it_came_from(few):
-    one = few.apply_slice_to_batch_dim([1])
-    bare = one.remove_batch_dim()
-    assert (one["pattern", 2].shape, bare["pattern", 2].shape) == ((1, 6, 11, 11), (6, 11, 11))
+def test_removing_the_batch_axis_changes_the_cache_and_a_slice_leaves_the_one_it_came_from(few):
+    bare = few.apply_slice_to_batch_dim([1])
+    cut = bare.apply_slice_to_batch_dim(0)
+    assert (bare["pattern", 2].shape, cut["pattern", 2].shape) == ((1, 6, 11, 11), (6, 11, 11))
+    bare.remove_batch_dim()
+    assert bare["pattern", 2].shape == (6, 11, 11)
     assert same(bare["pattern", 2], few["pattern", 2][1])
+    assert same(bare["pattern", 2], cut["pattern", 2])
     assert same(bare.stack_activation("pattern", 3)[2], bare["pattern", 2])
     assert bare.remove_batch_dim() is bare
 

@@ -5,13 +5,17 @@ array [layer, ...], and `cache["blocks.3.attn.hook_z"]` its fourth row, taken wh
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlens.analysis.components import layer_count
+from jaxlens.analysis.decomposition import Decomposition
+from jaxlens.analysis.terms import write_heads
 from jaxlens.engine import Caught
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import ALIASES, sites, split_name
@@ -20,7 +24,7 @@ from jaxlens.slices import Slice
 
 
 @jax.tree_util.register_pytree_node_class
-class ActivationCache(Mapping):
+class ActivationCache(Decomposition, Mapping):
     """A mapping from names of activations to their values.
 
     Keys may be full names, short ones, or tuples of short name, layer and sublayer:
@@ -71,13 +75,17 @@ class ActivationCache(Mapping):
         name = self._full_name(key)
         if name.startswith("blocks.*."):
             return self._stacked(name)
+        where, row = self._place(name)
+        return self._arrays[where] if row is None else self._layers_first(where)[row]
+
+    def _place(self, name: str) -> tuple[str, int | None]:
+        """Under which key an activation is stored, and as which row if with those of other layers."""
         if name not in self._rows:
             near = difflib.get_close_matches(name, self._rows, n=3, cutoff=0.6)
             offered = " or ".join(f'"{one}"' for one in near)
             held = f"did you mean {offered}?" if near else f"it holds {len(self)} others, listed by cache.keys()"
             raise ActivationNotFound(f'the cache holds no "{name}"; {held}')
-        where, row = self._rows[name]
-        return self._arrays[where] if row is None else self._layers_first(where)[row]
+        return self._rows[name]
 
     def _with_layers(self) -> set[str]:
         """The arrays that hold an activation of several layers."""
@@ -113,17 +121,42 @@ class ActivationCache(Mapping):
         if name in self._arrays:
             return self._layers_first(name)
         site = name.removeprefix("blocks.*.")
-        values = [self[full] for full in self._rows if full.startswith("blocks.") and split_name(full)[0] == site]
-        if not values:
+        if not (layers := self._held_in(site)):
             raise ActivationNotFound(f'the cache holds no "{name}" in any layer')
-        return jnp.stack(values)
+        return self.of_layers(site, layers)
+
+    def of_layers(self, site: str, layers: Sequence[int]) -> jax.Array:
+        """A site in some layers: [layer, ...], as it lies where it was stored so.
+
+        Raises:
+            ActivationNotFound: the cache does not hold it in all of them.
+            ValueError: its shape is not the same in all of them.
+        """
+        places = [self._place(f"blocks.{layer}.{site}") for layer in layers]
+        stored = {
+            where: self._arrays[where][None] if row is None else self._layers_first(where) for where, row in places
+        }
+        if len(shapes := {array.shape[1:] for array in stored.values()}) > 1:
+            raise ValueError(f"{site} differs in shape from layer to layer, {sorted(shapes)}; read it layer by layer")
+        first = dict(zip(stored, np.cumsum([0, *map(len, stored.values())]), strict=False))
+        rows = np.array([first[where] + (row or 0) for where, row in places])
+        joined = jnp.concatenate(list(stored.values())) if len(stored) > 1 else stored[places[0][0]]
+        if not np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+            return joined[rows]
+        return joined if len(rows) == len(joined) else joined[rows[0] : rows[-1] + 1]
 
     def __contains__(self, key: object) -> bool:
         try:
-            self[key]  # type: ignore[index]
-        except (ActivationNotFound, TypeError):
+            name = self._full_name(key)  # type: ignore[arg-type]
+        except TypeError:
             return False
-        return True
+        if name.startswith("blocks.*."):
+            return name in self._arrays or bool(self._held_in(name.removeprefix("blocks.*.")))
+        return name in self._rows
+
+    def _held_in(self, site: str) -> list[int]:
+        """The layers that a site is held of, in order."""
+        return sorted(layer for found, layer in map(split_name, self._rows) if found == site and layer is not None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
@@ -145,6 +178,11 @@ class ActivationCache(Mapping):
         batch = "" if self.has_batch_dim else ", no batch axis"
         return "\n".join([f"ActivationCache({len(self)} activations{batch})", *lines])
 
+    @property
+    def cache_dict(self) -> Mapping[str, jax.Array]:
+        """The activations by full name, to be read."""
+        return types.MappingProxyType(self)
+
     # --- the same activations in another form
 
     def _map(self, change, has_batch_dim: bool) -> "ActivationCache":
@@ -158,7 +196,9 @@ class ActivationCache(Mapping):
         return cache
 
     def remove_batch_dim(self) -> "ActivationCache":
-        """The cache of a single prompt, without the batch axis.
+        """Takes the batch axis off the cache of a single prompt, in place as in TransformerLens, and returns it.
+
+        `apply_slice_to_batch_dim(0)` gives a new cache without the axis and leaves this one.
 
         Raises:
             ValueError: there is more than one prompt.
@@ -171,10 +211,11 @@ class ActivationCache(Mapping):
                 raise ValueError(f"the batch has {array.shape[axis]} prompts; only a batch of one needs no axis")
             return array.squeeze(axis)
 
-        return self._map(squeeze, has_batch_dim=False)
+        self.__dict__.update(self._map(squeeze, has_batch_dim=False).__dict__)
+        return self
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ActivationCache":
-        """Some prompts of the batch: a number (the axis goes away), a slice, a tuple or a list.
+        """A new cache of some prompts of the batch: a number (the axis goes away), a slice, a tuple or a list.
 
         Raises:
             ValueError: the cache has no batch axis.
@@ -196,13 +237,79 @@ class ActivationCache(Mapping):
         self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
     ) -> jax.Array:
         """One activation of the layers before `layer` (all of them by default), stacked: [layer, ...]."""
-        n_layers = self.cfg.n_layers if layer in (None, -1) else layer
-        if not 1 <= n_layers <= self.cfg.n_layers:
-            raise ValueError(f"layer is {layer}; wanted 1 to {self.cfg.n_layers}, or -1 for all layers")
-        stacked = get_act_name(activation_name, "*", sublayer_type)
-        if stacked in self._arrays:
-            return self._layers_first(stacked)[:n_layers]
-        return jnp.stack([self[activation_name, one, sublayer_type] for one in range(n_layers)])
+        layers = range(layer_count(self.cfg, layer, least=1))
+        return self.of_layers(split_name(self._full_name((activation_name, 0, sublayer_type)))[0], layers)
+
+    def compute_head_results(self) -> None:
+        """Adds what every head writes, `blocks.*.attn.hook_result`, to the cache, in the layers whose hook_z it holds.
+
+        Raises:
+            ActivationNotFound: it holds no hook_z.
+        """
+        held, done = self._held_in("attn.hook_z"), self._held_in("attn.hook_result")
+        if not held and not done:
+            raise ActivationNotFound('the cache holds no "blocks.*.attn.hook_z" to compute the results of heads from')
+        for block, layers in zip(self.needs_model().parts.stacks, self.cfg.stacks, strict=True):
+            if some := [layer for layer in layers if layer in held and layer not in done]:
+                W_O = block.attn.W_O[np.array([layers.index(layer) for layer in some])]
+                self._add_results(some, write_heads(self.of_layers("attn.hook_z", some), W_O))
+
+    def _add_results(self, layers: list[int], result: jax.Array) -> None:
+        """Keeps hook_result [layer, ...] of some layers; it has as many axes as hook_z."""
+        key = f"blocks.{'*' if len(layers) == self.cfg.n_layers else ','.join(map(str, layers))}.attn.hook_result"
+        rank = 1 + self.rank(f"blocks.{layers[0]}.attn.hook_z")
+        self._arrays = {**self._arrays, key: jnp.moveaxis(result, 0, result.ndim - rank)}
+        self._ranks = {**self._ranks, key: rank}
+        rows = {f"blocks.{layer}.attn.hook_result": (key, row) for row, layer in enumerate(layers)}
+        self._rows = {**self._rows, **rows}
+
+    def rank(self, name: str) -> int:
+        """How many axes an activation has, those that a vmap put in front of it apart."""
+        where, row = self._rows[name]
+        return self._ranks[where] - (row is not None)
+
+    # --- its model, and where it lies
+
+    def needs_model(self) -> Any:
+        """The model of the run.
+
+        Raises:
+            ValueError: the cache has none.
+        """
+        if self.model is None:
+            raise ValueError(
+                "this needs the model's weights, and the cache came out of a transformation without its model; give it "
+                "with cache.with_model(model)"
+            )
+        return self.model
+
+    def with_model(self, model: Any) -> "ActivationCache":
+        """The same activations with a model: the one of the run, for a cache that came out of a transformation.
+
+        Raises:
+            ValueError: the model has another config.
+        """
+        if model.cfg != self.cfg:
+            raise ValueError(f"the cache is of a model with {self.cfg}; this one has {model.cfg}")
+        cache = object.__new__(type(self))
+        cache.__dict__.update(self.__dict__, model=model)
+        return cache
+
+    def to(self, device: Any) -> "ActivationCache":
+        """Moves the activations, in place as in TransformerLens, and returns the cache.
+
+        `device` is "cpu", "gpu", "cuda:1", a `jax.Device` or a sharding. Methods that read weights need the model on
+        the same device.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        place = _device(device) if isinstance(device, str) else device
+        self._arrays = jax.device_put(self._arrays, place)
+        return self
+
+    def toggle_autodiff(self, mode: bool = False) -> None:
+        """Does nothing: JAX differentiates what it is asked to, and keeps nothing for it otherwise."""
 
     # --- a pytree
 
@@ -218,6 +325,14 @@ class ActivationCache(Mapping):
         cache.model, cache._ranks, cache._rows = None, dict(ranks), dict(rows)
         cache._arrays = dict(zip(cache._ranks, arrays, strict=True))
         return cache
+
+
+def _device(name: str) -> jax.Device:
+    kind, _, number = name.partition(":")
+    try:
+        return jax.devices(kind)[int(number or 0)]
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(f"there is no device {name!r}; there are {jax.devices()}") from error
 
 
 def _span(layers: list[int]) -> str:

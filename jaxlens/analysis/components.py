@@ -1,0 +1,229 @@
+"""What a cache holds, as terms of the residual stream: which activations a decomposition reads, and which weights.
+
+Axes: l layer, n head, h d_head, m neuron, e expert, d d_model; "..." is batch and position, whichever there are.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxlens.analysis.final_norm import IDENTITY, FixedNorm
+from jaxlens.analysis.terms import Biases, Units, UnitsByLayer, runs_of
+from jaxlens.config import Config
+from jaxlens.errors import ActivationNotFound
+from jaxlens.hook_table import sites, split_name
+from jaxlens.nn.moe import choose
+from jaxlens.nn.norm import Norm
+from jaxlens.slices import Slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Station:
+    """A place of the residual stream: what a layer's attention reads, or its MLP, or (layer n_layers) the unembedding.
+
+    `n_attn` layers' attention and `layer` layers' MLPs have written to it. `stream` names the hook points that hold it,
+    `norm` is the place of the norm through which it is read.
+    """
+
+    layer: int
+    n_attn: int
+    stream: tuple[str, ...]
+    norm: str
+
+    @classmethod
+    def of(cls, cfg: Config, layer: int | None = None, mlp_input: bool = False) -> "Station":
+        """The station that TransformerLens's arguments name: None and -1 are the unembedding, -2 the last layer.
+
+        In a parallel block the MLP reads the same stream as attention.
+        """
+        number = layer_count(cfg, layer)
+        if number == cfg.n_layers:
+            if mlp_input:
+                raise ValueError(f"mlp_input needs a layer with an MLP, 0 to {number - 1}; layer is {layer}")
+            return cls(number, number, (f"blocks.{number - 1}.hook_resid_post",), "ln_final")
+        if mlp_input and cfg.attn_only:
+            raise ValueError("mlp_input is what an MLP reads; this model has attention only")
+        norm = f"blocks.{number}.ln{2 if mlp_input and not cfg.shared_norm else 1}"
+        if mlp_input and not cfg.parallel_attn_mlp:
+            return cls(number, number + 1, (f"blocks.{number}.hook_resid_mid",), norm)
+        same = (f"blocks.{number - 1}.hook_resid_post",) if number else ()
+        return cls(number, number, (f"blocks.{number}.hook_resid_pre", *same), norm)
+
+
+def layer_count(cfg: Config, layer: int | None, least: int = 0) -> int:
+    """How many layers come before `layer`; None and -1 mean all of them.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    n = cfg.n_layers
+    count = n if layer is None else layer + n + 1 if layer < 0 else layer
+    if not least <= count <= n:
+        raise ValueError(f"layer is {layer}; wanted {least} to {n}, or -1 for all layers")
+    return count
+
+
+# --- reading a cache
+
+
+def read(cache: Any, names: str | tuple[str, ...], positions: Slice) -> Float[Array, "..."]:
+    """An activation at some positions; of several names the first that the cache holds.
+
+    Raises:
+        ActivationNotFound: it holds none of them.
+    """
+    names = (names,) if isinstance(names, str) else names
+    name = next((name for name in names if name in cache), None)
+    if name is None:
+        raise _not_held(" or ".join(f'"{name}"' for name in names))
+    return _cut(cache, name, cache[name], positions)
+
+
+def read_layers(cache: Any, site: str, layers: Sequence[int], positions: Slice) -> Float[Array, "l ..."]:
+    """The activations of a site in some layers, at some positions.
+
+    Raises:
+        ActivationNotFound: the cache does not hold it in all of them.
+    """
+    if missing := [layer for layer in layers if f"blocks.{layer}.{site}" not in cache]:
+        raise _not_held(f'"blocks.{"*" if len(missing) == cache.cfg.n_layers else missing[0]}.{site}"')
+    return _cut(cache, f"blocks.{layers[0]}.{site}", cache.of_layers(site, layers), positions)
+
+
+def _not_held(what: str) -> ActivationNotFound:
+    return ActivationNotFound(f"this needs {what}, which the cache does not hold; add it to the run's names_filter")
+
+
+def _cut(cache: Any, name: str, value: jax.Array, positions: Slice) -> jax.Array:
+    if positions.mode == "identity":
+        return value
+    axes = sites(cache.cfg)[name].axes.split()
+    if cache.rank(name) < len(axes) - (not cache.has_batch_dim):
+        raise ValueError(
+            f"positions {positions.index} were asked for, but this cache was taken at one position and has no axis of "
+            "them any more; ask for None"
+        )
+    return positions.apply(value, axes.index("p") - len(axes))
+
+
+def norm_of(cache: Any, station: Station) -> Norm | None:
+    """The norm through which a station is read, if there is one."""
+    if f"{station.norm}.hook_scale" not in sites(cache.cfg):
+        return None
+    place, layer = split_name(station.norm)
+    if layer is None:
+        return cache.needs_model().parts.ln_final
+    block, row = next((block, rows.index(layer)) for block, rows in _stacks(cache) if layer in rows)
+    return jax.tree.map(lambda w: w[row], getattr(block, place))
+
+
+def norm_at(cache: Any, station: Station, positions: Slice, batch: Slice | None = None) -> FixedNorm:
+    """The norm through which a station is read, at the scale it had; the identity if there is none."""
+    if (norm := norm_of(cache, station)) is None:
+        return IDENTITY
+    scale = read(cache, f"{station.norm}.hook_scale", positions)
+    return FixedNorm.at(norm, batch.apply(scale) if batch is not None and cache.has_batch_dim else scale)
+
+
+def _stacks(cache: Any):
+    """Every stack of blocks with its layers."""
+    return zip(cache.needs_model().parts.stacks, cache.cfg.stacks, strict=True)
+
+
+# --- terms
+
+
+def head_units(cache: Any, layers: Sequence[int], positions: Slice) -> UnitsByLayer:
+    """What the heads of some layers write; from hook_result where the cache holds it, otherwise from z and W_O."""
+
+    def units(block, some, cut):
+        after = _after(cache, block.ln1_post, "ln1_post", some, positions)
+        if all(f"blocks.{layer}.attn.hook_result" in cache for layer in some):
+            return Units(read_layers(cache, "attn.hook_result", some, positions), None, after)
+        return Units(read_layers(cache, "attn.hook_z", some, positions), cut(block.attn.W_O), after)
+
+    return _by_layer(cache, layers, units)
+
+
+def neuron_units(cache: Any, layers: Sequence[int], positions: Slice, which: Slice) -> UnitsByLayer:
+    """What the neurons of some layers write; of a mixture of experts those of every expert, times its weight."""
+
+    def units(block, some, cut):
+        held, W_out = read_layers(cache, "mlp.hook_post", some, positions), cut(block.mlp.W_out)
+        if W_out.ndim == 4:
+            cfg, weights = cache.cfg, read_layers(cache, "mlp.hook_expert_weights", some, positions)
+            held = _experts_as_units(held, weights, cfg.experts_per_token, cfg.norm_topk_prob)
+        else:
+            held = _neurons_as_units(held)
+        if which.mode != "identity":
+            W_out = which.apply(W_out.reshape(len(some), -1, W_out.shape[-1]), 1)
+            held = which.apply(held, -2)
+        return Units(held, W_out, _after(cache, block.ln2_post, "ln2_post", some, positions))
+
+    return _by_layer(cache, layers, units)
+
+
+def neuron_labels(cfg: Config, layers: Sequence[int], which: Slice) -> list[str]:
+    """ "L0N3", or "L0E1N3" where experts are mixed, in the order of `neuron_units`."""
+    labels = []
+    for layer in layers:
+        mixes = bool(cfg.moe_layers) and cfg.moe_layers[layer]
+        numbers = range(cfg.d_mlp * (cfg.num_experts if mixes else 1))
+        chosen = numbers if which.mode == "identity" else which.indices(len(numbers)).tolist()
+        chosen = [numbers[number] for number in chosen]
+        names = [f"E{number // cfg.d_mlp}N{number % cfg.d_mlp}" if mixes else f"N{number}" for number in chosen]
+        labels += [f"L{layer}{name}" for name in names]
+    return labels
+
+
+def biases(cache: Any, n_attn: int, n_mlp: int, positions: Slice, like: jax.Array) -> Biases:
+    """The sum of what the biases of the first attentions and MLPs add; one row, of the shape `like`."""
+    found = []
+    for place, part, name, n_layers in (("ln1_post", "attn", "b_O", n_attn), ("ln2_post", "mlp", "b_out", n_mlp)):
+        for block, layers in _stacks(cache):
+            if some := [layer for layer in layers if layer < n_layers]:
+                bias, norm = getattr(getattr(block, part), name, None), getattr(block, place)
+                if bias is not None or getattr(norm, "b", None) is not None:
+                    bias = None if bias is None else bias[: len(some)]
+                    found.append((bias, _after(cache, norm, place, some, positions)))
+    return Biases(tuple(found), like)
+
+
+def _by_layer(cache: Any, layers: Sequence[int], units) -> UnitsByLayer:
+    """The units of layers that lie in several stacks: `units(block, the layers of that stack, cut)`."""
+    chosen = [(block, rows, [layer for layer in rows if layer in layers]) for block, rows in _stacks(cache)]
+    chosen = [entry for entry in chosen if entry[2]]
+    made = tuple(units(block, some, functools.partial(_rows_of, rows, some)) for block, rows, some in chosen)
+    return UnitsByLayer(made, runs_of([some for _, _, some in chosen]))
+
+
+def _rows_of(rows: Sequence[int], some: Sequence[int], weight: jax.Array) -> jax.Array:
+    """The rows of a stacked weight that belong to some consecutive layers of the stack."""
+    first = rows.index(some[0])
+    return weight if len(some) == len(rows) else weight[first : first + len(some)]
+
+
+def _after(cache: Any, norm: Any, place: str, layers: Sequence[int], positions: Slice) -> FixedNorm:
+    """The norm after attention or MLP in some layers of a stack, at its scales."""
+    if not isinstance(norm, Norm):
+        return IDENTITY
+    rows = next(rows for rows in cache.cfg.stacks if layers[0] in rows)
+    norm = jax.tree.map(functools.partial(_rows_of, rows, layers), norm)
+    return FixedNorm.at(norm, read_layers(cache, f"{place}.hook_scale", layers, positions))
+
+
+@jax.jit
+def _neurons_as_units(post: Float[Array, "l ... m"]) -> Float[Array, "l ... m 1"]:
+    return post[..., None]
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _experts_as_units(post: Float[Array, "l ... e m"], weights: Float[Array, "l ... e"], k: int, renormalise: bool):
+    """[l ... (e m) 1]: every expert's neurons, times the weight that the router gave it; zero if it was not chosen."""
+    chosen = choose(weights.reshape(1, -1, weights.shape[-1]), k, renormalise).reshape(weights.shape)
+    held = post * chosen[..., None].astype(post.dtype)
+    return held.reshape(*held.shape[:-2], -1, 1)

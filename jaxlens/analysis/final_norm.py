@@ -1,0 +1,122 @@
+"""Norms taken apart: at the scale that a norm had in a run it is linear, so every term of its input counts by itself.
+
+Axes: d d_model, v vocabulary; "..." is batch and position, whichever there are.
+
+    x = Σ terms ─ centre (LN only) ─ ÷ scale ─ × w ─┬─ + b ─ W_U ─ + b_U ─ logits (before a soft cap)
+                └────────── linear: term by term ───┘ └── the same for every x: a constant ──┘
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlens.nn.norm import NoNorm, Norm
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FixedNorm:
+    """A norm whose scale is known; one without fields is the identity.
+
+    Example:
+        >>> norm = FixedNorm(scale=jnp.array([2.0]), w=jnp.array([1.0, 3.0]), centres=True)
+        >>> norm.of(jnp.array([5.0, 1.0])).tolist(), norm.before(jnp.array([1.0, 1.0])).tolist()
+        ([1.0, -3.0], [-1.0, 1.0])
+    """
+
+    scale: Float[Array, "... 1"] | None = None
+    w: Float[Array, "*l d"] | None = None
+    b: Float[Array, "*l d"] | None = None
+    centres: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @classmethod
+    def at(cls, norm: Norm | NoNorm | None, scale: Float[Array, "... 1"] | None = None) -> "FixedNorm":
+        """A norm of the model at a scale; where the model has none, the identity."""
+        if not isinstance(norm, Norm):
+            return cls()
+        w = norm.w
+        if w is not None and norm.cfg.rmsnorm_uses_offset:
+            w = 1 + w.astype(jnp.promote_types(w.dtype, jnp.float32))
+        return cls(scale, w, norm.b, norm.kind.startswith("LN"))
+
+    def of(self, x: Float[Array, "*terms d"]) -> Float[Array, "*terms d"]:
+        """What the norm makes of terms of its input, its bias apart."""
+        x = self.divide(_centred(x) if self.centres else x)
+        return x if self.w is None else x * self.w
+
+    def before(self, direction: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """A direction behind the norm, from in front of it: `of(x) @ direction == x @ before(direction) / scale`."""
+        direction = direction if self.w is None else direction * self.w
+        return _centred(direction) if self.centres else direction
+
+    def divide(self, x: Float[Array, "*terms d"]) -> Float[Array, "*terms d"]:
+        """x divided by the scale alone."""
+        return x if self.scale is None else x / self.scale
+
+
+IDENTITY = FixedNorm()
+
+
+def _centred(x):
+    return x - jnp.mean(x, axis=-1, keepdims=True)
+
+
+def before_final_norm(model: Any, direction: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """A direction behind the final norm, seen from in front of it, apart from the scale of the norm.
+
+    With s the cached `ln_final.hook_scale`, `x @ before_final_norm(model, model.W_U[:, token]) / s` is what a term x of
+    the last residual stream adds to the logit of a token, whether the norm's weight is folded into W_U or not.
+    """
+    return _before(FixedNorm.at(model.ln_final), direction)
+
+
+_before = jax.jit(FixedNorm.before)
+
+
+def as_tokens(model: Any, tokens: Any) -> jax.Array:
+    """Tokens as an array of numbers, from a string or a number, a list of them, or an array."""
+    if isinstance(tokens, list | tuple):
+        tokens = [model.to_single_token(token) if isinstance(token, str) else token for token in tokens]
+    return jnp.asarray(model.to_single_token(tokens) if isinstance(tokens, str) else tokens)
+
+
+def logit_direction(
+    model: Any, tokens: Any, incorrect_tokens: Any, rows: tuple[int, ...], has_batch_dim: bool
+) -> Float[Array, "... d"]:
+    """What is dotted with the unembedding's input to give the logits of tokens, or how far they are above others'.
+
+    Apart from `logit_constant`. It broadcasts against `rows`, the shape of batch and position; tokens [batch] are one
+    for each prompt, at all of its positions.
+
+    Raises:
+        ValueError: the tokens do not fit the rows, or are not of the same shape as the incorrect ones.
+    """
+    right, wrong = _right_and_wrong(model, tokens, incorrect_tokens, rows, has_batch_dim)
+    direction = model.tokens_to_residual_directions(right)
+    return direction if wrong is None else direction - model.tokens_to_residual_directions(wrong)
+
+
+def logit_constant(
+    model: Any, tokens: Any, incorrect_tokens: Any, rows: tuple[int, ...], has_batch_dim: bool
+) -> Float[Array, "..."]:
+    """The part of the same logits that no input changes: the final norm's bias along their direction, and b_U."""
+    right, wrong = _right_and_wrong(model, tokens, incorrect_tokens, rows, has_batch_dim)
+    direction, b = logit_direction(model, right, wrong, rows, has_batch_dim), FixedNorm.at(model.ln_final).b
+    constant = model.b_U[right] if wrong is None else model.b_U[right] - model.b_U[wrong]
+    return constant if b is None else constant + jnp.matmul(direction, b, precision="highest")
+
+
+def _right_and_wrong(model: Any, tokens: Any, incorrect_tokens: Any, rows: tuple[int, ...], has_batch_dim: bool):
+    """Tokens as arrays that broadcast against the rows."""
+    right, wrong = as_tokens(model, tokens), None if incorrect_tokens is None else as_tokens(model, incorrect_tokens)
+    if wrong is not None and right.shape != wrong.shape:
+        raise ValueError(f"tokens and incorrect_tokens must have the same shape; got {right.shape} and {wrong.shape}")
+    shape = () if right.size == 1 else right.shape
+    if has_batch_dim and len(rows) > 1 and shape == rows[-2:-1]:
+        shape = (*shape, 1)
+    if len(shape) > len(rows) or any(n not in (1, m) for n, m in zip(shape[::-1], rows[::-1], strict=False)):
+        raise ValueError(f"tokens of shape {shape} do not fit batch and position, {rows}; give one, or one for each")
+    return right.reshape(shape), None if wrong is None else wrong.reshape(shape)
