@@ -38,7 +38,7 @@ def correlation(attribution: Labelled, patching: Labelled) -> Agreement:
     """How attributions and effects of patching with the same axes, in any order, are correlated.
 
     Raises:
-        ValueError: their axes or places differ, or either is the same everywhere.
+        ValueError: their axes differ, or either is the same everywhere.
 
     Example:
         >>> labels = {"head": ["0", "1", "2"]}
@@ -46,11 +46,10 @@ def correlation(attribution: Labelled, patching: Labelled) -> Agreement:
         ...             Labelled(np.array([0.5, 1.0, 5.0]), ("head",), labels))
         Agreement over 3 places: Pearson 0.912, Spearman 1.000, slope 2.250
     """
-    if sorted(attribution.axes) != sorted(patching.axes) or attribution.labels != patching.labels:
+    if _sizes(attribution) != _sizes(patching):
         raise ValueError(
-            f"attributions have the axes {attribution.axes} of {attribution.shape} and patching {patching.axes} of "
-            f"{patching.shape}; wanted the same places: sum attributions over the axes that patching does not have, as "
-            'in attributions["z"].sum("pos")'
+            f"attributions have the axes {_sizes(attribution)} and patching {_sizes(patching)}; wanted the same: sum "
+            'attributions over the axes that patching does not have, as in attributions["z"].sum("pos")'
         )
     order = [attribution.axes.index(axis) for axis in patching.axes]
     pair = np.stack([attribution.values.transpose(order).ravel(), patching.values.ravel()]).astype(np.float64)
@@ -62,6 +61,10 @@ def correlation(attribution: Labelled, patching: Labelled) -> Agreement:
         attribution, patching, float(np.corrcoef(pair)[0, 1]), float(np.corrcoef(ranks)[0, 1]),
         float(covariance / variance),
     )  # fmt: skip
+
+
+def _sizes(result: Labelled) -> dict[str, int]:
+    return dict(zip(result.axes, result.shape, strict=True))
 
 
 def compare_with_patching(

@@ -137,7 +137,7 @@ def attribution_patch(
     gradient, found = jax.tree.map(lambda summed: np.asarray(summed) / len(steps), total)
     moved = np.asarray(goal.residual - start.residual)
     embed = np.sum(gradient * moved, axis=-1 if corrupted_metric.ndim else (0, -1))
-    positions = position_labels(model, model._read_input(clean).tokens)
+    positions = position_labels(model, model._read_input(corrupt).tokens)
     label = Labeller(model, positions, per_prompt=corrupted_metric.ndim == 1)
     parts = {
         name: [label(embed, "b p")] if site == EMBED else label.of_layers(site, found) for name, site in names.items()

@@ -48,7 +48,13 @@ class Labelled:
         return self._without(values, set(places))
 
     def sum(self, *axes: str) -> "Labelled":
-        """The sum over these axes."""
+        """The sum over these axes.
+
+        Raises:
+            KeyError: there is no such axis.
+        """
+        if odd := [axis for axis in axes if axis not in self.axes]:
+            raise KeyError(f"there is no axis {odd[0]!r}; the axes are {self.axes}")
         return self._without(self.values.sum(tuple(self.axes.index(axis) for axis in axes)), set(axes))
 
     def _without(self, values: np.ndarray, gone: set[str]) -> "Labelled":

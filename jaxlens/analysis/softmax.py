@@ -64,21 +64,27 @@ def effect_of_keys(
     cap = attn.cfg.attn_scores_soft_cap
     scores, new = (raw_scores(q, keys, at.scale, cap) for keys in (k, other_k))
     seen = visible(at.low, at.high, at.real, scores.ndim)
-    highest = jnp.max(jnp.where(seen, scores, -jnp.inf), axis=-1, keepdims=True)
-    highest = jnp.where(jnp.isfinite(highest), highest, 0)  # of a row that sees nothing
-    weights = jnp.where(seen, jnp.exp(scores - highest), 0)
     gradient = by_group(gradient, k.shape[2])
-    total, weighed = _others(weights), _others(weights * gradient)
-    log_total = highest + jnp.log(total)
+    log_total, mean = others(jnp.where(seen, scores, -jnp.inf), gradient)
     gain = jax.nn.sigmoid(new - log_total) - jax.nn.sigmoid(scores - log_total)
-    mean = weighed / jnp.where(total > 0, total, 1)
-    return jnp.einsum("bkgps,bkgps->bsk", jnp.where(seen, gain, 0), jnp.where(seen, gradient - mean, 0))
+    return jnp.einsum("bkgps->bsk", jnp.where(seen, gain * (gradient - mean), 0))
 
 
-def _others(x: Float[Array, "*b s"]) -> Float[Array, "*b s"]:
-    """For every entry the sum of all others of its row: those before it and those after it, so nothing cancels."""
+def others(scores: Float[Array, "*b s"], values: Float[Array, "*b s"]) -> tuple[Array, Array]:
+    """For every entry, of all others in its row: the log of the sum of exponentials, and the mean weighed by these.
 
-    def before(x):
-        return jnp.cumsum(jnp.pad(x[..., :-1], [*[(0, 0)] * (x.ndim - 1), (1, 0)]), axis=-1)
+    Those before it and those after it are summed up apart, so that nothing is taken off again and nothing cancels.
+    """
 
-    return before(x) + jnp.flip(before(jnp.flip(x, -1)), -1)
+    def together(one, other):
+        (log_total, mean), (log_other, other_mean) = one, other
+        share = jnp.where(log_other > -jnp.inf, jax.nn.sigmoid(log_other - log_total), 0)
+        return jnp.logaddexp(log_total, log_other), mean + (other_mean - mean) * share
+
+    def before(scores, values):
+        first = [(0, 0)] * (scores.ndim - 1) + [(1, 0)]
+        pair = jnp.pad(scores[..., :-1], first, constant_values=-jnp.inf), jnp.pad(values[..., :-1], first)
+        return jax.lax.associative_scan(together, pair, axis=-1)
+
+    after = before(jnp.flip(scores, -1), jnp.flip(values, -1))
+    return together(before(scores, values), tuple(jnp.flip(part, -1) for part in after))
