@@ -71,7 +71,7 @@ def test_prompt(
             for rank, token, name in zip(found, judged, names, strict=True):
                 print(f"Rank: {rank:<8}", _line(logits[place, token], probabilities[place, token], name))
             for rank, token in enumerate(order[place, :top_k]):
-                name = model.to_string([int(token)])
+                name = model.to_string([token]) if token < len(model.tokenizer) else ""  # filled-up vocabularies
                 print(f"Top {rank}th token.", _line(logits[place, token], probabilities[place, token], name))
     print("Ranks of the answer tokens:", ranks if several else [rank for (rank,) in ranks])
 
