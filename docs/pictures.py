@@ -8,9 +8,8 @@ from pathlib import Path
 import jax
 from PIL import Image, ImageChops
 
-from jaxlens import HookedTransformer, plot
+from jaxlens import HookedTransformer, direct_logit_attribution, plot
 from jaxlens.analysis.patching import get_act_patch_resid_pre
-from jaxlens.demo import head_attribution
 
 FOLDER = Path(__file__).with_suffix("")
 CLEAN = "When John and Mary went to the shops, John gave the bag to"
@@ -32,8 +31,7 @@ def pictures() -> dict[str, plot.Picture]:
     patched = get_act_patch_resid_pre(
         model, corrupted, cache, lambda logits: (difference(logits) - baseline) / (clean - baseline)
     )
-    _, last = model.run_with_cache(CLEAN, pos_slice=-1)
-    attribution = head_attribution(model, last, jax.numpy.array([[mary, john]]))
+    attribution = direct_logit_attribution(model, CLEAN, mary, john, unit="head").heads()[..., 0]
     log_probs = jax.nn.log_softmax(logits)
     return {
         "attention": plot.attention_patterns(cache, CLEAN, layer=23),

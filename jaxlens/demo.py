@@ -4,9 +4,9 @@
 
 The indirect-object task of "Interpretability in the Wild" (arXiv 2211.00593), with the eight prompts and the steps of
 TransformerLens's Exploratory Analysis demo. The first part of this file is the experiment, to be copied; then follow
-the telling of it, its clock, and its picture.
+the telling of it and its clock. Its pictures are in demo_picture.py.
 
-Axes: b prompt, p position, d d_model, n head, h d_head, l layer, v vocabulary.
+Axes: b prompt, p position, n head, l layer, v vocabulary.
 """
 
 import contextlib
@@ -21,6 +21,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxlens.analysis.activation_cache import ActivationCache
+from jaxlens.analysis.agreement import Agreement, correlation
+from jaxlens.analysis.attribution import attribution_patch
+from jaxlens.analysis.heads import (
+    duplicate_token_scores,
+    induction_scores,
+    previous_token_scores,
+    repeated_random_tokens,
+)
+from jaxlens.analysis.interventions import activation_patch
+from jaxlens.analysis.labelled import Labelled
+from jaxlens.analysis.logit_attribution import READS, direct_logit_attribution
+from jaxlens.demo_picture import heads_map, residual_map, tell_pictures
 from jaxlens.names import get_act_name
 from jaxlens.transformer import HookedTransformer
 
@@ -30,8 +42,14 @@ TEMPLATES = (
     ("When Dan and Sid went to the shops,{} gave an apple to", (" Dan", " Sid")),
     ("After Martin and Amy went to the park,{} gave a drink to", (" Martin", " Amy")),
 )
-WANTED = ["blocks.*.hook_resid_post", "blocks.*.attn.hook_z", "ln_final.hook_scale"]
-"""The activations that the analysis reads."""
+SCORES = {
+    "induction": induction_scores,
+    "previous token": previous_token_scores,
+    "duplicate token": duplicate_token_scores,
+}
+"""Kinds of heads that are known by where they look."""
+
+LOOKED_AT = ("what came after the same token before", "the token before", "the same token before")
 
 N_ABLATED = 5
 """How many heads are ablated: the strongest, and some more to see what a further hook costs."""
@@ -47,6 +65,15 @@ class Prompts:
     names: list[tuple[str, str]]
     tokens: Int[Array, "b p"]
     answers: Int[Array, "b 2"]
+
+    @property
+    def corrupted(self) -> Int[np.ndarray, "b p"]:
+        """For every prompt the one with the names exchanged, whose right answer is this one's wrong one."""
+        return np.asarray(self.tokens).reshape(-1, 2, self.tokens.shape[1])[:, ::-1].reshape(self.tokens.shape)
+
+    def metric(self, logits: Float[Array, "b p v"]) -> Float[Array, ""]:
+        """The mean logit difference."""
+        return logit_difference(logits, self.answers).mean()
 
 
 def indirect_object_prompts(model: HookedTransformer) -> Prompts:
@@ -70,37 +97,28 @@ def logit_difference(logits: Float[Array, "b p v"], answers: Int[Array, "b 2"]) 
     return right - wrong
 
 
-@jax.jit
-def logit_lens(model: HookedTransformer, cache: ActivationCache, answers: Int[Array, "b 2"]) -> Float[Array, "l b"]:
+def is_read(name: str) -> bool:
+    """Whether the lens and the attribution of heads read an activation."""
+    return name.endswith(("hook_resid_pre", "ln_final.hook_scale", *READS["head"]))
+
+
+def logit_lens(cache: ActivationCache, answers: Int[Array, "b 2"]) -> Float[Array, "l b"]:
     """The logit difference if the model stopped after each layer: its last norm and unembedding, run on every layer."""
-
-    def after(residual: Float[Array, "b d"]) -> Float[Array, " b"]:
-        return logit_difference(model(residual[:, None], start_at_layer=model.cfg.n_layers), answers)
-
-    return jax.vmap(after)(cache.stack_activation("resid_post"))
+    right, wrong = (cache.logit_lens(targets=names, positions=None).values for names in answers.T)
+    return (right - wrong)[1:, :, 0]  # the first entry is what comes before all layers
 
 
-@jax.jit
-def head_attribution(
-    model: HookedTransformer, cache: ActivationCache, answers: Int[Array, "b 2"]
-) -> Float[Array, "l n"]:
-    """What every head adds to the logit difference directly, in logits, as the mean over prompts.
-
-    A head's output is a term of the residual stream, and the logits are linear in that once the scale of the final norm
-    is known: each term counts by its dot product with one direction.
-    """
-    right, wrong = jnp.moveaxis(model.tokens_to_residual_directions(answers), 1, 0)
-    direction = before_final_norm(model, right - wrong) / cache["scale"]
-    return jnp.einsum("lbnh,lnhd,bd->ln", cache.stack_activation("z"), model.W_O, direction) / len(answers)
+def head_attribution(cache: ActivationCache, answers: Int[Array, "b 2"]) -> Float[Array, "l n"]:
+    """What every head adds to the logit difference directly, in logits, as the mean over prompts."""
+    right, wrong = answers.T
+    found = direct_logit_attribution(cache.model, None, right, wrong, unit="head", pos=None, cache=cache)
+    return found.heads().mean(-1)
 
 
-def before_final_norm(model: HookedTransformer, direction: Float[Array, "b d"]) -> Float[Array, "b d"]:
-    """A direction behind the final norm, seen from in front of it (apart from the scale)."""
-    w = model.ln_final.w
-    if w is not None:
-        direction = direction * (1 + w if model.cfg.rmsnorm_uses_offset else w)
-    centres = model.cfg.normalization_type.startswith("LN")
-    return direction - direction.mean(-1, keepdims=True) if centres else direction
+def losses_of_halves(model: HookedTransformer, tokens: Int[Array, "b p"]) -> dict[str, float]:
+    """The mean loss on the first and on the second half of `repeated_random_tokens`, in nats."""
+    half, loss = tokens.shape[1] // 2, model(tokens, return_type="loss", loss_per_token=True)
+    return {"first half": float(loss[:, :-half].mean()), "second half": float(loss[:, 1 - half :].mean())}
 
 
 def without_head(model: HookedTransformer, tokens: Int[Array, "b p"], layer: int, head: int) -> Float[Array, "b p v"]:
@@ -112,10 +130,10 @@ def without_head(model: HookedTransformer, tokens: Int[Array, "b p"], layer: int
     return model.run_with_hooks(tokens, fwd_hooks=[(get_act_name("z", layer), ablate)])
 
 
-def strongest(attribution: Float[np.ndarray, "l n"], count: int) -> list[tuple[int, int]]:
-    """The heads of largest attribution, of either sign, as (layer, head)."""
-    order = np.argsort(-np.abs(attribution), axis=None)[:count]
-    return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, attribution.shape), strict=True)]
+def strongest_heads(values: Float[np.ndarray, "l n"], count: int = 10) -> list[tuple[int, int]]:
+    """The heads of largest value, of either sign, as (layer, head)."""
+    order = np.argsort(-np.abs(values), axis=None)[:count]
+    return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, values.shape), strict=True)]
 
 
 # --- the experiment, told
@@ -123,7 +141,10 @@ def strongest(attribution: Float[np.ndarray, "l n"], count: int) -> list[tuple[i
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What the demo found, in logits; `ablated` is the logit difference of each prompt without `head`."""
+    """What the demo found, in logits; `ablated` is the logit difference of each prompt without `head`.
+
+    `residual` and `heads` are shares of the logit difference that patching restores, `scores` shares of attention.
+    """
 
     model_name: str
     names: list[tuple[str, str]]
@@ -132,35 +153,27 @@ class Findings:
     attribution: Float[np.ndarray, "l n"]
     head: tuple[int, int]
     ablated: Float[np.ndarray, " b"]
+    scores: dict[str, Float[np.ndarray, "l n"]]
+    residual: Labelled
+    heads: Labelled
+    agreement: Agreement
 
 
 def demo(model_name: str, out: Path) -> Findings:
-    """Loads a model, runs the experiment, prints what it finds, and saves the picture in the folder `out`."""
+    """Loads a model, runs the experiment, prints what it finds, and saves pictures of it in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     with measured() as all_of_it:
         with step(f"Loading {model_name}"):
             model = HookedTransformer.from_pretrained_no_processing(model_name)
         print(f"  {repr(model).splitlines()[0]}")
-        check_suited(model)
         findings = investigate(model, indirect_object_prompts(model))
-        tell_picture(findings, out / "demo.png")
+        tell_pictures(findings, out)
     print(f"All of it took {all_of_it.seconds:.0f} s, with {all_of_it.compilations} compilations.")
     return findings
 
 
-def check_suited(model: HookedTransformer) -> None:
-    """Raises ValueError for a model whose logits are not linear in what the heads write, at a fixed norm scale."""
-    cfg = model.cfg
-    if cfg.normalization_type is None or cfg.norm_placement != "pre" or cfg.output_logits_soft_cap is not None:
-        raise ValueError(
-            "the demo's attribution of heads wants one norm, the final one, between a head and the logits, and no soft "
-            f"cap; {model.name} has norm_placement {cfg.norm_placement!r}, normalization_type "
-            f"{cfg.normalization_type!r}, output_logits_soft_cap {cfg.output_logits_soft_cap}"
-        )
-
-
 def investigate(model: HookedTransformer, prompts: Prompts) -> Findings:
-    """The experiment from the first forward to the ablated heads."""
+    """The experiment from the first forward to the last patch."""
     tokens, answers = prompts.tokens, prompts.answers
     n_prompts, n_positions = tokens.shape
     with step(f"First forward of {n_prompts} prompts of {n_positions} tokens, compiling"):
@@ -172,16 +185,21 @@ def investigate(model: HookedTransformer, prompts: Prompts) -> Findings:
     tell_differences(prompts, clean)
 
     with step("\nForward that keeps what the analysis reads, compiling"):
-        _, cache = jax.block_until_ready(model.run_with_cache(tokens, names_filter=WANTED, pos_slice=-1))
+        _, cache = jax.block_until_ready(model.run_with_cache(tokens, names_filter=is_read, pos_slice=-1))
     with step("Logit lens, compiling"):
-        lens = np.asarray(logit_lens(model, cache, answers))
+        lens = np.asarray(logit_lens(cache, answers))
     with step("Attribution of the heads, compiling"):
-        attribution = np.asarray(head_attribution(model, cache, answers))
+        attribution = np.asarray(head_attribution(cache, answers))
     tell_lens(lens.mean(1))
-    heads = strongest(attribution, 10)
-    tell_heads(attribution, heads)
-    ablated = ablate_heads(model, prompts, heads[:N_ABLATED], clean.mean())
-    return Findings(model.name or "untrained", prompts.names, clean, lens, attribution, heads[0], ablated)
+    strongest = strongest_heads(attribution)
+    print(f"\nWhich of the {attribution.size} heads write it? The strongest, as layer.head, in logits:")
+    tell_heads(attribution, strongest)
+    ablated = ablate_heads(model, prompts, strongest[:N_ABLATED], clean.mean())
+    scores = score_heads(model)
+    return Findings(
+        model.name or "untrained", prompts.names, clean, lens, attribution, strongest[0], ablated, scores,
+        *patch(model, prompts),
+    )  # fmt: skip
 
 
 def tell_next_tokens(model: HookedTransformer, prompts: Prompts, logits: Float[Array, "b p v"], count: int = 6) -> None:
@@ -209,10 +227,9 @@ def tell_lens(differences: Float[np.ndarray, " l"], per_line: int = 10) -> None:
     print(f"  The largest step is in layer {np.argmax(np.diff(differences, prepend=0))}.")
 
 
-def tell_heads(attribution: Float[np.ndarray, "l n"], heads: list[tuple[int, int]], per_line: int = 5) -> None:
-    """Prints the strongest heads."""
-    print(f"\nWhich of the {attribution.size} heads write it? The strongest, as layer.head, in logits:")
-    cells = [f"{layer:2}.{head} {attribution[layer, head]:+.3f}" for layer, head in heads]
+def tell_heads(values: Float[np.ndarray, "l n"], heads: list[tuple[int, int]], per_line: int = 5) -> None:
+    """Prints the values of some heads."""
+    cells = [f"{layer:2}.{head} {values[layer, head]:+.3f}" for layer, head in heads]
     for first in range(0, len(cells), per_line):
         print("  " + "   ".join(cells[first : first + per_line]))
 
@@ -240,6 +257,43 @@ def ablate_heads(
     fresh, usual = min(run.seconds for run in hooked[1:]), min(warm)  # the rest is what else the machine was doing
     print(f"  A new hook takes {fresh:.2f} s, a warm forward {usual:.2f} s: {fresh / usual:.2f} times as long.")
     return differences[0]
+
+
+def score_heads(model: HookedTransformer, count: int = 5) -> dict[str, Float[np.ndarray, "l n"]]:
+    """Tells which heads look back, and at what, on random tokens that are said twice."""
+    with step("\nRandom tokens, said twice, compiling"):
+        scores = {kind: np.asarray(score(model)) for kind, score in SCORES.items()}
+        losses = losses_of_halves(model, repeated_random_tokens(model))
+    print("Which heads look back, whatever the text? How much of their attention goes")
+    for (kind, values), where in zip(scores.items(), LOOKED_AT, strict=True):
+        print(f"  to {where} ({kind} heads):")
+        tell_heads(values, strongest_heads(values, count))
+    print(f"  The loss is {losses['first half']:.2f} the first time and {losses['second half']:.2f} the second.")
+    return scores
+
+
+def patch(model: HookedTransformer, prompts: Prompts) -> tuple[Labelled, Labelled, Agreement]:
+    """Tells where the answer is on its way: what one clean activation restores in the run with the names exchanged."""
+    print("\nWhich way does the answer go? The names are exchanged, and one activation after the other is put back.")
+    runs = prompts.corrupted, prompts.tokens
+    with step(f"The residual stream at {model.cfg.n_layers} × {prompts.tokens.shape[1]} places, compiling"):
+        residual = activation_patch(model, *runs, prompts.metric, "resid_pre", ("layer", "pos"), progress=False)
+    print(residual_map(residual.normalised))
+    with step(f"\nThe output of {model.cfg.n_layers} × {model.cfg.n_heads} heads, compiling"):
+        heads = activation_patch(model, *runs, prompts.metric, "z", ("layer", "head"), progress=False)
+    print(heads_map(heads.normalised))
+    print("\nThe heads that restore most (or undo most), as shares of the logit difference:")
+    tell_heads(heads.normalised.values, strongest_heads(heads.normalised.values))
+    with step("\nThe same to first order: attribution patching, two forwards and a backward pass, compiling"):
+        attributions = attribution_patch(model, prompts.tokens, prompts.corrupted, prompts.metric, "z")
+    agreement = correlation(attributions["z"].sum("pos"), heads.change)
+    (layer, head), *_ = strongest_heads(agreement.attribution.values - agreement.patching.values)
+    print(
+        f"  Pearson {agreement.pearson:.3f} with true patching over {heads.values.size} heads (Spearman "
+        f"{agreement.spearman:.3f}). Furthest off is {layer}.{head}: {agreement.attribution.values[layer, head]:+.3f} "
+        f"logits foretold, {agreement.patching.values[layer, head]:+.3f} found."
+    )
+    return residual.normalised, heads.normalised, agreement
 
 
 # --- the clock
@@ -285,100 +339,3 @@ def step(doing: str) -> Iterator[None]:
         took = str(found)
     finally:
         print(took, flush=True)
-
-
-# --- the picture
-
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by every kind of colour vision
-
-
-def tell_picture(findings: Findings, path: Path) -> None:
-    """Saves the picture and says where; without matplotlib, says how to get it."""
-    try:
-        from matplotlib.figure import Figure  # an extra: everything but the picture works without it
-    except ImportError:
-        print("\nNo picture, because that needs matplotlib. Run: pip install 'hooked-jaxlens[plot]'")
-        return
-    figure = Figure(figsize=(17, 7.5), dpi=120, layout="constrained")
-    draw(figure, findings)
-    figure.savefig(path)
-    print(f"\nPicture: {path}")
-
-
-def draw(figure, findings: Findings) -> None:
-    """Three panels: the logit lens, the attribution of the heads, and each prompt with and without the strongest."""
-    lens, heads, prompts = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
-    draw_lens(lens, findings)
-    draw_heads(heads, findings)
-    draw_prompts(prompts, findings)
-    for panel in (lens, heads, prompts):
-        panel.spines[["top", "right"]].set_visible(False)
-    headline = f"Who gets the bag?  {findings.model_name} on {len(findings.clean)} indirect-object prompts"
-    figure.suptitle(headline, x=0.01, ha="left", fontsize=16)
-
-
-def title(panel, letter: str, headline: str, explanation: str) -> None:
-    """Two lines above a panel: its headline, and what its numbers are."""
-    panel.set_title(f"{letter}  {headline}", loc="left", fontsize=13, fontweight="bold", pad=26)
-    panel.text(0, 1.012, explanation, transform=panel.transAxes, fontsize=10, color="#444444", va="bottom")
-
-
-def signed(value: float) -> str:
-    """+1.25 or −1.25, with a minus as wide as the plus."""
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def draw_lens(panel, findings: Findings) -> None:
-    """The logit difference after every layer: one thin line for each prompt, a thick one for their mean."""
-    layers, mean = np.arange(len(findings.lens)), findings.lens.mean(1)
-    panel.axhline(0, color="black", linewidth=0.8)
-    panel.margins(y=0.12)  # room for the legend
-    panel.plot(layers, findings.lens, color=GREY, linewidth=0.8, alpha=0.6)
-    panel.plot([], [], color=GREY, linewidth=0.8, label="each prompt; the two orders of names mirror each other")
-    panel.plot(layers, mean, color=BLUE, linewidth=2.5, marker="o", markersize=4, label="mean")
-    jump, last = int(np.argmax(np.diff(mean, prepend=0))), len(layers) - 1
-    for layer, name, beside in ((jump, f"layer {jump}", (-12, 12)), (last, "end", (0, -70))):
-        panel.annotate(
-            f"{name}: {signed(mean[layer])}", (layer, mean[layer]), beside, textcoords="offset points", ha="right",
-            color=BLUE, fontweight="bold", bbox={"color": "white", "alpha": 0.8, "pad": 1},
-            arrowprops={"arrowstyle": "-", "color": BLUE},
-        )  # fmt: skip
-    panel.set(xlabel="layer", ylabel="logit difference, right − wrong name (logits)", xlim=(-0.5, len(layers) - 0.5))
-    panel.legend(loc="upper left", frameon=False)
-    title(panel, "A", "Logit lens", "the answer if the model stopped after each layer")
-
-
-def draw_heads(panel, findings: Findings, named: int = 8) -> None:
-    """The attribution of every head as a heat map, the strongest with their numbers."""
-    attribution = findings.attribution
-    limit = float(np.abs(attribution).max())
-    image = panel.imshow(attribution, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
-    for layer, head in strongest(attribution, named):
-        value = attribution[layer, head]
-        colour = "white" if abs(value) > 0.6 * limit else "black"
-        panel.text(head, layer, signed(value), ha="center", va="center", fontsize=9, color=colour)
-    n_layers, n_heads = attribution.shape
-    panel.set(xlabel="head", ylabel="layer", yticks=range(0, n_layers, max(1, n_layers // 10)))
-    panel.set_xticks(range(0, n_heads, max(1, n_heads // 12)))
-    bar = panel.figure.colorbar(image, ax=panel, shrink=0.8, pad=0.02)
-    bar.set_label("contribution to the logit difference (logits)")
-    title(panel, "B", "Direct attribution of heads", "what each head writes, mean over prompts")
-
-
-def draw_prompts(panel, findings: Findings) -> None:
-    """The logit difference of every prompt, as the model is and without its strongest head."""
-    rows = np.arange(len(findings.clean))
-    layer, head = findings.head
-    for shift, values, colour, of in (
-        (-0.2, findings.clean, BLUE, "whole model"),
-        (0.2, findings.ablated, ORANGE, f"without head {layer}.{head}"),
-    ):
-        bars = panel.barh(rows + shift, values, 0.38, color=colour, label=f"{of}, mean {signed(values.mean())}")
-        panel.bar_label(bars, [signed(value) for value in values], padding=3, fontsize=9, color=colour)
-    panel.axvline(0, color="black", linewidth=0.8)
-    panel.set_yticks(rows, [f"{giver.strip()} → {receiver.strip()}" for receiver, giver in findings.names])
-    panel.set_ylim(len(rows) + 0.5, -0.6)  # from top to bottom, with room for the legend under the last prompt
-    panel.margins(x=0.18)
-    panel.set(xlabel="logit difference, right − wrong name (logits)")
-    panel.legend(loc="lower right", frameon=False)
-    title(panel, "C", f"Head {layer}.{head} ablated", "who gives → who should receive")
