@@ -48,8 +48,9 @@ def sample_logits(
     """
     _check(top_k, top_p, temperature, repetition_penalty)
     penalties = {"freq_penalty": freq_penalty or None, "repetition_penalty": _unless(1, repetition_penalty)}
-    if any(penalty is not None for penalty in penalties.values()) and jnp.ndim(tokens) != 2:
-        raise ValueError(f"a penalty needs the tokens so far, [batch, pos]; got {tokens!r}")
+    if any(penalty is not None for penalty in penalties.values()) and np.ndim(tokens) != 2:
+        got = "None" if tokens is None else f"shape {np.shape(tokens)}"
+        raise ValueError(f"a penalty needs the tokens so far, [batch, pos]; got {got}")
     if temperature == 0:
         return _choose(None, final_logits, tokens, temperature=None, top_p=None, top_k=None, **penalties)
     key = _key(key, final_logits)
