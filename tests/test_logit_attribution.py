@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import CONFIGS, model, tokens
-from test_decomposition import EVERY, MASK, cache_of, made, processed, ran
+from test_decomposition import EVERY, MASK, cache_of, made, ran
 from test_errors import Case, lines_of, raises
 from test_hook_api import compilations
 from test_models import close
 from test_text import word_tokenizer
 
 import jaxlens
-from jaxlens import ActivationNotFound, Tokenizer, direct_logit_attribution
+from jaxlens import ActivationCache, ActivationNotFound, HookedTransformer, Tokenizer, direct_logit_attribution, weights
 from jaxlens.analysis import logit_attribution
 
 UNITS = ("component", "head", "neuron", "all", "layer")
@@ -26,6 +26,12 @@ every_config = pytest.mark.parametrize("name", EVERY)
 
 def units(name: str):
     return [unit for unit in UNITS if unit != "neuron" or not EVERY[name].attn_only]
+
+
+def processed(name: str) -> ActivationCache:
+    """The run of `ran`, on weights that were folded and centred where that is valid."""
+    params, cfg, _ = weights.process_weights(made(name).params, made(name).cfg)
+    return HookedTransformer(cfg, params=params).run_with_cache(tokens(), attention_mask=MASK)[1]
 
 
 def before_the_cap(cache) -> jax.Array:

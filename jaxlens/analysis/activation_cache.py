@@ -16,6 +16,7 @@ import numpy as np
 from jaxlens.analysis.components import layer_count
 from jaxlens.analysis.decomposition import Decomposition
 from jaxlens.analysis.terms import write_heads
+from jaxlens.devices import as_device
 from jaxlens.engine import Caught
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import ALIASES, sites, split_name
@@ -304,8 +305,7 @@ class ActivationCache(Decomposition, Mapping):
         Raises:
             ValueError: there is no such device.
         """
-        place = _device(device) if isinstance(device, str) else device
-        self._arrays = jax.device_put(self._arrays, place)
+        self._arrays = jax.device_put(self._arrays, as_device(device))
         return self
 
     def toggle_autodiff(self, mode: bool = False) -> None:
@@ -325,14 +325,6 @@ class ActivationCache(Decomposition, Mapping):
         cache.model, cache._ranks, cache._rows = None, dict(ranks), dict(rows)
         cache._arrays = dict(zip(cache._ranks, arrays, strict=True))
         return cache
-
-
-def _device(name: str) -> jax.Device:
-    kind, _, number = name.partition(":")
-    try:
-        return jax.devices(kind)[int(number or 0)]
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"there is no device {name!r}; there are {jax.devices()}") from error
 
 
 def _span(layers: list[int]) -> str:

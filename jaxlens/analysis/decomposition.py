@@ -7,7 +7,7 @@ projection; "..." is batch and position, whichever the cache and its slices leav
 
 Every stack has its components first and adds up to the residual stream, in every architecture: a norm after attention
 or MLP acts on each head and neuron at the scale it had in the run, and its bias counts as a bias. Which activations a
-method reads is what it names if the cache does not hold it.
+method reads is what it names where the cache does not hold it.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,6 +53,19 @@ class Decomposition:
     Raises (all of them):
         ActivationNotFound: the cache lacks an activation; the message names it.
         ValueError: there is no such layer; or weights are needed and the cache has no model.
+
+    Example:
+        >>> import jaxlens
+        >>> model = jaxlens.HookedTransformer(jaxlens.Config(
+        ...     n_layers=2, d_model=8, n_heads=2, d_head=4, d_vocab=10, n_ctx=8))
+        >>> _, cache = model.run_with_cache([[1, 2, 3]])
+        >>> stack, labels = cache.decompose_resid(pos_slice=-1, return_labels=True)
+        >>> labels, stack.shape
+        (['embed', 'pos_embed', '0_attn_out', '0_mlp_out', '1_attn_out', '1_mlp_out'], (6, 1, 8))
+        >>> cache.logit_attrs(stack, tokens=7, incorrect_tokens=4, pos_slice=-1).shape
+        (6, 1)
+        >>> cache.stack_head_results(1, incl_remainder=True, return_labels=True)[1]
+        ['L0H0', 'L0H1', 'remainder']
     """
 
     cfg: Config
@@ -231,12 +244,13 @@ class Decomposition:
     ) -> Float[Array, "c ..."]:  # fmt: skip
         """What each component adds to the logits of `tokens`, or to how far they are above those of `incorrect_tokens`.
 
-        Tokens are a string, a number, or an array: [batch] (one for each prompt, at all of its positions), [pos], or
-        [batch pos]. The attributions of `get_full_resid_decomposition` add up to the logits before a soft cap, but for
-        what no component adds: `unembed.b_U`, and `ln_final.b` times W_U where that is not folded into b_U.
+        Tokens are a string, a number, or an array: [batch] (one for each prompt, at all of its positions), [batch pos],
+        or [pos], which is to be [1 pos] where there are as many positions as prompts. The attributions of
+        `get_full_resid_decomposition` add up to the logits before a soft cap, but for what no component adds:
+        `unembed.b_U`, and `ln_final.b` times W_U where that is not folded into b_U.
 
         Raises:
-            ValueError: tokens and incorrect_tokens are not of the same shape.
+            ValueError: the tokens do not fit the stack, or are not of the same shape as the incorrect ones.
         """
         batch = Slice(batch_slice)
         stack = batch.apply(residual_stack, 1) if has_batch_dim else residual_stack

@@ -77,10 +77,16 @@ _before = jax.jit(FixedNorm.before)
 
 
 def as_tokens(model: Any, tokens: Any) -> jax.Array:
-    """Tokens as an array of numbers, from a string or a number, a list of them, or an array."""
+    """Tokens as an array of numbers, from a string or a number, a list of them, or an array.
+
+    Raises:
+        ValueError, TypeError: they are not of the vocabulary.
+    """
     if isinstance(tokens, list | tuple):
         tokens = [model.to_single_token(token) if isinstance(token, str) else token for token in tokens]
-    return jnp.asarray(model.to_single_token(tokens) if isinstance(tokens, str) else tokens)
+    numbers = jnp.asarray(model.to_single_token(tokens) if isinstance(tokens, str) else tokens)
+    model._check_vocabulary(numbers, model.cfg.d_vocab_out)
+    return numbers
 
 
 def logit_direction(

@@ -154,7 +154,7 @@ def _run(model: Any, input: Any, unit: Unit, pos: Any, how: dict[str, Any]) -> A
     if isinstance(input, list | tuple) and input and isinstance(input[0], str):
         how = {"padding_side": "left"} | how
     reads = (*READS[unit], "hook_pos_embed", "ln_final.hook_scale")
-    return model.run_with_cache(input, names_filter=lambda name: name.endswith(reads), pos_slice=pos, **how)[1]
+    return model.run_with_cache(input, names_filter=lambda name: name.endswith(reads), pos_slice=Slice(pos), **how)[1]
 
 
 def _attribute(cache: ActivationCache, answers: Any, incorrect: Any, unit: Unit, pos: Any) -> DirectLogitAttribution:

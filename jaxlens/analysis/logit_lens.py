@@ -100,7 +100,7 @@ def _targets(model: Any, targets: Any, rows: tuple[int, ...]) -> Int[Array, "*ro
         return None if targets is None else _shared(model, targets)
     if targets.shape != rows:
         raise ValueError(f"targets have shape {targets.shape}; wanted one for each row, {rows}, or a list for all rows")
-    return jnp.asarray(targets)[..., None]
+    return as_tokens(model, targets)[..., None]
 
 
 @jax.jit
