@@ -1,6 +1,7 @@
 """Sweeps: what they find is what one hooked run after another finds, and they compile once."""
 
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 from models import CONFIGS, model, randomised, tokens
 from test_engine import compilations  # noqa: F401, a fixture
+from test_errors import Case, lines_of, raises
 from test_models import close
 
-from jaxlens import hook
-from jaxlens.analysis import patching
+from jaxlens import HookError, hook
+from jaxlens.analysis import interventions, labelled, patching, path_patching
+from jaxlens.analysis import sweep as sweep_module
 from jaxlens.analysis.interventions import ablate, activation_patch
+from jaxlens.analysis.labelled import Labelled
 from jaxlens.analysis.metric import Metric
 from jaxlens.analysis.path_patching import (
     get_act_patch_direct_path,
@@ -431,7 +435,7 @@ def test_linear_direct_paths_keep_the_receivers_scale(config, component):
     moved = outputs(the_model, clean_cache, 1, 2) - outputs(the_model, cache, 1, 2)
     block = the_model.blocks[3]
     moved = (moved - moved.mean(-1, keepdims=True) if config == "gpt2" else moved) * block.ln1.w
-    W = getattr(block.attn, f"W_{component.upper()}")[1]
+    W = getattr(block.attn.part, f"W_{component.upper()}")[1]
     edit = lambda v, hook: v.at[:, :, 1].add(moved / cache["scale", 3, "ln1"] @ W)  # noqa: E731
     edited = the_model.run_with_hooks(corrupted, fwd_hooks=[(f"blocks.3.attn.hook_{component}", edit)])
     close(found[3, 1], metric(edited))
@@ -475,3 +479,134 @@ def test_any_activation_of_a_layer_can_be_swept(config, layer, names):
         edit = lambda v, hook: cache[hook.name]  # noqa: E731
         edited = the_model.run_with_hooks(corrupted, fwd_hooks=[(f"blocks.{layer}.{name}", edit)])
         close(found[0], metric(edited))
+
+
+# --- mistakes
+
+
+class Table:
+    """As much of a DataFrame as a sweep reads."""
+
+    def __init__(self, rows, *columns):
+        self.rows, self.columns = rows, columns
+
+    def to_numpy(self):
+        return np.array(self.rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+
+def generic(setter=patching.layer_pos_patch_setter, name="attn_out", axes=("layer", "pos"), source=None, **how):
+    clean, corrupted = pair()
+    source = model("gpt2").run_with_cache(clean)[1] if source is None else source
+    return patching.generic_activation_patch(
+        how.pop("the_model", model("gpt2")), corrupted, source, metric, setter, name, axes, **how, **QUIET
+    )
+
+
+def with_hook():
+    twin = model("gpt2").with_params(model("gpt2").params)
+    twin.add_hook("blocks.0.hook_mlp_out", lambda value, hook: value)
+    return twin
+
+
+def patch(*args, **how):
+    clean, corrupted = pair()
+    return activation_patch(model("gpt2"), corrupted, clean, metric, *args, **QUIET, **how)
+
+
+def path(*args, name="gpt2", **how):
+    clean, corrupted = pair()
+    return path_patch(model(name), corrupted, clean, metric, *args, **QUIET, **how)
+
+
+def shorter():
+    return model("gpt2").run_with_cache(tokens(2, LENGTH - 1))[1]
+
+
+def moe_neurons(rows):
+    clean, corrupted = pair()
+    _, cache = model("moe").run_with_cache(clean)
+    put = patching.layer_neuron_patch_setter
+    given = model("moe"), corrupted, cache, metric, put
+    return patching.generic_activation_patch(*given, "post", index_df=Table(rows, "layer", "neuron"), **QUIET)
+
+
+RESULT = Labelled(np.zeros((2, 1)), ("layer", "head"), {"layer": ["0", "1"], "head": ["0"]})
+MISTAKES = {
+    "hooks on the model": Case(lambda: generic(the_model=with_hook()), ValueError, "reset_hooks()"),
+    "a cache of other positions": Case(lambda: generic(source=shorter()), ValueError, "need the same positions"),
+    "a setter without a result": Case(lambda: generic(lambda a, i, c: None), ValueError, ".at[:, pos].set(...)"),
+    "a setter of one position": Case(lambda: generic(lambda a, i, c: c[:, 0]), ValueError, "the whole activation"),
+    "no such layer": Case(
+        lambda: generic(axes=None, index_df=Table([(4, 0)], "layer", "pos")), ValueError, "no layer 4"
+    ),
+    "a layer before the first": Case(
+        lambda: generic(axes=None, index_df=Table([(-1, 0)], "layer", "pos")), ValueError, "no layer -1"
+    ),
+    "no row": Case(lambda: generic(axes=None, index_df=Table([], "layer", "pos")), ValueError, "at least one row"),
+    "layers not first": Case(
+        lambda: generic(axes=None, index_df=Table([(0, 1)], "pos", "layer")), ValueError, '"layer" first'
+    ),
+    "axes and indices": Case(lambda: generic(index_df=Table([(0, 1)], "layer", "pos")), ValueError, "exactly one"),
+    "neither axes nor indices": Case(lambda: generic(axes=None), ValueError, "exactly one"),
+    "no such axis": Case(lambda: generic(axes=("layer", "token")), ValueError, "no axis 'token'"),
+    "no layer axis": Case(lambda: generic(axes=("pos",)), ValueError, 'first axis of a sweep is "layer"'),
+    "an activation outside the layers": Case(lambda: generic(name="hook_embed"), ValueError, "in no layer"),
+    "no such activation": Case(lambda: generic(name="resid_past"), HookError, "did you mean"),
+    "no experts in that layer": Case(
+        lambda: patching.generic_activation_patch(
+            model("moe"), pair()[1], {}, metric, patching.layer_pos_patch_setter, "mlp.hook_expert_weights",
+            index_df=Table([(0, 1)], "layer", "pos"), **QUIET,
+        ), ValueError, "the model has it in layers [1, 2]",
+    ),
+    "layers of several shapes": Case(lambda: moe_neurons([(0, 1), (1, 1)]), ValueError, "layers of one shape"),
+    "no such direction": Case(lambda: patch(direction="sideways"), ValueError, "denoising"),
+    "runs of other shapes": Case(
+        lambda: activation_patch(model("gpt2"), tokens(2, 5), tokens(2, 6), metric), ValueError, "same prompts"
+    ),
+    "an axis that the activation lacks": Case(lambda: patch("z", ("layer", "neuron")), ValueError, "cannot go along"),
+    "the same axis twice": Case(lambda: patch("z", ("layer", "head", "head_index")), ValueError, "cannot go along"),
+    "nothing to normalise by": Case(
+        lambda: ablate(model("gpt2"), tokens(1, 3), lambda x: x.mean(), **QUIET).normalised, ValueError, "nothing"
+    ),
+    "no such ablation": Case(lambda: ablate(model("gpt2"), tokens(), metric, by="noise"), ValueError, '"resample"'),
+    "no other prompt": Case(
+        lambda: ablate(model("gpt2"), tokens(1, 4), metric, by="resample"), ValueError, "at least two prompts"
+    ),
+    "no such component": Case(lambda: path("z"), ValueError, "component is 'z'"),
+    "no MLP to receive": Case(lambda: path("mlp", name="attn_only"), ValueError, "component is 'mlp'"),
+    "no such sender": Case(lambda: path("q", [(0, 6)]), ValueError, "no sender (0, 6)"),
+    "no such receiver": Case(lambda: path("mlp", None, [(0, 1)]), ValueError, "no receiver (0, 1)"),
+    "no sender": Case(lambda: path("q", []), ValueError, "no sender in the list"),
+    "no norm to keep the scale of": Case(
+        lambda: get_act_patch_direct_path(model("post_norm"), tokens(), {}, {}, metric, 0, 0), ValueError, "path_patch"
+    ),
+    "labels that do not fit": Case(lambda: Labelled(np.zeros(2), ("layer",), {"layer": ["0"]}), ValueError, "(2,)"),
+    "no such place": Case(lambda: RESULT.at(layer=2), KeyError, "no layer 2"),
+    "no such axis of a result": Case(lambda: RESULT.sum("pos"), KeyError, "no axis 'pos'"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """The error that every mistake is answered with."""
+    found = {}
+    for name, case in MISTAKES.items():
+        with pytest.raises(case.error) as raised:
+            case.mistake()
+        found[name] = raised.value
+    return found
+
+
+def test_a_mistake_is_answered_with_what_was_wanted(answers):
+    for name, case in MISTAKES.items():
+        assert case.text in str(answers[name]), name
+
+
+def test_every_error_of_the_sweeps_is_reached(answers):
+    reached = set().union(*map(lines_of, answers.values()))
+    modules = (interventions, labelled, patching, path_patching, sweep_module)
+    statements = [at for module in modules for at in raises(Path(module.__file__))]
+    assert [at for at in statements if not any((at[0], line) in reached for line in range(at[1], at[2] + 1))] == []

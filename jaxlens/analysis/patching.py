@@ -139,11 +139,14 @@ def site_of(model: HookedTransformer, activation_name: str) -> tuple[str, str]:
         ValueError: it is in no layer.
         HookError: there is no such activation; the message offers the nearest names.
     """
-    name, layer = split_name(get_act_name(activation_name, 0))
-    if layer is None:
-        raise ValueError(f'"{activation_name}" is in no layer; a sweep patches activations of layers')
+    table = sites(model.cfg)
+    name = activation_name.removeprefix("blocks.*.")
+    if not any(full.endswith(f".{name}") and split_name(full)[0] == name for full in table):
+        if {name, f"hook_{name}"} & table.keys():
+            raise ValueError(f'"{activation_name}" is in no layer; a sweep patches activations of layers')
+        name = split_name(get_act_name(activation_name, 0))[0]
     first = matching(model.cfg, f"blocks.*.{name}")[0]
-    return split_name(first)[0], sites(model.cfg)[first].axes
+    return split_name(first)[0], table[first].axes
 
 
 def index_axes(

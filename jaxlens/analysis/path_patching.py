@@ -171,7 +171,7 @@ def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric,
         )
     _checked("source", sources, list(itertools.product(range(cfg.n_layers), range(cfg.n_heads))))
     weights = {"q": "W_Q", "k": "W_K", "v": "W_V"}[component]
-    W = jnp.stack([getattr(model.blocks[layer].attn, weights) for layer in range(cfg.n_layers)])
+    W = jnp.stack([getattr(model.blocks[layer].attn.part, weights) for layer in range(cfg.n_layers)])
     ratios = [_head_outputs(model, cache, sources) for cache in (clean_cache, corrupted_cache)]
     moves = ratios[0] - ratios[1]
     if cfg.normalization_type.startswith("LN"):
