@@ -51,6 +51,9 @@ SCORES = {
 
 LOOKED_AT = ("what came after the same token before", "the token before", "the same token before")
 
+LAST = slice(-1, None)
+"""The last position, with an axis of its own."""
+
 N_ABLATED = 5
 """How many heads are ablated: the strongest, and some more to see what a further hook costs."""
 
@@ -104,15 +107,15 @@ def is_read(name: str) -> bool:
 
 def logit_lens(cache: ActivationCache, answers: Int[Array, "b 2"]) -> Float[Array, "l b"]:
     """The logit difference if the model stopped after each layer: its last norm and unembedding, run on every layer."""
-    right, wrong = (cache.logit_lens(targets=names, positions=None).values for names in answers.T)
-    return (right - wrong)[1:, :, 0]  # the first entry is what comes before all layers
+    right, wrong = (cache.logit_lens(targets=names[:, None], positions=LAST).values for names in answers.T)
+    return (right - wrong)[1:, :, 0, 0]  # the first entry is what comes before all layers
 
 
 def head_attribution(cache: ActivationCache, answers: Int[Array, "b 2"]) -> Float[Array, "l n"]:
     """What every head adds to the logit difference directly, in logits, as the mean over prompts."""
     right, wrong = answers.T
-    found = direct_logit_attribution(cache.model, None, right, wrong, unit="head", pos=None, cache=cache)
-    return found.heads().mean(-1)
+    found = direct_logit_attribution(cache.model, None, right, wrong, unit="head", pos=LAST, cache=cache)
+    return found.heads().mean((-2, -1))
 
 
 def losses_of_halves(model: HookedTransformer, tokens: Int[Array, "b p"]) -> dict[str, float]:
@@ -185,7 +188,7 @@ def investigate(model: HookedTransformer, prompts: Prompts) -> Findings:
     tell_differences(prompts, clean)
 
     with step("\nForward that keeps what the analysis reads, compiling"):
-        _, cache = jax.block_until_ready(model.run_with_cache(tokens, names_filter=is_read, pos_slice=-1))
+        _, cache = jax.block_until_ready(model.run_with_cache(tokens, names_filter=is_read, pos_slice=LAST))
     with step("Logit lens, compiling"):
         lens = np.asarray(logit_lens(cache, answers))
     with step("Attribution of the heads, compiling"):

@@ -405,7 +405,7 @@ MISTAKES = {
     "a prompt and random tokens": (("heads", CLEAN, "--seed", "1"), "--length, --prompts and --seed are of random"),
     "no folder": (("lens", CLEAN, "--html", "none/x.html"), "none/x.html cannot be written: there is no folder none"),
     "a folder": (("heads", CLEAN, "--json", "folder.json"), "folder.json cannot be written; choose another place"),
-    "a prompt for a file": (("lens", "and", "--json", CLEAN), "--json writes a file that ends in .json; got 'When John"),
+    "a prompt for a file": (("lens", "and", "--json", CLEAN), "--json writes a file that ends in .json; got 'When J"),
     "a page of another kind": (("lens", CLEAN, "--html", "x.png"), "--html writes a file that ends in .html; got 'x."),
 }  # fmt: skip
 

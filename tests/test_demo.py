@@ -31,7 +31,7 @@ def close(a, b, tolerance=1e-5):
 
 
 def last_position_cache(name):
-    return model(name).run_with_cache(tokens(), names_filter=demo.is_read, pos_slice=-1)
+    return model(name).run_with_cache(tokens(), names_filter=demo.is_read, pos_slice=demo.LAST)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -49,16 +49,16 @@ def test_the_lens_after_the_last_layer_is_the_logit_difference_and_before_it_tha
 def test_a_head_is_attributed_what_the_logit_difference_loses_without_its_output(name):
     """At the norm's own scale, which subtracting the head would change."""
     whole, (_, cache) = model(name), last_position_cache(name)
-    n_layers, residual = whole.cfg.n_layers, cache["resid_post", -1][:, None]
+    n_layers, residual = whole.cfg.n_layers, cache["resid_post", -1]
 
     def difference(residual):
-        frozen = [("ln_final.hook_scale", lambda scale, hook: cache["scale"][:, None])]
+        frozen = [("ln_final.hook_scale", lambda scale, hook: cache["scale"])]
         return demo.logit_difference(whole.run_with_hooks(residual, start_at_layer=n_layers, fwd_hooks=frozen), ANSWERS)
 
     attribution = demo.head_attribution(cache, ANSWERS)
     assert attribution.shape == (n_layers, whole.cfg.n_heads)
     for layer, head in [(0, 0), (1, 4), (3, 5)]:
-        written = jnp.einsum("bh,hd->bd", cache["z", layer][:, head], whole.W_O[layer, head])[:, None]
+        written = jnp.einsum("bph,hd->bpd", cache["z", layer][:, :, head], whole.W_O[layer, head])
         lost = (difference(residual) - difference(residual - written)).mean()
         close(attribution[layer, head], lost, 1e-4)
 

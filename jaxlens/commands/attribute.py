@@ -18,6 +18,7 @@ from jaxlens.analysis.labelled import Labelled
 from jaxlens.analysis.logit_attribution import Unit, direct_logit_attribution
 from jaxlens.commands.command import Found, analysis, load, positive, say, strongest
 from jaxlens.commands.question import Question, add_answers, add_pairs, asked_for, default_axes
+from jaxlens.demo import LAST
 from jaxlens.hook_table import sites
 from jaxlens.transformer import HookedTransformer
 
@@ -59,13 +60,13 @@ def find(arguments: argparse.Namespace) -> Found:
 
 def directly(model: HookedTransformer, question: Question, arguments: argparse.Namespace) -> Found:
     """Direct logit attribution, the mean over prompts."""
-    result = direct_logit_attribution(model, question.clean, question.right, question.wrong, arguments.by)
-    values = Labelled(np.asarray(result.values).mean(1), ("component",), {"component": list(result.labels)})
+    result = direct_logit_attribution(model, question.clean, question.right, question.wrong, arguments.by, LAST)
+    values = Labelled(np.asarray(result.values).mean((1, 2)), ("component",), {"component": list(result.labels)})
     total = values.values.sum()
     title = f"What adds most to the {question.name}; all {len(result.labels):,} terms sum to {total:+.3f}"
     pictures: list[plot.Picture] = [strongest(values, arguments.top, title)]
     if arguments.by in ("head", "all"):
-        heads = np.asarray(result.heads()).mean(-1)
+        heads = np.asarray(result.heads()).mean((-2, -1))
         title = f"What each head adds to the {question.name}"
         pictures.insert(0, plot.heatmap(heads, xname="head", yname="layer", unit="logits", title=title))
     return Found(pictures, {"total": total, "attribution": values})

@@ -15,6 +15,7 @@ from jaxlens.analysis.labelled import Labelled
 from jaxlens.analysis.logit_attribution import READS, direct_logit_attribution
 from jaxlens.commands.command import Found, analysis, load, say
 from jaxlens.commands.question import Asked, Question, add_answers
+from jaxlens.demo import LAST
 from jaxlens.plot import Picture
 from jaxlens.plot.logits import LogitLens
 from jaxlens.plot.terminal import Axis
@@ -36,7 +37,7 @@ def find(arguments: argparse.Namespace) -> Found:
     say("reading the residual stream")
     last = arguments.positions == "last"
     _, cache = model.run_with_cache(
-        prompt, names_filter=lambda name: name.endswith(READ), pos_slice=[-1] if last else None
+        prompt, names_filter=lambda name: name.endswith(READ), pos_slice=LAST if last else None
     )
     tokens = model.to_str_tokens(prompt)
     grid = plot.logit_lens(cache, tokens[-1:] if last else tokens, top_k=arguments.top)
@@ -61,13 +62,13 @@ def follow(question: Question, cache: ActivationCache) -> tuple[list[Picture], d
     (asked,) = question.asked
     names = [asked.answer] if asked.wrong is None else [asked.answer, asked.wrong]
     tokens = question.right if asked.wrong is None else np.concatenate([question.right, question.wrong])
-    lens = cache.logit_lens(targets=tokens.tolist())
-    logits, ranks = (np.asarray(found)[:, 0].T for found in (lens.values, lens.ranks))
+    lens = cache.logit_lens(targets=tokens.tolist(), positions=LAST)
+    logits, ranks = (np.asarray(found)[:, 0, 0].T for found in (lens.values, lens.ranks))
     shown = logits if asked.wrong is None else np.concatenate([logits, logits[:1] - logits[1:]])
     attribution = direct_logit_attribution(
-        cache.model, answer_tokens=question.right, incorrect_tokens=question.wrong, cache=cache
+        cache.model, None, question.right, question.wrong, pos=LAST, cache=cache
     )  # fmt: skip
-    values = np.asarray(attribution.values)[:, 0]
+    values = np.asarray(attribution.values)[:, 0, 0]
     pictures = [
         plot.lines(
             shown, lens.labels, names=[*map(repr, names), "difference"][: len(shown)], xname="stream", unit="logits",
