@@ -144,7 +144,10 @@ def dense(model: HookedTransformer, around: tuple[Array, ...], *, layers: tuple[
         one = jnp.zeros(size, nothing.dtype).at[i].set(1).reshape(nothing.shape[1:])
         return column(jnp.broadcast_to(one, nothing.shape))
 
-    columns = jax.lax.map(at, jnp.arange(size), batch_size=min(COLUMNS_AT_ONCE, size))
+    n_times = -(-size // COLUMNS_AT_ONCE)
+    numbers = jnp.arange(n_times * -(-size // n_times)).reshape(n_times, -1)  # a number past the end sets nothing
+    columns = jax.lax.map(jax.vmap(at), numbers)
+    columns = columns.reshape(-1, *columns.shape[2:])[:size]
     return jnp.moveaxis(columns, 0, -1).reshape(*columns.shape[1:], *nothing.shape[1:])
 
 
