@@ -365,7 +365,7 @@ class Dataset:
         assert batched and set(remove_columns) == set(self.columns)
         self.processes, size = num_proc, len(next(iter(self.columns.values())))
         groups = [{c: v[i : i + batch_size] for c, v in self.columns.items()} for i in range(0, size, batch_size)]
-        mapped = Dataset({"tokens": np.concatenate([function(group)["tokens"] for group in groups])})
+        mapped = type(self)({"tokens": np.concatenate([function(group)["tokens"] for group in groups])})
         mapped.processes = num_proc
         return mapped
 
