@@ -82,7 +82,8 @@ def _ends(model: HookedTransformer, input: Any, baseline: Any, attention_mask: A
     if not (isinstance(baseline, jax.Array | np.ndarray) and jnp.issubdtype(baseline.dtype, jnp.floating)):
         return Start.pair(model, input, baseline, attention_mask, names=("input", "baseline"))
     goal = Start.of(model, input, attention_mask)
-    if np.broadcast_shapes(baseline.shape, goal.residual.shape) != goal.residual.shape:
+    sizes = zip(baseline.shape[::-1], goal.residual.shape[::-1], strict=False)
+    if baseline.ndim > 3 or any(size not in (1, wanted) for size, wanted in sizes):
         raise ValueError(f"the baseline has shape {baseline.shape}; wanted what broadcasts to {goal.residual.shape}")
     given = model._read_input(input, attention_mask=attention_mask)
     embedded = model.run_with_cache(

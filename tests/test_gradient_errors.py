@@ -1,0 +1,123 @@
+"""What is said of mistakes in all that is made of gradients, and of results."""
+
+import functools
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import model
+from test_attribution import CLEAN, CORRUPT
+from test_errors import Case, lines_of, raises, reading
+
+from jaxlens import ActivationNotFound, HookError
+from jaxlens.analysis import agreement, attribution, edges, jacobian, labelled, linearise, softmax
+from jaxlens.analysis import integrated_gradients as integrated
+from jaxlens.analysis.agreement import correlation
+from jaxlens.analysis.attribution import attribution_patch
+from jaxlens.analysis.edges import edge_attribution_patch
+from jaxlens.analysis.integrated_gradients import integrated_gradients
+from jaxlens.analysis.jacobian import residual_jacobian
+from jaxlens.analysis.labelled import Labelled
+
+LAST = lambda logits: logits[:, -1, 3]  # noqa: E731
+LABELLED = Labelled(np.arange(6.0).reshape(2, 3), ("layer", "head"), {"layer": ["0", "1"], "head": ["0", "1", "2"]})
+
+
+def attribute(nodes="z", metric=LAST, clean=CLEAN, corrupt=CORRUPT, **options):
+    return attribution_patch(model("moe"), clean, corrupt, metric, nodes, **options)
+
+
+def with_a_hook():
+    with model("moe").hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", lambda pattern, hook: pattern)]):
+        attribute("q", exact_softmax=True)
+
+
+ERRORS = {
+    "no such attributions": Case(lambda: attribute()["q"], ActivationNotFound, "there are no attributions of 'q'"),
+    "no such layer": Case(lambda: attribute()["z", 4], ActivationNotFound, "no attributions of 'z' in layer 4"),
+    "two kinds of neurons": Case(
+        lambda: attribute("post")["post"], ActivationNotFound, "'post' has other axes in other layers: ['layer'"
+    ),
+    "no steps": Case(lambda: attribute(ig_steps=0), ValueError, "ig_steps is 0; wanted a number of steps, 1 for the"),
+    "half a step": Case(
+        lambda: edge_attribution_patch(model("moe"), CLEAN, CORRUPT, LAST, ig_steps=0.5), ValueError, "ig_steps is 0.5"
+    ),
+    "no nodes": Case(lambda: attribute([]), ValueError, 'nodes is empty; name at least one activation, such as "z"'),
+    "a node that there is not": Case(lambda: attribute("zz"), HookError, 'no hook point "blocks.*.hook_zz"'),
+    "an exact softmax of outputs": Case(
+        lambda: attribute("z", exact_softmax=True), ValueError, "nodes are ['z'], without \"q\" and \"k\""
+    ),
+    "an exact softmax past hooks": Case(with_a_hook, ValueError, "exact_softmax computes patterns itself, past the"),
+    "inputs of two lengths": Case(
+        lambda: attribute(corrupt=CORRUPT[:, :5]), ValueError, "clean has [prompts, positions] = [2, 11]"
+    ),
+    "inputs padded in two ways": Case(
+        lambda: attribution_patch(reading(), ["word1 word2", "word3"], ["word1", "word3 word4"], LAST), ValueError,
+        "clean and corrupt have padding in different places",
+    ),
+    "a metric of numbers": Case(
+        lambda: attribute(metric=lambda logits: jnp.float32(float(logits[0, 0, 0]))), TypeError,
+        "the metric turns logits into plain numbers",
+    ),
+    "a metric of every token": Case(
+        lambda: attribute(metric=lambda logits: logits[:, :, 3]), ValueError, "the metric has shape [2, 11]; wanted one"
+    ),
+    "no points": Case(
+        lambda: integrated_gradients(model("moe"), CLEAN, LAST, CORRUPT, 0), ValueError, "steps is 0; wanted a positive"
+    ),
+    "a baseline of another shape": Case(
+        lambda: integrated_gradients(model("moe"), CLEAN, LAST, np.zeros((3, 11, 14), np.float32)), ValueError,
+        "the baseline has shape (3, 11, 14); wanted what broadcasts to (2, 11, 14)",
+    ),
+    "a baseline of another length": Case(
+        lambda: integrated_gradients(model("moe"), CLEAN, LAST, CORRUPT[:, 1:]), ValueError,
+        "input has [prompts, positions] = [2, 11] and baseline [2, 10]",
+    ),
+    "a Jacobian backwards": Case(
+        lambda: residual_jacobian(model("moe"), CLEAN, 3, 1), ValueError, "to_layer is 1, which comes before"
+    ),
+    "no such rank": Case(
+        lambda: residual_jacobian(model("moe"), CLEAN, 0, from_pos=1, to_pos=2).svd(15), ValueError,
+        "rank is 15; wanted 1 to 14",
+    ),
+    "places that differ": Case(
+        lambda: correlation(LABELLED, LABELLED.sum("layer")), ValueError,
+        "attributions have the axes {'layer': 2, 'head': 3} and patching {'head': 3}",
+    ),
+    "nothing to correlate": Case(
+        lambda: correlation(LABELLED.at(layer=0), Labelled(np.ones(3), ("head",), LABELLED.labels)), ValueError,
+        "attributions or effects are all the same",
+    ),
+    "labels of another length": Case(
+        lambda: Labelled(np.ones(2), ("head",), LABELLED.labels), ValueError, "the values have shape (2,)"
+    ),
+    "no such place": Case(lambda: LABELLED.at(layer=2), KeyError, "there is no layer 2; the places are ['0', '1']"),
+    "no such axis": Case(lambda: LABELLED.sum("pos"), KeyError, "there is no axis 'pos'; the axes"),
+}  # fmt: skip
+
+
+@functools.cache
+def answer(name):
+    try:
+        ERRORS[name].mistake()
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_a_mistake_is_answered_with_what_was_wanted(name):
+    error, case = answer(name), ERRORS[name]
+    assert error is not None, "nothing was raised"
+    assert type(error) is case.error, repr(error)
+    assert case.text in str(error)
+
+
+def test_every_error_is_reached_by_a_case():
+    modules = (agreement, attribution, edges, integrated, jacobian, labelled, linearise, softmax)
+    statements = [at for module in modules for at in raises(Path(module.__file__))]
+    reached = set().union(*(lines_of(answer(name)) for name in ERRORS))
+    unreached = [at for at in statements if not any((at[0], line) in reached for line in range(at[1], at[2] + 1))]
+    assert unreached == []
+    assert len(statements) > 15
