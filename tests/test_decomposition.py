@@ -55,13 +55,19 @@ def stream(cache: ActivationCache, layer: int | None, mlp_input: bool) -> jax.Ar
     return cache["resid_mid" if mlp_input and not cache.cfg.parallel_attn_mlp else "resid_pre", layer]
 
 
+def block_of(the_model: HookedTransformer, layer: int):
+    """A layer of the model, as the part that it runs."""
+    stack, row = next((i, layers.index(layer)) for i, layers in enumerate(the_model.cfg.stacks) if layer in layers)
+    return jax.tree.map(lambda w: w[row], the_model.parts.stacks[stack])
+
+
 def norm_in_front(cache: ActivationCache, layer: int | None, mlp_input: bool):
     """The norm of the model that reads that stream, or None, and what it makes of the stream."""
     if layer is None:
-        norm, made_of_it = cache.model.ln_final, "ln_final.hook_normalized"
+        norm, made_of_it = cache.model.parts.ln_final, "ln_final.hook_normalized"
     else:
         place = "ln2" if mlp_input and not cache.cfg.shared_norm else "ln1"
-        norm, made_of_it = getattr(cache.model.blocks[layer], place), f"blocks.{layer}.{place}.hook_normalized"
+        norm, made_of_it = getattr(block_of(cache.model, layer), place), f"blocks.{layer}.{place}.hook_normalized"
     if not isinstance(norm, Norm):
         return None, stream(cache, layer, mlp_input)
     return norm, cache[made_of_it] * weight_of(norm)
@@ -142,7 +148,7 @@ def test_attributions_add_up_to_logits_before_the_soft_cap(name):
     cache = ran(name)
     the_model, answers, wrong = cache.model, jnp.array([3, 30]), jnp.array([7, 7])
     logits = cache["unembed.hook_in"] @ the_model.W_U + the_model.b_U
-    b = getattr(the_model.ln_final, "b", None)
+    b = getattr(the_model.parts.ln_final, "b", None)
     constants = the_model.b_U + (0 if b is None else b @ the_model.W_U)
     for stack in (cache.get_full_resid_decomposition(), cache.decompose_resid()):
         single = cache.logit_attrs(stack, 5)
@@ -157,8 +163,8 @@ def test_raw_and_folded_weights_give_the_same_attributions(name):
     raw, (params, cfg) = made(name), weights.fold_ln(made(name).params, made(name).cfg)
     _, cache = raw.run_with_cache(tokens())
     folded = HookedTransformer(cfg, params=params).run_with_cache(tokens())[1]
-    assert raw.ln_final.w is not None
-    assert folded.model.ln_final.w is None
+    assert raw.parts.ln_final.w is not None
+    assert folded.model.parts.ln_final.w is None
     ours, theirs = (each.get_full_resid_decomposition(expand_neurons=False) for each in (cache, folded))
     close(cache.logit_attrs(ours, 3, 8), folded.logit_attrs(theirs, 3, 8), 1e-5)
     # rows of W_U are centred by the folding, which takes the same from every logit
@@ -175,7 +181,7 @@ def test_heads_are_what_each_writes_through_the_norm_after_it(name):
     cache = ran(name)
     stack = cache.stack_head_results().reshape(cache.cfg.n_layers, -1, 2, 11, 14)
     for layer in (0, cache.cfg.n_layers - 1):
-        block, z = cache.model.blocks[layer], cache["z", layer]
+        block, z = block_of(cache.model, layer), cache["z", layer]
         for head in (0, 5):
             written = z[:, :, head] @ block.attn.W_O[head]
             close(stack[layer, head], through(cache, block.ln1_post, f"blocks.{layer}.ln1_post", written))
@@ -185,7 +191,7 @@ def test_heads_are_what_each_writes_through_the_norm_after_it(name):
 def test_neurons_are_what_each_writes_through_the_norm_after_it(name):
     cache = ran(name)
     for layer in () if cache.cfg.attn_only else (0, 1):
-        block, post = cache.model.blocks[layer], cache["post", layer]
+        block, post = block_of(cache.model, layer), cache["post", layer]
         W_out = block.mlp.W_out.reshape(-1, 14)
         if post.ndim == 4:
             chosen = choose(cache[f"blocks.{layer}.mlp.hook_expert_weights"], 2, True)
@@ -401,7 +407,7 @@ def alike(cache: ActivationCache, plain: ActivationCache, cut=lambda stack: stac
 @two_configs
 def test_a_cache_without_batch_axis_or_of_one_position(name):
     plain = ran(name)
-    _, last = made(name).run_with_cache(tokens(), attention_mask=MASK, pos_slice=-1)
+    _, last = made(name).run_with_cache(tokens(), attention_mask=MASK, pos_slice=Slice(-1))
     alike(last, plain, lambda stack: stack[:, :, -1])
     alike(last.apply_slice_to_batch_dim(0), plain, lambda stack: stack[:, 0, -1])
 
@@ -413,7 +419,7 @@ def test_a_cache_of_single_arrays(name):
     alike(single, plain)
     close(single.stack_activation("attn_out", 3), plain.stack_activation("attn_out", 3))
     single.compute_head_results()
-    close(single["result", 2], jnp.einsum("bpnh,nhd->bpnd", plain["z", 2], plain.model.blocks[2].attn.W_O))
+    close(single["result", 2], jnp.einsum("bpnh,nhd->bpnd", plain["z", 2], block_of(plain.model, 2).attn.W_O))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "moe"])
@@ -577,7 +583,7 @@ ERRORS = {
         lambda: cache_of("hook_embed").compute_head_results(), ActivationNotFound, 'no "blocks.*.attn.hook_z" to'
     ),
     "positions of one position": Case(
-        lambda: cache_of(pos_slice=-1).decompose_resid(pos_slice=-1), ValueError,
+        lambda: cache_of(pos_slice=Slice(-1)).decompose_resid(pos_slice=-1), ValueError,
         "positions -1 were asked for, but this cache was taken at one position",
     ),
     "a direction of another length": Case(

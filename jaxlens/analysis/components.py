@@ -17,7 +17,7 @@ from jaxlens.config import Config
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import sites, split_name
 from jaxlens.nn.moe import choose
-from jaxlens.nn.norm import Norm
+from jaxlens.nn.norm import NoNorm, Norm
 from jaxlens.slices import Slice
 
 
@@ -209,7 +209,7 @@ def _rows_of(rows: Sequence[int], some: Sequence[int], weight: jax.Array) -> jax
 
 def _after(cache: Any, norm: Any, place: str, layers: Sequence[int], positions: Slice) -> FixedNorm:
     """The norm after attention or MLP in some layers of a stack, at its scales."""
-    if not isinstance(norm, Norm):
+    if isinstance(norm, NoNorm):
         return IDENTITY
     rows = next(rows for rows in cache.cfg.stacks if layers[0] in rows)
     norm = jax.tree.map(functools.partial(_rows_of, rows, layers), norm)

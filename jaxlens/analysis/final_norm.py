@@ -35,7 +35,7 @@ class FixedNorm:
     @classmethod
     def at(cls, norm: Norm | NoNorm | None, scale: Float[Array, "... 1"] | None = None) -> "FixedNorm":
         """A norm of the model at a scale; where the model has none, the identity."""
-        if not isinstance(norm, Norm):
+        if norm is None or isinstance(norm, NoNorm):
             return cls()
         w = norm.w
         if w is not None and norm.cfg.rmsnorm_uses_offset:
@@ -70,7 +70,7 @@ def before_final_norm(model: Any, direction: Float[Array, "... d"]) -> Float[Arr
     With s the cached `ln_final.hook_scale`, `x @ before_final_norm(model, model.W_U[:, token]) / s` is what a term x of
     the last residual stream adds to the logit of a token, whether the norm's weight is folded into W_U or not.
     """
-    return _before(FixedNorm.at(model.ln_final), direction)
+    return _before(FixedNorm.at(model.parts.ln_final), direction)
 
 
 _before = jax.jit(FixedNorm.before)
@@ -110,7 +110,7 @@ def logit_constant(
 ) -> Float[Array, "..."]:
     """The part of the same logits that no input changes: the final norm's bias along their direction, and b_U."""
     right, wrong = _right_and_wrong(model, tokens, incorrect_tokens, rows, has_batch_dim)
-    direction, b = logit_direction(model, right, wrong, rows, has_batch_dim), FixedNorm.at(model.ln_final).b
+    direction, b = logit_direction(model, right, wrong, rows, has_batch_dim), FixedNorm.at(model.parts.ln_final).b
     constant = model.b_U[right] if wrong is None else model.b_U[right] - model.b_U[wrong]
     return constant if b is None else constant + jnp.matmul(direction, b, precision="highest")
 
