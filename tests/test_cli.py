@@ -19,7 +19,7 @@ from jaxlens import HookedTransformer, demo
 from jaxlens.analysis.attribution import attribution_patch
 from jaxlens.analysis.edges import edge_attribution_patch
 from jaxlens.analysis.heads import detect_head, induction_scores, previous_token_scores
-from jaxlens.analysis.integrated_gradients import integrated_gradients
+from jaxlens.analysis.path_integrals import integrated_gradients
 from jaxlens.analysis.interventions import activation_patch
 from jaxlens.checkpoint import save
 from jaxlens.cli import COMMANDS, main

@@ -13,7 +13,7 @@ from jaxlens import ActivationNotFound, HookError
 from jaxlens.analysis.agreement import correlation
 from jaxlens.analysis.attribution import attribution_patch
 from jaxlens.analysis.edges import edge_attribution_patch
-from jaxlens.analysis.integrated_gradients import integrated_gradients
+from jaxlens.analysis.path_integrals import integrated_gradients
 from jaxlens.analysis.jacobian import residual_jacobian
 from jaxlens.analysis.labelled import Labelled
 

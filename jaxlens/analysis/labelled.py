@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxlens.optional import needed
+
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
@@ -72,7 +74,7 @@ class Labelled:
 
     def to_dataframe(self) -> Any:
         """A pandas DataFrame with a column for every axis and one called "value"."""
-        import pandas  # an extra
+        pandas = needed("pandas", "a DataFrame")
 
         index = pandas.MultiIndex.from_product([self.labels[axis] for axis in self.axes], names=self.axes)
         return pandas.Series(self.values.ravel(), index, name="value").reset_index()

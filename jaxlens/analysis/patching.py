@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from jaxlens.analysis.sweep import Cells, How, Setter, sweep
 from jaxlens.hook_table import matching, sites, split_name
 from jaxlens.names import get_act_name
+from jaxlens.optional import needed
 from jaxlens.transformer import HookedTransformer
 
 Metric = Callable[[Float[Array, "b p v"]], Any]
@@ -172,7 +173,7 @@ def index_axes(
 
 def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> Any:
     """A DataFrame of all combinations of indices below these ranges, the last column fastest."""
-    import pandas  # an extra
+    pandas = needed("pandas", "a DataFrame")
 
     return pandas.DataFrame(itertools.product(*map(range, column_max_ranges)), columns=list(column_names))
 

@@ -13,7 +13,7 @@ from jaxlens import plot
 from jaxlens.analysis.agreement import compare_with_patching
 from jaxlens.analysis.attribution import attribution_patch
 from jaxlens.analysis.edges import edge_attribution_patch
-from jaxlens.analysis.integrated_gradients import integrated_gradients
+from jaxlens.analysis.path_integrals import integrated_gradients
 from jaxlens.analysis.labelled import Labelled
 from jaxlens.analysis.logit_attribution import Unit, direct_logit_attribution
 from jaxlens.commands.command import Found, analysis, load, positive, say, strongest
