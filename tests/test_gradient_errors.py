@@ -13,12 +13,12 @@ from jaxlens import ActivationNotFound, HookError
 from jaxlens.analysis.agreement import correlation
 from jaxlens.analysis.attribution import attribution_patch
 from jaxlens.analysis.edges import edge_attribution_patch
-from jaxlens.analysis.path_integrals import integrated_gradients
 from jaxlens.analysis.jacobian import residual_jacobian
 from jaxlens.analysis.labelled import Labelled
+from jaxlens.analysis.path_integrals import integrated_gradients
 
 FILES = (
-    "agreement", "attribution", "edges", "integrated_gradients", "jacobian", "labelled", "linearise", "softmax"
+    "agreement", "attribution", "edges", "jacobian", "labelled", "linearise", "path_integrals", "softmax"
 )  # fmt: skip
 LAST = lambda logits: logits[:, -1, 3]  # noqa: E731
 LABELLED = Labelled(np.arange(6.0).reshape(2, 3), ("layer", "head"), {"layer": ["0", "1"], "head": ["0", "1", "2"]})

@@ -9,8 +9,8 @@ from test_attribution import CLEAN, CORRUPT, in_x64, score
 from test_engine import compilations  # noqa: F401  (a fixture)
 from test_models import close, every_config
 
-from jaxlens.analysis.path_integrals import integrated_gradients
 from jaxlens.analysis.jacobian import residual_jacobian
+from jaxlens.analysis.path_integrals import integrated_gradients
 
 SMOOTH = [name for name in CONFIGS if name != "moe"]
 """Where experts come and go, logits jump, and no integral of a derivative sees that."""

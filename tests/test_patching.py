@@ -12,8 +12,9 @@ from test_engine import compilations  # noqa: F401, a fixture
 from test_errors import Case, lines_of, raises
 from test_models import close
 
-from jaxlens import HookError, hook
+from jaxlens import ActivationNotFound, HookError, hook
 from jaxlens.analysis import interventions, labelled, patching, path_patching
+from jaxlens.analysis import metric as metric_module
 from jaxlens.analysis import sweep as sweep_module
 from jaxlens.analysis.interventions import ablate, activation_patch
 from jaxlens.analysis.labelled import Labelled
@@ -257,6 +258,28 @@ def test_a_setter_of_ones_own_and_a_dataframe_of_indices():
         close(value, metric(model("llama").run_with_hooks(corrupted, fwd_hooks=[(name, put)])))
 
 
+def test_a_plain_setter_is_read_anew_in_every_sweep():
+    strength = [1.0]
+    found = []
+    for strength[0] in (1.0, 3.0):
+        found.append(generic(lambda a, i, c: a.at[:, i[1]].set(strength[0] * c[:, i[1]])))
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_negative_indices_count_from_the_end():
+    ends, starts = (
+        generic(axes=None, index_df=Table([(1, pos), (3, pos)], "layer", "pos")) for pos in (-1, LENGTH - 1)
+    )
+    close(ends, starts)
+
+
+def test_a_metric_of_several_values_for_every_prompt_has_axes_of_its_own():
+    clean, corrupted = pair()
+    found = activation_patch(model("gpt2"), corrupted, clean, lambda x: x[:, -1, :3], "z", ("layer", "head"), **QUIET)
+    assert found.axes == ("layer", "head", "prompt", "metric axis 1")
+    assert found.shape == (4, 6, 2, 3)
+
+
 def test_indices_can_be_returned_as_a_dataframe():
     pytest.importorskip("pandas")
     clean, corrupted = pair()
@@ -310,6 +333,10 @@ def test_a_metric_says_which_positions_it_reads():
         (lambda x: x.sum(), list(range(9))),
         (lambda x: float(x[0, -1, 3]), list(range(9))),
         (lambda x: 1.0, list(range(9))),
+        (lambda x: x[x > 0].sum(), list(range(9))),
+        (lambda x: float(f"{x[0, -1, 3]:.6f}"), list(range(9))),
+        (lambda x: x.block_until_ready()[0, -1, 3], list(range(9))),
+        (lambda x: x[:, 3:3].sum(), list(range(9))),
     ]
     values = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 9, 20)), jnp.float32)
     for function, positions in cases:
@@ -499,6 +526,7 @@ class Table:
 
 def generic(setter=patching.layer_pos_patch_setter, name="attn_out", axes=("layer", "pos"), source=None, **how):
     clean, corrupted = pair()
+    corrupted = how.pop("tokens", corrupted)
     source = model("gpt2").run_with_cache(clean)[1] if source is None else source
     return patching.generic_activation_patch(
         how.pop("the_model", model("gpt2")), corrupted, source, metric, setter, name, axes, **how, **QUIET
@@ -535,6 +563,30 @@ def moe_neurons(rows):
 
 RESULT = Labelled(np.zeros((2, 1)), ("layer", "head"), {"layer": ["0", "1"], "head": ["0"]})
 MISTAKES = {
+    "under a transformation": Case(
+        lambda: jax.jit(lambda t: generic(source={}, tokens=t))(pair()[1]), ValueError, "outside jit, grad and vmap"
+    ),
+    "a misspelt argument": Case(lambda: generic(bach_size=3), TypeError, "no argument 'bach_size'"),
+    "a batch of nothing": Case(lambda: generic(batch_size=0), ValueError, "wanted a number of cells"),
+    "half a cell": Case(lambda: generic(batch_size=2.5), ValueError, "wanted a number of cells"),
+    "no cache": Case(
+        lambda: patching.get_act_patch_mlp_out(model("gpt2"), tokens(), None, metric), TypeError, "clean_cache is None"
+    ),
+    "a cache without the site": Case(lambda: generic(source={"hook_embed": 1}), ActivationNotFound, "hook_attn_out"),
+    "a setter that looks at its index": Case(
+        lambda: generic(lambda a, i, c: a if i[1] == 1 else c), TypeError, "use jnp.where"
+    ),
+    "a position past the end": Case(
+        lambda: generic(axes=None, index_df=Table([(1, 50)], "layer", "pos")), ValueError, "pos 50 to 50; there are 7"
+    ),
+    "half a position": Case(
+        lambda: generic(axes=None, index_df=Table([(1, 1.5)], "layer", "pos")), TypeError, "whole numbers"
+    ),
+    "axes as one string": Case(lambda: generic(axes="layer"), ValueError, "wanted a tuple of axes"),
+    "one layer's name": Case(lambda: generic(name="blocks.1.hook_attn_out"), ValueError, "is of one layer"),
+    "a metric without a value": Case(
+        lambda: activation_patch(model("gpt2"), *pair(), lambda x: None, **QUIET), TypeError, "got NoneType"
+    ),
     "hooks on the model": Case(lambda: generic(the_model=with_hook()), ValueError, "reset_hooks()"),
     "a cache of other positions": Case(lambda: generic(source=shorter()), ValueError, "need the same positions"),
     "a setter without a result": Case(lambda: generic(lambda a, i, c: None), ValueError, ".at[:, pos].set(...)"),
@@ -607,6 +659,6 @@ def test_a_mistake_is_answered_with_what_was_wanted(answers):
 
 def test_every_error_of_the_sweeps_is_reached(answers):
     reached = set().union(*map(lines_of, answers.values()))
-    modules = (interventions, labelled, patching, path_patching, sweep_module)
+    modules = (interventions, labelled, metric_module, patching, path_patching, sweep_module)
     statements = [at for module in modules for at in raises(Path(module.__file__))]
     assert [at for at in statements if not any((at[0], line) in reached for line in range(at[1], at[2] + 1))] == []

@@ -20,6 +20,7 @@ from jaxlens.analysis.labelled import Labelled
 from jaxlens.analysis.patching import Metric, cells_at, index_axes, site_of
 from jaxlens.analysis.sweep import How, Setter, sweep
 from jaxlens.hook_table import sites
+from jaxlens.hooks import hook
 from jaxlens.transformer import HookedTransformer
 
 LETTERS = {"pos": "p", "dest_pos": "p", "src_pos": "s", "head": "nk", "head_index": "nk", "neuron": "m", "expert": "e"}
@@ -159,6 +160,7 @@ def _setter(letters: str, axes: tuple[str, ...], change: Callable[[Any, Array, A
     if None in along or len(set(along)) < len(along):
         raise ValueError(f"this activation has the axes {letters!r}; a sweep cannot go along {axes} in it")
 
+    @hook
     def setter(activation: Array, index: Array, source: Array) -> Array:
         place: list[Any] = [slice(None)] * activation.ndim
         for axis, i in zip(along, index[1:], strict=True):
@@ -199,7 +201,8 @@ def _swept(
     labels |= {axis: position_labels(model, given.tokens) for axis in axes if axis.endswith("pos")}
     results = {}
     for name, values in found.items():
-        prompts = {"prompt": [str(prompt) for prompt in range(values.shape[1])]} if values.ndim > 1 else {}
+        own = ("prompt", *(f"metric axis {axis}" for axis in range(1, values.ndim - 1)))
+        prompts = {axis: [str(i) for i in range(length)] for axis, length in zip(own, values.shape[1:], strict=False)}
         values = values.reshape(*(len(places) for places in labels.values()), *values.shape[1:])
         result = Patched(values, (*labels, *prompts), labels | prompts, np.asarray(metrics[name](start)))
         results[name] = result if goals is None else dataclasses.replace(result, goal=goals[name])

@@ -3,26 +3,20 @@
 A metric is any Python function of logits [b p v]. What it does with them is traced once, without running anything:
 where it begins by picking positions, as `logits[:, -1]` does, a sweep computes no others. Its operations are then
 replayed one by one on the logits of many runs, so a new metric, or an old one with new answers, compiles nothing of the
-model.
+model. A metric that cannot be traced, because it needs plain numbers, is called for one run after another. (Like under
+jit, what a metric does besides, as appending to a list, happens once, while it is traced.)
 
 Axes: c cell of a sweep, b batch, p position, r position that is read, v vocabulary.
 """
 
 from collections.abc import Callable
+from numbers import Number
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-
-UNTRACEABLE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerBoolConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-"""What tracing raises for a metric that needs plain numbers: one that prints, or calls numpy or `float`."""
 
 
 class Metric:
@@ -43,18 +37,31 @@ class Metric:
     def __init__(self, function: Callable[[Float[Array, "b p v"]], Any], logits: jax.ShapeDtypeStruct):
         self.function = function
         self.positions = np.arange(logits.shape[1])
+        self._traced = None
         try:
-            self._traced = _Traced(function, logits)
-        except UNTRACEABLE:
-            self._traced = None
-        else:
-            self.positions = self._traced.positions
+            traced = _Traced(function, logits)
+            b, _, v = logits.shape
+            some = jax.ShapeDtypeStruct((2, b, len(traced.positions), v), logits.dtype)
+            jax.eval_shape(jax.vmap(traced.replay), some)
+        except Exception:  # whatever is wrong with the metric itself will be wrong again when it is called
+            return
+        self._traced, self.positions = traced, traced.positions
 
     def __call__(self, logits: Float[Array, "c b r v"]) -> jax.Array:
-        """The metric of every cell, [c] or [c, ...] if the metric is not a single number."""
+        """The metric of every cell, [c] or [c, ...] if the metric is not a single number.
+
+        Raises:
+            TypeError: it gives something that is no number and no array.
+        """
         if self._traced is None:
-            return jnp.stack([jnp.asarray(self.function(one)) for one in logits])
+            return jnp.stack([self._called(one) for one in logits])
         return jax.vmap(self._traced.replay)(logits)
+
+    def _called(self, logits: Float[Array, "b p v"]) -> jax.Array:
+        value = self.function(logits)
+        if not isinstance(value, jax.Array | np.ndarray | np.generic | Number):
+            raise TypeError(f"a metric gives a number or an array of numbers; got {type(value).__name__}")
+        return jnp.asarray(value)
 
 
 class _Traced:
@@ -82,7 +89,7 @@ class _Traced:
     def _read_by(self, operation, length: int) -> np.ndarray | None:
         """The positions that an operation on the logits picks; None for one that does not pick."""
         kind, params = operation.primitive.name, operation.params
-        if kind == "slice" and params["strides"] is None:
+        if kind == "slice" and params["strides"] is None and params["start_indices"][1] < params["limit_indices"][1]:
             return np.arange(params["start_indices"][1], params["limit_indices"][1])
         numbers = params.get("dimension_numbers")
         if kind != "gather" or 1 not in numbers.start_index_map or params["slice_sizes"][1] != 1:

@@ -6,6 +6,7 @@ cache and gives a labelled result. Activation patching as here: Meng et al. 2022
 (arXiv 2211.00593); on its use, Heimersheim & Nanda 2024 (arXiv 2404.15255).
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Unpack
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.analysis.sweep import Cells, How, Setter, sweep
 from jaxlens.hook_table import matching, sites, split_name
+from jaxlens.hooks import hook
 from jaxlens.names import get_act_name
 from jaxlens.optional import needed
 from jaxlens.transformer import HookedTransformer
@@ -26,42 +28,54 @@ AxisNames = Literal["layer", "pos", "head", "head_index", "src_pos", "dest_pos",
 # --- what a cell puts in the place of an activation; the index begins with the layer
 
 
+def _setter(function: Setter) -> Setter:
+    """A setter that programs are found by: it reads nothing but its arguments."""
+    return functools.update_wrapper(hook(function), function)
+
+
+@_setter
 def layer_pos_patch_setter(corrupted_activation, index, clean_activation):
     """Index (layer, pos): one position of an activation [b p ...]."""
     _, pos = index
     return corrupted_activation.at[:, pos].set(clean_activation[:, pos])
 
 
+@_setter
 def layer_pos_head_vector_patch_setter(corrupted_activation, index, clean_activation):
     """Index (layer, pos, head): one head at one position of an activation [b p head ...]."""
     _, pos, head = index
     return corrupted_activation.at[:, pos, head].set(clean_activation[:, pos, head])
 
 
+@_setter
 def layer_head_vector_patch_setter(corrupted_activation, index, clean_activation):
     """Index (layer, head): one head at all positions of an activation [b p head ...]."""
     _, head = index
     return corrupted_activation.at[:, :, head].set(clean_activation[:, :, head])
 
 
+@_setter
 def layer_head_pattern_patch_setter(corrupted_activation, index, clean_activation):
     """Index (layer, head): one head of scores or a pattern [b head dest src]."""
     _, head = index
     return corrupted_activation.at[:, head].set(clean_activation[:, head])
 
 
+@_setter
 def layer_head_pos_pattern_patch_setter(corrupted_activation, index, clean_activation):
     """Index (layer, head, dest_pos): one row of one head of scores or a pattern [b head dest src]."""
     _, head, dest = index
     return corrupted_activation.at[:, head, dest].set(clean_activation[:, head, dest])
 
 
+@_setter
 def layer_head_dest_src_pos_pattern_patch_setter(corrupted_activation, index, clean_activation):
     """Index (layer, head, dest_pos, src_pos): one entry of one head of scores or a pattern [b head dest src]."""
     _, head, dest, src = index
     return corrupted_activation.at[:, head, dest, src].set(clean_activation[:, head, dest, src])
 
 
+@_setter
 def layer_neuron_patch_setter(corrupted_activation, index, clean_activation):
     """Index (layer, neuron): one neuron at all positions of an activation [b p ... neuron]."""
     _, neuron = index
@@ -103,13 +117,12 @@ def generic_activation_patch(
     """
     if (index_axis_names is None) == (index_df is None):
         raise ValueError("give exactly one of index_axis_names and index_df: either says which patches to make")
+    if clean_cache is None:
+        raise TypeError("clean_cache is None; wanted the cache of the clean run, `model.run_with_cache(clean)[1]`")
+    n_positions = model._read_input(corrupted_tokens, attention_mask=how.get("attention_mask")).real.shape[1]
     if index_df is not None:
-        indices, shape = np.asarray(index_df.to_numpy(), np.int32), (len(index_df),)
-        if not len(indices) or index_df.columns[0] != "layer":
-            raise ValueError(f'index_df has columns {list(index_df.columns)} and {len(indices)} rows; wanted "layer" '
-                             "first, and at least one row")  # fmt: skip
+        indices, shape = _indices(index_df, lengths_of_axes(model, n_positions, activation_name)), (len(index_df),)
     else:
-        n_positions = model._read_input(corrupted_tokens).real.shape[1]
         lengths = [len(axis) for axis in index_axes(model, n_positions, activation_name, index_axis_names).values()]
         indices, shape = np.array(list(itertools.product(*map(range, lengths))), np.int32), tuple(lengths)
     cells = cells_at(model, activation_name, indices)
@@ -118,6 +131,22 @@ def generic_activation_patch(
     if not return_index_df:
         return result
     return result, make_df_from_ranges(shape, index_axis_names) if index_df is None else index_df
+
+
+def _indices(index_df: Any, lengths: Mapping[str, int | None]) -> np.ndarray:
+    """The rows of a DataFrame of indices, those of known axes within their length."""
+    columns, indices = list(index_df.columns), np.asarray(index_df.to_numpy())
+    if not len(indices) or columns[0] != "layer":
+        raise ValueError(
+            f'index_df has columns {columns} and {len(indices)} rows; wanted "layer" first, and at least one row'
+        )
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise TypeError(f"index_df holds {indices.dtype}; indices are whole numbers")
+    for name, column in zip(columns[1:], indices.T[1:], strict=True):
+        length = lengths.get(name) or column.max() + 1
+        if column.min() < -length or column.max() >= length:
+            raise ValueError(f'index_df has {name} {column.min()} to {column.max()}; there are {length}')
+    return indices.astype(np.int32)
 
 
 def cells_at(model: HookedTransformer, activation_name: str, indices: np.ndarray) -> Cells:
@@ -143,6 +172,8 @@ def site_of(model: HookedTransformer, activation_name: str) -> tuple[str, str]:
     table = sites(model.cfg)
     name = activation_name.removeprefix("blocks.*.")
     if not any(full.endswith(f".{name}") and split_name(full)[0] == name for full in table):
+        if split_name(name)[1] is not None:
+            raise ValueError(f'"{activation_name}" is of one layer; a sweep goes over layers: leave "blocks.N." out')
         if {name, f"hook_{name}"} & table.keys():
             raise ValueError(f'"{activation_name}" is in no layer; a sweep patches activations of layers')
         name = split_name(get_act_name(activation_name, 0))[0]
@@ -158,17 +189,24 @@ def index_axes(
     Raises:
         ValueError: there is no such axis, or "layer" is not the first.
     """
-    cfg = model.cfg
-    n_heads = cfg.n_key_value_heads if "k" in site_of(model, activation_name)[1].split() else cfg.n_heads
-    lengths = {"layer": cfg.n_layers, "neuron": cfg.d_mlp, "expert": cfg.num_experts}
-    lengths |= dict.fromkeys(("pos", "src_pos", "dest_pos"), n_positions)
-    lengths |= dict.fromkeys(("head", "head_index"), n_heads)
+    lengths = lengths_of_axes(model, n_positions, activation_name)
+    if isinstance(names, str):
+        raise ValueError(f'index_axis_names is the string {names!r}; wanted a tuple of axes, such as ("layer", "pos")')
     if odd := [name for name in names if lengths.get(name) is None]:
         wanted = [name for name, length in lengths.items() if length is not None]
         raise ValueError(f"there is no axis {odd[0]!r} to sweep; wanted some of {wanted}")
     if not names or names[0] != "layer":
         raise ValueError(f'the first axis of a sweep is "layer"; got {list(names)}')
     return {name: [str(place) for place in range(lengths[name])] for name in names}
+
+
+def lengths_of_axes(model: HookedTransformer, n_positions: int, activation_name: str) -> dict[str, int | None]:
+    """How long each axis of a sweep is; None for one that this model does not have."""
+    cfg = model.cfg
+    n_heads = cfg.n_key_value_heads if "k" in site_of(model, activation_name)[1].split() else cfg.n_heads
+    lengths = {"layer": cfg.n_layers, "neuron": cfg.d_mlp, "expert": cfg.num_experts}
+    lengths |= dict.fromkeys(("pos", "src_pos", "dest_pos"), n_positions)
+    return lengths | dict.fromkeys(("head", "head_index"), n_heads)
 
 
 def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> Any:

@@ -29,15 +29,20 @@ from tqdm import tqdm
 from jaxlens.analysis.metric import Metric
 from jaxlens.config import Config
 from jaxlens.engine import run_layers
+from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import POSITION_AXES, matching, split_name
-from jaxlens.hooks import DataHook, Edit, Listening
+from jaxlens.hooks import DataHook, Edit, Listening, hook
 from jaxlens.nn.context import Context, make_context
 from jaxlens.nn.norm import weigh
 from jaxlens.nn.packing import Packing
+from jaxlens.tracing import is_traced
 from jaxlens.transformer import HookedTransformer, float32_means_float32
 
 Setter = Callable[[Array, Int[Array, "i"], Array], Array]
-"""What a cell does: `(activation of the known run, index of the cell, activation of the source) -> activation`."""
+"""What a cell does: `(activation of the known run, index of the cell, activation of the source) -> activation`.
+
+It is traced. As with hooks, a plain function is traced anew for every sweep, for it may read globals;
+`hook(fn, **data)` is found again by `fn`."""
 
 
 class How(TypedDict, total=False):
@@ -49,6 +54,10 @@ class How(TypedDict, total=False):
     attention_mask: Any
 
 
+UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)  # fmt: skip
 ROWS_ON_CPU = 512  # enough rows for matrix products at full speed, few enough that little is computed in vain
 SLOTS_PER_ROW = 4  # how many slots of sequences there is room for: a sequence changes in a part of its slots only
 
@@ -139,9 +148,14 @@ def sweep(
     `input` gives the known run; `source` the other activations that the setter is shown (None: the known run's own).
 
     Raises:
-        ValueError: the model has hooks, the source does not fit the input, or a setter returns another shape.
+        ValueError: the model has hooks, the source does not fit the input, a setter returns another shape, or a
+            transformation is looking.
+        TypeError: an argument that there is not, or a setter that cannot be traced.
         ActivationNotFound: the source lacks the site in a layer.
     """
+    _check_how(how)
+    if is_traced(model.parts, input):
+        raise ValueError("a sweep decides what to compute by looking at values; call it outside jit, grad and vmap")
     if model.list_hooks():
         raise ValueError(
             "a sweep runs many interventions side by side, which hooks on the model would not see as their own run; "
@@ -154,7 +168,7 @@ def sweep(
         sources = known.activations if source is None else _stacked(source, cells.site, site_row, known.activations)
         ready = {name: Metric(metric, _shape(known.logits)) for name, metric in metrics.items()}
         read = np.unique(np.concatenate([metric.positions for metric in ready.values()]))
-        running = Running(model, known, sources, site_row, cells, jax.tree_util.Partial(setter), read)
+        running = Running(model, known, sources, site_row, cells, _as_data(setter), read)
         room = Room.for_sweep(model.cfg, known, len(read), how.get("batch_size"))
         at = {name: np.searchsorted(read, metric.positions) for name, metric in ready.items()}
         baseline = known.logits[:, read]
@@ -170,6 +184,19 @@ def sweep(
                 bar.update(len(live))
             bar.update(bar.total - bar.n)  # those that change nothing
     return results
+
+
+def _check_how(how: How) -> None:
+    if odd := how.keys() - How.__annotations__.keys():
+        raise TypeError(f"there is no argument {min(odd)!r}; how a sweep is run is said by {list(How.__annotations__)}")
+    batch_size = how.get("batch_size")
+    if batch_size is not None and not (isinstance(batch_size, int | np.integer) and batch_size > 0):
+        raise ValueError(f"batch_size is {batch_size!r}; wanted a number of cells, or None for as many as fit")
+
+
+def _as_data(setter: Setter) -> DataHook:
+    """The setter as a data hook, which programs are found by; a plain function under an identity of its own."""
+    return setter if isinstance(setter, DataHook) else hook(lambda *given: setter(*given))
 
 
 def known_run(
@@ -207,7 +234,7 @@ class Running:
     sources: Array
     site_row: dict[int, int]
     cells: Cells
-    setter: jax.tree_util.Partial
+    setter: DataHook
     read: Int[np.ndarray, "r"]
 
     def plan(self, room: Room) -> Iterator[Batch]:
@@ -273,7 +300,13 @@ def _changed(setter, activations, sources, rows, indices):
 
     def change(row, index):
         activation = activations[row]
-        new = setter(activation, index, sources[row])
+        try:
+            new = setter(activation, index, sources[row])
+        except UNTRACEABLE as error:
+            raise TypeError(
+                "a patch setter is traced: its index is an array of JAX, with which neither numpy nor Python's `if`, "
+                "lists and slices `a:b` work; use jnp.where, jnp.take and jax.lax.dynamic_slice"
+            ) from error
         if new is None or new.shape != activation.shape or new.dtype != activation.dtype:
             got = "None" if new is None else f"{new.dtype}{list(new.shape)}"
             raise ValueError(
@@ -344,7 +377,10 @@ def _stacked(source: Mapping[str, Array], site: str, site_row: dict[int, int], a
 
 
 def _stack(source: Mapping[str, Array], site: str, layers: list[int]) -> Array:
-    values = [jnp.asarray(source[f"blocks.{layer}.{site}"]) for layer in layers]
+    names = [f"blocks.{layer}.{site}" for layer in layers]
+    if missing := [name for name in names if name not in source]:
+        raise ActivationNotFound(f'the source holds no "{missing[0]}", which the sweep puts in place of the run\'s own')
+    values = [jnp.asarray(source[name]) for name in names]
     if odd := [layer for layer, value in zip(layers, values, strict=True) if value.shape != values[0].shape]:
         raise ValueError(
             f'"{site}" has shape {values[0].shape} in layer {layers[0]} and another in layer {odd[0]}; sweep over '

@@ -13,9 +13,9 @@ from jaxlens import plot
 from jaxlens.analysis.agreement import compare_with_patching
 from jaxlens.analysis.attribution import attribution_patch
 from jaxlens.analysis.edges import edge_attribution_patch
-from jaxlens.analysis.path_integrals import integrated_gradients
 from jaxlens.analysis.labelled import Labelled
 from jaxlens.analysis.logit_attribution import Unit, direct_logit_attribution
+from jaxlens.analysis.path_integrals import integrated_gradients
 from jaxlens.commands.command import Found, analysis, load, positive, say, strongest
 from jaxlens.commands.question import Question, add_answers, add_pairs, asked_for, default_axes
 from jaxlens.demo import LAST
