@@ -103,13 +103,15 @@ class Attention(Part):
 
     @property
     def QK(self) -> FactoredMatrix:
-        """Every query head's QK circuit `W_Q @ W_K.T` [n d d] (see `model.QK`)."""
-        return FactoredMatrix(self.W_Q, jnp.repeat(self.W_K, len(self.W_Q) // len(self.W_K), axis=0).mT)
+        """Every query head's QK circuit `W_Q @ W_K.T` [n d d], of a stack of layers [l n d d] (see `model.QK`)."""
+        group = self.W_Q.shape[-3] // self.W_K.shape[-3]
+        return FactoredMatrix(self.W_Q, jnp.repeat(self.W_K, group, axis=-3).mT)
 
     @property
     def OV(self) -> FactoredMatrix:
-        """Every query head's OV circuit `W_V @ W_O` [n d d] (see `model.OV`)."""
-        return FactoredMatrix(jnp.repeat(self.W_V, len(self.W_O) // len(self.W_V), axis=0), self.W_O)
+        """Every query head's OV circuit `W_V @ W_O` [n d d], of a stack of layers [l n d d] (see `model.OV`)."""
+        group = self.W_O.shape[-3] // self.W_V.shape[-3]
+        return FactoredMatrix(jnp.repeat(self.W_V, group, axis=-3), self.W_O)
 
     def __call__(self, inputs, at: LayerContext, tap) -> Float[Array, "b p d"]:
         """`inputs`: what queries, keys and values read, each [b p d] (or [b p n d], one for every head)."""
