@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxlens.analysis.metric import UNTRACEABLE, Metric
+from jaxlens.analysis.metric import Metric
 from jaxlens.engine import Stretch, plan
 from jaxlens.hooks import DataHook, Listening, Tap
 from jaxlens.nn.block import Block
@@ -29,6 +29,11 @@ from jaxlens.nn.context import Context, make_context
 from jaxlens.transformer import HookedTransformer, float32_means_float32
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
+UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)  # fmt: skip
+"""What a metric raises under differentiation if it needs plain numbers."""
 
 ByStretch = tuple[dict[str, Float[Array, "l b ..."]], ...]
 """Arrays by site, for every stretch of layers of one shape, in order."""
