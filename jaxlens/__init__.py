@@ -2,11 +2,13 @@
 
 from jaxlens.config import Config
 from jaxlens.config import Rotary as Rotary
-from jaxlens.transformer import HookedTransformer
-from jaxlens.analysis.activation_cache import ActivationCache
+from jaxlens.HookedTransformer import HookedTransformer
+from jaxlens.HookedTransformerConfig import HookedTransformerConfig
+from jaxlens.ActivationCache import ActivationCache
 from jaxlens.analysis.logit_attribution import DirectLogitAttribution, direct_logit_attribution
-from jaxlens.analysis.svd import SVDInterpreter
-from jaxlens.factored_matrix import FactoredMatrix
+from jaxlens.SVDInterpreter import SVDInterpreter
+from jaxlens.FactoredMatrix import FactoredMatrix
+from jaxlens.hook_points import HookedRootModule as HookedRootModule
 from jaxlens.hooks import HookPoint, hook
 from jaxlens.loss import Output, lm_accuracy, lm_cross_entropy_loss
 from jaxlens.names import get_act_name
@@ -15,10 +17,14 @@ from jaxlens.tokenizer import Tokenizer
 from jaxlens.errors import ActivationNotFound, CheckpointError, HookError
 from jaxlens import evals as evals
 from jaxlens import head_detector as head_detector
+from jaxlens import hook_points as hook_points
+from jaxlens import patching as patching
+from jaxlens import utilities as utilities
 from jaxlens import utils as utils
 
 __all__ = [
     "ActivationCache", "ActivationNotFound", "CheckpointError", "Config", "DirectLogitAttribution",
-    "FactoredMatrix", "HookError", "HookPoint", "HookedTransformer", "Output", "Rotary", "SVDInterpreter", "Slice",
-    "Tokenizer", "direct_logit_attribution", "get_act_name", "hook", "lm_accuracy", "lm_cross_entropy_loss",
+    "FactoredMatrix", "HookError", "HookPoint", "HookedTransformer", "HookedTransformerConfig", "Output", "Rotary",
+    "SVDInterpreter", "Slice", "Tokenizer", "direct_logit_attribution", "get_act_name", "hook", "lm_accuracy",
+    "lm_cross_entropy_loss",
 ]  # fmt: skip

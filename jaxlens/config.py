@@ -158,9 +158,11 @@ class Config:
     def __post_init__(self) -> None:
         fill = functools.partial(object.__setattr__, self)
         _check_sizes(self)
-        fill("n_key_value_heads", self.n_key_value_heads or self.n_heads)
-        fill("d_vocab_out", self.d_vocab_out or self.d_vocab)
-        fill("d_mlp", None if self.attn_only else self.d_mlp or 4 * self.d_model)
+        if self.attn_only:
+            fill("d_mlp", None)
+        for name, value in self._following.items():
+            if getattr(self, name) is None:
+                fill(name, value)
         fill("windows", _per_layer("windows", self.windows, self.n_layers, None))
         rotary = self.rotary or (Rotary() if self.positional_embedding_type == "rotary" else ())
         if self.positional_embedding_type == "rotary":
@@ -173,6 +175,15 @@ class Config:
         _check_layers(self)
 
     # what follows from the fields
+
+    @property
+    def _following(self) -> dict[str, Any]:
+        """What the fields that were left at None are."""
+        gain = 0.8 / self.d_model**0.5 if self.init_mode == "gpt2" else 1.0
+        return {
+            "n_key_value_heads": self.n_heads, "d_mlp": None if self.attn_only else 4 * self.d_model,
+            "d_vocab_out": self.d_vocab, "attn_scale": self.d_head**0.5, "initializer_range": gain,
+        }  # fmt: skip
 
     @functools.cached_property
     def stacks(self) -> tuple[tuple[int, ...], ...]:
@@ -195,19 +206,18 @@ class Config:
 
     def __repr__(self) -> str:
         """The fields that are not at their defaults; what all layers share is said once."""
-        said = []
-        for field in dataclasses.fields(self):
+        said, silent = [], {name: self._following[name] for name in ("attn_scale", "initializer_range")}
+        for field in dataclasses.fields(Config):
             value = getattr(self, field.name)
             if isinstance(value, tuple) and len(value) > 1 and len(set(value)) == 1:
                 value = value[0]
-            if field.default is dataclasses.MISSING or value not in (field.default, None, ()):
+            if field.default is dataclasses.MISSING or value not in (field.default, silent.get(field.name), None, ()):
                 said.append(f"{field.name}={value!r}")
         return f"Config({', '.join(said)})"
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with some fields changed, validated again; a field that follows from others follows them again."""
-        following = {"n_key_value_heads": self.n_heads, "d_mlp": 4 * self.d_model, "d_vocab_out": self.d_vocab}
-        unset = {name: None for name, value in following.items() if getattr(self, name) == value}
+        unset = {name: None for name, value in self._following.items() if getattr(self, name) == value}
         return dataclasses.replace(self, **{**unset, **changes})
 
     def first_layers(self, n_layers: int) -> "Config":
@@ -219,7 +229,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back to an equal Config."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
         return fields | {"rotary": [_rotary_to_dict(rotary) for rotary in self.rotary]}
 
     @classmethod
@@ -243,7 +253,7 @@ class Config:
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
+        return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(Config)))
 
     def __hash__(self) -> int:
         return self._hash
@@ -253,7 +263,7 @@ class Config:
             return True
         if not isinstance(other, Config) or hash(self) != hash(other):
             return False
-        return all(getattr(self, f.name) == getattr(other, f.name) for f in dataclasses.fields(self))
+        return all(getattr(self, f.name) == getattr(other, f.name) for f in dataclasses.fields(Config))
 
 
 def _ranges(layers: tuple[int, ...]) -> str:

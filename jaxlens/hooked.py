@@ -1,12 +1,13 @@
 """The hooks that stay on a model between runs: adding, listing and removing them."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
 
 from jaxlens.config import Config
 from jaxlens.errors import HookError
 from jaxlens.hook_table import sites
-from jaxlens.hooks import Added, Direction, HookPoint, add, pairs
+from jaxlens.hooks import Added, DataHook, Direction, HookPoint, add, pairs
 
 HookName = str | Callable[[str], bool]
 HookSpec = tuple[HookName, Callable]
@@ -24,6 +25,67 @@ def hook_points(cfg: Config) -> Points:
     return Points({name: HookPoint(name) for name in sites(cfg)})
 
 
+@dataclasses.dataclass(frozen=True)
+class LensHandle:
+    """A hook on a hook point, as it was added."""
+
+    user_hook: Callable
+    is_permanent: bool = False
+    context_level: int = 0
+
+
+class HookPointOnModel(HookPoint):
+    """A hook point of a model, by which hooks can be added to the model and looked at."""
+
+    def __init__(self, model: "HooksOnModel", name: str):
+        super().__init__(name)
+        self._model, self.ctx = model, model._points[name].ctx
+
+    def __repr__(self) -> str:
+        return f"HookPoint({self.name!r})"
+
+    fwd_hooks = property(lambda self: self._handles("fwd"), doc="The hooks on this point's value.")
+    bwd_hooks = property(lambda self: self._handles("bwd"), doc="The hooks on its gradient.")
+
+    def _handles(self, dir: str) -> list[LensHandle]:
+        return self._model.list_hooks(self.name, dir).get(self.name, [])
+
+    def add_hook(
+        self, hook: Callable, dir: Direction = "fwd", is_permanent: bool = False, level: int | None = None,
+        prepend: bool = False,
+    ) -> None:  # fmt: skip
+        """Adds a hook to the model, on this point."""
+        self._model.add_hook(self.name, hook, dir, is_permanent, level, prepend)
+
+    def add_perma_hook(self, hook: Callable, dir: Direction = "fwd") -> None:
+        """Adds a hook that resetting leaves in place."""
+        self.add_hook(hook, dir, is_permanent=True)
+
+    def has_hooks(self, dir: str = "both", including_permanent: bool = True, level: int | None = None) -> bool:
+        """Whether a hook is on this point."""
+        handles = self._model.list_hooks(self.name, dir, including_permanent).get(self.name, [])
+        return any(level is None or handle.context_level == level for handle in handles)
+
+    def remove_hooks(self, dir: str = "fwd", including_permanent: bool = False, level: int | None = None) -> None:
+        """Takes hooks off this point; those that are on other points too stay there."""
+        self._model._remove(dir, including_permanent, level, self.name)
+
+    def clear_context(self) -> None:
+        """Empties `ctx`."""
+        self.ctx.clear()
+
+
+def _is_chosen(hook: Added, direction: str, including_permanent: bool, level: int | None) -> bool:
+    """Whether this hook is one of those that are described."""
+    of_direction = direction in ("both", hook.direction)
+    return of_direction and (including_permanent or not hook.permanent) and level in (None, hook.level)
+
+
+def _check_direction(direction: str) -> None:
+    if direction not in ("fwd", "bwd", "both"):
+        raise HookError(f'a direction is "fwd", "bwd" or "both", not {direction!r}')
+
+
 class HooksOnModel:
     """Mixin: hooks that act in every run until they are removed.
 
@@ -38,11 +100,11 @@ class HooksOnModel:
     @property
     def hook_dict(self) -> dict[str, HookPoint]:
         """Every hook point by name, those that exist only on request included."""
-        return dict(self._points)
+        return {name: HookPointOnModel(self, name) for name in self._points}
 
     def hook_points(self) -> list[HookPoint]:
         """Every hook point, in the order in which they fire."""
-        return list(self._points.values())
+        return list(self.hook_dict.values())
 
     def add_hook(
         self, name: HookName, hook: Callable, dir: Direction = "fwd", is_permanent: bool = False,
@@ -70,14 +132,7 @@ class HooksOnModel:
         Raises:
             HookError: there is no such direction.
         """
-        if direction not in ("fwd", "bwd", "both"):
-            raise HookError(f'a direction is "fwd", "bwd" or "both", not {direction!r}')
-        self._hooks = tuple(
-            h for h in self._hooks
-            if (h.permanent and not including_permanent)
-            or (direction != "both" and h.direction != direction)
-            or (level is not None and h.level != level)
-        )  # fmt: skip
+        self._remove(direction, including_permanent, level)
         if clear_contexts:
             self.clear_contexts()
 
@@ -92,13 +147,34 @@ class HooksOnModel:
         for point in self._points.values():
             point.ctx.clear()
 
-    def list_hooks(self, dir: str = "both", including_permanent: bool = True) -> dict[str, list[Callable]]:
-        """The hook functions on each hook point that has any."""
-        found: dict[str, list[Callable]] = {}
-        for h in self._hooks:
-            if dir in ("both", h.direction) and (including_permanent or not h.permanent):
-                for name in h.names:
-                    found.setdefault(name, []).append(h.fn)
+    def _remove(self, direction: str, including_permanent: bool, level: int | None, name: str | None = None) -> None:
+        """Takes hooks away, or off one hook point."""
+        _check_direction(direction)
+        left = []
+        for hook in self._hooks:
+            if _is_chosen(hook, direction, including_permanent, level):
+                names = () if name is None else tuple(one for one in hook.names if one != name)
+                hook = dataclasses.replace(hook, names=names)
+            left.append(hook)
+        self._hooks = tuple(hook for hook in left if hook.names)
+
+    def list_hooks(
+        self, name_filter: HookName | Collection[str] | None = None, dir: str = "both", including_permanent: bool = True
+    ) -> dict[str, list[LensHandle]]:
+        """The hooks on each hook point that has any, or on those that `name_filter` chooses.
+
+        Raises:
+            HookError: there is no such direction.
+        """
+        _check_direction(dir)
+        if isinstance(name_filter, str):
+            name_filter = (name_filter,)
+        chosen = name_filter if callable(name_filter) else lambda name: name_filter is None or name in name_filter
+        found: dict[str, list[LensHandle]] = {}
+        for hook in self._hooks:
+            if _is_chosen(hook, dir, including_permanent, None):
+                for name in filter(chosen, hook.names):
+                    found.setdefault(name, []).append(LensHandle(_as_given(hook.fn), hook.permanent, hook.level))
         return found
 
     @contextlib.contextmanager
@@ -129,3 +205,8 @@ class HooksOnModel:
                 if clear_contexts:
                     self.clear_contexts()
             self._level -= 1
+
+
+def _as_given(fn: Callable) -> Callable:
+    """The function that was added; plain ones are wrapped."""
+    return fn if isinstance(fn, DataHook) else fn.func.fn

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxlens.config import Config
 from jaxlens.errors import HookError
+from jaxlens.hook_call import PythonHook, call
 from jaxlens.hook_table import matching, split_name
 
 Direction = Literal["fwd", "bwd"]
@@ -110,7 +111,7 @@ def add(cfg: Config, names, fn: Callable, direction: Direction = "fwd", **how: A
         raise HookError(f'a hook\'s direction is "fwd" or "bwd", not {direction!r}')
     if not callable(fn):
         raise HookError(f"a hook is a function of (value, hook); got {type(fn).__name__} for {names!r}")
-    plain = fn if isinstance(fn, DataHook) else jax.tree_util.Partial(fn)
+    plain = fn if isinstance(fn, DataHook) else jax.tree_util.Partial(PythonHook(fn))
     return Added(tuple(matching(cfg, names)), plain, direction, **how)
 
 
@@ -200,7 +201,7 @@ def _point(site: str, layer, points: Mapping[str, HookPoint] | None) -> HookPoin
 
 def _checked(fn: Callable, value: jax.Array, point: HookPoint) -> jax.Array:
     """What `fn` makes of the value, if it is something that can stand in its place."""
-    new = fn(value, point)
+    new = call(fn, value, point)
     if new is None:
         return value
     if isinstance(new, tuple) and len(new) == 1:

@@ -20,6 +20,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxlens.analysis.activation_cache import ActivationCache
+from jaxlens.compat.arguments import LOADING, MAKING, only_as
+from jaxlens.compat.config import HookedTransformerConfig
+from jaxlens.compat.model import TransformerLensMethods
 from jaxlens.config import Config
 from jaxlens.engine import Caught, run_layers, run_stage
 from jaxlens.gradients import with_gradients
@@ -34,7 +37,7 @@ from jaxlens.processed import ProcessesWeights
 from jaxlens.slices import Slice
 from jaxlens.span import EMBED_NAMES, FINAL_NAMES, Span
 from jaxlens.weight_attributes import WeightAttributes
-from jaxlens.weights import PASSES, process_weights
+from jaxlens.weights import PASSES
 
 __all__ = ["HookedTransformer", "Output", "parameter_shapes"]
 
@@ -44,7 +47,7 @@ READ = ("input", "prepend_bos", "padding_side", "attention_mask", "tokens", "sta
 
 
 @jax.tree_util.register_pytree_node_class
-class HookedTransformer(HooksOnModel, ReadsInput, ProcessesWeights, WeightAttributes):
+class HookedTransformer(HooksOnModel, ReadsInput, ProcessesWeights, WeightAttributes, TransformerLensMethods):
     """A decoder-only transformer whose activations can be read, written and differentiated by name.
 
     It is a pytree: pass it to jit, grad and vmap as an argument, never close over it there (closed-over weights become
@@ -63,16 +66,19 @@ class HookedTransformer(HooksOnModel, ReadsInput, ProcessesWeights, WeightAttrib
         cfg: Config | Mapping[str, Any],
         tokenizer: Any = None,
         *,
-        seed: int = 0,
+        default_padding_side: Literal["left", "right"] | None = None,
+        seed: int | None = None,
         params: Params | None = None,
         name: str | None = None,
         source: Any = None,
+        **transformerlens: Any,
     ):
-        self.cfg = cfg if isinstance(cfg, Config) else Config.from_dict(cfg)
-        self.parts = assemble(self.cfg, init_parameters(self.cfg, seed) if params is None else params)
+        only_as(transformerlens, MAKING)
+        self.cfg = HookedTransformerConfig.unwrap(cfg, seed=seed, model_name=name)
+        self.parts = assemble(self.cfg, init_parameters(self.cfg, self.cfg.seed or 0) if params is None else params)
         self.name, self.source, self.processing = name, source, ()
         self._hooks, self._level, self._points = (), 0, hook_points(self.cfg)
-        self.set_tokenizer(tokenizer)
+        self.set_tokenizer(tokenizer or self._tokenizer_of_config(), default_padding_side)
 
     @classmethod
     def from_pretrained(
@@ -89,27 +95,33 @@ class HookedTransformer(HooksOnModel, ReadsInput, ProcessesWeights, WeightAttrib
         n_ctx: int | None = None,
         tokenizer: Any = None,
         revision: str | None = None,
+        hf_model: Any = None,
+        device: Any = None,
+        default_prepend_bos: bool | None = None,
+        default_padding_side: Literal["left", "right"] | None = None,
+        **transformerlens: Any,
     ) -> "HookedTransformer":
         """A pretrained model: a Hugging Face id, a local folder, a `.gguf` file, or "smollm2-135m-instruct".
 
         Its weights are processed by the passes of `jaxlens.weights` that are asked for and valid for it: the same
         log-probabilities, but other logits (`center_unembed`) and activations. `model.processing` says what was done.
+        `hf_model` is a transformers model whose weights are taken instead of those by that name.
 
         Raises:
             CheckpointError: the checkpoint cannot be found, read or understood; nothing was loaded.
+            ValueError: an argument of TransformerLens that asks for what jaxlens does not do.
         """
-        from jaxlens.convert import load  # the model knows nothing of checkpoints; this doorway is for its users
+        from jaxlens.compat.loading import load_pretrained  # the model knows nothing of checkpoints; a doorway
 
-        loaded = load(
-            model_name, dtype=dtype, first_n_layers=first_n_layers, n_ctx=n_ctx, tokenizer=tokenizer, revision=revision
-        )
-        params, cfg, report = process_weights(
-            loaded.params, loaded.cfg, fold_ln, center_writing_weights, center_unembed, fold_value_biases,
-            refactor_factored_attn_matrices, donate=True,
-        )  # fmt: skip
-        model = cls(cfg, loaded.tokenizer, params=params, name=loaded.name, source=loaded.source)
-        model.processing = report
-        return model
+        only_as(transformerlens, LOADING)
+        passes = {
+            "fold_ln": fold_ln, "center_writing_weights": center_writing_weights, "center_unembed": center_unembed,
+            "fold_value_biases": fold_value_biases, "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
+        }  # fmt: skip
+        how = {"dtype": dtype, "first_n_layers": first_n_layers, "n_ctx": n_ctx, "tokenizer": tokenizer,
+               "revision": revision}  # fmt: skip
+        text = {"default_prepend_bos": default_prepend_bos, "default_padding_side": default_padding_side}
+        return load_pretrained(cls, model_name, passes, how, text, hf_model, device)
 
     @classmethod
     def from_pretrained_no_processing(cls, model_name: str, **options: Any) -> "HookedTransformer":
@@ -210,8 +222,11 @@ class HookedTransformer(HooksOnModel, ReadsInput, ProcessesWeights, WeightAttrib
         input: Any,
         *args: Any,
         names_filter: HookName | list[HookName] | None = None,
+        device: Any = None,
         remove_batch_dim: bool = False,
         incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
         pos_slice: Any = None,
         return_cache_object: bool = True,
         **kwargs: Any,
@@ -219,20 +234,27 @@ class HookedTransformer(HooksOnModel, ReadsInput, ProcessesWeights, WeightAttrib
         """A run and the activations it went through: all of them, or those that `names_filter` chooses.
 
         `incl_bwd` adds the gradient of the output, which must be one number, at each of them as `name + "_grad"`.
-        `pos_slice` keeps only some positions. Further arguments are those of calling the model.
+        `pos_slice` keeps only some positions; a number keeps that one, and the axis (`Slice(number)` takes it off).
+        `device` is where the cache lies. Further arguments are those of calling the model.
 
         Raises:
             HookError: `names_filter` matches nothing; the message offers the nearest names.
+            ValueError: `reset_hooks_end=False`; no hooks are added that could stay.
         """
+        if not reset_hooks_end:
+            raise ValueError("run_with_cache adds no hooks that could stay; add_caching_hooks adds some")
         call = _bind_call(self, input, *args, **kwargs)
         given = self._read_input(**{name: call[name] for name in READ})
         span = Span.of(self.cfg, call["start_at_layer"], call["stop_at_layer"])
         wanted = span.wanted(self.cfg, names_filter)
-        run = Run(span, call["return_type"], call["loss_per_token"], wanted, Slice(pos_slice))
+        run = Run(span, call["return_type"], call["loss_per_token"], wanted, Slice.unwrap(pos_slice))
         runner = with_gradients if incl_bwd else HookedTransformer._run
         out, caught = runner(self, given, run, self._hooks + self._added(call["hooks"], span))
         cache = ActivationCache.of(caught, self)
         cache = cache.remove_batch_dim() if remove_batch_dim else cache
+        cache = cache if device is None else cache.to(device)
+        if clear_contexts:
+            self.clear_contexts()
         return out, cache if return_cache_object else dict(cache.items())
 
     def _added(self, hooks: list[HookSpec] | None, span: Span, direction: Direction = "fwd") -> tuple[Added, ...]:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens.compat.modules import Layers, Module
 from jaxlens.config import Config
 from jaxlens.factored_matrix import FactoredMatrix, composition_scores
-from jaxlens.nn.block import Block
+from jaxlens.hooked import HookPointOnModel
 from jaxlens.nn.part import sizes
 from jaxlens.parameters import Parts, parameter_axes
 
@@ -23,30 +24,11 @@ STACKED = {
 BIAS_AXES = {"b_Q": "n h", "b_K": "k h", "b_V": "k h", "b_O": "d", "b_in": "m", "b_gate": "m", "b_out": "d"}
 
 
-class Layers:
-    """`model.blocks`: the layers one by one; `model.blocks[3].attn.W_Q` is that layer's own weight."""
-
-    def __init__(self, cfg: Config, parts: Parts):
-        self._cfg, self._parts = cfg, parts
-
-    def __len__(self) -> int:
-        return self._cfg.n_layers
-
-    def __getitem__(self, layer: int) -> Block:
-        n = len(self)
-        if not isinstance(layer, int | np.integer):
-            raise TypeError(f"a layer is a number; got {type(layer).__name__}")
-        if not -n <= layer < n:
-            raise IndexError(f"there is no layer {layer}; the model has {n}")
-        stack, row = next((i, rows.index(layer % n)) for i, rows in enumerate(self._cfg.stacks) if layer % n in rows)
-        return jax.tree.map(lambda w: w[row], self._parts.stacks[stack])
-
-
 class WeightAttributes:
     """Mixin: weights by TransformerLens's names.
 
     Keys and values of a grouped model are repeated, one per query head, as TransformerLens gives them; the weights as
-    they are stored are in `model.params` and `model.blocks[l]`. A bias that the model does not have is given as zeros.
+    they are stored are in `model.params`. A bias that the model does not have is given as zeros.
     """
 
     cfg: Config
@@ -55,6 +37,8 @@ class WeightAttributes:
     def __getattr__(self, name: str) -> jax.Array:
         if name in STACKED:
             return _stacked(self, name)
+        if name.startswith("hook_") and name in self._points:
+            return HookPointOnModel(self, name)
         if isinstance(found := getattr(type(self), name, None), property):
             return found.fget(self)  # it raised an AttributeError, which Python would replace by the one below
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
@@ -62,7 +46,7 @@ class WeightAttributes:
     @property
     def blocks(self) -> Layers:
         """The layers one by one."""
-        return Layers(self.cfg, self.parts)
+        return Layers(self)
 
     @property
     def W_E(self) -> jax.Array:
@@ -93,24 +77,28 @@ class WeightAttributes:
         return jnp.zeros(self.cfg.d_vocab_out, self.cfg.dtype) if b_U is None else b_U
 
     @property
-    def ln_final(self):
+    def ln_final(self) -> Module | None:
         """The norm before the unembedding, or None."""
-        return self.parts.ln_final
+        return self._module("ln_final")
 
     @property
-    def embed(self):
-        """The token embedding as a part."""
-        return self.parts.embed
+    def embed(self) -> Module:
+        """The token embedding."""
+        return self._module("embed")
 
     @property
-    def pos_embed(self):
-        """The position embedding as a part, or None."""
-        return self.parts.pos_embed
+    def pos_embed(self) -> Module | None:
+        """The position embedding, or None."""
+        return self._module("pos_embed")
 
     @property
-    def unembed(self):
-        """The unembedding as a part."""
-        return self.parts.unembed
+    def unembed(self) -> Module:
+        """The unembedding."""
+        return self._module("unembed")
+
+    def _module(self, name: str) -> Module | None:
+        part = getattr(self.parts, name)
+        return None if part is None else Module(self, name, part)
 
     # --- circuits, and what else follows from the weights
 
@@ -172,9 +160,11 @@ class WeightAttributes:
         return sum(leaf.size for leaf in jax.tree.leaves(self.parts))
 
 
-def _stacked(model: WeightAttributes, name: str) -> jax.Array:
+def _stacked(model: WeightAttributes, name: str) -> jax.Array | None:
     """A weight of all layers [layer, ...], in the order of the layers."""
     cfg = model.cfg
+    if name == "W_gate" and not cfg.gated_mlp and not cfg.num_experts:
+        return None
     if cfg.attn_only and STACKED[name] == "mlp":
         raise AttributeError(f"an attention-only model has no {name}")
     found = []

@@ -346,7 +346,7 @@ def test_queries_are_shown_before_their_norm_and_rotated_after_it():
     read = cache["normalized", 2, "ln1"] * block.ln1.w
     q = cache["q", 2]
     close(q, jnp.einsum("bpd,ndh->bpnh", read, block.attn.W_Q))
-    close(cache["k", 2], jnp.einsum("bpd,kdh->bpkh", read, block.attn.W_K))
+    close(cache["k", 2], jnp.einsum("bpd,kdh->bpkh", read, block.attn._W_K))
     assert cache["k", 2].shape == (2, 11, 2, 4)
     scale = cache["blocks.2.attn.q_norm.hook_scale"]
     close(scale, jnp.sqrt((q**2).mean(-1, keepdims=True) + eps))

@@ -19,8 +19,8 @@ from jaxlens import HookedTransformer, demo
 from jaxlens.analysis.attribution import attribution_patch
 from jaxlens.analysis.edges import edge_attribution_patch
 from jaxlens.analysis.heads import detect_head, induction_scores, previous_token_scores
-from jaxlens.analysis.path_integrals import integrated_gradients
 from jaxlens.analysis.interventions import activation_patch
+from jaxlens.analysis.path_integrals import integrated_gradients
 from jaxlens.checkpoint import save
 from jaxlens.cli import COMMANDS, main
 from jaxlens.commands import command
@@ -154,7 +154,7 @@ def test_patch_is_activation_patching(model, found, what):
     close(numbers["normalised"]["values"], share)
     layer, *place = np.unravel_index(np.abs(share).argmax(), shape)
     name = f"head {layer}.{place[0]}" if axes[1] == "head" else f"layer {layer} pos "
-    (strongest,) = table.split("changes most: ")[1].splitlines()[1:-1]
+    (strongest,) = table.split("changes most")[1].splitlines()[1:-1]
     assert strongest.startswith(name) and f"{share[layer, *place]:.2f}" in strongest
 
 

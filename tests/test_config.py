@@ -106,7 +106,8 @@ def test_each_case_changes_its_own_field(cases):
     for name, (cfg, change) in cases.items():
         # the others are those that hold a default that depends on it
         assert name in differing(cfg, cfg.replace(**change))
-        assert set(differing(cfg, cfg.replace(**change))) <= {name, *change, "d_mlp", "n_key_value_heads", "windows"}
+        following = {"d_mlp", "n_key_value_heads", "windows", "attn_scale", "initializer_range"}
+        assert set(differing(cfg, cfg.replace(**change))) <= {name, *change, *following}
 
 
 @table(SHAPE_CASES)

@@ -318,7 +318,7 @@ def test_circuits_of_a_model(name):
     for layer in range(cfg.n_layers):
         attn = the_model.blocks[layer].attn
         for head in (0, cfg.n_heads - 1):
-            QK, OV = attn.W_Q[head] @ attn.W_K[head // group].T, attn.W_V[head // group] @ attn.W_O[head]
+            QK, OV = attn.W_Q[head] @ attn._W_K[head // group].T, attn._W_V[head // group] @ attn.W_O[head]
             close(the_model.QK[layer, head].AB, QK)
             close(the_model.OV[layer, head].AB, OV)
             close(attn.QK[head].AB, QK)

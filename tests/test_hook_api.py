@@ -124,7 +124,7 @@ def test_a_permanent_hook_survives_resets_and_blocks(the_model):
 def test_hooks_are_reset_by_direction(the_model):
     the_model.add_hook(Z, keep)
     the_model.add_hook(RESID_PRE, keep, dir="bwd")
-    assert list(the_model.list_hooks("bwd")) == [RESID_PRE]
+    assert list(the_model.list_hooks(dir="bwd")) == [RESID_PRE]
     the_model.reset_hooks(direction="bwd")
     assert list(the_model.list_hooks()) == [Z]
     the_model.reset_hooks(direction="fwd")

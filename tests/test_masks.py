@@ -84,7 +84,7 @@ def test_no_mask_in_a_single_layer(windows, attn_block):
     def layer(block, x, mask):
         return block(x, make_context(model.cfg, mask).at_layer(jnp.int32(1)), Tap((), layer=1))
 
-    args = model.blocks[1], model.parts.embed(tokens), mask.astype(bool)
+    args = model.blocks[1].part, model.parts.embed(tokens), mask.astype(bool)
     for run in (layer, jax.grad(lambda *args: layer(*args).sum(), argnums=1)):
         assert not mask_buffers(jax.jit(run).lower(*args).compile().as_text(), LENGTH)
 

@@ -166,14 +166,17 @@ def scores(
 
     def add(total, piece):
         first, low, high, prompt = piece
+        rows = first + jnp.arange(size)
+        counts = (rows >= low) & (rows < high)  # pieces overlap at the end
         moved, gradient = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size, 0), ends)
         there, here, run, gradients = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size, 1), layers)
-        written = [moved[None], *map(jax.vmap(written_by), blocks, there, here)]
-        read = [*map(jax.vmap(read_by), blocks, run, gradients), gradient[None]]
-        rows = first + jnp.arange(size)
-        counted = jnp.where((rows >= low) & (rows < high), 1, 0)[:, None]
-        written, read = (jnp.concatenate([x.reshape(-1, size, d_model) for x in parts]) for parts in (written, read))
-        return total.at[prompt].add(jnp.einsum("urd,wrd->uw", written * counted, read)), None
+        gradient = jnp.where(counts[:, None], gradient, 0)
+        gradients = jax.tree.map(lambda x: jnp.where(counts.reshape(-1, *(1,) * (x.ndim - 2)), x, 0), gradients)
+        written = [moved, *(by_layer(written_by, *of) for of in zip(blocks, there, here, strict=True))]
+        read = [*(by_layer(read_by, *of) for of in zip(blocks, run, gradients, strict=True)), gradient]
+        # one contracted axis instead of two: twice as fast on CPUs
+        written, read = (jnp.concatenate([x.reshape(-1, size * d_model) for x in parts]) for parts in (written, read))
+        return total.at[prompt].add(jnp.einsum("ui,wi->uw", written, read)), None
 
     total = jnp.zeros((n_prompts if per_prompt else 1, *graph.exists.shape), ends[0].dtype)
     return jax.lax.scan(add, total, _pieces(len(ends[0]), segment, size))[0]
@@ -185,6 +188,11 @@ def _pieces(n_rows: int, segment: int, size: int) -> np.ndarray:
         (min(low, n_rows - size), low, min(low + size, end), end // segment - 1)
         for end in range(segment, n_rows + 1, segment) for low in range(end - segment, end, size)
     ], np.int32)  # fmt: skip
+
+
+def by_layer(function: Callable, *of_layers: Any) -> Array:
+    """A function of one layer for all layers of a stretch, one after another."""
+    return jax.lax.map(lambda layer: function(*layer), of_layers)
 
 
 def written_by(block: Block, there: dict[str, Array], here: dict[str, Array]) -> Float[Array, "u r d"]:

@@ -79,8 +79,8 @@ def by_token(model: HookedTransformer, question: Question, arguments: argparse.N
     result = integrated_gradients(model, question.clean, question.by_prompt, baseline, arguments.steps or STEPS)
     pictures = []
     for asked, values, difference in zip(question.asked, result.values, result.difference, strict=True):
-        title = f"What each token contributes to the {asked.name}, by which the prompt is above {name}\n"
-        title += f"the difference is {difference:+.3f}; integrated gradients sum to {values.sum():+.3f}"
+        title = f"What each token adds to the {asked.name}, which is {difference:+.3f} above that of {name}; "
+        title += f"integrated gradients sum to {values.sum():+.3f}"
         tokens = model.to_str_tokens(asked.clean)
         names = [f"{token} {position}" for position, token in enumerate(tokens)]
         contributions = Labelled(values, ("token",), {"token": names})

@@ -38,14 +38,14 @@ def find(arguments: argparse.Namespace) -> Found:
 def drawn(result: Patched, question: Question, arguments: argparse.Namespace) -> list[plot.Picture]:
     """The metric at every place, as far as that can be drawn, and the places where it changes most."""
     runs = ("clean", "corrupted") if arguments.noising else ("corrupted", "clean")
-    ends = f"{float(result.start):+.3f} in the {runs[0]} run, {float(result.goal):+.3f} in the {runs[1]} one"
     what = f"{arguments.what} of the {runs[1]} run, patched into the {runs[0]} one"
+    ends = f"{float(result.start):+.3f} there, {float(result.goal):+.3f} in the {runs[1]} run"
     change, unit = (result.change, "logits") if arguments.raw else (result.normalised, "share of the effect")
     shown = result if arguments.raw else change
-    bars = strongest(change, arguments.top, f"Where the {question.name} changes most: {what}", unit)
+    bars = strongest(change, arguments.top, f"Where the {question.name} changes most", unit)
     if len(result.axes) > 3:
         return [bars]
-    return [plot.heatmap(shown, unit=unit, title=f"{question.name} ({ends})\n{what}"), bars]
+    return [plot.heatmap(shown, unit=unit, title=f"{what}; the {question.name} is {ends}"), bars]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
