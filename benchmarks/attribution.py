@@ -68,8 +68,8 @@ class Pair:
             "queries and keys, exact softmax": nodes(("q", "k"), exact_softmax=True),
             "edges": edges(1),
             "edges, gradients at 5 steps": edges(5),
-            "integrated gradients, 32 steps": lambda call: integrated_gradients(
-                self.model, self.clean, self.metric(), self.corrupted, 32
+            "integrated gradients, 8 steps": lambda call: integrated_gradients(
+                self.model, self.clean, self.metric(), self.corrupted, 8
             ),
         }
 
