@@ -176,7 +176,7 @@ def test_a_single_prompt_without_its_batch_axis():
 @pytest.mark.parametrize("positions", [-1, slice(2, 9, 3), (4, 6), [0, 10, 3]], ids=str)
 def test_pos_slice_keeps_some_query_positions(few, positions):
     _, cut = model("gpt2").run_with_cache(tokens(), names_filter=FEW, pos_slice=positions)
-    where = Slice(positions)
+    where = Slice.unwrap(positions)  # a number keeps its axis
     for name in few:
         axis = -2  # of the residual stream [b p d] and of the pattern [b n p s] alike
         close(cut[name], where.apply(few[name], axis))

@@ -208,7 +208,9 @@ def _turning(cfg: Config, local: bool = False) -> Rotary | None:
 
 
 def _rotary_field(name: str, cfg: Config) -> Any:
-    rotary, local = _turning(cfg) or _turning(cfg, local=True) or Rotary(), _turning(cfg, local=True)
+    rotary, local = _turning(cfg) or _turning(cfg, local=True), _turning(cfg, local=True)
+    if rotary is None:
+        return ROTARY[name]
     scaling = rotary.scaling
     found = ROTARY | {"rotary_base": rotary.base, "rotary_adjacent_pairs": rotary.adjacent_pairs}
     if local and local.base != rotary.base:

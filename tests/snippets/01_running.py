@@ -1,0 +1,103 @@
+"""Running a model"""
+
+# %% logits
+model(tokens)
+
+# %% logits by name of the method
+model.forward(tokens, return_type="logits")
+
+# %% the mean loss
+model(tokens, return_type="loss")
+
+# %% the loss of every prediction
+model(tokens, return_type="loss", loss_per_token=True)
+
+# %% logits and loss
+both = model(tokens, return_type="both")
+both.logits[:, -1], both.loss
+
+# %% unpacking logits and loss
+logits, loss = model(tokens, return_type="both", loss_per_token=True)
+logits[0, :3], loss
+
+# %% nothing returned
+model(tokens, return_type=None)
+
+# %% one prompt without a batch axis
+model(tokens[0])
+
+# %% positional arguments
+model(tokens, "loss", True)
+
+# %% stopping at a layer gives the residual stream
+model(tokens, stop_at_layer=2)
+
+# %% stopping before the last layer, counted from the end
+model(tokens, stop_at_layer=-1)
+
+# %% starting at a layer
+resid = model(tokens, stop_at_layer=1)
+model(resid, start_at_layer=1)
+
+# %% starting at a layer and stopping at another
+resid = model(tokens, stop_at_layer=1)
+model(resid, start_at_layer=1, stop_at_layer=2)
+
+# %% the loss of a run that starts at a layer
+resid = model(tokens, stop_at_layer=2)
+model(resid, start_at_layer=2, tokens=tokens, return_type="loss")
+
+# %% a cache of a run that starts late
+resid = model(tokens, stop_at_layer=2)
+_, late = model.run_with_cache(resid, start_at_layer=2)
+list(late.keys())
+
+# %% a cache of a run that stops early
+resid, early = model.run_with_cache(tokens, stop_at_layer=1)
+resid, list(early.keys())
+
+# %% logits without the embedding
+logits = model(cache["resid_pre", 0], start_at_layer=0)
+logits[:, -1]
+
+# %% a mask over the padding on the left
+mask = tokens != 0
+model(tokens, attention_mask=mask)[:, 1:]
+
+# %% loss of given logits
+model.loss_fn(logits, tokens), model.loss_fn(logits, tokens, per_token=True)
+
+# %% the cross-entropy by hand
+from transformer_lens.utils import lm_cross_entropy_loss
+
+lm_cross_entropy_loss(logits, tokens), lm_cross_entropy_loss(logits, tokens, per_token=True)
+
+# %% how often the first guess is right
+from transformer_lens.utils import lm_accuracy
+
+lm_accuracy(logits, tokens), lm_accuracy(logits, tokens, per_token=True)
+
+# %% evaluation mode
+model.eval()
+model(tokens, return_type="loss")
+
+# %% a model on the CPU
+model.cpu()(tokens)
+
+# %% a model moved to the device of its config
+model.to(model.cfg.device)(tokens)
+
+# %% text in, logits out
+model("When John and Mary went to the shops")
+
+# %% a batch of texts, padded
+model(["When John and Mary went to the store", "Then Tom had a drink"])[:, :5]
+
+# %% the loss of a text
+model("When John and Mary went to the shops", return_type="loss")
+
+# %% text without BOS
+model("John gave a bag to Mary", prepend_bos=False)
+
+# %% padding on the left
+model(["When John and Mary went to the store", "Then Tom had a drink"], padding_side="left")[:, -1]

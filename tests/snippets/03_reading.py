@@ -1,0 +1,170 @@
+"""Reading activations"""
+
+# %% a cache of everything
+logits, cache = model.run_with_cache(tokens)
+logits, list(cache.keys())
+
+# %% full names
+cache["blocks.1.attn.hook_pattern"], cache["hook_embed"], cache["ln_final.hook_scale"]
+
+# %% a name and a layer
+cache["pattern", 1], cache["resid_post", 2], cache["z", 0]
+
+# %% layers counted from the end
+cache["resid_post", -1], cache["v", -2]
+
+# %% a name, a layer and its part
+cache["q", 1, "attn"], cache["post", 1, "mlp"], cache["scale", 1, "ln1"], cache["normalized", 2, "ln2"]
+
+# %% the packed short form
+cache["k1"], cache["scale1ln2"], cache["pre2"]
+
+# %% the final norm
+cache["scale"], cache["normalized"]
+
+# %% embeddings by short name
+cache["embed"]
+
+# %% position embeddings by short name @gpt2
+cache["pos_embed"]
+
+# %% other names for the same
+cache["attn", 1], cache["attn_scores", 0], cache["attn_logits", 0], cache["query", 2], cache["mlp_post", 0]
+
+# %% layer types by their aliases
+cache["k", 2, "a"], cache["resid_mid", 1, "block"], cache["resid_pre", 1, "b"]
+
+# %% every name that get_act_name makes
+from transformer_lens.utils import get_act_name
+
+short = ["k", "q", "v", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores", "pre", "post", "mid", "pre_linear",
+         "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn", "key", "mlp_pre", "attn_logits"]
+[get_act_name(name, 3) for name in short] + [
+    get_act_name("k", 6, "a"), get_act_name("pre", 2), get_act_name("embed"), get_act_name("normalized", 27, "ln2"),
+    get_act_name("k6"), get_act_name("scale4ln1"), get_act_name("pre5"), get_act_name("scale"),
+    get_act_name("hook_embed"), get_act_name("blocks.1.hook_resid_pre"), get_act_name("resid_pre", "*"),
+]
+
+# %% as a mapping
+len(cache), "blocks.0.hook_resid_pre" in cache.keys(), [name for name in cache][:3], len(list(cache.values()))
+
+# %% going through items
+{name: tuple(value.shape) for name, value in cache.items()}
+
+# %% the dictionary inside
+sorted(cache.cache_dict) == sorted(cache.keys()), cache.cache_dict["hook_embed"]
+
+# %% the model and the shape of a cache
+cache.model is model or cache.model.cfg.n_layers == model.cfg.n_layers, cache.has_batch_dim
+
+# %% only one activation
+_, cache = model.run_with_cache(tokens, names_filter="blocks.1.hook_resid_post")
+dict(cache)
+
+# %% some activations by a list
+_, cache = model.run_with_cache(tokens, names_filter=["hook_embed", "blocks.2.attn.hook_z"])
+dict(cache)
+
+# %% some activations by a function
+_, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_resid_post"))
+dict(cache)
+
+# %% results of heads
+model.set_use_attn_result(True)
+_, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_result"))
+dict(cache)
+
+# %% split inputs
+model.set_use_split_qkv_input(True)
+_, cache = model.run_with_cache(tokens, names_filter=["blocks.1.hook_q_input", "blocks.1.hook_k_input"])
+dict(cache)
+
+# %% a plain dictionary
+logits, cache = model.run_with_cache(tokens, return_cache_object=False)
+type(cache).__name__, cache["blocks.0.attn.hook_q"]
+
+# %% without the batch axis
+logits, cache = model.run_with_cache(tokens[:1], remove_batch_dim=True)
+cache["pattern", 0], cache["resid_post", 1], cache.has_batch_dim
+
+# %% the batch axis taken off later
+_, cache = model.run_with_cache(tokens[:1])
+cache.remove_batch_dim()
+cache["q", 1], cache.has_batch_dim
+
+# %% some prompts of the batch
+first = cache.apply_slice_to_batch_dim(0)
+both = cache.apply_slice_to_batch_dim((0, 2))
+first["resid_post", 1], first.has_batch_dim, both["q", 0], both.has_batch_dim
+
+# %% the last position of everything
+_, cache = model.run_with_cache(tokens, pos_slice=-1)
+cache["resid_post", 1], cache["z", 1], cache["pattern", 1]
+
+# %% a range of positions
+_, cache = model.run_with_cache(tokens, pos_slice=(1, 4))
+cache["resid_pre", 2], cache["q", 0], cache["pattern", 2]
+
+# %% some positions
+_, cache = model.run_with_cache(tokens, pos_slice=[0, 3], names_filter=lambda name: "resid" in name)
+dict(cache)
+
+# %% gradients of the loss
+_, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True)
+cache["blocks.0.hook_resid_pre_grad"], cache["blocks.1.attn.hook_pattern_grad"], cache["hook_embed_grad"]
+
+# %% gradients of some activations
+loss, cache = model.run_with_cache(
+    tokens, return_type="loss", incl_bwd=True, names_filter=lambda name: "hook_z" in name)
+loss, sorted(cache.keys()), cache["blocks.2.attn.hook_z_grad"]
+
+# %% gradients without the batch axis
+_, cache = model.run_with_cache(tokens[:1], return_type="loss", incl_bwd=True, remove_batch_dim=True,
+                                names_filter="blocks.1.hook_attn_out")
+cache["blocks.1.hook_attn_out_grad"]
+
+# %% a cache on another device
+_, cache = model.run_with_cache(tokens, device="cpu", names_filter="hook_embed")
+cache["hook_embed"]
+
+# %% a cache moved
+cache.to("cpu")["resid_post", 0]
+
+# %% other arguments of the run
+loss, cache = model.run_with_cache(tokens, return_type="loss", loss_per_token=True, stop_at_layer=None)
+loss, cache["mlp_out", 0]
+
+# %% logits at the last position only
+logits, cache = model.run_with_cache(tokens, return_type="logits", clear_contexts=True, reset_hooks_end=True)
+logits[:, -1, :]
+
+# %% a cache made by hand
+from transformer_lens import ActivationCache
+
+mine = ActivationCache({name: value * 2 for name, value in cache.items()}, model)
+mine["resid_post", 0], mine.stack_activation("z").shape if hasattr(mine, "stack_activation") else None, len(mine)
+# --- jaxlens
+from jaxlens import ActivationCache
+
+mine = ActivationCache({name: value * 2 for name, value in cache.items()}, model)
+mine["resid_post", 0], mine.stack_activation("z").shape, len(mine)
+
+# %% an activation stacked over layers
+cache.stack_activation("resid_pre"), cache.stack_activation("q", sublayer_type="attn")
+
+# %% activations of the first layers
+cache.stack_activation("mlp_out", layer=2), cache.stack_activation("scale", -1, "ln1")
+
+# %% patterns without the batch axis, for a picture
+_, cache = model.run_with_cache(tokens[0], remove_batch_dim=True)
+[cache["pattern", layer].mean(-1) for layer in range(model.cfg.n_layers)]
+
+# %% storing everything with add_caching_hooks
+stored = model.add_caching_hooks(names_filter=lambda name: name.endswith("hook_attn_out"))
+model(tokens)
+dict(stored)
+
+# %% to numpy
+from transformer_lens.utils import to_numpy
+
+to_numpy(cache["pattern", 0]), to_numpy([1, 2]), to_numpy(logits[0, -1])

@@ -1,0 +1,193 @@
+"""Weights"""
+
+# %% embedding and unembedding
+model.W_E, model.W_U, model.b_U
+
+# %% positions @gpt2
+model.W_pos, model.W_E_pos
+
+# %% attention, stacked over layers
+model.W_Q, model.W_K, model.W_V, model.W_O
+
+# %% biases of attention, stacked over layers
+model.b_Q, model.b_K, model.b_V, model.b_O
+
+# %% the MLPs
+model.W_in, model.W_out, model.b_in, model.b_out
+
+# %% gates @llama
+model.W_gate
+
+# %% a model without gates @gpt2
+model.W_gate
+
+# %% the weights of one head
+model.W_Q[1, 2], model.W_O[0, 1], model.W_V[2, 0] @ model.W_O[2, 0]
+
+# %% the weights of one layer
+block = model.blocks[1]
+block.attn.W_Q, block.attn.W_O, block.mlp.W_in, block.mlp.b_out
+
+# %% keys and values of one layer, one per query head
+model.blocks[1].attn.W_K, model.blocks[2].attn.W_V, model.blocks[1].attn.b_K
+
+# %% keys and values as they are stored @llama
+model.blocks[1].attn._W_K, model.blocks[1].attn._W_V
+
+# %% going through layers
+[block.attn.b_O for block in model.blocks]
+
+# %% how many layers there are
+len(model.blocks), model.blocks[-1].mlp.W_out
+
+# %% the parts
+model.embed.W_E, model.unembed.W_U, model.unembed.b_U
+
+# %% the position embedding as a part @gpt2
+model.pos_embed.W_pos
+
+# %% the final norm @raw
+model.ln_final.w, model.blocks[0].ln1.w
+
+# %% its bias @raw @gpt2
+model.ln_final.b, model.blocks[0].ln2.b
+
+# %% the state dict
+weights = model.state_dict()
+sorted(name for name in weights if not name.endswith(("mask", "IGNORE", "rotary_sin", "rotary_cos")))
+
+# %% an entry of the state dict
+weights = model.state_dict()
+weights["blocks.1.attn.W_Q"], weights["unembed.W_U"]
+
+# %% parameters by name
+names = dict(model.named_parameters())
+len(names), names["embed.W_E"], names["blocks.2.mlp.W_out"]
+
+# %% how many numbers the model has
+model.n_params_total, model.cfg.n_params
+
+# %% counting parameters
+sum(p.numel() for p in model.parameters())
+# --- jaxlens
+sum(p.size for p in model.parameters())
+
+# %% a state dict loaded again
+weights = model.state_dict()
+model.load_state_dict(weights)
+model(tokens, return_type="loss")
+
+# %% processing weights @raw
+model.process_weights_()
+model(tokens), model.cfg.normalization_type
+
+# %% folding norms only @raw
+model.load_and_process_state_dict(model.state_dict(), fold_ln=True, center_writing_weights=False,
+                                  center_unembed=False, fold_value_biases=False)
+model(tokens), model.W_in, model.cfg.normalization_type
+
+# %% centring only @raw @gpt2
+model.process_weights_(fold_ln=False, center_writing_weights=True, center_unembed=True)
+model(tokens), model.W_E, model.W_U
+
+# %% writing weights are centred @processed @gpt2
+abs(model.W_E.mean(-1)).max() < 1e-6, abs(model.W_out.mean(-1)).max() < 1e-6, abs(model.W_U.mean(-1)).max() < 1e-6
+
+# %% QK and OV circuits
+QK, OV = model.QK, model.OV
+QK.shape, OV.shape, QK[1, 2].AB, OV[0, 1].AB
+
+# %% a head's circuits by factors
+OV = model.OV[1, 0]
+OV.A, OV.B, OV.rdim, OV.ldim, OV.mdim, OV.ndim
+
+# %% a factored matrix of one's own
+from transformer_lens import FactoredMatrix
+
+M = FactoredMatrix(model.W_V[0, 0], model.W_O[0, 0])
+M.AB, M.BA, M.T.AB, M.norm(), M.shape
+
+# %% singular values
+from transformer_lens.FactoredMatrix import FactoredMatrix
+
+M = FactoredMatrix(model.W_Q[1, 0], model.W_K[1, 0].T)
+M.S, M.svd()[1], abs(M.U.T @ M.U), abs(M.V.T @ M.V)
+
+# %% eigenvalues
+eigenvalues = model.OV[0, 0].eigenvalues
+eigenvalues.shape, abs(eigenvalues).max(), abs(eigenvalues).sum(), eigenvalues.real.sum()
+
+# %% a copying score
+eigenvalues = (model.W_E @ model.OV @ model.W_U).eigenvalues
+score = eigenvalues.real.sum(-1) / abs(eigenvalues).sum(-1)
+score
+
+# %% products of factored matrices
+full = model.W_E @ model.OV[1, 2] @ model.W_U
+full.shape, full.AB, full[3:5].AB, full.get_corner()
+
+# %% a factored matrix times a vector
+M = model.OV[0, 1]
+M @ model.W_E[7], model.W_E[7] @ M
+
+# %% a factored matrix times a factored matrix
+composed = model.OV[0, 1] @ model.OV[1, 0]
+composed.AB, (composed * 2).AB, (0.5 * composed).norm()
+
+# %% an even split
+even = model.QK[0, 0].make_even()
+even.AB, even.norm(), even.A.shape
+
+# %% one side collapsed @gpt2
+M = model.OV[0, 0]
+M.collapse_l().shape, M.collapse_r().shape, (M.collapse_l().T @ M.collapse_l()), M.pair[0]
+
+# %% a factored matrix with another axis
+M = model.OV[0]
+M.unsqueeze(0).shape, M.has_leading_dims, M[:2].shape, M[1].AB, M[:, 3:7].AB, M[0, :, :4].AB
+
+# %% composition of heads
+model.all_composition_scores("Q"), model.all_composition_scores("K"), model.all_composition_scores("V")
+
+# %% composition scores of two circuits
+from transformer_lens.utils import composition_scores
+
+composition_scores(model.OV[0], model.QK[1]), composition_scores(model.OV[0], model.OV[2], broadcast_dims=False)
+
+# %% names of heads
+model.all_head_labels()
+
+# %% biases that have been added up
+model.accumulated_bias(2), model.accumulated_bias(layer=1, mlp_input=True), model.accumulated_bias(3, include_mlp_biases=False)
+
+# %% the full OV circuit of a layer
+einops.einsum(model.W_E[:4], model.W_V[0], model.W_O[0], model.W_U,
+              "t d, n d h, n h m, m v -> n t v")
+
+# %% virtual weights between two layers' MLPs
+einops.einsum(model.W_out[0], model.W_in[1], "m1 d, d m2 -> m1 m2")
+
+# %% the direct path
+model.W_E @ model.W_U
+
+# %% cosine similarity of unembeddings
+unit = model.W_U / model.W_U.norm(dim=0)
+unit.T @ unit
+# --- jaxlens
+unit = model.W_U / jnp.linalg.norm(model.W_U, axis=0)
+unit.T @ unit
+
+# %% the full QK circuit of positions @gpt2
+scores = model.W_pos @ model.QK[0, 1].AB @ model.W_pos.T / model.cfg.d_head**0.5
+scores[:8, :8]
+
+# %% the corner of a circuit
+from transformer_lens.utils import get_corner
+
+get_corner(model.W_U), get_corner(model.W_Q, 2), get_corner(model.OV[0, 0].AB)
+
+# %% a weight changed by hand
+weights = model.state_dict()
+weights["blocks.0.attn.W_O"] = weights["blocks.0.attn.W_O"] * 0
+model.load_state_dict(weights)
+model(tokens)

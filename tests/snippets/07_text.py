@@ -1,0 +1,112 @@
+"""Text and tokens"""
+
+# %% tokens of a text
+model.to_tokens("When John and Mary went to the store")
+
+# %% tokens without BOS
+model.to_tokens("John gave a bag", prepend_bos=False)
+
+# %% tokens of several texts
+model.to_tokens(["When John and Mary went", "Then Tom"])
+
+# %% padding on the left
+model.to_tokens(["When John and Mary went", "Then Tom"], padding_side="left")
+
+# %% tokens as strings
+model.to_str_tokens("When John and Mary went")
+
+# %% tokens as strings, without BOS
+model.to_str_tokens("When John and Mary went", prepend_bos=False)
+
+# %% strings of tokens
+model.to_str_tokens(tokens[0]), model.to_str_tokens(tokens[:1])
+
+# %% strings of several texts
+model.to_str_tokens(["When John", "Then Tom had a drink"])
+
+# %% the text of tokens
+model.to_string(tokens[0]), model.to_string(tokens), model.to_string([3, 4, 5])
+
+# %% the text of one token
+model.to_string(5), model.to_string(tokens[0, 1])
+
+# %% a single token
+model.to_single_token(" Mary"), model.to_single_str_token(6)
+
+# %% where a token stands
+model.get_token_position(" Mary", "When John and Mary went to the store")
+
+# %% where a token stands last
+text = "Then John and Mary gave John a bag"
+first, last = (model.get_token_position(" John", text, mode=mode) for mode in ("first", "last"))
+first, last, model.get_token_position(" John", text, prepend_bos=False), model.get_token_position(4, model.to_tokens(text))
+
+# %% a batch of answers
+names = [(" Mary", " John"), (" Tom", " Mary")]
+torch.tensor([[model.to_single_token(name) for name in pair] for pair in names])
+# --- jaxlens
+names = [(" Mary", " John"), (" Tom", " Mary")]
+jnp.array([[model.to_single_token(name) for name in pair] for pair in names])
+
+# %% directions of tokens
+(model.tokens_to_residual_directions(" Mary"), model.tokens_to_residual_directions(6),
+ model.tokens_to_residual_directions(tokens), model.tokens_to_residual_directions(answers[:, 0]))
+
+# %% the tokenizer
+model.tokenizer.bos_token_id, model.tokenizer.pad_token_id, model.tokenizer.padding_side, model.tokenizer.bos_token
+
+# %% the tokenizer decodes
+model.tokenizer.decode([3, 4, 5]), model.tokenizer.batch_decode([[3, 4], [5, 6]])
+
+# %% the best guesses
+top = logits[0, -1].topk(3).indices
+[model.to_single_str_token(int(token)) for token in top]
+# --- jaxlens
+_, top = jax.lax.top_k(logits[0, -1], 3)
+[model.to_single_str_token(int(token)) for token in top]
+
+# %% a prompt tried out
+from transformer_lens.utils import test_prompt
+
+test_prompt("When John and Mary went to the store", " John", model, top_k=3)
+
+# %% logits as a table
+from transformer_lens.utilities import logits_to_df
+
+logits_to_df(logits[0, -1], model.tokenizer, top_k=4)
+
+# %% the most likely next token, greedily
+from transformer_lens.utils import sample_logits
+
+sample_logits(logits[:, -1], temperature=0.0)
+
+# %% sampling one of one
+from transformer_lens.utils import sample_logits
+
+sample_logits(logits[:, -1], top_k=1, temperature=0.7), sample_logits(logits[:, -1], top_p=0.001)
+
+# %% sampling with a penalty on what was said
+from transformer_lens.utils import sample_logits
+
+sample_logits(logits[:, -1], temperature=1e-4, freq_penalty=2.0, tokens=tokens)
+
+# %% which positions are padding
+from transformer_lens.utils import get_attention_mask
+
+padded = model.to_tokens(["When John and Mary went", "Then Tom"])
+get_attention_mask(model.tokenizer, padded, prepend_bos=True)
+
+# %% defaults overridden for a while
+from transformer_lens.utils import USE_DEFAULT_VALUE, LocallyOverridenDefaults
+
+with LocallyOverridenDefaults(model, prepend_bos=False, padding_side="left"):
+    inside = model.to_tokens(["When John and Mary", "Then"], prepend_bos=USE_DEFAULT_VALUE)
+inside, model.to_tokens(["When John and Mary", "Then"])
+# --- jaxlens
+inside = model.to_tokens(["When John and Mary", "Then"], prepend_bos=False, padding_side="left")
+inside, model.to_tokens(["When John and Mary", "Then"])
+
+# %% a tokenizer given to a model
+tokenizer = model.tokenizer
+model.set_tokenizer(tokenizer, default_padding_side="left")
+model.to_tokens(["When John and Mary went", "Then Tom"])
