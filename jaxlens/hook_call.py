@@ -12,7 +12,7 @@ from jaxlens.errors import HookError
 
 IMMUTABLE = (
     "Activations are immutable. Instead of `value[:, 0] = new` write `return value.at[:, 0].set(new)`; there are "
-    "`.add`, `.multiply`, `.min` and `.max` too. docs/coming_from_transformerlens.md has more of torch's forms and JAX's."
+    "`.add`, `.multiply`, `.min` and `.max` too. docs/coming_from_transformerlens.md lists torch's forms beside JAX's."
 )
 
 TORCH_HABITS = ("item assignment", "has no attribute", "keyword argument 'dim'", "keyword argument 'keepdim'")

@@ -210,7 +210,8 @@ class TransformerLensMethods:
         params, cfg = from_state_dict(state_dict, self.cfg)
         found = to_state_dict(*one_pass(params, cfg)[:2])
         gone = {name: jnp.asarray(state_dict[name]) for name in state_dict if name not in found}
-        whole = {name: jnp.full_like(w, name.endswith(".w") and not cfg.rmsnorm_uses_offset) for name, w in gone.items()}
+        one = not cfg.rmsnorm_uses_offset
+        whole = {name: jnp.full_like(w, name.endswith(".w") and one) for name, w in gone.items()}
         return whole | found
 
 

@@ -2,8 +2,8 @@
 
 Axes: b batch, p position, d d_model, n query head, k key/value head, h d_head; "..." any leading axes.
 
-A part of jaxlens is given what is around it (a tap, positions) and holds weights as they are stored, those of all layers
-stacked. A Module is one part of one layer with the rest filled in.
+A part of jaxlens is given what is around it (a tap, positions) and holds weights as they are stored, those of all
+layers stacked. A Module is one part of one layer with the rest filled in.
 """
 
 import functools
@@ -32,10 +32,10 @@ BIAS_AXES = {
 class Module:
     """A part of a model as TransformerLens shows it.
 
-    Its weights are attributes; keys and values of grouped heads are repeated, one per query head, and `_W_K` is how they
-    are stored; a bias that the model does not have is zeros. Its hook points are attributes too. Called, it computes
-    what the part does, on activations with any leading axes; hooks act in a layer (`model.blocks[1](resid)`) but not in
-    pieces of one. `part` is the part itself.
+    Its weights are attributes; keys and values of grouped heads are repeated, one per query head, and `_W_K` is how
+    they are stored; a bias that the model does not have is zeros. Its hook points are attributes too. Called, it
+    computes what the part does, on activations with any leading axes; hooks act in a layer (`model.blocks[1](resid)`)
+    but not in pieces of one. `part` is the part itself.
 
     Example:
         >>> import jaxlens
