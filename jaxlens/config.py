@@ -174,6 +174,8 @@ class Config:
         _check_choices(self, rotary)
         _check_layers(self)
 
+    switched_on = frozenset()  # the hook points on request that every cache is to hold; see compat/config.py
+
     # what follows from the fields
 
     @property

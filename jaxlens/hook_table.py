@@ -186,12 +186,15 @@ def split_name(name: str) -> tuple[str, int | None]:
 def matching(cfg: Config, names: "str | Callable[[str], bool]") -> list[str]:
     """The full names that a hook's name, a wildcard `blocks.*.` or a filter function stands for.
 
+    A filter function stands for a point that exists only on request if it picks it out: one that would take any other
+    name in its place ("attn" in name, say) does not ask for it.
+
     Raises:
         HookError: nothing matches; the message offers the nearest names.
     """
     table = sites(cfg)
     if callable(names):
-        found = [name for name in table if names(name)]
+        found = [name for name in table if names(name) and (exists(cfg, name) or not names(_another(name)))]
         if not found:
             raise HookError(
                 f"the filter {getattr(names, '__name__', names)!r} matches none of the model's {len(table)} hook "
@@ -201,6 +204,17 @@ def matching(cfg: Config, names: "str | Callable[[str], bool]") -> list[str]:
     if not isinstance(names, str):
         raise HookError(f"a hook point is named by a string or a filter function, not by {type(names).__name__}")
     return _named(cfg, names)
+
+
+def exists(cfg: Config, name: str) -> bool:
+    """Whether a hook point is there without being asked for: most are, the others by a switch (`cfg.switched_on`)."""
+    site = sites(cfg)[name]
+    return not site.on_request or site.name in cfg.switched_on
+
+
+def _another(name: str) -> str:
+    """The name that a neighbour of this hook point might have: hook_mlp_another beside hook_mlp_in."""
+    return f"{name.rpartition('_')[0]}_another"
 
 
 def _named(cfg: Config, name: str) -> list[str]:

@@ -60,12 +60,17 @@ class ProcessesWeights:
         """Every weight by TransformerLens's name, one array per layer; `params` holds them as they are."""
         return to_state_dict(self.params, self.cfg)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Replaces this model's weights by those of a state dict.
+
+        Without `strict`, weights that are missing stay as they are, and what belongs to none is passed over.
 
         Raises:
             ValueError: one is missing, unknown or of the wrong shape; the model keeps those it has.
         """
+        if not strict:
+            own = self.state_dict()
+            state_dict = own | {name: state_dict[name] for name in own if name in state_dict}
         self.load_and_process_state_dict(state_dict, False, False, False, False)
 
     def load_and_process_state_dict(

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxlens.config import Config
 from jaxlens.errors import HookError
-from jaxlens.hook_table import EMBED_SITES, FINAL_SITES, matching, sites, split_name
+from jaxlens.hook_table import EMBED_SITES, FINAL_SITES, exists, matching, sites, split_name
 from jaxlens.hooks import Added
 
 EMBED_NAMES = tuple(site.name for site in EMBED_SITES)
@@ -63,7 +63,7 @@ class Span:
             HookError: the filter, or one name of its list, chooses nothing on the way.
         """
         if names_filter is None:
-            return frozenset(n for n, site in sites(cfg).items() if not site.on_request and self.covers(n))
+            return frozenset(name for name in sites(cfg) if exists(cfg, name) and self.covers(name))
         filters = names_filter if isinstance(names_filter, list | tuple | set | frozenset) else [names_filter]
         if not filters:
             raise HookError("names_filter is an empty list; give at least one name, or None for everything")

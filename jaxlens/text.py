@@ -57,9 +57,13 @@ class TextOnModel:
         input: str | list[str],
         prepend_bos: bool | None = None,
         padding_side: Side | None = None,
+        move_to_device: bool = True,
         truncate: bool = True,
     ) -> Int[Array, "b p"]:
-        """Text as tokens [batch, pos], padded to the longest; cut to n_ctx with a warning if `truncate`."""
+        """Text as tokens [batch, pos], padded to the longest; cut to n_ctx with a warning if `truncate`.
+
+        They lie on JAX's default device, whatever `move_to_device` says.
+        """
         tokenizer = self._needs_tokenizer()
         return tokenizer.to_tokens(input, self._bos(prepend_bos), padding_side, n_ctx=self.cfg.n_ctx, truncate=truncate)
 

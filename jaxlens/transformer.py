@@ -332,7 +332,8 @@ class _Static:
         self.values = values
 
     def _key(self):
-        return self.values["cfg"], *(id(value) for name, value in self.values.items() if name != "cfg")
+        cfg, others = self.values["cfg"], (value for name, value in self.values.items() if name != "cfg")
+        return cfg, cfg.switched_on, *map(id, others)
 
     def __hash__(self):
         return hash(self._key())

@@ -24,8 +24,7 @@ OFF: dict[str, Any] = {
 MEANINGLESS: dict[str, Any] = {
     "checkpoint_index": None, "checkpoint_label_type": None, "checkpoint_value": None, "from_checkpoint": False,
     "init_weights": True, "original_architecture": None, "tokenizer_prepends_bos": None, "trust_remote_code": False,
-    "ungroup_grouped_query_attention": False, "use_attn_in": False, "use_attn_result": False,
-    "use_hook_mlp_in": False, "use_split_qkv_input": False,
+    "ungroup_grouped_query_attention": False,
 }  # fmt: skip
 """What makes no difference here: such a field may be given any value, and is read as this one."""
 
@@ -51,15 +50,21 @@ OTHERS = (
 )  # fmt: skip
 """The further fields of TransformerLens that a Config has no field of the same name for."""
 
-OWN = ("model_name", "seed", "tokenizer_name")
+SWITCHES = {
+    "use_attn_result": ("attn.hook_result",), "use_attn_in": ("hook_attn_in",), "use_hook_mlp_in": ("hook_mlp_in",),
+    "use_split_qkv_input": ("hook_q_input", "hook_k_input", "hook_v_input"),
+}  # fmt: skip
+"""The hook points that each switch puts into every cache; asked for, they are there without it."""
+
+OWN = ("model_name", "seed", "tokenizer_name", *SWITCHES)
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False, eq=False)
 class HookedTransformerConfig(Config):
     """A Config made from TransformerLens's fields, Config's own, or both; every model's `cfg` is one.
 
-    TransformerLens's fields can be read from it by name. `model_name`, `seed` (of the first weights) and
-    `tokenizer_name` (which a model made from it loads) belong to it alone: it equals any Config that is otherwise the
+    TransformerLens's fields can be read from it by name. `model_name`, `seed` (of the first weights), `tokenizer_name`
+    (which a model made from it loads) and the switches belong to it alone: it equals any Config that is otherwise the
     same. Like every Config it is frozen; `replace` makes another.
 
     Example:
@@ -76,6 +81,10 @@ class HookedTransformerConfig(Config):
     model_name: str = "custom"
     seed: int | None = None
     tokenizer_name: str | None = None
+    use_attn_result: bool = False
+    use_split_qkv_input: bool = False
+    use_hook_mlp_in: bool = False
+    use_attn_in: bool = False
 
     def __init__(self, **fields: Any):
         own = {name: fields.pop(name) for name in OWN if name in fields}
@@ -100,6 +109,11 @@ class HookedTransformerConfig(Config):
         if name in READ:
             return READ[name](self)
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+    @functools.cached_property
+    def switched_on(self) -> frozenset[str]:
+        """The hook points on request that every cache is to hold."""
+        return frozenset(site for switch, sites in SWITCHES.items() if getattr(self, switch) for site in sites)
 
     def is_layer_norm_activation(self) -> bool:
         """Whether the MLP normalises after its activation function."""

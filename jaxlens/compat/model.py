@@ -1,5 +1,6 @@
 """What TransformerLens's model can do that needs no place in jaxlens's: torch's habits, switches, caching hooks."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxlens import weights
 from jaxlens.config import DTYPES, Config
 from jaxlens.devices import as_device
-from jaxlens.hook_table import matching, sites
+from jaxlens.hook_table import exists, matching, sites
 from jaxlens.parameters import Params, assemble, init_parameters, parameter_axes
 from jaxlens.slices import Slice
 from jaxlens.state_dict import from_state_dict, to_state_dict
@@ -29,9 +30,9 @@ class InputToEmbed(NamedTuple):
 class TransformerLensMethods:
     """Mixin: methods of TransformerLens's HookedTransformer by their names.
 
-    The switches do nothing: what they switch on is there for whoever asks for it. Those of torch's modules that have
-    something to do do it in place, and the others do nothing: a model here is the same in training and evaluation, and
-    keeps no gradients.
+    What a switch turns on is there for whoever asks for it, switch or not; with it, it is in every cache. Those of
+    torch's modules that have something to do do it in place, and the others do nothing: a model here is the same in
+    training and evaluation, and keeps no gradients.
     """
 
     cfg: Config
@@ -40,16 +41,20 @@ class TransformerLensMethods:
     # --- switches
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
-        """Does nothing: `hook_result` exists for whoever asks for it."""
+        """Whether what each head writes, `hook_result`, is in every cache, or only in those that are asked for it."""
+        self.cfg = dataclasses.replace(self.cfg, use_attn_result=use_attn_result)
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """Does nothing: `hook_q_input`, `hook_k_input` and `hook_v_input` exist for whoever asks for them."""
+        """Whether `hook_q_input`, `hook_k_input` and `hook_v_input` are in every cache."""
+        self.cfg = dataclasses.replace(self.cfg, use_split_qkv_input=use_split_qkv_input)
 
     def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
-        """Does nothing: `hook_mlp_in` exists for whoever asks for it."""
+        """Whether `hook_mlp_in` is in every cache."""
+        self.cfg = dataclasses.replace(self.cfg, use_hook_mlp_in=use_hook_mlp_in)
 
     def set_use_attn_in(self, use_attn_in: bool) -> None:
-        """Does nothing: `hook_attn_in` exists for whoever asks for it, where every head has its own keys."""
+        """Whether `hook_attn_in`, which exists where every head has its own keys, is in every cache."""
+        self.cfg = dataclasses.replace(self.cfg, use_attn_in=use_attn_in)
 
     def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
         """Gives every query head keys and values of its own, in place, so that `hook_k` and `hook_v` have them all.
@@ -180,7 +185,7 @@ class TransformerLensMethods:
 
     def _names(self, names_filter: NamesFilter) -> list[str]:
         if names_filter is None:
-            return [name for name, site in sites(self.cfg).items() if not site.on_request]
+            return [name for name in sites(self.cfg) if exists(self.cfg, name)]
         filters = [names_filter] if isinstance(names_filter, str) or callable(names_filter) else names_filter
         return [name for one in filters for name in matching(self.cfg, one)]
 

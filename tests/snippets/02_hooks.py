@@ -378,3 +378,11 @@ def loss(params):
         tokens, return_type="loss", bwd_hooks=[("blocks.1.hook_mlp_out", stop)])
 
 jax.grad(loss)(model.params)["embed.W_E"]
+
+# %% a filter that takes everything
+names = set()
+model.run_with_hooks(tokens, fwd_hooks=[(lambda name: True, lambda value, hook: names.add(hook.name))])
+sorted(names)
+
+# %% doubling what MLPs do, by a wide filter
+model.run_with_hooks(tokens, fwd_hooks=[(lambda name: "mlp" in name, lambda value, hook: value * 1.5)])

@@ -168,3 +168,28 @@ dict(stored)
 from transformer_lens.utils import to_numpy
 
 to_numpy(cache["pattern", 0]), to_numpy([1, 2]), to_numpy(logits[0, -1])
+
+# %% results of heads in every cache
+model.set_use_attn_result(True)
+_, cache = model.run_with_cache(tokens)
+cache["result", 1], cache["result", -1, "attn"].shape, model.cfg.use_attn_result
+
+# %% a filter that takes everything of a layer
+_, cache = model.run_with_cache(tokens, names_filter=lambda name: name.startswith("blocks.1."))
+list(cache.keys())
+
+# %% a filter that takes what attention does
+_, cache = model.run_with_cache(tokens, names_filter=lambda name: "attn" in name)
+list(cache.keys())
+
+# %% split inputs in every cache
+model.set_use_split_qkv_input(True)
+model.set_use_hook_mlp_in(True)
+_, cache = model.run_with_cache(tokens)
+cache["q_input", 1], cache["blocks.2.hook_mlp_in"], len(cache)
+
+# %% hooks that fill a dictionary
+stored, fwd_hooks, bwd_hooks = model.get_caching_hooks(names_filter=lambda name: "resid" in name)
+with model.hooks(fwd_hooks=fwd_hooks):
+    model(tokens)
+list(stored), stored["blocks.2.hook_resid_mid"], bwd_hooks
