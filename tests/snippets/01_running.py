@@ -101,3 +101,47 @@ model("John gave a bag to Mary", prepend_bos=False)
 
 # %% padding on the left
 model(["When John and Mary went to the store", "Then Tom had a drink"], padding_side="left")[:, -1]
+
+# %% logits and loss of a text
+both = model("When John and Mary went", return_type="both")
+both.logits, both.loss
+
+# %% the loss of given logits, without padding
+mask = tokens != 9
+model.loss_fn(logits, tokens, attention_mask=mask), model.loss_fn(logits, tokens, mask, per_token=True)
+
+# %% hooks and the loss of every token
+hooks = [("blocks.1.hook_mlp_out", lambda value, hook: value * 0)]
+model.run_with_hooks(tokens, return_type="loss", loss_per_token=True, fwd_hooks=hooks)
+
+# %% hooks in a run that stops
+hooks = [("blocks.0.hook_resid_post", lambda value, hook: value * 2)]
+model.run_with_hooks(tokens, stop_at_layer=2, fwd_hooks=hooks)
+
+# %% hooks in a run that starts late
+hooks = [("blocks.2.hook_attn_out", lambda value, hook: value * 2)]
+model.run_with_hooks(cache["resid_pre", 2], start_at_layer=2, fwd_hooks=hooks)
+
+# %% the residual stream that a run starts from
+residual, found_tokens, shortformer_pos_embed, mask = model.input_to_embed(tokens)
+residual, found_tokens, shortformer_pos_embed, mask
+
+# %% a copy of a model
+import copy
+
+twin = copy.deepcopy(model)
+twin.add_hook("hook_embed", lambda value, hook: value * 0)
+model(tokens, return_type="loss"), twin(tokens, return_type="loss")
+
+# %% no gradients are kept
+model.zero_grad()
+model.requires_grad_(False)
+model.train()
+model(tokens, return_type="loss"), model.eval() is model
+
+# %% the loss of padded texts
+model(["When John and Mary went to the store", "Then Tom had a drink"], return_type="loss")
+# --- definition: TransformerLens counts predictions of padding on the right
+texts = ["When John and Mary went to the store", "Then Tom had a drink"]
+each = [model(text, return_type="loss", loss_per_token=True).sum() for text in texts]
+sum(each) / sum(len(model.to_str_tokens(text)) - 1 for text in texts)

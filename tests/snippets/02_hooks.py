@@ -386,3 +386,77 @@ sorted(names)
 
 # %% doubling what MLPs do, by a wide filter
 model.run_with_hooks(tokens, fwd_hooks=[(lambda name: "mlp" in name, lambda value, hook: value * 1.5)])
+
+# %% a class as a hook
+class Scale:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, value, hook):
+        return value * self.factor
+
+model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_mlp_out", Scale(0.5))])
+
+# %% a method as a hook
+class Recorder:
+    def __init__(self):
+        self.seen = {}
+
+    def record(self, value, hook):
+        self.seen[hook.name] = value.shape[-1]
+
+recorder = Recorder()
+model.run_with_hooks(tokens, fwd_hooks=[(lambda name: "hook_q" in name, recorder.record)])
+recorder.seen
+
+# %% a hook with defaults
+for layer in range(2):
+    model.add_hook(f"blocks.{layer}.hook_attn_out", lambda value, hook, factor=layer: value * factor)
+model(tokens)
+
+# %% a hook whose hook is a keyword
+def scale(value, *, hook):
+    return value * (hook.layer() + 1)
+
+model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith("attn_out"), scale)])
+
+# %% the handles of hooks
+def double(value, hook):
+    return value * 2
+
+model.add_hook("hook_embed", double, is_permanent=True, level=1)
+handle = model.list_hooks()["hook_embed"][0]
+handle.user_hook is double, handle.is_permanent, handle.context_level
+
+# %% removing hooks of one level
+model.add_hook("hook_embed", lambda value, hook: value * 2, level=1)
+model.add_hook("hook_embed", lambda value, hook: value + 1, level=2)
+model.reset_hooks(level=1)
+model(tokens, return_type="loss"), len(model.list_hooks()["hook_embed"])
+
+# %% keys and values for every query head @llama
+model.set_ungroup_grouped_query_attention(True)
+_, cache = model.run_with_cache(tokens)
+hooks = [("blocks.1.attn.hook_v", lambda v, hook: v * torch.tensor([1.0, 0, 1, 1, 1, 1])[:, None])]
+cache["k", 1], model.run_with_hooks(tokens, fwd_hooks=hooks)
+# --- jaxlens
+model.set_ungroup_grouped_query_attention(True)
+_, cache = model.run_with_cache(tokens)
+hooks = [("blocks.1.attn.hook_v", lambda v, hook: v * jnp.array([1.0, 0, 1, 1, 1, 1])[:, None])]
+cache["k", 1], model.run_with_hooks(tokens, fwd_hooks=hooks)
+
+# %% the last norm edited
+model.run_with_hooks(tokens, fwd_hooks=[("ln_final.hook_normalized", lambda value, hook: value * 0.5)])
+
+# %% attention patterns sharpened
+def sharpen(pattern, hook):
+    squared = pattern**2
+    return squared / squared.sum(-1)[..., None]
+
+model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith("hook_pattern"), sharpen)])
+
+# %% swapping two heads
+def swap(z, hook):
+    return z[:, :, np.array([1, 0, *range(2, z.shape[2])])]
+
+model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", swap)])

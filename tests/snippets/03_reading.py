@@ -193,3 +193,27 @@ stored, fwd_hooks, bwd_hooks = model.get_caching_hooks(names_filter=lambda name:
 with model.hooks(fwd_hooks=fwd_hooks):
     model(tokens)
 list(stored), stored["blocks.2.hook_resid_mid"], bwd_hooks
+
+# %% what embeddings a cache has
+cache.has_embed, cache.has_pos_embed
+
+# %% an entry added to a cache
+cache.cache_dict["mine"] = cache["resid_post", 0] * 2
+cache["mine"], len(cache)
+# --- jaxlens
+from jaxlens import ActivationCache
+
+cache = ActivationCache({**cache, "mine": cache["resid_post", 0] * 2}, model)
+cache["mine"], len(cache)
+
+# %% the batch axis taken off in one line
+_, cache = model.run_with_cache(tokens[:1])
+cache.remove_batch_dim()["pattern", 2]
+
+# %% all patterns at once
+_, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("pattern"))
+cache.stack_activation("pattern").mean((1, 3))
+
+# %% gradients of what attention reads and writes
+_, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True, names_filter=lambda name: "hook_v" in name)
+cache["blocks.0.attn.hook_v_grad"], cache["blocks.2.attn.hook_v"]

@@ -184,3 +184,36 @@ difference = directions[:, 0] - directions[:, 1]
 per_layer, labels = cache.decompose_resid(layer=-1, pos_slice=-1, return_labels=True)
 scaled = cache.apply_ln_to_stack(per_layer, layer=-1, pos_slice=-1)
 einops.einsum(scaled, difference, "... batch d_model, batch d_model -> ...") / 2, labels
+
+# %% in front of the first layer
+cache.accumulated_resid(layer=0), cache.decompose_resid(layer=0), cache.get_full_resid_decomposition(layer=0)
+
+# %% no heads, and what they leave
+cache.stack_head_results(layer=0, incl_remainder=True)
+
+# %% between attention and MLP of the last layers
+stack, labels = cache.accumulated_resid(layer=2, incl_mid=True, mlp_input=True, return_labels=True)
+stack, labels
+
+# %% one neuron
+cache.stack_neuron_results(2, neuron_slice=[5], pos_slice=-1), cache.get_neuron_results(1, neuron_slice=5, pos_slice=-1)
+
+# %% heads without a batch axis
+_, single = model.run_with_cache(tokens[:1], remove_batch_dim=True)
+stack, labels = single.stack_head_results(layer=-1, pos_slice=-1, return_labels=True)
+stack, len(labels), single.stack_head_results(layer=2)
+
+# %% layers without a batch axis @processed
+_, single = model.run_with_cache(tokens[0], remove_batch_dim=True)
+stack = single.decompose_resid(layer=-1, pos_slice=-1, apply_ln=True)
+stack @ model.W_U[:, 10], single.stack_head_results(apply_ln=True, pos_slice=(2, 4))
+
+# %% logits of the normalised sum @processed
+stack = cache.get_full_resid_decomposition(apply_ln=True, expand_neurons=False)
+einops.einsum(stack, model.W_U, "component b p d, d v -> b p v") + model.b_U, logits
+
+# %% the top contributions, in words @processed
+stack, labels = cache.decompose_resid(layer=-1, pos_slice=-1, return_labels=True)
+attributions = cache.logit_attrs(stack, tokens=answers[:, 0], incorrect_tokens=answers[:, 1], pos_slice=-1)
+order = (-attributions.mean(1)).argsort()
+[labels[int(i)] for i in order]

@@ -191,3 +191,55 @@ weights = model.state_dict()
 weights["blocks.0.attn.W_O"] = weights["blocks.0.attn.W_O"] * 0
 model.load_state_dict(weights)
 model(tokens)
+
+# %% modules by attribute and by call
+block = model.blocks[0]
+read = block.ln1(cache["resid_pre", 0])
+block.attn(query_input=read, key_input=read, value_input=read), cache["attn_out", 0]
+
+# %% unembedding one position
+model.unembed(model.ln_final(cache["resid_post", -1][:, -1])), logits[:, -1]
+
+# %% embeddings by their modules @gpt2
+model.embed(tokens) + model.pos_embed(tokens), cache["resid_pre", 0]
+
+# %% loading some weights only
+weights = model.state_dict()
+model.load_state_dict({"embed.W_E": weights["embed.W_E"] * 2}, strict=False)
+model.W_E, model(tokens, return_type="loss")
+
+# %% indexing factored matrices
+M = model.OV
+M[0].shape, M[1, 2].shape, M[:, 1].shape, M[1, 2, :3].AB, M[1, 2, :2, 1:3].AB, len(M.shape)
+
+# %% singular values of all heads
+model.OV.S, model.QK[1].S
+
+# %% two heads' composition
+from transformer_lens.utils import composition_scores
+
+composition_scores(model.OV[0, 1], model.QK[2, 0])
+
+# %% folding by parts @raw
+weights = model.state_dict()
+folded = model.fold_value_biases(weights)
+model.load_state_dict(folded)
+model(tokens), model.b_V, model.b_O
+
+# %% centring the unembedding @raw
+weights = model.center_unembed(model.state_dict())
+weights["unembed.W_U"], weights["unembed.b_U"]
+
+# %% centring what is written @raw @gpt2
+weights = model.center_writing_weights(model.state_dict())
+weights["blocks.1.mlp.W_out"], weights["pos_embed.W_pos"]
+
+# %% the corner of a factored matrix
+from transformer_lens.utils import get_matrix_corner
+
+get_matrix_corner(model.OV[0, 0], 2)
+
+# %% fan-in and fan-out
+from transformer_lens.utils import calc_fan_in_and_fan_out
+
+calc_fan_in_and_fan_out(model.W_Q[0]), calc_fan_in_and_fan_out(model.W_E)

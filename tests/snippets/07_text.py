@@ -110,3 +110,47 @@ inside, model.to_tokens(["When John and Mary", "Then"])
 tokenizer = model.tokenizer
 model.set_tokenizer(tokenizer, default_padding_side="left")
 model.to_tokens(["When John and Mary went", "Then Tom"])
+
+# %% tokens by position of the arguments
+model.to_tokens(["When John", "Then"], False, "left", True, False)
+
+# %% the tokenizer called
+model.tokenizer("When John and Mary")["input_ids"]
+
+# %% the tokenizer encodes
+model.tokenizer.encode("When John"), model.tokenizer.encode("When John", add_special_tokens=False)
+
+# %% where a token stands among tokens
+model.get_token_position(" Mary", tokens[1]), model.get_token_position(6, tokens[1:])
+
+# %% tokens of words
+model.tokenizer.convert_ids_to_tokens([3, 4]), model.tokenizer.vocab_size, model.tokenizer.get_vocab()["ĠJohn"]
+
+# %% BOS put in front or taken off
+from transformer_lens.utils import get_input_with_manually_prepended_bos, get_tokens_with_bos_removed
+
+(get_input_with_manually_prepended_bos("<s>", "When"), get_input_with_manually_prepended_bos("<s>", ["a", "b"]),
+ get_tokens_with_bos_removed(model.tokenizer, tokens))
+
+# %% nested attributes and defaults
+from transformer_lens.utils import get_nested_attr, override_or_use_default_value
+
+get_nested_attr(model, "cfg.d_model"), override_or_use_default_value(True), override_or_use_default_value(True, False)
+
+# %% indirect objects
+from transformer_lens.evals import IOIDataset
+
+dataset = IOIDataset(
+    model.tokenizer, templates=["Then [A] and [B] went to the [LOCATION]. [B] gave a [OBJECT] to [A]"],
+    names=["John", "Mary", "Tom"], nouns={"[LOCATION]": ["store", "shops"], "[OBJECT]": ["bag", "drink"]},
+    num_samples=4, seed=3)
+len(dataset), dataset[0], dataset[3]
+
+# %% indirect objects, evaluated
+from transformer_lens.evals import IOIDataset, ioi_eval
+
+dataset = IOIDataset(
+    model.tokenizer, templates=["Then [A] and [B] went to the [LOCATION]. [B] gave a [OBJECT] to [A]"],
+    names=["John", "Mary", "Tom"], nouns={"[LOCATION]": ["store", "shops"], "[OBJECT]": ["bag", "drink"]},
+    num_samples=6, seed=3)
+ioi_eval(model, dataset=dataset, batch_size=3)

@@ -267,3 +267,29 @@ def metric(nudges):
 
 gradients = jax.grad(metric)({name: jnp.zeros_like(cache[name]) for name in names})
 jnp.stack([(gradients[name] * (cache[name] - corrupted_cache[name])).sum(axis=(0, 1, 3)) for name in names])
+
+# %% patching scores
+from transformer_lens import patching
+
+patching.generic_activation_patch(
+    model, corrupted_tokens, cache, lambda logits: logits[0, -1, 10], patching.layer_head_pattern_patch_setter,
+    "attn_scores", index_axis_names=("layer", "head_index"))
+
+# %% patching what is before and after the MLP
+from transformer_lens import patching
+
+[patching.generic_activation_patch(
+    model, corrupted_tokens, cache, lambda logits: logits[:, -1, 10].mean(), patching.layer_pos_patch_setter, name,
+    index_axis_names=["layer", "pos"]) for name in ("pre", "post", "resid_post")]
+
+# %% a normalised metric
+from transformer_lens import patching
+
+clean = (logits[0, -1, 10] - logits[0, -1, 24]).item()
+corrupted_logits = model(corrupted_tokens)
+corrupted = (corrupted_logits[0, -1, 10] - corrupted_logits[0, -1, 24]).item()
+
+def metric(logits):
+    return (logits[0, -1, 10] - logits[0, -1, 24] - corrupted) / (clean - corrupted)
+
+patching.get_act_patch_block_every(model, corrupted_tokens, cache, metric)

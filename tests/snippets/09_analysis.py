@@ -283,3 +283,41 @@ from transformer_lens.hook_points import HookedRootModule, HookPoint
 from transformer_lens.utilities import get_act_name, to_numpy
 
 callable(get_act_name)
+
+# %% a normalised slice of positions
+from transformer_lens.utils import Slice
+
+Slice.unwrap(3).indices(7), Slice.unwrap((1, 4)).indices(7), Slice.unwrap(Slice(2)).mode
+
+# %% position embeddings against each other @gpt2
+gram = model.W_pos @ model.W_pos.T
+gram[:6, :6]
+
+# %% logit differences of each prompt
+last = logits[:, -1]
+(last[:, 10] - last[:, 24]).tolist()
+
+# %% attention from the last position to the names
+einops.reduce(cache["pattern", 2][:, :, -1, [1, 3]], "batch head name -> head", "mean")
+# --- jaxlens
+einops.reduce(cache["pattern", 2][:, :, -1, np.array([1, 3])], "batch head name -> head", "mean")
+
+# %% entropy of attention
+pattern = cache["pattern", 1]
+-(pattern * (pattern + 1e-9).log()).sum(-1)
+# --- jaxlens
+pattern = cache["pattern", 1]
+-(pattern * jnp.log(pattern + 1e-9)).sum(-1)
+
+# %% probes: a direction read off the stream
+direction = (model.W_E[4] - model.W_E[6]) / ((model.W_E[4] - model.W_E[6]) ** 2).sum() ** 0.5
+[(cache["resid_post", layer] @ direction).tolist() for layer in range(3)]
+
+# %% attention weighed by the norms of values
+norms = cache["v", 1].norm(dim=-1)
+norms = norms.repeat_interleave(model.cfg.n_heads // norms.shape[-1], dim=-1)
+einops.einsum(cache["pattern", 1], norms, "b n dest src, b src n -> b n dest src")
+# --- jaxlens
+norms = jnp.linalg.norm(cache["v", 1], axis=-1)
+norms = jnp.repeat(norms, model.cfg.n_heads // norms.shape[-1], axis=-1)
+einops.einsum(cache["pattern", 1], norms, "b n dest src, b src n -> b n dest src")
