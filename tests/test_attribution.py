@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hlo import mask_buffers
 from models import CONFIGS, LLAMA, model, randomised, tokens
 from test_engine import compilations  # noqa: F401  (a fixture)
 from test_models import close, every_config
@@ -171,9 +172,9 @@ def test_integrated_steps_are_the_mean_gradient_on_the_way():
     difference = score(the_model(CLEAN)) - score(the_model(CORRUPT))
     errors = [
         np.abs(attribution_patch(the_model, CLEAN, CORRUPT, score, ["attn_out", "embed"], ig_steps=steps)["embed"]
-               .sum("pos").values - difference).max() for steps in (50, 100)
+               .sum("pos").values - difference).max() for steps in (20, 40)
     ]  # fmt: skip
-    assert errors[1] < 0.6 * errors[0] < 0.1
+    assert errors[1] < 0.6 * errors[0] < 0.2
 
 
 # --- prompts, padding, hooks, compilations
@@ -241,6 +242,27 @@ def test_only_logits_that_the_metric_reads_are_computed(monkeypatch):
     monkeypatch.setattr(linearise, "logits_at", lambda *given: asked.append(np.shape(given[2])) or logits_at(*given))
     attribution_patch(model("gpt2"), CLEAN, CORRUPT, lambda logits: logits[:, -1, 3] - logits[:, 2, 3])
     assert asked and set(asked) == {(2,)}
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma"])
+def test_no_mask_is_kept_for_the_way_back(name):
+    """Nor is any weight: what a layer's derivative keeps are the layer's own activations."""
+    the_model, length = model(name), 29
+    start, sites_read = linearise.Start.of(the_model, tokens(2, length)), frozenset(("attn.hook_z", "hook_mlp_out"))
+
+    def forwards(the_model, start):
+        return linearise.linearise(the_model, start, probed=sites_read, wanted=sites_read)
+
+    def there_and_back(the_model, start):
+        run = forwards(the_model, start)
+        return linearise.pull_back(
+            the_model, run.final, run.derivatives, run.values, start.real, reduce=linearise.themselves
+        )
+
+    assert mask_buffers(jax.jit(there_and_back).lower(the_model, start).compile().as_text(), length) == []
+    kept = jax.tree.leaves(jax.eval_shape(forwards, the_model, start).derivatives)
+    weights = {w.shape for w in jax.tree.leaves(the_model.parts.stacks) if w.ndim > 2}
+    assert len(kept) > 10 and not weights & {array.shape for array in kept}
 
 
 # --- what is returned
