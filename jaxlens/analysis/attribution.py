@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.analysis.interventions import position_labels
 from jaxlens.analysis.labelled import Labelled
-from jaxlens.analysis.linearise import ByStretch, Readout, Start, linearise, pull_back, run_layers, stretches
+from jaxlens.analysis.linearise import ByStretch, Readout, Start, along, pull_back, run_layers, stretches
 from jaxlens.analysis.softmax import PATTERN, attention_reads, effect_of_keys, effect_of_queries
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import matching, sites, split_name
@@ -93,7 +93,7 @@ def attribution_patch(
     whose positions correspond; exchanged, they give the effect of noising.
 
     With `ig_steps` the gradient is the mean over that many runs, whose embeddings go from the corrupted ones towards
-    the clean ones (integrated gradients): less exact to first order, and better where the metric saturates. With
+    the clean ones (integrated gradients): no derivative any more, but often closer to what patching does. With
     `exact_softmax`, for "q" and "k", the attention pattern is computed with the other query or key instead of being
     linearised; the rest of the way is linear still.
 
@@ -125,22 +125,19 @@ def attribution_patch(
     final, there = run_layers(model, goal, wanted=wanted)
     readout = Readout.of(model, metric_fn, start)
     here, total = None, None
-    for share in steps:
-        run = linearise(model, start.towards(goal, share), probed=probed, wanted=wanted)
-        value, gradient = readout.with_gradient(run.final)
+    for run, value, gradient in along(model, start, goal, steps, readout, probed=probed, wanted=wanted):
         if here is None:
             here, corrupted_metric = run.values, value
         contract = Contract(attributed, exact, per_prompt=value.ndim == 1)
         data = tuple(zip(there, here, strict=True))
         found = pull_back(model, gradient, run.derivatives, data, start.real, reduce=contract)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
+        del run
     gradient, found = jax.tree.map(lambda summed: np.asarray(summed) / len(steps), total)
-    moved = np.asarray(goal.residual - start.residual)
-    embed = np.sum(gradient * moved, axis=-1 if corrupted_metric.ndim else (0, -1))
-    positions = position_labels(model, model._read_input(corrupt).tokens)
-    label = Labeller(model, positions, per_prompt=corrupted_metric.ndim == 1)
+    label = Labeller(model, position_labels(model, model._read_input(corrupt).tokens), corrupted_metric.ndim == 1)
+    embed = np.einsum("bpd,bpd->bp", gradient, goal.residual - start.residual)
     parts = {
-        name: [label(embed, "b p")] if site == EMBED else label.of_layers(site, found) for name, site in names.items()
+        name: label.of_embedding(embed) if site == EMBED else label.of_layers(site, found) for name, site in names.items()
     }
     return Attributions(parts, readout(final), corrupted_metric)
 
@@ -224,6 +221,10 @@ class Labeller:
     model: HookedTransformer
     positions: list[str]
     per_prompt: bool
+
+    def of_embedding(self, values: Float[np.ndarray, "b p"]) -> list[Labelled]:
+        """What was found where the layers start."""
+        return [self(values if self.per_prompt else values.sum(0), "b p")]
 
     def of_layers(self, site: str, found: ByStretch) -> list[Labelled]:
         """What was found at a site, layers together where it has the same axes."""

@@ -31,7 +31,7 @@ from jaxlens.analysis.linearise import (
     ByStretch,
     Readout,
     Start,
-    linearise,
+    along,
     program,
     pull_back,
     run_layers,
@@ -97,15 +97,14 @@ def edge_attribution_patch(
     final, there = run_layers(model, goal, wanted=WRITTEN)
     readout = Readout.of(model, metric_fn, start)
     here, total = None, None
-    for share in steps:
-        run = linearise(model, start.towards(goal, share), probed=READ, wanted=WRITTEN)
-        value, gradient = readout.with_gradient(run.final)
+    for run, value, gradient in along(model, start, goal, steps, readout, probed=READ, wanted=WRITTEN):
         if here is None:
             here, corrupted_metric = run.values, value
         _, gradients = pull_back(model, gradient, run.derivatives, run.values, start.real, reduce=themselves)
         ends = goal.residual - start.residual, gradient
         found = scores(model, ends, there, here, run.values, gradients, per_prompt=value.ndim == 1)
         total = found if total is None else total + found
+        del run
     graph = Graph.of(model.cfg)
     values = np.moveaxis(np.where(graph.exists, np.asarray(total) / len(steps), 0), 0, -1)
     labels = {"upstream": graph.upstream, "receiver": graph.receivers}

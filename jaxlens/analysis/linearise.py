@@ -13,7 +13,7 @@ Axes: b batch, p position, d d_model, v vocabulary, l layer of a stretch.
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -240,6 +240,23 @@ def pull_back(
 def themselves(layers, gradients, row, block, at) -> dict[str, Array]:
     """The `reduce` that keeps the gradients at all probed sites."""
     return gradients
+
+
+# --- the way from one start to another
+
+
+def along(
+    model: HookedTransformer, start: Start, goal: Start, shares: Iterable[float], readout: "Readout", *,
+    probed: frozenset[str] = frozenset(), wanted: frozenset[str] = frozenset(),
+) -> Iterator[tuple[Linearised, Array, Float[Array, "b p d"]]]:  # fmt: skip
+    """Runs from starts at these shares of the way, the metric of each and its gradient where the layers end.
+
+    Delete a run before asking for the next: what they keep for the way back is large.
+    """
+    for share in shares:
+        run = linearise(model, start.towards(goal, share), probed=probed, wanted=wanted)
+        yield run, *readout.with_gradient(run.final)
+        del run
 
 
 # --- from the end of the layers to the metric

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.analysis.interventions import position_labels
 from jaxlens.analysis.labelled import Labelled
-from jaxlens.analysis.linearise import Readout, Start, linearise, pull_back, run_layers, themselves
+from jaxlens.analysis.linearise import Readout, Start, along, pull_back, run_layers, themselves
 from jaxlens.transformer import HookedTransformer
 
 
@@ -63,11 +63,11 @@ def integrated_gradients(
     goal, start = _ends(model, input, baseline, attention_mask)
     readout, total = Readout.of(model, metric_fn, goal), 0
     places, weights = np.polynomial.legendre.leggauss(int(steps))
-    for share, weight in zip((places + 1) / 2, weights / 2, strict=True):
-        run = linearise(model, start.towards(goal, share), probed=frozenset(), wanted=frozenset())
-        _, gradient = readout.with_gradient(run.final)
+    runs = along(model, start, goal, (places + 1) / 2, readout)
+    for (run, _, gradient), weight in zip(runs, weights / 2, strict=True):
         gradient, _ = pull_back(model, gradient, run.derivatives, run.values, start.real, reduce=themselves)
         total = total + float(weight) * gradient
+        del run
     contributions = np.asarray(_along(total, goal.residual - start.residual))
     at_end, at_start = (np.asarray(readout(run_layers(model, of, wanted=frozenset())[0])) for of in (goal, start))
     prompts = [str(prompt) for prompt in range(len(contributions))]
