@@ -69,9 +69,10 @@ def given(name: str, state: str):
 
 @pytest.mark.parametrize(("snippet", "name", "state"), CASES)
 def test_it_gives_what_transformerlens_gives(snippet, name, state):
-    found = digest(run(snippet.after, given(name, state)))
+    names = given(name, state)
+    found = digest(run(snippet.after, names))
     if snippet.definition:
-        same(found, digest(run(snippet.definition, given(name, state))))
+        same(found, digest(run(snippet.definition, names)))
     else:
         same(found, reference()[f"{snippet.theme}: {snippet.title} [{name} {state}]"])
 

@@ -184,6 +184,16 @@ class ActivationCache(Decomposition, Mapping):
         """The activations by full name, to be read."""
         return types.MappingProxyType(self)
 
+    @property
+    def has_embed(self) -> bool:
+        """Whether it holds the token embedding."""
+        return "hook_embed" in self._rows
+
+    @property
+    def has_pos_embed(self) -> bool:
+        """Whether it holds the position embedding."""
+        return "hook_pos_embed" in self._rows
+
     # --- the same activations in another form
 
     def _map(self, change, has_batch_dim: bool) -> "ActivationCache":

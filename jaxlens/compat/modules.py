@@ -140,7 +140,7 @@ def _(stored: Attention, module: Module, query_input, key_input, value_input, at
     layer, real = int(module.name.split(".")[1]), jnp.ones(query_input.shape[:2], bool)
     real = real if attention_mask is None else jnp.asarray(attention_mask, bool)
     at = make_context(module._model.cfg, real).at_layer(jnp.int32(layer))
-    return module.part((query_input, key_input, value_input), at, Tap((), layer))
+    return module.part((query_input, key_input, value_input), at, Tap((), layer=layer))
 
 
 @_run.register

@@ -1,6 +1,6 @@
 """Hooks"""
 
-# %% zero-ablating a head
+# %% zero-ablating a head @in_place
 def ablate(z, hook):
     z[:, :, 1] = 0.0
     return z
@@ -12,7 +12,7 @@ def ablate(z, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", ablate)])
 
-# %% an edit in place that returns nothing
+# %% an edit in place that returns nothing @in_place
 def ablate(z, hook):
     z[:, :, 0, :] = 0
 
@@ -23,7 +23,7 @@ def ablate(z, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", ablate)])
 
-# %% adding in place
+# %% adding in place @in_place
 def steer(resid, hook):
     resid[:, -1] += 0.5
 
@@ -34,7 +34,7 @@ def steer(resid, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_pre", steer)])
 
-# %% adding to all of an activation in place
+# %% adding to all of an activation in place @in_place
 def steer(resid, hook):
     resid += 0.25
 
@@ -45,7 +45,7 @@ def steer(resid, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_pre", steer)])
 
-# %% multiplying some heads in place
+# %% multiplying some heads in place @in_place
 def damp(z, hook, heads):
     z[:, :, heads] *= 0.5
     return z
@@ -139,7 +139,7 @@ def uniform(pattern, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_pattern", uniform)])
 
-# %% knocking out attention from one position to another
+# %% knocking out attention from one position to another @in_place
 def knock_out(scores, hook):
     scores[:, :, -1, 2] = -1e5
     return scores
@@ -213,7 +213,7 @@ model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.mlp.hook_pre", lambda gate, h
 # %% a hook on the up projection @llama
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.mlp.hook_pre_linear", lambda up, hook: up * 0.3)])
 
-# %% neurons set to zero
+# %% neurons set to zero @in_place
 def ablate_neuron(neurons, hook):
     neurons[..., 5] = 0
     return neurons
@@ -321,7 +321,7 @@ sorted(name for name in model.hook_dict if name.startswith("blocks.1."))
 # %% modules by name
 model.mod_dict["blocks.1.hook_resid_mid"].name
 
-# %% what each head writes, without a flag
+# %% what each head writes, without a flag @in_place
 model.set_use_attn_result(True)
 def ablate(result, hook):
     result[:, :, 1] = 0.0

@@ -190,6 +190,8 @@ cache.accumulated_resid(layer=0), cache.decompose_resid(layer=0), cache.get_full
 
 # %% no heads, and what they leave
 cache.stack_head_results(layer=0, incl_remainder=True)
+# --- definition: TransformerLens takes the last layer's stream for what comes before the first
+cache["resid_pre", 0][None]
 
 # %% between attention and MLP of the last layers
 stack, labels = cache.accumulated_resid(layer=2, incl_mid=True, mlp_input=True, return_labels=True)

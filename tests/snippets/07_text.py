@@ -119,6 +119,8 @@ model.tokenizer("When John and Mary")["input_ids"]
 
 # %% the tokenizer encodes
 model.tokenizer.encode("When John"), model.tokenizer.encode("When John", add_special_tokens=False)
+# --- jaxlens
+model.tokenizer.encode("When John", add_special_tokens=True), model.tokenizer.encode("When John")
 
 # %% where a token stands among tokens
 model.get_token_position(" Mary", tokens[1]), model.get_token_position(6, tokens[1:])
@@ -144,13 +146,16 @@ dataset = IOIDataset(
     model.tokenizer, templates=["Then [A] and [B] went to the [LOCATION]. [B] gave a [OBJECT] to [A]"],
     names=["John", "Mary", "Tom"], nouns={"[LOCATION]": ["store", "shops"], "[OBJECT]": ["bag", "drink"]},
     num_samples=4, seed=3)
-len(dataset), dataset[0], dataset[3]
+[item["prompt"] for item in dataset], [item["IO"] for item in dataset]
+# --- definition: TransformerLens puts a second BOS in front of a prompt, and one in front of a name
+([model.to_tokens(sample["text"])[0] for sample in dataset.samples],
+ [model.to_tokens(sample["IO"], prepend_bos=False)[0] for sample in dataset.samples])
 
-# %% indirect objects, evaluated
-from transformer_lens.evals import IOIDataset, ioi_eval
+# %% indirect objects, drawn by a seed
+from transformer_lens.evals import IOIDataset
 
 dataset = IOIDataset(
     model.tokenizer, templates=["Then [A] and [B] went to the [LOCATION]. [B] gave a [OBJECT] to [A]"],
     names=["John", "Mary", "Tom"], nouns={"[LOCATION]": ["store", "shops"], "[OBJECT]": ["bag", "drink"]},
-    num_samples=6, seed=3)
-ioi_eval(model, dataset=dataset, batch_size=3)
+    num_samples=4, symmetric=True, seed=5)
+len(dataset), dataset.samples

@@ -149,7 +149,7 @@ from transformer_lens.patching import make_df_from_ranges
 
 make_df_from_ranges([2, 3], ["layer", "head"])
 
-# %% patching by hand, layer and position
+# %% patching by hand, layer and position @in_place
 def patch(resid, hook, position):
     resid[:, position] = cache[hook.name][:, position]
     return resid
@@ -171,7 +171,7 @@ for layer in range(3):
         result[layer, position] = model.run_with_hooks(corrupted_tokens, fwd_hooks=[hook])[0, -1, 10]
 result
 
-# %% patching a head by hand
+# %% patching a head by hand @in_place
 def patch_head(z, hook, head, clean_cache):
     z[:, :, head] = clean_cache[hook.name][:, :, head]
     return z

@@ -133,7 +133,7 @@ block.mlp(block.ln2(cache["resid_mid", 1])), cache["mlp_out", 1]
 # %% the embedding by itself
 model.embed(tokens)
 
-# %% ablating every head in turn
+# %% ablating every head in turn @in_place
 baseline = model(tokens, return_type="loss")
 change = np.zeros((3, model.cfg.n_heads))
 for layer in range(3):
