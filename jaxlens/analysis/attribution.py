@@ -136,9 +136,8 @@ def attribution_patch(
     gradient, found = jax.tree.map(lambda summed: np.asarray(summed) / len(steps), total)
     label = Labeller(model, position_labels(model, model._read_input(corrupt).tokens), corrupted_metric.ndim == 1)
     embed = np.einsum("bpd,bpd->bp", gradient, goal.residual - start.residual)
-    parts = {
-        name: label.of_embedding(embed) if site == EMBED else label.of_layers(site, found) for name, site in names.items()
-    }
+    parts = {name: label.of_layers(site, found) for name, site in names.items() if site != EMBED}
+    parts = {name: parts.get(name) or label.of_embedding(embed) for name in names}
     return Attributions(parts, readout(final), corrupted_metric)
 
 
