@@ -6,7 +6,7 @@ replaced by `jaxlens`. Where torch and JAX spell something differently, a second
 TransformerLens itself is wrong, `# --- definition: reason` is followed by code that says what the value is.
 
 Marks at the end of a title say what a cell is for: `@gpt2` or `@llama` one model only, `@raw` or `@processed` one state
-of its weights only.
+of its weights only; `@in_place` that its first form edits an activation in place, which jaxlens refuses.
 
 This module imports neither torch nor jax: the script that makes the reference numbers uses it where only the former is
 installed, the tests where only the latter is needed.
@@ -220,38 +220,83 @@ INTRODUCTION = """# Coming from TransformerLens
 Generated from `tests/snippets` by `python tests/snippet_worlds.py`; do not edit.
 
 Code written for TransformerLens 3's `HookedTransformer` runs with `transformer_lens` replaced by `jaxlens` in its
-imports. Names, argument names, shapes, hook points and defaults are the same. What differs follows from JAX:
+imports: names, arguments, defaults, shapes and hook points are the same. What differs follows from JAX:
 
 - **Arrays cannot be assigned to.** Where a hook in torch writes `value[:, :, 3] = 0`, return
-  `value.at[:, :, 3].set(0)`. An edit in place raises an error that shows this form.
-- **Arrays are JAX's.** `axis=` for `dim=`, `jnp` for `torch`; `einops` and indexing are the same. There is no
-  `requires_grad`: differentiate functions, with `jax.grad`.
-- **Switches do nothing.** `set_use_attn_result` and its like exist; asking for `hook_result`, `hook_q_input` or
-  `hook_mlp_in` is enough to make them exist.
-- **Nothing is ignored.** A hook name that matches nothing, or a config field that has no meaning here, is an error.
-- **Under your own `jit`,** pass the model as an argument, and use `hook(fn, **data)` for hooks whose numbers change.
+  `value.at[:, :, 3].set(0)`. An edit in place, `value += 1` included, raises an error that shows this form.
+- **Arrays are JAX's.** `axis=` for `dim=`, `keepdims=` for `keepdim=`, `jnp` for `torch`; indexing and `einops` are the
+  same. A list is no index: `x[np.array([0, 2])]`. What differs most is under [Arrays](#arrays-where-torch-and-jax-differ).
+- **Functions are differentiated, not tensors.** There is no `backward()`: `jax.grad`, or `run_with_cache(...,
+  incl_bwd=True)` for the gradients of a loss at every hook point.
+- **Nothing is ignored.** A hook name that matches nothing is an error, as is a prompt longer than `n_ctx` and a config
+  field that asks for what jaxlens does not do. Fields without a meaning in JAX (`device`, `init_weights`) are accepted.
+- **No switch is needed.** Asking for `hook_result`, `hook_q_input` or `hook_mlp_in` is enough; `set_use_attn_result` and
+  its like put them into every cache, as there.
+- **Hooks are fast, and compiled if they say what changes.** A Python function runs between two compiled pieces of its
+  layer. `hook(fn, **data)` runs inside the compiled loop, and new data compile nothing. Under a `jit` of your own, pass
+  the model as an argument.
 
-Every cell below is run by `tests/test_transformerlens_snippets.py` on a GPT-2-like and a grouped-query Llama-like
-model, with raw and with processed weights, and compared with the numbers of TransformerLens 3.5.1. A cell with one form
-is the same in both. Cells marked with a definition are those where TransformerLens's own number is not what its
-documentation says; there the definition is what jaxlens is compared with.
+Every snippet below is run by `tests/test_transformerlens_snippets.py` on a GPT-2-like and a grouped-query Llama-like
+model, with raw and with processed weights, and compared with the numbers of TransformerLens 3.5.1, to 1e-5. Where
+TransformerLens's own number is wrong, the snippet says so and is compared with a definition.
+
+"""
+
+WITHOUT_COUNTERPART = """
+## What differs in a value
+
+| in TransformerLens | in jaxlens |
+|---|---|
+| `cfg.n_key_value_heads` is None if heads are not grouped | `n_heads` |
+| `cfg.attn_scores_soft_cap`, `cfg.output_logits_soft_cap` are -1.0 if there is none | None |
+| `cfg.dtype` is `torch.float32`, `cfg.device` a name | `"float32"`, a `jax.Device`: `jnp.zeros(3, device=cfg.device)` |
+| a config can be assigned to | `cfg.replace(n_ctx=64)` makes another |
+| `model.tokenizer` is one of transformers | a `jaxlens.Tokenizer`: `encode` adds no special tokens unless asked to; `as_transformers()` is theirs |
+| the loss of a padded batch of texts counts padding on the right | it does not |
+| methods of `ActivationCache` that apply a norm leave its weight out, so they want processed weights | they apply it: right on raw weights too |
+| `get_act_patch_attn_head_*_every` fails on grouped heads | heads that do not exist are zeros |
+| `b_in` of a gated MLP is added to the product of gate and input | to the input, before the product |
+| vectors of `SVDInterpreter` have any sign | their largest entry is positive |
+| hook points of `ln1` fire up to three times in a layer | once |
+
+## What has no counterpart
+
+| in TransformerLens | instead |
+|---|---|
+| `loss.backward()`, `tensor.grad`, `requires_grad_` | `jax.grad` of a function; `run_with_cache(..., incl_bwd=True)` |
+| `add_caching_hooks(incl_bwd=True)` | `run_with_cache(..., incl_bwd=True)` |
+| `cache_all`, `cache_some` | `add_caching_hooks`, `run_with_cache` |
+| `torch.save(model.state_dict(), ...)` | `jaxlens.checkpoint.save(folder, model.cfg, model.params)` |
+| `HookedRootModule` and `HookPoint()` in modules of your own | functions; the names are there for annotations and `isinstance` |
+| `HookedEncoder`, `HookedEncoderDecoder`, `BertNextSentencePrediction`, `HookedAudioEncoder` | nothing: decoders only |
+| `TransformerBridge` | `HookedTransformer` |
+| `from_pretrained(checkpoint_index=...)` | `from_pretrained(..., revision="step3000")` |
+| `from_pretrained(n_devices=2)` | `jax.device_put(model, sharding)` |
+| `load_sample_training_dataset`, `sample_datapoint` | `jaxlens.utils.get_dataset` |
+| `positional_embedding_type="alibi"`, `attention_dir="bidirectional"` and other config fields | an error that names the field |
 """
 
 
 def page() -> str:
-    """The page of all snippets, before and after."""
-    parts = [INTRODUCTION, f"In each cell,{GIVEN.rstrip()}".replace("\n", " ")]
+    """The page of all snippets: those with two forms beside each other, the others together."""
+    parts = [INTRODUCTION + f"In each snippet,{GIVEN.rstrip()}".replace("\n", " ") + "\n"]
     for theme, group in themes().items():
-        parts.append(f"\n## {theme}")
+        parts.append(f"\n## {theme}\n")
         for snippet in group:
-            parts.append(f"\n**{snippet.title}**\n")
-            said = [snippet.after]
             if snippet.own_form is not None:
-                said = [f"# TransformerLens\n{snippet.before}", f"# jaxlens\n{snippet.after}"]
-            parts += [f"```python\n{code}\n```" for code in said]
+                parts.append(f"**{snippet.title}**\n\n{_block(snippet.before)}\n\nin jaxlens\n\n{_block(snippet.after)}\n")
             if snippet.definition:
-                parts.append(f"\nBy definition: {snippet.reason}\n\n```python\n{snippet.definition}\n```")
-    return "\n".join(parts) + "\n"
+                how = f"**{snippet.title}**. {snippet.reason}. In jaxlens the first is the second:"
+                parts.append(f"{how}\n\n{_block(snippet.after)}\n\n{_block(snippet.definition)}\n")
+        same = [snippet for snippet in group if snippet.own_form is None and not snippet.definition]
+        if same:
+            parts.append("The same in both:\n")
+            parts.append(_block("\n\n".join(f"# {snippet.title}\n{snippet.after}" for snippet in same)))
+    return "\n".join(parts) + "\n" + WITHOUT_COUNTERPART
+
+
+def _block(code: str) -> str:
+    return f"```python\n{code}\n```"
 
 
 if __name__ == "__main__":

@@ -193,3 +193,20 @@ resid.grad
 # --- jaxlens
 resid = model(tokens, stop_at_layer=1)
 jax.grad(lambda resid: model(resid, start_at_layer=1)[0, -1, 10])(resid)
+
+# %% a training run @gpt2 @raw
+from transformer_lens.train import HookedTransformerTrainConfig, train
+
+dataset = [{"tokens": row} for row in repeated_tokens]
+config = HookedTransformerTrainConfig(
+    num_epochs=3, batch_size=2, lr=0.05, optimizer_name="SGD", momentum=0.5, max_grad_norm=1.0, weight_decay=0.1,
+    warmup_steps=2, print_every=None, device="cpu")
+train(model, config, dataset)(repeated_tokens, return_type="loss")
+
+# %% a training run with Adam @gpt2 @raw
+from transformer_lens import train
+
+dataset = [{"tokens": row} for row in repeated_tokens]
+config = train.HookedTransformerTrainConfig(
+    num_epochs=2, batch_size=2, lr=0.01, weight_decay=0.01, print_every=None, device="cpu")
+train.train(model, config, dataset)(repeated_tokens, return_type="loss")
