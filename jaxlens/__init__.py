@@ -21,7 +21,7 @@ from jaxlens import hook_points as hook_points
 from jaxlens import patching as patching
 from jaxlens import utilities as utilities
 from jaxlens import utils as utils
-from jaxlens.compat.names import find as __getattr__
+from jaxlens.compat.names import find as __getattr__  # noqa: F401  (Python asks it for names that are not here)
 
 __all__ = [
     "ActivationCache", "ActivationNotFound", "CheckpointError", "Config", "DirectLogitAttribution",

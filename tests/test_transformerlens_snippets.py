@@ -25,7 +25,7 @@ from snippet_worlds import (
     word_tokenizer,
 )
 
-from jaxlens import HookedTransformer, HookedTransformerConfig, Tokenizer
+from jaxlens import HookedTransformer, HookedTransformerConfig, HookError, Tokenizer
 
 LIBRARIES = {"np": np, "jax": jax, "jnp": jnp, "einops": einops, "partial": functools.partial}
 
@@ -85,6 +85,15 @@ def same(found, wanted) -> None:
         finite = np.isfinite(theirs)
         largest = np.abs(theirs[finite]).max(initial=0.0)
         np.testing.assert_allclose(ours[finite], theirs[finite], rtol=0, atol=1e-5 * max(largest, 1e-30))
+
+
+@pytest.mark.parametrize("snippet", [one for one in snippets() if "in_place" in one.marks], ids=lambda one: one.title)
+def test_an_edit_in_place_is_refused_with_the_form_to_write_instead(snippet):
+    with pytest.raises((TypeError, HookError)) as raised:
+        run(snippet.before.replace("transformer_lens", "jaxlens"), given("gpt2", "processed"))
+    said = "\n".join([str(raised.value), *getattr(raised.value, "__notes__", ())])
+    assert 'the hook on "blocks.' in said
+    assert "return value.at[:, 0].set(new)" in said
 
 
 def test_the_page_is_current():

@@ -149,7 +149,7 @@ from transformer_lens.patching import make_df_from_ranges
 
 make_df_from_ranges([2, 3], ["layer", "head"])
 
-# %% patching by hand, layer and position @in_place
+# %% patching by hand, layer and position
 def patch(resid, hook, position):
     resid[:, position] = cache[hook.name][:, position]
     return resid
