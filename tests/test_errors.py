@@ -21,6 +21,7 @@ import jaxlens
 from jaxlens import ActivationNotFound, Config, HookedTransformer, HookError, Slice, Tokenizer, hook
 from jaxlens.config import LongRope, Rotary
 from jaxlens.parameters import parameter_shapes
+from jaxlens.train import HookedTransformerTrainConfig, optimizer_of
 from jaxlens.weights import center_unembed
 
 PACKAGE = Path(jaxlens.__file__).parent
@@ -551,6 +552,9 @@ ANALYSES = {
     ),
     "a cache with another model": Case(
         lambda: small_cache().with_model(model("llama")), ValueError, "the cache is of a model with"
+    ),
+    "no such optimizer": Case(
+        lambda: optimizer_of(HookedTransformerTrainConfig(1, 2, optimizer_name="Lion")), ValueError, '"AdamW" or "SGD"'
     ),
     "no such analysis": Case(lambda: jaxlens.analysis.patching_sweep, AttributeError, "has no 'patching_sweep'"),
 }  # fmt: skip
