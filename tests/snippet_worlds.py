@@ -91,6 +91,9 @@ CORRUPTED_TOKENS = np.array([[0, 15, 5, 22, 7, 8, 9], [0, 23, 4, 12, 13, 14, 26]
 ANSWERS = np.array([[10, 24], [29, 30]])  # for each prompt, the right token and the wrong one
 REPEATED_TOKENS = np.concatenate([[[0], [0]], np.tile(np.random.default_rng(7).integers(3, 31, (2, 8)), 2)], axis=1)
 
+OF_WEIGHTS = ("Running a model", "The residual stream, taken apart", "Weights")
+"""The themes for which it matters whether weights are processed; the others see each model in one state."""
+
 GIVEN = """
 `model` is the model. `tokens` and `corrupted_tokens` are `[2, 7]`; `answers` is `[2, 2]`, for each prompt the right
 next token and the wrong one; `repeated_tokens` is `[2, 17]`: BOS and the same 8 random tokens twice. `logits` and
@@ -122,9 +125,11 @@ class Snippet:
     def where(self) -> list[tuple[str, str]]:
         """The models it is for: (name, "raw" or "processed")."""
         names = [name for name in MODELS if not self.marks & set(MODELS) or name in self.marks]
-        either = not self.marks & {"raw", "processed"}
-        states = [state for state in ("raw", "processed") if either or state in self.marks]
-        return [(name, state) for name in names for state in states]
+        if states := sorted(self.marks & {"raw", "processed"}):
+            return [(name, state) for name in names for state in states]
+        if self.theme in OF_WEIGHTS:
+            return [(name, state) for name in names for state in ("raw", "processed")]
+        return [(name, {"gpt2": "raw", "llama": "processed"}[name]) for name in names]
 
 
 def themes() -> dict[str, list[Snippet]]:
@@ -237,8 +242,8 @@ imports: names, arguments, defaults, shapes and hook points are the same. What d
   the model as an argument.
 
 Every snippet below is run by `tests/test_transformerlens_snippets.py` on a GPT-2-like and a grouped-query Llama-like
-model, with raw and with processed weights, and compared with the numbers of TransformerLens 3.5.1, to 1e-5. Where
-TransformerLens's own number is wrong, the snippet says so and is compared with a definition.
+model, with raw weights or processed ones, or both where it matters, and compared with the numbers of TransformerLens
+3.5.1, to 1e-5. Where TransformerLens's own number is wrong, the snippet says so and is compared with a definition.
 
 """
 
