@@ -46,7 +46,7 @@ TESTED_ELSEWHERE = {  # where files are, by the beginning of their names: the te
     "test_factored_matrix.py": ("factored_matrix.py",),
     "test_evals.py": ("evals.py", "mmlu.py"),
     "test_utils.py": ("utils.py", "data.py", "sampling.py", "optional.py"),
-    "test_transformerlens_snippets.py": ("compat/",),
+    "test_compat.py": ("compat/", "hook_call.py"),
 }
 Z, RESID_PRE = "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
 

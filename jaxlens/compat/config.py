@@ -14,7 +14,7 @@ import jax
 
 from jaxlens.config import Config, Linear, Llama3, Rotary, Yarn
 
-OFF: dict[str, Any] = {
+FIXED: dict[str, Any] = {
     "attention_dir": "causal", "decoder_start_token_id": None, "load_in_4bit": False, "n_devices": 1,
     "post_embedding_ln": False, "relative_attention_max_distance": None, "relative_attention_num_buckets": None,
     "use_hook_tokens": False,
@@ -130,11 +130,11 @@ def translated(fields: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: as for HookedTransformerConfig.
     """
     given = {name: value for name, value in fields.items() if name not in UNSET or value != UNSET[name]}
-    known = {field.name for field in dataclasses.fields(Config)} | {*OFF, *MEANINGLESS, *ROTARY, *OTHERS, *OWN}
+    known = {field.name for field in dataclasses.fields(Config)} | {*FIXED, *MEANINGLESS, *ROTARY, *OTHERS, *OWN}
     if unknown := sorted(set(given) - known):
         raise ValueError(f"there is no field {unknown} in a Config or in TransformerLens's; there are {sorted(known)}")
     take = lambda name, default: given.pop(name, default)  # noqa: E731
-    for name, value in OFF.items():
+    for name, value in FIXED.items():
         if (asked := take(name, value)) != value:
             raise ValueError(f"{name} is {asked!r}, which jaxlens does not do; it must be {value!r} or left out")
     for name in (*MEANINGLESS, "device", "layer_norm_folding", "n_params", "uses_rms_norm"):
@@ -251,7 +251,7 @@ def _constant(value: Any, cfg: Config) -> Any:
 
 
 READ: dict[str, Callable[[Config], Any]] = {
-    **{name: functools.partial(_constant, value) for name, value in (OFF | MEANINGLESS).items()},
+    **{name: functools.partial(_constant, value) for name, value in (FIXED | MEANINGLESS).items()},
     **{name: functools.partial(_rotary_field, name) for name in ROTARY if name != "rotary_dim"},
     "attn_types": lambda cfg: ["global" if w is None else "local" for w in cfg.windows] if any(cfg.windows) else None,
     "device": lambda cfg: jax.config.jax_default_device or jax.devices()[0],
