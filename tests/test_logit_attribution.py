@@ -3,15 +3,14 @@
 import functools
 import sys
 import types
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mistakes import Case, unreached
 from models import CONFIGS, model, tokens
 from test_decomposition import EVERY, MASK, cache_of, made, ran
-from test_errors import Case, lines_of, raises
 from test_hook_api import compilations
 from test_models import close
 from test_text import word_tokenizer
@@ -196,29 +195,13 @@ ERRORS = {
 }  # fmt: skip
 
 
-@functools.cache
-def answer(name: str) -> Exception | None:
-    try:
-        ERRORS[name].mistake()
-    except Exception as error:
-        return error
-    return None
-
-
-@pytest.mark.parametrize("name", ERRORS)
-def test_a_mistake_is_answered_with_what_was_wanted(name):
-    error, case = answer(name), ERRORS[name]
-    assert error is not None, "nothing was raised"
-    assert type(error) is case.error, repr(error)
-    assert case.text in str(error)
+@pytest.mark.parametrize("case", ERRORS.values(), ids=ERRORS)
+def test_a_mistake_is_answered_with_what_was_wanted(case):
+    case.check()
 
 
 def test_every_error_is_reached_by_a_case():
-    reached = set().union(*(lines_of(answer(name)) for name in ERRORS))
-    statements = raises(Path(logit_attribution.__file__))
-    unreached = [at for at in statements if not any((at[0], line) in reached for line in range(at[1], at[2] + 1))]
-    assert unreached == []
-    assert len(statements) > 4
+    assert unreached([logit_attribution], ERRORS.values()) == []
 
 
 def test_the_names_are_public():

@@ -1,15 +1,14 @@
 """Sweeps: what they find is what one hooked run after another finds, and they compile once."""
 
 import itertools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mistakes import Case, unreached
 from models import CONFIGS, model, randomised, tokens
 from test_engine import compilations  # noqa: F401, a fixture
-from test_errors import Case, lines_of, raises
 from test_models import close
 
 from jaxlens import ActivationNotFound, HookError, hook
@@ -641,24 +640,11 @@ MISTAKES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def answers():
-    """The error that every mistake is answered with."""
-    found = {}
-    for name, case in MISTAKES.items():
-        with pytest.raises(case.error) as raised:
-            case.mistake()
-        found[name] = raised.value
-    return found
+@pytest.mark.parametrize("case", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_answered_with_what_was_wanted(case):
+    case.check()
 
 
-def test_a_mistake_is_answered_with_what_was_wanted(answers):
-    for name, case in MISTAKES.items():
-        assert case.text in str(answers[name]), name
-
-
-def test_every_error_of_the_sweeps_is_reached(answers):
-    reached = set().union(*map(lines_of, answers.values()))
+def test_every_error_is_reached_by_a_case():
     modules = (interventions, labelled, metric_module, patching, path_patching, sweep_module)
-    statements = [at for module in modules for at in raises(Path(module.__file__))]
-    assert [at for at in statements if not any((at[0], line) in reached for line in range(at[1], at[2] + 1))] == []
+    assert unreached(modules, MISTAKES.values()) == []

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mistakes import Case, unreached
 from models import CONFIGS, model, tokens
-from test_errors import Case, lines_of, raises
 from test_text import LONG, word_tokenizer
 
 from jaxlens import ActivationNotFound, Tokenizer, plot
@@ -723,26 +723,10 @@ CASES = {
 }  # fmt: skip
 
 
-@functools.cache
-def answer(name):
-    try:
-        CASES[name].mistake()
-    except Exception as error:
-        return error
-    return None
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_mistake_is_answered_with_what_was_wanted(name):
-    error, case = answer(name), CASES[name]
-    assert error is not None, "nothing was raised"
-    assert type(error) is case.error, repr(error)
-    assert case.text in str(error)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_mistake_is_answered_with_what_was_wanted(case):
+    case.check()
 
 
 def test_every_error_is_reached_by_a_case():
-    statements = [at for path in PLOT.rglob("*.py") for at in raises(path)]
-    reached = set().union(*(lines_of(answer(name)) for name in CASES))
-    unreached = [at for at in statements if not any((at[0], line) in reached for line in range(at[1], at[2] + 1))]
-    assert unreached == []
-    assert len(statements) > 15
+    assert unreached(PLOT.rglob("*.py"), CASES.values()) == []

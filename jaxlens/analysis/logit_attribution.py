@@ -19,6 +19,7 @@ from jaxlens.analysis.activation_cache import ActivationCache
 from jaxlens.analysis.components import read
 from jaxlens.analysis.final_norm import logit_constant, logit_direction
 from jaxlens.analysis.terms import einsum
+from jaxlens.optional import needed
 from jaxlens.slices import Slice
 
 Unit = Literal["component", "head", "neuron", "all", "layer"]
@@ -79,7 +80,7 @@ class DirectLogitAttribution:
 
     def to_dataframe(self) -> Any:
         """A pandas DataFrame with a row for every value: its component, its place along `axes`, and the "value"."""
-        import pandas  # an extra
+        pandas = needed("pandas", "a DataFrame")
 
         places = np.indices(self.values.shape).reshape(self.values.ndim, -1)
         columns = {"component": np.asarray(self.labels, object)[places[0]]}
