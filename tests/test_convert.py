@@ -8,9 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+from families import SIZES
 from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
-from tiny import SIZES, write_checkpoint
+from tiny import write_checkpoint
 
 import jaxlens.convert.families
 from jaxlens import CheckpointError, Config

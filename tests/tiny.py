@@ -1,8 +1,7 @@
 """Tiny random checkpoints, written to disk by transformers, and the logits that transformers computes from them.
 
-Sizes are odd on purpose (heads not a power of two, heads wider than the residual stream, three query heads to a key
-head), norms and biases are random, and weights are large enough for attention to be far from uniform: a mistake
-anywhere moves the logits.
+Sizes are odd on purpose (families/common.py), norms and biases are random, and weights are large enough for attention
+to be far from uniform: a mistake anywhere moves the logits.
 """
 
 import pathlib
@@ -10,50 +9,7 @@ import pathlib
 import numpy as np
 import torch
 import transformers
-
-WINDOW = 7
-"""Shorter than every test sequence."""
-
-_LLAMA = {
-    "vocab_size": 61,
-    "hidden_size": 36,
-    "intermediate_size": 44,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-}
-_GEMMA = {**_LLAMA, "query_pre_attn_scalar": 10, "sliding_window": WINDOW}
-_VISION = {
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 8,
-    "patch_size": 4,
-}
-
-SIZES = {
-    "gpt2": {"vocab_size": 61, "n_embd": 30, "n_layer": 3, "n_head": 6, "n_positions": 64},
-    "gpt_neo": {
-        "vocab_size": 61,
-        "hidden_size": 30,
-        "num_layers": 3,
-        "num_heads": 6,
-        "max_position_embeddings": 64,
-        "attention_types": [[["global", "local"], 1], [["local"], 1]],
-        "window_size": WINDOW,
-    },
-    "llama": _LLAMA,
-    "mistral": {**_LLAMA, "sliding_window": WINDOW},
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma2": {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
-    "gemma3_text": {**_GEMMA, "num_hidden_layers": 4, "sliding_window_pattern": 3},
-    "gemma3": {"text_config": {**_GEMMA, "num_hidden_layers": 4}, "vision_config": _VISION, "mm_tokens_per_image": 4},
-}
-"""A config of every `model_type`, to which the fields of a test are added."""
+from families import SIZES
 
 
 def write_checkpoint(

@@ -1,0 +1,41 @@
+"""Sizes and rotary scalings that the families' cases are made of.
+
+Sizes are odd on purpose: heads not a power of two, together wider than the residual stream, three query heads to a key
+head.
+"""
+
+WINDOW = 7
+"""Shorter than every test sequence."""
+
+LLAMA = {
+    "vocab_size": 61,
+    "hidden_size": 36,
+    "intermediate_size": 44,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+ROPE = {"rope_theta": 500.0}
+YARN = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+WIDE = {"head_dim": 16}
+LONG = {
+    **ROPE,
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 16,
+    "short_factor": [1.0, 1.1, 1.3, 1.7],
+    "long_factor": [1.5, 2.0, 4.0, 8.0],
+}
+LLAMA3 = {
+    **ROPE,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "original_max_position_embeddings": 16,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+
+
+def rope(**parameters):
+    return {"rope_parameters": {**ROPE, **parameters}}

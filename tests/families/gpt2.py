@@ -1,0 +1,13 @@
+"""GPT-2."""
+
+SIZES = {"vocab_size": 61, "n_embd": 30, "n_layer": 3, "n_head": 6, "n_positions": 64}
+CASES = [
+    {},
+    {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True, "activation_function": "gelu"},
+    {"scale_attn_weights": False, "n_inner": 20, "activation_function": "relu", "layer_norm_epsilon": 0.1},
+    {"tie_word_embeddings": False, "activation_function": "gelu_fast"},
+    {"n_head": 1, "n_layer": 1, "activation_function": "gelu_pytorch_tanh"},
+]
+PUBLISHED = {
+    "gpt2": (124_439_808, {"model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}),
+}

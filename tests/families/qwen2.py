@@ -1,0 +1,29 @@
+"""Qwen 2."""
+
+from families.common import LLAMA, WIDE, WINDOW, YARN
+
+SIZES = LLAMA
+CASES = [
+    {},
+    {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1, "num_key_value_heads": None},
+    {
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "tie_word_embeddings": True,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    {
+        "use_sliding_window": False,
+        "sliding_window": WINDOW,
+        "max_window_layers": 0,
+        **WIDE,
+        "rope_parameters": YARN,
+    },
+]
+PUBLISHED = {
+    "Qwen2.5-0.5B": (494_032_768, {
+        "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "max_window_layers": 24,
+        "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "rope_theta": 1000000.0,
+        "sliding_window": 32768, "tie_word_embeddings": True, "use_mrope": False, "use_sliding_window": False,
+    }),
+}  # fmt: skip

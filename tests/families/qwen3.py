@@ -1,0 +1,23 @@
+"""Qwen 3."""
+
+from families.common import LLAMA, LLAMA3, WINDOW
+
+SIZES = LLAMA
+CASES = [
+    {},
+    {"attention_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 0.1},
+    {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1, "num_key_value_heads": 6},
+    {
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "rope_parameters": LLAMA3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+]
+PUBLISHED = {
+    "Qwen3-0.6B": (596_049_920, {
+        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "max_window_layers": 28,
+        "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8, "rope_theta": 1000000,
+        "head_dim": 128, "tie_word_embeddings": True, "use_sliding_window": False, "sliding_window": None,
+    }),
+}  # fmt: skip
