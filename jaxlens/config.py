@@ -9,85 +9,27 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from jaxlens import config_checks as check
+from jaxlens.config_checks import ACTIVATIONS, BIASES, DTYPES, INIT_MODES
+from jaxlens.rotary import (
+    Dynamic,
+    Linear,
+    Llama3,
+    LongRope,
+    Rotary,
+    Scaling,
+    Yarn,
+    rotary_from_dict,
+    rotary_to_dict,
+)
+
+__all__ = [
+    "ACTIVATIONS", "BIASES", "DTYPES", "INIT_MODES", "WHOLE_PAST", "Config", "Dynamic", "Linear", "Llama3", "LongRope",
+    "Rotary", "Scaling", "Yarn",
+]  # fmt: skip
+
 WHOLE_PAST = 2**30
 """The window of a layer that sees the whole past: wider than any sequence, so that global is not a special case."""
-
-BIASES = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_gate", "b_out", "norm", "b_U")
-"""Every bias a model can have. `norm` is the bias of all its LayerNorms."""
-
-ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu", "solu_ln")
-NORMS = ("LN", "LNPre", "RMS", "RMSPre", None)
-POSITIONS = ("standard", "rotary", "shortformer", "none")
-INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear:
-    """Position interpolation: every frequency divided by `factor` (Chen et al. 2023, arXiv 2306.15595)."""
-
-    factor: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Dynamic:
-    """NTK-aware scaling: the base grows once a sequence is longer than `original_n_ctx` (bloc97, 2023)."""
-
-    factor: float
-    original_n_ctx: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Llama3:
-    """Frequencies scaled by parts, as Llama 3.1 does (arXiv 2407.21783): long waves divided, short ones kept."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_n_ctx: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Yarn:
-    """YaRN (Peng et al. 2023, arXiv 2309.00071): a ramp between kept and divided frequencies, and warmer attention.
-
-    `attention_factor` multiplies the rotated queries and keys.
-    """
-
-    factor: float
-    original_n_ctx: int
-    attention_factor: float
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class LongRope:
-    """LongRoPE (Ding et al. 2024, arXiv 2402.13753): one divisor per frequency, another set past `original_n_ctx`."""
-
-    short_factor: tuple[float, ...]
-    long_factor: tuple[float, ...]
-    original_n_ctx: int
-    attention_factor: float
-
-
-Scaling = Linear | Dynamic | Llama3 | Yarn | LongRope
-_SCALINGS = {kind.__name__: kind for kind in (Linear, Dynamic, Llama3, Yarn, LongRope)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Rotary:
-    """Rotary position embedding of one layer (Su et al. 2021, arXiv 2104.09864).
-
-    `dim` is how many of a head's dimensions turn (None: all of them). `adjacent_pairs` rotates (0, 1), (2, 3), …;
-    otherwise dimension i turns with i + dim / 2.
-    """
-
-    base: float = 10000.0
-    dim: int | None = None
-    adjacent_pairs: bool = False
-    scaling: Scaling | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -157,7 +99,7 @@ class Config:
 
     def __post_init__(self) -> None:
         fill = functools.partial(object.__setattr__, self)
-        _check_sizes(self)
+        check.sizes(self)
         if self.attn_only:
             fill("d_mlp", None)
         for name, value in self._following.items():
@@ -168,11 +110,11 @@ class Config:
         if self.positional_embedding_type == "rotary":
             fill("rotary", _per_layer("rotary", rotary, self.n_layers, None))
         fill("moe_layers", _moe_layers(self))
-        _check_biases(self.biases)
+        check.biases(self.biases)
         fill("biases", tuple(bias for bias in BIASES if bias in self.biases))
-        fill("dtype", _dtype_name(self.dtype))
-        _check_choices(self, rotary)
-        _check_layers(self)
+        fill("dtype", check.dtype_name(self.dtype))
+        check.choices(self, rotary)
+        check.layers(self)
 
     switched_on = frozenset()  # the hook points on request that every cache is to hold; see compat/config.py
 
@@ -232,7 +174,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back to an equal Config."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
-        return fields | {"rotary": [_rotary_to_dict(rotary) for rotary in self.rotary]}
+        return fields | {"rotary": [rotary_to_dict(rotary) for rotary in self.rotary]}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
@@ -248,7 +190,7 @@ class Config:
         if missing := sorted(needed - set(fields)):
             raise ValueError(f"Config needs the fields {missing}, which were not given")
         tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        rotary = {"rotary": tuple(_rotary_from_dict(entry) for entry in fields.get("rotary", ()))}
+        rotary = {"rotary": tuple(rotary_from_dict(entry) for entry in fields.get("rotary", ()))}
         return cls(**{**fields, **tuples, **rotary})
 
     # a Config is the key of every compiled program: hashed once, compared by identity first
@@ -279,25 +221,6 @@ def _ranges(layers: tuple[int, ...]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _rotary_to_dict(rotary: Rotary | None) -> dict[str, Any] | None:
-    if rotary is None:
-        return None
-    scaling = rotary.scaling and {"kind": type(rotary.scaling).__name__, **dataclasses.asdict(rotary.scaling)}
-    return {"base": rotary.base, "dim": rotary.dim, "adjacent_pairs": rotary.adjacent_pairs, "scaling": scaling}
-
-
-def _rotary_from_dict(entry: Mapping[str, Any] | None) -> Rotary | None:
-    if entry is None or isinstance(entry, Rotary):
-        return entry
-    scaling = entry["scaling"]
-    if scaling is not None:
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in scaling.items() if name != "kind"}
-        if scaling["kind"] not in _SCALINGS:
-            raise ValueError(f"rotary scaling {scaling['kind']!r} is none of {sorted(_SCALINGS)}")
-        scaling = _SCALINGS[scaling["kind"]](**values)
-    return Rotary(**{**entry, "scaling": scaling})
-
-
 def _per_layer(name: str, value: Any, n_layers: int, default: Any) -> tuple:
     """One entry per layer from a single value or from a sequence of that length."""
     if not isinstance(value, tuple | list):
@@ -313,94 +236,3 @@ def _moe_layers(cfg: Config) -> tuple[bool, ...]:
             raise ValueError("moe_layers names layers that mix experts, but num_experts is None; give num_experts")
         return ()
     return _per_layer("moe_layers", cfg.moe_layers, cfg.n_layers, True)
-
-
-def _dtype_name(dtype: Any) -> str:
-    """"float32" from jnp.float32, numpy.dtype("float32") or "float32"."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", str(dtype))
-    if name not in DTYPES:
-        raise ValueError(f"dtype is {name!r}; wanted one of {', '.join(DTYPES)}")
-    return name
-
-
-def _check_sizes(cfg: Config) -> None:
-    for name in ("n_layers", "d_model", "n_heads", "d_head", "d_vocab", "n_ctx"):
-        _check_positive_int(name, getattr(cfg, name))
-    for name in ("n_key_value_heads", "d_mlp", "d_vocab_out", "num_experts", "experts_per_token"):
-        if getattr(cfg, name) is not None:
-            _check_positive_int(name, getattr(cfg, name))
-    _check_positive_int("attn_block", cfg.attn_block)
-    heads = cfg.n_key_value_heads or cfg.n_heads
-    if cfg.n_heads % heads:
-        raise ValueError(f"n_key_value_heads is {heads}, which does not divide n_heads = {cfg.n_heads}")
-
-
-def _check_positive_int(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; wanted a positive whole number")
-
-
-def _check_biases(biases: Any) -> None:
-    if isinstance(biases, str) or (unknown := [bias for bias in biases if bias not in BIASES]):
-        odd = biases if isinstance(biases, str) else tuple(unknown)
-        raise ValueError(f"biases has {odd!r}; wanted a tuple of {', '.join(map(repr, BIASES))}")
-
-
-def _check_choices(cfg: Config, rotary: Any) -> None:
-    choices = {
-        "normalization_type": NORMS,
-        "norm_placement": ("pre", "post", "both"),
-        "act_fn": ACTIVATIONS,
-        "positional_embedding_type": POSITIONS,
-        "qk_norm": ("head", "full", None),
-        "init_mode": INIT_MODES,
-    }
-    for name, allowed in choices.items():
-        if getattr(cfg, name) not in allowed:
-            raise ValueError(f"{name} is {getattr(cfg, name)!r}; wanted one of {', '.join(map(repr, allowed))}")
-    if rotary and cfg.positional_embedding_type != "rotary":
-        raise ValueError(
-            f'rotary is given but positional_embedding_type is "{cfg.positional_embedding_type}"; set it to "rotary"'
-        )
-    if cfg.shared_norm and not cfg.parallel_attn_mlp:
-        raise ValueError("shared_norm means one norm before attention and MLP; it needs parallel_attn_mlp=True")
-    if cfg.rmsnorm_uses_offset and cfg.normalization_type not in ("RMS", "RMSPre"):
-        raise ValueError(f"rmsnorm_uses_offset needs an RMSNorm; normalization_type is {cfg.normalization_type!r}")
-    if cfg.attn_only and (cfg.gated_mlp or cfg.num_experts or cfg.parallel_attn_mlp):
-        raise ValueError("attn_only leaves no MLP; gated_mlp, num_experts and parallel_attn_mlp must stay unset")
-    if cfg.tie_word_embeddings and cfg.d_vocab_out != cfg.d_vocab:
-        raise ValueError(f"tied embeddings give d_vocab = {cfg.d_vocab} logits; d_vocab_out is {cfg.d_vocab_out}")
-    if cfg.gated_mlp and cfg.act_fn.endswith("_ln"):
-        raise ValueError(f"act_fn {cfg.act_fn!r} normalises inside the MLP; no gated MLP does: set gated_mlp=False")
-    for name in ("attn_scores_soft_cap", "output_logits_soft_cap", "attn_scale", "eps", "initializer_range"):
-        value = getattr(cfg, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} is {value!r}; wanted a positive number, or None for the default")
-
-
-def _check_layers(cfg: Config) -> None:
-    for layer, window in enumerate(cfg.windows):
-        if window is not None:
-            _check_positive_int(f"windows[{layer}]", window)
-    if cfg.num_experts is None and cfg.experts_per_token is not None:
-        raise ValueError(f"experts_per_token is {cfg.experts_per_token}, but num_experts is None; give num_experts")
-    if cfg.num_experts is not None:
-        chosen = cfg.experts_per_token
-        if chosen is None or chosen > cfg.num_experts:
-            raise ValueError(f"experts_per_token is {chosen}; wanted 1 to num_experts = {cfg.num_experts}")
-    turning = {(r.dim or cfg.d_head, r.adjacent_pairs) for r in cfg.rotary if r}
-    if len(turning) > 1:
-        raise ValueError(f"rotary layers turn different dimensions {sorted(turning)}; all layers must agree")
-    for dim, _ in turning:
-        if dim > cfg.d_head or dim % 2:
-            raise ValueError(f"rotary dim is {dim}; wanted an even number up to d_head = {cfg.d_head}")
-    for rotary in cfg.rotary:
-        if rotary and isinstance(rotary.scaling, LongRope):
-            _check_long_rope(rotary.scaling, cfg.rotary_dim // 2)
-
-
-def _check_long_rope(scaling: LongRope, n_frequencies: int) -> None:
-    for name in ("short_factor", "long_factor"):
-        if len(getattr(scaling, name)) != n_frequencies:
-            given = len(getattr(scaling, name))
-            raise ValueError(f"LongRope {name} has {given} entries; wanted {n_frequencies}, one per frequency")

@@ -1,0 +1,105 @@
+"""What a Config may hold: the choices of its fields, and what is said of a wrong one."""
+
+from typing import Any
+
+from jaxlens.rotary import LongRope
+
+BIASES = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_gate", "b_out", "norm", "b_U")
+"""Every bias a model can have. `norm` is the bias of all its LayerNorms."""
+
+ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu", "solu_ln")
+NORMS = ("LN", "LNPre", "RMS", "RMSPre", None)
+POSITIONS = ("standard", "rotary", "shortformer", "none")
+INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def dtype_name(dtype: Any) -> str:
+    """"float32" from jnp.float32, numpy.dtype("float32") or "float32"."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", str(dtype))
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; wanted one of {', '.join(DTYPES)}")
+    return name
+
+
+def sizes(cfg: Any) -> None:
+    for name in ("n_layers", "d_model", "n_heads", "d_head", "d_vocab", "n_ctx"):
+        _positive_int(name, getattr(cfg, name))
+    for name in ("n_key_value_heads", "d_mlp", "d_vocab_out", "num_experts", "experts_per_token"):
+        if getattr(cfg, name) is not None:
+            _positive_int(name, getattr(cfg, name))
+    _positive_int("attn_block", cfg.attn_block)
+    heads = cfg.n_key_value_heads or cfg.n_heads
+    if cfg.n_heads % heads:
+        raise ValueError(f"n_key_value_heads is {heads}, which does not divide n_heads = {cfg.n_heads}")
+
+
+def _positive_int(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; wanted a positive whole number")
+
+
+def biases(given: Any) -> None:
+    if isinstance(given, str) or (unknown := [bias for bias in given if bias not in BIASES]):
+        odd = given if isinstance(given, str) else tuple(unknown)
+        raise ValueError(f"biases has {odd!r}; wanted a tuple of {', '.join(map(repr, BIASES))}")
+
+
+def choices(cfg: Any, rotary: Any) -> None:
+    choices = {
+        "normalization_type": NORMS,
+        "norm_placement": ("pre", "post", "both"),
+        "act_fn": ACTIVATIONS,
+        "positional_embedding_type": POSITIONS,
+        "qk_norm": ("head", "full", None),
+        "init_mode": INIT_MODES,
+    }
+    for name, allowed in choices.items():
+        if getattr(cfg, name) not in allowed:
+            raise ValueError(f"{name} is {getattr(cfg, name)!r}; wanted one of {', '.join(map(repr, allowed))}")
+    if rotary and cfg.positional_embedding_type != "rotary":
+        raise ValueError(
+            f'rotary is given but positional_embedding_type is "{cfg.positional_embedding_type}"; set it to "rotary"'
+        )
+    if cfg.shared_norm and not cfg.parallel_attn_mlp:
+        raise ValueError("shared_norm means one norm before attention and MLP; it needs parallel_attn_mlp=True")
+    if cfg.rmsnorm_uses_offset and cfg.normalization_type not in ("RMS", "RMSPre"):
+        raise ValueError(f"rmsnorm_uses_offset needs an RMSNorm; normalization_type is {cfg.normalization_type!r}")
+    if cfg.attn_only and (cfg.gated_mlp or cfg.num_experts or cfg.parallel_attn_mlp):
+        raise ValueError("attn_only leaves no MLP; gated_mlp, num_experts and parallel_attn_mlp must stay unset")
+    if cfg.tie_word_embeddings and cfg.d_vocab_out != cfg.d_vocab:
+        raise ValueError(f"tied embeddings give d_vocab = {cfg.d_vocab} logits; d_vocab_out is {cfg.d_vocab_out}")
+    if cfg.gated_mlp and cfg.act_fn.endswith("_ln"):
+        raise ValueError(f"act_fn {cfg.act_fn!r} normalises inside the MLP; no gated MLP does: set gated_mlp=False")
+    for name in ("attn_scores_soft_cap", "output_logits_soft_cap", "attn_scale", "eps", "initializer_range"):
+        value = getattr(cfg, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value!r}; wanted a positive number, or None for the default")
+
+
+def layers(cfg: Any) -> None:
+    for layer, window in enumerate(cfg.windows):
+        if window is not None:
+            _positive_int(f"windows[{layer}]", window)
+    if cfg.num_experts is None and cfg.experts_per_token is not None:
+        raise ValueError(f"experts_per_token is {cfg.experts_per_token}, but num_experts is None; give num_experts")
+    if cfg.num_experts is not None:
+        chosen = cfg.experts_per_token
+        if chosen is None or chosen > cfg.num_experts:
+            raise ValueError(f"experts_per_token is {chosen}; wanted 1 to num_experts = {cfg.num_experts}")
+    turning = {(r.dim or cfg.d_head, r.adjacent_pairs) for r in cfg.rotary if r}
+    if len(turning) > 1:
+        raise ValueError(f"rotary layers turn different dimensions {sorted(turning)}; all layers must agree")
+    for dim, _ in turning:
+        if dim > cfg.d_head or dim % 2:
+            raise ValueError(f"rotary dim is {dim}; wanted an even number up to d_head = {cfg.d_head}")
+    for rotary in cfg.rotary:
+        if rotary and isinstance(rotary.scaling, LongRope):
+            _long_rope(rotary.scaling, cfg.rotary_dim // 2)
+
+
+def _long_rope(scaling: LongRope, n_frequencies: int) -> None:
+    for name in ("short_factor", "long_factor"):
+        if len(getattr(scaling, name)) != n_frequencies:
+            given = len(getattr(scaling, name))
+            raise ValueError(f"LongRope {name} has {given} entries; wanted {n_frequencies}, one per frequency")
