@@ -9,9 +9,9 @@ import jax
 from jaxlens.config import Config
 from jaxlens.convert import Loaded
 from jaxlens.convert import load as load_checkpoint
+from jaxlens.convert.exporting import ExportedTensors
 from jaxlens.convert.families import own
 from jaxlens.convert.files import read_json, write_json, write_tensors, written_whole
-from jaxlens.convert.rules import export_tensors
 from jaxlens.errors import CheckpointError
 
 
@@ -45,7 +45,7 @@ def save(
     folder = Path(folder)
     with written_whole(folder, replaces=_is_own) as partial:
         write_json(partial / "config.json", own.fields(cfg, None if source is None else dict(source)))
-        write_tensors(partial, export_tensors(own.FAMILY, cfg, params), shard_bytes)
+        write_tensors(partial, ExportedTensors(own.FAMILY, cfg, params), shard_bytes)
         if tokenizer is not None:
             tokenizer.save(partial)
     return folder

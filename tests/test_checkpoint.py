@@ -326,14 +326,44 @@ def test_a_file_that_changes_between_header_and_tensor(folder):
         tensors.read("model.norm.weight")
 
 
-def test_number_types_survive_writing_and_reading(tmp_path):
-    values = {kind: np.arange(6, dtype=kind).reshape(2, 3) for kind in (np.float32, np.float16, ml_dtypes.bfloat16)}
-    write_tensors(tmp_path, [(kind.__name__, value) for kind, value in values.items()], shard_bytes=10**6)
+KINDS = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64, "F32": np.float32}
+
+
+class Named:
+    """Tensors from a dict, called by the number type that they are to be written in."""
+
+    def __init__(self, values):
+        self.values = values
+        self.names, self.read = values.keys, values.get
+
+    def shape(self, name):
+        return self.values[name].shape
+
+    def dtype(self, name):
+        return name.partition(" ")[0]
+
+
+@pytest.mark.parametrize("shard_bytes", [10**6, 30])
+def test_number_types_survive_writing_and_reading(tmp_path, shard_bytes):
+    values = {name: np.arange(6, dtype=kind).reshape(2, 3) for name, kind in KINDS.items()}
+    values |= {"F32 scalar": np.float32(3), "F32 empty": np.zeros((0, 5), np.float32)}
+    write_tensors(tmp_path, Named(values), shard_bytes)
     tensors = TensorFolder(tmp_path)
-    assert sorted(map(tensors.dtype, tensors.names())) == ["BF16", "F16", "F32"]
-    for kind, value in values.items():
-        assert tensors.read(kind.__name__).dtype == kind
-        assert tensors.read(kind.__name__).tobytes() == value.tobytes()
+    for name, value in values.items():
+        assert (tensors.dtype(name), tensors.shape(name)) == (name.partition(" ")[0], value.shape)
+        assert tensors.read(name).dtype == value.dtype
+        assert tensors.read(name).tobytes() == value.tobytes()
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) == (1 if shard_bytes > 1000 else 3)
+    assert all(set(load_file(file)) for file in files)
+
+
+def test_a_tensor_is_cast_and_laid_out_piece_by_piece(tmp_path):
+    large = np.random.default_rng(0).normal(size=(3, 2**20)).astype(np.float32).T  # by columns, in several pieces
+    write_tensors(tmp_path, Named({"F16": large}), 10**9)
+    assert np.array_equal(TensorFolder(tmp_path).read("F16"), large.astype(np.float16))
+    with pytest.warns(UserWarning, match="there are NaN or infinite numbers in F16$"):
+        write_tensors(tmp_path, Named({"F16": large * 1e9, "F32": large}), 10**9)
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

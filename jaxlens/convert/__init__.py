@@ -15,8 +15,9 @@ import jax
 from jaxlens.config import Config
 from jaxlens.convert.exporting import export
 from jaxlens.convert.families import all_families
+from jaxlens.convert.loading import load_parameters
 from jaxlens.convert.opening import Checkpoint, naming, open_checkpoint
-from jaxlens.convert.rules import FLOATS, Family, Rule, load_parameters, stored_type
+from jaxlens.convert.rules import FLOATS, Family, Rule, stored_type
 from jaxlens.parameters import Params
 
 __all__ = ["Checkpoint", "Family", "Loaded", "Rule", "all_families", "export", "load", "open_checkpoint"]

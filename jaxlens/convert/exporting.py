@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxlens.config import Config
+from jaxlens.convert.checking import check_filled
 from jaxlens.convert.files import write_json, write_tensors, written_whole
+from jaxlens.convert.loading import StoredParameter
 from jaxlens.convert.opening import read_config
 from jaxlens.convert.reader import complete, standard_names
-from jaxlens.convert.rules import Family, export_tensors
+from jaxlens.convert.rules import FLOATS, Family, moves
 from jaxlens.errors import CheckpointError
+from jaxlens.nn.part import sizes
 
 OURS_ALONE = ("dtype", "attn_block", "init_mode", "initializer_range", "default_prepend_bos")
 """Fields of Config that a config.json need not agree with: they are choices of the caller, not of the checkpoint."""
@@ -21,7 +25,7 @@ OURS_ALONE = ("dtype", "attn_block", "init_mode", "initializer_range", "default_
 def export(
     folder: str | Path,
     cfg: Config,
-    params: Mapping[str, jax.Array],
+    params: Mapping[str, jax.Array | StoredParameter],
     source: Mapping[str, Any] | None,
     *,
     tokenizer: Any = None,
@@ -42,10 +46,42 @@ def export(
     folder = Path(folder)
     with written_whole(folder) as partial:
         write_json(partial / "config.json", fields)
-        write_tensors(partial, export_tensors(family, cfg, params), shard_bytes)
+        write_tensors(partial, ExportedTensors(family, cfg, params), shard_bytes)
         if tokenizer is not None:
             tokenizer.save(partial)
     return folder
+
+
+class ExportedTensors:
+    """The tensors that a family makes of parameters, layer by layer, each made when it is asked for.
+
+    They are bit for bit what `load_parameters` read in the same number type.
+
+    Raises:
+        CheckpointError: `params` are not those of a model of `cfg`.
+    """
+
+    def __init__(self, family: Family, cfg: Config, params: Mapping[str, jax.Array | StoredParameter]):
+        self._params, self._lengths = params, sizes(cfg)
+        plan = sorted(moves(family.rules(cfg), cfg), key=lambda move: -1 if move.layer is None else move.layer)
+        check_filled(plan, {name: np.shape(value) for name, value in params.items()}, self._lengths)
+        self._moves = {move.theirs: move for move in plan}
+
+    def names(self) -> list[str]:
+        return list(self._moves)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._moves[name].rule.their_shape(self._lengths)
+
+    def dtype(self, name: str) -> str:
+        stored = {ours: theirs for theirs, ours in FLOATS.items()}
+        return stored[str(self._params[self._moves[name].ours[0]].dtype)]
+
+    def read(self, name: str) -> np.ndarray:
+        move = self._moves[name]
+        wholes = (self._params[ours] for ours in move.ours)
+        parts = [(one if isinstance(one, StoredParameter) else np.asarray(one))[move.index] for one in wholes]
+        return move.rule.export(parts, self._lengths)
 
 
 def export_config(cfg: Config, source: Mapping[str, Any] | None) -> tuple[Family, dict[str, Any]]:

@@ -2,21 +2,25 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from tqdm import tqdm
 
+from jaxlens.convert.checking import is_finite, warn_of
+from jaxlens.convert.rules import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SHARD = "model-{:05d}-of-{:05d}.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -166,34 +170,69 @@ def written_whole(folder: str | Path, replaces: Any = None) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_tensors(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> None:
-    """One safetensors file, or shards of at most `shard_bytes` and their index; one shard is in memory at a time."""
-    files: dict[str, int] = {}  # tensor -> number of its shard
-    sizes = []
-    for batch in _batches(tensors, shard_bytes):
-        save_file(batch, folder / f"shard-{len(sizes)}", metadata={"format": "pt"})
-        files |= dict.fromkeys(batch, len(sizes))
-        sizes.append(sum(tensor.nbytes for tensor in batch.values()))
-        batch.clear()
-    if len(sizes) == 1:
-        (folder / "shard-0").rename(folder / SINGLE)
-        return
-    final = [f"model-{i + 1:05d}-of-{len(sizes):05d}.safetensors" for i in range(len(sizes))]
-    for i, name in enumerate(final):
-        (folder / f"shard-{i}").rename(folder / name)
-    index = {tensor: final[i] for tensor, i in files.items()}
-    write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": index})
+def write_tensors(folder: Path, tensors: Tensors, shard_bytes: int) -> None:
+    """One safetensors file, or shards of at most `shard_bytes` (or one tensor) each and their index.
+
+    No more than one tensor is in memory at a time. NaN and infinite numbers are told of by a warning.
+    """
+    sizes = {name: math.prod(tensors.shape(name)) * _item_size(tensors, name) for name in tensors.names()}
+    shards, strange = _divided(sizes, shard_bytes), []
+    files = [SINGLE] if len(shards) == 1 else [SHARD.format(i + 1, len(shards)) for i in range(len(shards))]
+    with tqdm(
+        total=sum(sizes.values()), desc="writing", unit="B", unit_scale=True, disable=None, leave=False
+    ) as progress:  # fmt: skip
+        for file, shard in zip(files, shards, strict=True):
+            shard.sort(key=lambda name: -_item_size(tensors, name))  # so that all numbers are aligned
+            with (folder / file).open("wb") as out:
+                out.write(_header(tensors, {name: sizes[name] for name in shard}))
+                for name in shard:
+                    strange += [] if _write(out, tensors.read(name), tensors.dtype(name)) else [name]
+                    progress.update(sizes[name])
+    if len(files) > 1:
+        index = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index})
+    warn_of(strange)
 
 
-def _batches(tensors: Iterable[tuple[str, np.ndarray]], most_bytes: int) -> Iterator[dict[str, np.ndarray]]:
-    batch, size = {}, 0
-    for name, tensor in tensors:
-        if batch and size + tensor.nbytes > most_bytes:
-            yield batch
-            batch, size = {}, 0
-        batch[name] = tensor
-        size += tensor.nbytes
-    yield batch
+def _divided(sizes: Mapping[str, int], most: int) -> list[list[str]]:
+    """Names in runs whose sizes sum to `most` at most, but for a single one that is larger."""
+    runs, filled = [[]], 0
+    for name, size in sizes.items():
+        if runs[-1] and filled + size > most:
+            runs, filled = [*runs, []], 0
+        runs[-1].append(name)
+        filled += size
+    return runs
+
+
+def _header(tensors: Tensors, sizes: Mapping[str, int]) -> bytes:
+    """How a safetensors file begins: the length of what follows, and as JSON where each tensor lies.
+
+    It is filled up with spaces to a multiple of 8 bytes, so that the numbers after it are aligned.
+    """
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, size in sizes.items():
+        start, end = end, end + size
+        header[name] = {"dtype": tensors.dtype(name), "shape": tensors.shape(name), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write(out: BinaryIO, tensor: np.ndarray, dtype: str, step: int = 2**20) -> bool:
+    """Writes a tensor cast to `dtype`, some `step` numbers at a time; whether all of them are finite."""
+    tensor, finite = np.atleast_1d(tensor), True
+    rows = max(1, step * len(tensor) // max(1, tensor.size))
+    for start in range(0, len(tensor), rows):
+        with np.errstate(over="ignore"):  # what is too large for dtype becomes infinite, which is told
+            part = np.ascontiguousarray(tensor[start : start + rows], FLOATS[dtype])
+        finite &= is_finite(part)
+        out.write(part.reshape(-1).view(np.uint8).data)
+    return finite
+
+
+def _item_size(tensors: Tensors, name: str) -> int:
+    return np.dtype(FLOATS[tensors.dtype(name)]).itemsize
 
 
 def write_json(path: Path, value: Any) -> None:

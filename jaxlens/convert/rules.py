@@ -7,25 +7,17 @@ read, and turning the arrow round is the export.
 """
 
 import dataclasses
-import fnmatch
 import functools
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import einops
-import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from jaxlens.config import Config
 from jaxlens.convert.reader import Reader
-from jaxlens.errors import CheckpointError
-from jaxlens.nn.part import sizes
-from jaxlens.parameters import Params, parameter_shapes
 
 FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The number types a weight may be stored in, by their safetensors names."""
@@ -42,6 +34,11 @@ class Tensors(Protocol):
     def read(self, name: str) -> np.ndarray: ...
 
 
+def stored_type(tensors: Tensors, name: str) -> str:
+    """The number type a tensor is stored in, by its safetensors name."""
+    return getattr(tensors, "dtype", lambda _: "F32")(name)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """How one tensor of theirs becomes one parameter of ours, or several where they fuse what we keep apart.
@@ -49,7 +46,7 @@ class Rule:
     `{l}` in the names is the layer and `{e}` the expert: tensors that differ in them are stacked on leading axes that
     the pattern does not mention. Without an arrow the pattern says the axes of both sides. A fused tensor has several
     targets: the first axis on our side counts them, or is cut into the axes that `split` names. `layers` are the
-    layers that have such a tensor; None: all.
+    layers that have such a tensor; None: all. `own` are the lengths of axes that this tensor alone has.
 
     Example:
         >>> rule = Rule("h.{l}.attn.c_attn.bias", ("attn.b_Q", "attn.b_K", "attn.b_V"), "(three n h) -> three n h")
@@ -67,6 +64,7 @@ class Rule:
     pattern: str
     split: tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
+    own: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -112,6 +110,7 @@ class Rule:
 
     def _lengths(self, lengths: Mapping[str, int]) -> Mapping[str, int]:
         """The letters' lengths, and that of the axis that counts the targets of a fused tensor."""
+        lengths = {**lengths, **self.own}
         if len(self.targets) == 1:
             return lengths
         joined = sum(lengths[letter] for letter in self.split) if self.split else len(self.targets)
@@ -154,6 +153,7 @@ class Move:
     rule: Rule
     ours: tuple[str, ...]  # parameters
     index: tuple[int, ...]  # on their leading axes
+    layer: int | None
 
 
 def moves(rules: Iterable[Rule], cfg: Config, spell: Callable[[str], str] = str) -> Iterator[Move]:
@@ -161,168 +161,23 @@ def moves(rules: Iterable[Rule], cfg: Config, spell: Callable[[str], str] = str)
     stacks = zip(cfg.stack_names, cfg.stacks, strict=True)
     places = {layer: (name, row) for name, layers in stacks for row, layer in enumerate(layers)}
     for rule in rules:
-        layers = range(cfg.n_layers) if rule.layers is None else [layer for layer in rule.layers if layer in places]
-        for layer in layers if "{l}" in rule.theirs else [None]:
+        layers, experts = repeats(rule, cfg)
+        for layer in layers:
             stack, *row = places.get(layer, ("",))
             ours = tuple(name.format(l=stack) for name in rule.targets)
-            for expert in range(cfg.num_experts or 0) if "{e}" in rule.theirs else [None]:
+            for expert in experts:
                 index = (*row, *([] if expert is None else [expert]))
-                yield Move(spell(rule.theirs.format(l=layer, e=expert)), rule, ours, index)
+                yield Move(spell(rule.theirs.format(l=layer, e=expert)), rule, ours, index, layer)
 
 
-# ---- loading --------------------------------------------------------------------------------------------------------
-
-
-def load_parameters(
-    family: Family, cfg: Config, tensors: Tensors, dtype: str = "float32", *, kept: Config | None = None
-) -> Params:
-    """The parameters of a checkpoint whose config is `cfg`, cast to `dtype`; of its first layers and positions only,
-    where `kept` is `cfg` with fewer.
-
-    One stacked parameter at a time is filled layer by layer and handed to JAX, so at most one tensor and one parameter
-    are in memory beside what has been loaded.
-
-    Raises:
-        CheckpointError: a tensor is missing, unknown, of the wrong shape or no floating-point number, or a tied tensor
-            differs from its original; every one of them is named, and nothing was loaded.
-    """
-    kept, lengths, rules = kept or cfg, sizes(cfg), list(family.rules(cfg))
-    spell = family.spelling(rules, tensors.names())
-    plan = list(moves(rules, cfg, spell))
-    check_tensors(family, cfg, plan, tensors, spell)
-    check_filled(plan, _shapes(cfg), lengths)
-    params, shapes, plan = {}, _shapes(kept), list(moves(rules, kept, spell))
-    with tqdm(total=len(plan), desc="loading", unit=" tensors", disable=None, leave=False) as progress:
-        for names, group in _groups(plan, lengths):
-            buffers = [_aligned(shapes[name], jnp.dtype(dtype)) for name in names]
-            for move in group:
-                for buffer, part in zip(buffers, move.rule.load(tensors.read(move.theirs), lengths), strict=True):
-                    cut = tuple(slice(length) for length in buffer.shape[len(move.index) :])
-                    buffer[move.index] = part[cut]
-                progress.update()
-            params |= {name: jax.device_put(buffer) for name, buffer in zip(names, buffers, strict=True)}
-            del buffers, buffer, part
-    return {name: params[name] for name in shapes}
-
-
-def check_tensors(
-    family: Family, cfg: Config, plan: Sequence[Move], tensors: Tensors, spell: Callable[[str], str]
-) -> None:
-    """Raises a CheckpointError that names every tensor in which a checkpoint differs from what its config announces."""
-    lengths, names = sizes(cfg), set(tensors.names())
-    wanted = {move.theirs: move.rule for move in plan}
-    present = [name for name in wanted if name in names]
-    copies = {spell(copy): spell(original) for copy, original in family.copies if cfg.tie_word_embeddings}
-    unknown = sorted(
-        name
-        for name in names - wanted.keys() - copies.keys()
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in family.ignored)
-    )
-    shapes = {name: (tuple(tensors.shape(name)), wanted[name].their_shape(lengths)) for name in present}
-    types = {name: stored_type(tensors, name) for name in present}
-    problems = {
-        "missing": [name for name in wanted if name not in names],
-        "not part of this architecture": unknown,
-        "of the wrong shape": [
-            f"{name} is {have}, wanted {want} = ({wanted[name].sides[0]})"
-            for name, (have, want) in shapes.items()
-            if have != want
-        ],
-        "not of floating-point numbers": [f"{name} is {kind}" for name, kind in types.items() if kind not in FLOATS],
-    }
-    if any(problems.values()):
-        found = [f"{_tensors(len(listed))} {what}: {_some(listed)}" for what, listed in problems.items() if listed]
-        raise CheckpointError("the tensors do not fit config.json. " + ". ".join(found))
-    for copy, original in copies.items():
-        if copy in names and not _same_bits(tensors.read(copy), tensors.read(original)):
-            raise CheckpointError(
-                f"config.json ties the unembedding to the embedding (tie_word_embeddings), but {copy} differs from "
-                f"{original}; set tie_word_embeddings to false to use both, or remove {copy} to use one"
-            )
-
-
-def check_filled(plan: Iterable[Move], shapes: Mapping[str, tuple[int, ...]], lengths: Mapping[str, int]) -> None:
-    """Raises a CheckpointError unless the rules of a family fill every parameter exactly once, with its own shape."""
-    parts = [
-        (name, move.index, part)
-        for move in plan
-        for name, part in zip(move.ours, move.rule.our_shapes(lengths), strict=True)
-    ]
-    times = Counter((name, index) for name, index, _ in parts)
-    ranks = {name: len(index) for name, index in times}
-    wanted = {
-        (name, index): shape[len(index) :]
-        for name, shape in shapes.items()
-        for index in np.ndindex(shape[: ranks.get(name, 0)])
-    }
-    problems = [
-        f"{name}{list(index)} is filled {times[name, index]} times, wanted {int((name, index) in wanted)}"
-        for name, index in {**wanted, **times}
-        if times[name, index] != ((name, index) in wanted)
-    ]
-    problems += [
-        f"{name}{list(index)} is given {part}, wanted {wanted[name, index]}"
-        for name, index, part in parts
-        if part != wanted.get((name, index), part)
-    ]
-    if problems:
-        raise CheckpointError(f"the rules of this family do not make up the model: {_some(problems)}")
-
-
-def _groups(plan: Sequence[Move], lengths: Mapping[str, int]) -> list[tuple[tuple[str, ...], list[Move]]]:
-    """The moves that fill the same parameters, the largest tensors first: while they are read, little else is held."""
-    groups: dict[tuple[str, ...], list[Move]] = {}
-    for move in plan:
-        groups.setdefault(move.ours, []).append(move)
-    return sorted(groups.items(), key=lambda group: -math.prod(group[1][0].rule.their_shape(lengths)))
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory that JAX's CPU backend takes over as it is: it copies what does not start at a multiple of 64 bytes."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def stored_type(tensors: Tensors, name: str) -> str:
-    """The number type a tensor is stored in, by its safetensors name."""
-    return getattr(tensors, "dtype", lambda _: "F32")(name)
-
-
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and np.array_equal(a.view(np.uint8), b.view(np.uint8))
-
-
-def _shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
-    return {name: shape.shape for name, shape in parameter_shapes(cfg).items()}
+def repeats(rule: Rule, cfg: Config) -> tuple[Sequence[int | None], Sequence[int | None]]:
+    """The layers and the experts that have a tensor of `rule`; None for one that is of no layer or of no expert."""
+    layers = range(cfg.n_layers) if rule.layers is None else [layer for layer in rule.layers if layer < cfg.n_layers]
+    experts = range(cfg.num_experts or 0)
+    return layers if "{l}" in rule.theirs else (None,), experts if "{e}" in rule.theirs else (None,)
 
 
 def _shape(side: str, lengths: Mapping[str, int]) -> tuple[int, ...]:
     """(6, 5) for "(n h) d" with n = 3, h = 2, d = 5."""
     axes = re.findall(r"\(([^)]*)\)|(\S+)", side)
     return tuple(math.prod(lengths[letter] for letter in (group or single).split()) for group, single in axes)
-
-
-def _tensors(count: int) -> str:
-    return "1 tensor is" if count == 1 else f"{count} tensors are"
-
-
-def _some(listed: Sequence[str], most: int = 8) -> str:
-    """The first few of a list, and how many more there are."""
-    more = f", … and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
-
-
-# ---- export ---------------------------------------------------------------------------------------------------------
-
-
-def export_tensors(family: Family, cfg: Config, params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Their tensors, one at a time, from our parameters: bit for bit what `load_parameters` read in the same dtype."""
-    lengths, plan = sizes(cfg), list(moves(family.rules(cfg), cfg))
-    check_filled(plan, {name: np.shape(value) for name, value in params.items()}, lengths)
-    for names, group in _groups(plan, lengths):
-        wholes = [np.asarray(params[name]) for name in names]
-        for move in group:
-            parts = [whole[move.index] for whole in wholes]
-            yield move.theirs, np.ascontiguousarray(move.rule.export(parts, lengths))
