@@ -6,6 +6,7 @@ a single value given for such a field means that value in every layer.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -61,9 +62,10 @@ class Config:
     parallel_attn_mlp: bool = False  # attention and MLP read the same residual
     shared_norm: bool = False  # in a parallel block: one norm feeds both
     normalization_type: Literal["LN", "LNPre", "RMS", "RMSPre"] | None = "LN"
-    norm_placement: Literal["pre", "post", "both"] = "pre"
-    rmsnorm_uses_offset: bool = False  # the weight is 1 + w
+    norm_placement: Literal["pre", "post", "both", "sum"] = "pre"  # before a sublayer, after it, both, after adding it
+    rmsnorm_uses_offset: bool = False  # the weight of every norm, of a LayerNorm too, is 1 + w
     eps: float = 1e-5
+    residual_scale: float = 1.0  # what attention and MLP add is multiplied by it
     biases: tuple[str, ...] = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "norm", "b_U")
 
     # the MLP
@@ -73,21 +75,37 @@ class Config:
     experts_per_token: int | None = None
     norm_topk_prob: bool = True  # the chosen experts' weights sum to one
     moe_layers: tuple[bool, ...] = ()  # which layers mix experts; () with num_experts: all
+    d_expert: int | None = None  # None: d_mlp
+    d_shared_expert: int | None = None  # the width of an expert that answers every token; None: there is none
+    shared_expert_gate: bool = False  # a sigmoid decides how much of the shared expert's answer is added
+    router: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"  # how logits become the experts' weights
+    router_tolerance: float = 0.01  # of a sparsemixer: experts more than twice that worse than the best do not count
+    router_groups: tuple[int, int] | None = None  # experts stand in so many groups; only the best so many are asked
+    router_scale: float = 1.0  # the chosen experts' weights are multiplied by it
 
     # attention
     windows: tuple[int | None, ...] | int | None = ()  # None: the whole past
     attn_scale: float | None = None  # scores are divided by it; None: sqrt(d_head)
     scale_attn_by_inverse_layer_idx: bool = False
     attn_scores_soft_cap: float | None = None
-    qk_norm: Literal["head", "full"] | None = None
+    attn_sinks: bool = False  # every head can attend to nothing: a learned logit beside the scores
+    clip_qkv: float | None = None  # queries, keys and values are held within ± this
+    qk_norm: Literal["head", "heads", "full"] | None = None  # over a head, with weights for each ("heads"), over all
+    qk_norm_type: Literal["LN", "RMS"] = "RMS"
+    qk_norm_after_rotary: bool = False
     attn_block: int = 1024  # queries per block; a longer sequence attends block by block
 
     # positions
-    positional_embedding_type: Literal["standard", "rotary", "shortformer", "none"] = "standard"
+    positional_embedding_type: Literal["standard", "rotary", "shortformer", "alibi", "sinusoidal", "none"] = "standard"
     rotary: tuple[Rotary | None, ...] | Rotary = ()  # None: a layer without positions
+    alibi_slopes: tuple[float, ...] = ()  # one per head; (): those of Press et al. 2021
+    pos_offset: int = 0  # the first token stands in this row of the table of positions
 
     # embedding and unembedding
     embed_scale: float = 1.0
+    d_embed: int | None = None  # tokens are embedded in so many dimensions and mapped to d_model; None: at once
+    post_embedding_ln: bool = False  # a norm follows the token embedding
+    output_logits_scale: float = 1.0
     output_logits_soft_cap: float | None = None
     tie_word_embeddings: bool = False
 
@@ -127,6 +145,7 @@ class Config:
         return {
             "n_key_value_heads": self.n_heads, "d_mlp": None if self.attn_only else 4 * self.d_model,
             "d_vocab_out": self.d_vocab, "attn_scale": self.d_head**0.5, "initializer_range": gain,
+            "d_expert": (self.d_mlp or 4 * self.d_model) if self.num_experts else None,
         }  # fmt: skip
 
     @functools.cached_property
@@ -147,6 +166,11 @@ class Config:
         """How many dimensions of a head turn, or None where nothing does."""
         turning = next((rotary for rotary in self.rotary if rotary), None)
         return None if turning is None else turning.dim or self.d_head
+
+    @property
+    def slopes(self) -> tuple[float, ...]:
+        """By how much each head's scores fall with distance (ALiBi)."""
+        return self.alibi_slopes or press_slopes(self.n_heads)
 
     def __repr__(self) -> str:
         """The fields that are not at their defaults; what all layers share is said once."""
@@ -219,6 +243,23 @@ def _ranges(layers: tuple[int, ...]) -> str:
         else:
             runs.append([layer])
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def press_slopes(n_heads: int, bias_max: float = 8.0) -> tuple[float, ...]:
+    """ALiBi's slopes (Press et al. 2021, arXiv 2108.12409): 2^(-8/n), 2^(-16/n), … for n heads.
+
+    Where n is no power of two, those of the next lower one, and then every second slope of the next higher one.
+
+    Example:
+        >>> press_slopes(3)
+        (0.0625, 0.00390625, 0.25)
+    """
+
+    def powers(n: int) -> list[float]:
+        return [2.0 ** (-bias_max * (i + 1) / n) for i in range(n)]
+
+    lower = 2 ** int(math.log2(n_heads))
+    return tuple(powers(lower) + powers(2 * lower)[::2][: n_heads - lower])
 
 
 def _per_layer(name: str, value: Any, n_layers: int, default: Any) -> tuple:

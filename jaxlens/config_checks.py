@@ -4,12 +4,18 @@ from typing import Any
 
 from jaxlens.rotary import LongRope
 
-BIASES = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_gate", "b_out", "norm", "b_U")
-"""Every bias a model can have. `norm` is the bias of all its LayerNorms."""
+BIASES = (
+    "b_Q", "b_K", "b_V", "b_O", "b_in", "b_gate", "b_out", "norm", "qk_norm", "b_router", "b_choice", "b_U",
+)  # fmt: skip
+"""Every bias a model can have. `norm` is the bias of all its LayerNorms, `qk_norm` that of those of queries and keys;
+`b_choice` counts when a router chooses experts, and not in the weights of those it has chosen."""
 
-ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu", "solu_ln")
+ACTIVATIONS = (
+    "relu", "relu2", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu", "solu_ln", "xielu",
+    "clamped_swiglu",
+)  # fmt: skip
 NORMS = ("LN", "LNPre", "RMS", "RMSPre", None)
-POSITIONS = ("standard", "rotary", "shortformer", "none")
+POSITIONS = ("standard", "rotary", "shortformer", "alibi", "sinusoidal", "none")
 INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -25,7 +31,11 @@ def dtype_name(dtype: Any) -> str:
 def sizes(cfg: Any) -> None:
     for name in ("n_layers", "d_model", "n_heads", "d_head", "d_vocab", "n_ctx"):
         _positive_int(name, getattr(cfg, name))
-    for name in ("n_key_value_heads", "d_mlp", "d_vocab_out", "num_experts", "experts_per_token"):
+    optional = (
+        "n_key_value_heads", "d_mlp", "d_vocab_out", "d_embed", "num_experts", "experts_per_token", "d_expert",
+        "d_shared_expert",
+    )  # fmt: skip
+    for name in optional:
         if getattr(cfg, name) is not None:
             _positive_int(name, getattr(cfg, name))
     _positive_int("attn_block", cfg.attn_block)
@@ -48,10 +58,12 @@ def biases(given: Any) -> None:
 def choices(cfg: Any, rotary: Any) -> None:
     choices = {
         "normalization_type": NORMS,
-        "norm_placement": ("pre", "post", "both"),
+        "norm_placement": ("pre", "post", "both", "sum"),
         "act_fn": ACTIVATIONS,
         "positional_embedding_type": POSITIONS,
-        "qk_norm": ("head", "full", None),
+        "qk_norm": ("head", "heads", "full", None),
+        "qk_norm_type": ("LN", "RMS"),
+        "router": ("softmax", "sigmoid", "sparsemixer"),
         "init_mode": INIT_MODES,
     }
     for name, allowed in choices.items():
@@ -63,18 +75,60 @@ def choices(cfg: Any, rotary: Any) -> None:
         )
     if cfg.shared_norm and not cfg.parallel_attn_mlp:
         raise ValueError("shared_norm means one norm before attention and MLP; it needs parallel_attn_mlp=True")
-    if cfg.rmsnorm_uses_offset and cfg.normalization_type not in ("RMS", "RMSPre"):
-        raise ValueError(f"rmsnorm_uses_offset needs an RMSNorm; normalization_type is {cfg.normalization_type!r}")
+    if cfg.norm_placement == "sum" and (cfg.parallel_attn_mlp or cfg.attn_only):
+        raise ValueError('norm_placement="sum" is of attention, and then an MLP; no parallel or attention-only block')
     if cfg.attn_only and (cfg.gated_mlp or cfg.num_experts or cfg.parallel_attn_mlp):
         raise ValueError("attn_only leaves no MLP; gated_mlp, num_experts and parallel_attn_mlp must stay unset")
     if cfg.tie_word_embeddings and cfg.d_vocab_out != cfg.d_vocab:
         raise ValueError(f"tied embeddings give d_vocab = {cfg.d_vocab} logits; d_vocab_out is {cfg.d_vocab_out}")
     if cfg.gated_mlp and cfg.act_fn.endswith("_ln"):
         raise ValueError(f"act_fn {cfg.act_fn!r} normalises inside the MLP; no gated MLP does: set gated_mlp=False")
-    for name in ("attn_scores_soft_cap", "output_logits_soft_cap", "attn_scale", "eps", "initializer_range"):
+    positive = (
+        "attn_scores_soft_cap", "output_logits_soft_cap", "attn_scale", "eps", "initializer_range", "clip_qkv",
+        "residual_scale", "output_logits_scale", "router_scale",
+    )  # fmt: skip
+    for name in positive:
         value = getattr(cfg, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name} is {value!r}; wanted a positive number, or None for the default")
+    _extras(cfg)
+
+
+def _extras(cfg: Any) -> None:
+    """Fields that mean something only beside another."""
+    needs = {
+        "d_shared_expert": cfg.num_experts, "router_groups": cfg.num_experts, "d_expert": cfg.num_experts,
+        "shared_expert_gate": cfg.d_shared_expert, "qk_norm_after_rotary": cfg.qk_norm and cfg.rotary,
+        "alibi_slopes": cfg.positional_embedding_type == "alibi",
+        "pos_offset": cfg.positional_embedding_type in ("standard", "sinusoidal"),
+    }  # fmt: skip
+    for name, wanted in needs.items():
+        if getattr(cfg, name) and not wanted:
+            raise ValueError(f"{name} is {getattr(cfg, name)!r}, which means nothing in this model: {NEEDED[name]}")
+    if cfg.alibi_slopes and len(cfg.alibi_slopes) != cfg.n_heads:
+        raise ValueError(f"alibi_slopes has {len(cfg.alibi_slopes)} entries; wanted n_heads = {cfg.n_heads}")
+    if cfg.router_groups:
+        groups, kept = cfg.router_groups
+        if cfg.num_experts % groups or not 1 <= kept <= groups:
+            raise ValueError(
+                f"router_groups is {cfg.router_groups}; wanted a divisor of num_experts = {cfg.num_experts}, and how "
+                "many of these groups are asked"
+            )
+    if cfg.act_fn == "clamped_swiglu" and not cfg.gated_mlp:
+        raise ValueError('act_fn "clamped_swiglu" is of a gate and what it multiplies; set gated_mlp=True')
+    if cfg.act_fn == "xielu" and (cfg.gated_mlp or cfg.num_experts):
+        raise ValueError('act_fn "xielu" has weights of its own, for an MLP without a gate: set gated_mlp=False')
+
+
+NEEDED = {
+    "d_shared_expert": "it needs num_experts",
+    "router_groups": "it needs num_experts",
+    "d_expert": "it needs num_experts",
+    "shared_expert_gate": "it needs d_shared_expert",
+    "qk_norm_after_rotary": "it needs qk_norm and rotary positions",
+    "alibi_slopes": 'it needs positional_embedding_type="alibi"',
+    "pos_offset": 'it needs positional_embedding_type "standard" or "sinusoidal"',
+}
 
 
 def layers(cfg: Any) -> None:

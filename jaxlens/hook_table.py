@@ -4,7 +4,7 @@ This table is the only list of hook points. The names a model accepts, the order
 suggestions, the position axis of every activation and the documentation page all come from it.
 
 Axes: b batch, p (query) position, s source position, d d_model, n query head, k key/value head, h d_head, m d_mlp,
-e expert, o output vocabulary, 1 an axis of length one.
+e expert, f d_expert, x d_shared_expert, o output vocabulary, 1 an axis of length one.
 """
 
 import dataclasses
@@ -85,20 +85,41 @@ def _norm_sites(place: str, axes: str, scale_axes: str, of: str, exists: Conditi
 
 def _qk_norm_sites(place: str, heads: str, of: str) -> list[Site]:
     """Per-head norms have a scale for every head, full-width ones a single scale."""
-    head, full = (lambda kind: lambda cfg, layer: cfg.qk_norm == kind)("head"), lambda cfg, layer: cfg.qk_norm == "full"
+    head, full = ((lambda cfg, layer, kinds=kinds: cfg.qk_norm in kinds) for kinds in (("head", "heads"), ("full",)))
     return [
         *_norm_sites(place, f"b p {heads} h", f"b p {heads} 1", of, head),
         *_norm_sites(place, f"b p {heads} h", "b p 1 1", of, full),
     ]
 
 
+def _when(condition: Condition, rows: list[Site]) -> list[Site]:
+    """Rows that exist only where the condition holds too."""
+    return [
+        dataclasses.replace(row, exists=lambda cfg, layer, row=row: condition(cfg, layer) and row.exists(cfg, layer))
+        for row in rows
+    ]
+
+
+def _rotated_first(cfg: Config, layer: int) -> bool:
+    return cfg.qk_norm_after_rotary
+
+
+def _normed_first(cfg: Config, layer: int) -> bool:
+    return not cfg.qk_norm_after_rotary
+
+
+def _shares(cfg: Config, layer: int) -> bool:
+    return _mixes(cfg, layer) and cfg.d_shared_expert is not None
+
+
 EMBED_SITES = (
+    *_norm_sites("embed.ln", "b p d", "b p 1", "the token embedding", lambda cfg, layer: cfg.post_embedding_ln),
     Site("hook_embed", "b p d", "the token embedding"),
     Site(
         "hook_pos_embed",
         "b p d",
         "the position embedding; zero on padding",
-        lambda cfg, layer: cfg.positional_embedding_type in ("standard", "shortformer"),
+        lambda cfg, layer: cfg.positional_embedding_type in ("standard", "shortformer", "sinusoidal"),
     ),
 )
 
@@ -112,16 +133,19 @@ BLOCK_SITES = (
     Site("attn.hook_q", "b p n h", "queries, before QK-norm and rotation"),
     Site("attn.hook_k", "b p k h", "keys, before QK-norm and rotation; one per key/value head"),
     Site("attn.hook_v", "b p k h", "values; one per key/value head"),
-    *_qk_norm_sites("attn.q_norm", "n", "a query"),
-    *_qk_norm_sites("attn.k_norm", "k", "a key"),
+    *_when(_normed_first, _qk_norm_sites("attn.q_norm", "n", "a query")),
     Site("attn.hook_rot_q", "b p n h", "queries, rotated", _rotary),
+    *_when(_rotated_first, _qk_norm_sites("attn.q_norm", "n", "a query")),
+    *_when(_normed_first, _qk_norm_sites("attn.k_norm", "k", "a key")),
     Site("attn.hook_rot_k", "b p k h", "keys, rotated", _rotary),
+    *_when(_rotated_first, _qk_norm_sites("attn.k_norm", "k", "a key")),
     Site("attn.hook_attn_scores", "b n p s", "scores after scale, cap and mask (-inf where masked)"),
-    Site("attn.hook_pattern", "b n p s", "attention probabilities; rows sum to 1, or to 0 on padding"),
+    Site("attn.hook_pattern", "b n p s", "attention probabilities; rows sum to 1 (less with a sink), to 0 on padding"),
     Site("attn.hook_z", "b p n h", "the values each head gathered"),
     Site("attn.hook_result", "b p n d", "what each head writes to the residual stream", on_request=True),
     *_norm_sites("ln1_post", "b p d", "b p 1", "attention's output", _has_norm("post", "both")),
     Site("hook_attn_out", "b p d", "what attention adds to the residual stream"),
+    *_norm_sites("ln1_sum", "b p d", "b p 1", "the residual stream with attention's output", _has_norm("sum")),
     Site(
         "hook_resid_mid",
         "b p d",
@@ -138,14 +162,24 @@ BLOCK_SITES = (
         "what the activated gate multiplies",
         lambda cfg, layer: _plain_mlp(cfg, layer) and cfg.gated_mlp,
     ),
-    Site("mlp.hook_pre", "b p e m", "every expert's gate, before the activation function", _mixes),
-    Site("mlp.hook_pre_linear", "b p e m", "what every expert's activated gate multiplies", _mixes),
+    Site("mlp.hook_pre", "b p e f", "every expert's gate, before the activation function", _mixes),
+    Site("mlp.hook_pre_linear", "b p e f", "what every expert's activated gate multiplies", _mixes),
     Site("mlp.hook_mid", "b p m", "after the activation function, before the norm that follows it", _norm_inside_mlp),
     *_norm_sites("mlp.ln", "b p m", "b p 1", "the activations", _norm_inside_mlp),
     Site("mlp.hook_post", "b p m", "the neurons: what W_out reads", _plain_mlp),
-    Site("mlp.hook_post", "b p e m", "every expert's neurons", _mixes),
+    Site("mlp.hook_post", "b p e f", "every expert's neurons", _mixes),
+    Site(
+        "mlp.hook_shared_gate",
+        "b p 1",
+        "how much of the shared expert's answer is added",
+        lambda cfg, layer: _shares(cfg, layer) and cfg.shared_expert_gate,
+    ),
+    Site("mlp.shared.hook_pre", "b p x", "the shared expert's gate, before the activation function", _shares),
+    Site("mlp.shared.hook_pre_linear", "b p x", "what the shared expert's activated gate multiplies", _shares),
+    Site("mlp.shared.hook_post", "b p x", "the shared expert's neurons", _shares),
     *_norm_sites("ln2_post", "b p d", "b p 1", "the MLP's output", _has_ln2_post),
     Site("hook_mlp_out", "b p d", "what the MLP adds to the residual stream", _has_mlp),
+    *_norm_sites("ln2_sum", "b p d", "b p 1", "the residual stream with the MLP's output", _has_norm("sum")),
     Site("hook_resid_post", "b p d", "the residual stream as the layer leaves it"),
 )
 
@@ -257,9 +291,9 @@ def page() -> str:
         "",
         "Names, shapes and order are those of TransformerLens's HookedTransformer. Axes: `b` batch, `p` (query)",
         "position, `s` source position, `d` d_model, `n` query head, `k` key/value head, `h` d_head, `m` d_mlp, `e`",
-        "expert, `o` output vocabulary. A hook point that a model's config leaves out does not exist in it; those",
-        "marked *on request* exist when a hook or a names_filter asks for them. `blocks.{l}.hook_in` and",
-        "`blocks.{l}.hook_out` are other names of `hook_resid_pre` and `hook_resid_post`.",
+        "expert, `f` d_expert, `x` d_shared_expert, `o` output vocabulary. A hook point that a model's config leaves",
+        "out does not exist in it; those marked *on request* exist when a hook or a names_filter asks for them.",
+        "`blocks.{l}.hook_in` and `blocks.{l}.hook_out` are other names of `hook_resid_pre` and `hook_resid_post`.",
         "",
         "| name | axes | what it is |",
         "|---|---|---|",
@@ -282,7 +316,7 @@ DIFFERENCES = (
     "`ln1` in OLMo 2), and `hook_attn_out` is always what is added to the residual stream.",
     "`hook_attn_in` exists only where every query head has a key/value head of its own; in grouped models use "
     "`hook_q_input`, `hook_k_input` and `hook_v_input`.",
-    "Mixture-of-experts values have an expert axis, `b p e m`, under `mlp.hook_pre` and its neighbours; "
+    "Mixture-of-experts values have an expert axis, `b p e f`, under `mlp.hook_pre` and its neighbours; "
     "TransformerLens names every expert's by number and holds only the tokens routed to it.",
     "`hook_tokens` and the shortformer's `attn.hook_attn_input` do not exist.",
 )

@@ -46,7 +46,7 @@ def parameter_axes(cfg: Config) -> dict[str, str]:
     for layers, name in zip(cfg.stacks, cfg.stack_names, strict=True):
         block = Block.axes(cfg, _mixes_experts(cfg, layers))
         axes |= prefixed(f"blocks.{name}", {weight: f"l {letters}" for weight, letters in block.items()})
-    norm = prefixed("ln_final", Norm.axes(cfg)) if cfg.normalization_type else {}
+    norm = prefixed("ln_final", Norm.axes(cfg)) if _ends_in_a_norm(cfg) else {}
     return axes | norm | prefixed("unembed", Unembed.axes(cfg))
 
 
@@ -124,9 +124,9 @@ def assemble(cfg: Config, params: Mapping[str, jax.Array]) -> Parts:
     )
     return Parts(
         embed=Embed(cfg, within("embed", params)),
-        pos_embed=PosEmbed(cfg, within("pos_embed", params)) if PosEmbed.axes(cfg) else None,
+        pos_embed=PosEmbed(cfg, within("pos_embed", params)) if PosEmbed.exists(cfg) else None,
         stacks=stacks,
-        ln_final=Norm(cfg, within("ln_final", params)) if cfg.normalization_type else None,
+        ln_final=Norm(cfg, within("ln_final", params)) if _ends_in_a_norm(cfg) else None,
         unembed=Unembed(cfg, within("unembed", params)),
     )
 
@@ -149,3 +149,8 @@ def disassemble(cfg: Config, parts: Parts) -> Params:
 
 def _mixes_experts(cfg: Config, layers: tuple[int, ...]) -> bool:
     return bool(cfg.moe_layers) and cfg.moe_layers[layers[0]]
+
+
+def _ends_in_a_norm(cfg: Config) -> bool:
+    """Where the norm of a sum is the last thing that a block does, no other follows it."""
+    return cfg.normalization_type is not None and cfg.norm_placement != "sum"

@@ -1,4 +1,4 @@
-"""Rotary position embeddings as facts: how a layer turns its heads, and the ways of stretching that over longer contexts.
+"""Rotary position embeddings as facts: how a layer turns its heads, and ways of stretching that over longer contexts.
 
 Their arithmetic is in `nn/positions.py`.
 """

@@ -1,5 +1,6 @@
 """Text on a model: TransformerLens's tokenisation methods, by way of its tokenizer."""
 
+import functools
 from typing import Any, Literal
 
 import jax
@@ -101,12 +102,14 @@ class TextOnModel:
         """The unembedding vectors of tokens: their shape and [d_model], or [d_model] alone for a single token."""
         tokens = jnp.asarray(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
         self._check_vocabulary(tokens, self.cfg.d_vocab_out)
-        return _columns(self.parts, tokens.reshape(()) if tokens.size == 1 else tokens)
+        tokens = tokens.reshape(()) if tokens.size == 1 else tokens
+        return _columns(self.parts, tokens, self.cfg.output_logits_scale)
 
 
-@jax.jit
-def _columns(parts: Parts, tokens):
-    """The unembedding's columns for these tokens; a tied one is the embedding, whose rows they are."""
-    if parts.unembed.W_U is None:
-        return parts.embed.W_E[tokens]
-    return jnp.moveaxis(parts.unembed.W_U[:, tokens], 0, -1)
+@functools.partial(jax.jit, static_argnames=("factor",))
+def _columns(parts: Parts, tokens, factor: float):
+    """The columns of `model.W_U` for these tokens; in a tied model they are rows of the embedding."""
+    W_U, W_proj = parts.unembed.W_U, parts.unembed.W_proj
+    columns = parts.embed.W_E[tokens] if W_U is None else jnp.moveaxis(W_U[:, tokens], 0, -1)
+    columns = columns if W_proj is None else jnp.einsum("...w,dw->...d", columns, W_proj, precision="highest")
+    return columns if factor == 1 else columns * jnp.asarray(factor, columns.dtype)

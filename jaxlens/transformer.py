@@ -345,7 +345,7 @@ class _Static:
 def _embed(parts: Parts, given, tap, cfg: Config):
     """Tokens [b p] to the residual stream [b p d], and the context with what the positions add elsewhere."""
     tokens, context = given
-    x = tap("hook_embed", parts.embed(tokens))
+    x = tap("hook_embed", parts.embed(tokens, tap.at("embed")))
     if parts.pos_embed is None:
         return x, context
     pos_embed = tap("hook_pos_embed", parts.pos_embed(context.positions, context.real))

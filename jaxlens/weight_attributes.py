@@ -50,13 +50,14 @@ class WeightAttributes:
 
     @property
     def W_E(self) -> jax.Array:
-        """The token embedding [d_vocab d_model]."""
-        return self.parts.embed.W_E
+        """The token embedding [d_vocab d_model], with the map to d_model where tokens are embedded in fewer."""
+        embed = self.parts.embed
+        return embed.W_E if embed.W_proj is None else _product(embed.W_E, embed.W_proj)
 
     @property
     def W_pos(self) -> jax.Array:
         """The learned position embedding [n_ctx d_model]."""
-        if self.parts.pos_embed is None:
+        if self.parts.pos_embed is None or self.parts.pos_embed.W_pos is None:
             raise AttributeError(f'a model with positions "{self.cfg.positional_embedding_type}" has no W_pos')
         return self.parts.pos_embed.W_pos
 
@@ -67,8 +68,15 @@ class WeightAttributes:
 
     @property
     def W_U(self) -> jax.Array:
-        """The unembedding [d_model d_vocab_out]; the embedding transposed where they are tied."""
-        return self.parts.embed.W_E.T if self.parts.unembed.W_U is None else self.parts.unembed.W_U
+        """The unembedding [d_model d_vocab_out]; the embedding transposed where they are tied.
+
+        It is what the unembedding's input is multiplied by: `cfg.output_logits_scale` and the map from d_model to the
+        dimensions of the embedding are in it, where a model has them.
+        """
+        unembed, factor = self.parts.unembed, self.cfg.output_logits_scale
+        W_U = self.parts.embed.W_E.T if unembed.W_U is None else unembed.W_U
+        W_U = W_U if unembed.W_proj is None else _product(unembed.W_proj, W_U)
+        return W_U if factor == 1 else W_U * jnp.asarray(factor, W_U.dtype)
 
     @property
     def b_U(self) -> jax.Array:
@@ -160,6 +168,11 @@ class WeightAttributes:
         return sum(leaf.size for leaf in jax.tree.leaves(self.parts))
 
 
+@jax.jit
+def _product(a: Float[Array, "x y"], b: Float[Array, "y z"]) -> Float[Array, "x z"]:
+    return jnp.einsum("xy,yz->xz", a, b, precision="highest")
+
+
 def _stacked(model: WeightAttributes, name: str) -> jax.Array | None:
     """A weight of all layers [layer, ...], in the order of the layers."""
     cfg = model.cfg
@@ -185,17 +198,16 @@ def _stacked(model: WeightAttributes, name: str) -> jax.Array | None:
 def _written_constants(model: WeightAttributes, sublayer: Literal["attn", "mlp"]) -> Float[Array, "l d"]:
     """What attention or MLP of every layer adds to the residual stream whatever it reads."""
     cfg = model.cfg
-    followed_by_norm = cfg.normalization_type is not None and cfg.norm_placement != "pre"
+    followed_by_norm = cfg.normalization_type is not None and cfg.norm_placement in ("post", "both")
     bias = {"attn": ("attn", "b_O"), "mlp": ("mlp", "b_out")}[sublayer]
     part, name = ({"attn": "ln1_post", "mlp": "ln2_post"}[sublayer], "b") if followed_by_norm else bias
     found = [getattr(getattr(stack, part), name, None) for stack in model.parts.stacks]
-    return _in_order(
-        cfg,
-        [
-            _zeros(cfg, "l d", len(layers)) if constant is None else constant
-            for constant, layers in zip(found, cfg.stacks, strict=True)
-        ],
-    )
+    found = [
+        _zeros(cfg, "l d", len(layers)) if constant is None or constant.ndim > 2 else constant
+        for constant, layers in zip(found, cfg.stacks, strict=True)  # experts' biases depend on what is read
+    ]
+    constants = _in_order(cfg, found)
+    return constants if cfg.residual_scale == 1 else constants * jnp.asarray(cfg.residual_scale, constants.dtype)
 
 
 def _zeros(cfg: Config, letters: str, n_layers: int) -> jax.Array:

@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # Where arrays are computed with. What users call checks its own arguments, and its errors are tested as they are.
@@ -18,3 +19,11 @@ cache = Path(os.environ.get("JAXLENS_TEST_CACHE", Path(__file__).parents[1] / ".
 jax.config.update("jax_compilation_cache_dir", str(cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """A process may map only so many pieces of memory, and every compiled program takes several: in one that has run
+    most files, the next would end it."""
+    yield
+    jax.clear_caches()

@@ -36,6 +36,30 @@ CONFIGS = {
         tie_word_embeddings=True, rotary=(Rotary(), Rotary(), Rotary(base=1e6, scaling=Linear(8.0))),
     ),
     "moe": Config(**LLAMA, num_experts=5, experts_per_token=2, moe_layers=(False, True, True, False)),
+    "bloom": Config(
+        **{**SIZES, "n_layers": 3}, n_key_value_heads=2, positional_embedding_type="alibi", post_embedding_ln=True,
+        act_fn="gelu", qk_norm="heads", qk_norm_type="LN", clip_qkv=0.6,
+        biases=("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "norm", "qk_norm", "b_U"),
+    ),
+    "original": Config(
+        **{**SIZES, "n_layers": 3}, norm_placement="sum", d_embed=9, pos_offset=2, act_fn="relu2",
+        tie_word_embeddings=True,
+    ),
+    "deepseek": Config(**{
+        **LLAMA, "n_layers": 3, "num_experts": 6, "experts_per_token": 2, "moe_layers": (False, True, True),
+        "d_expert": 7, "d_shared_expert": 5, "shared_expert_gate": True, "router": "sigmoid", "router_groups": (3, 2),
+        "router_scale": 1.7, "residual_scale": 0.4, "output_logits_scale": 2.5, "attn_sinks": True, "qk_norm": "head",
+        "qk_norm_after_rotary": True, "biases": ("b_choice",),
+    }),
+    "oss": Config(**{
+        **LLAMA, "n_layers": 3, "act_fn": "clamped_swiglu", "num_experts": 4, "experts_per_token": 2,
+        "windows": (5, None, 5), "attn_sinks": True,
+        "biases": ("b_V", "b_O", "b_in", "b_gate", "b_out", "b_router"),
+    }),
+    "apertus": Config(**{
+        **SIZES, "n_layers": 3, "act_fn": "xielu", "normalization_type": "RMS", "pos_offset": 2,
+        "positional_embedding_type": "sinusoidal", "embed_scale": 3.0, "biases": ("b_in",),
+    }),
     "no_rope_layer": Config(**LLAMA, rotary=(Rotary(scaling=Llama3(8.0, 1.0, 4.0, 16)), None) * 2),
     "long": Config(**LLAMA, rotary=(
         Rotary(scaling=Yarn(4.0, 8, 1.1)), Rotary(scaling=Dynamic(2.0, 8)),

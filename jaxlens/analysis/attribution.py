@@ -24,13 +24,16 @@ from jaxtyping import Array, Float
 from jaxlens.analysis.interventions import position_labels
 from jaxlens.analysis.labelled import Labelled
 from jaxlens.analysis.linearise import ByStretch, Readout, Start, along, pull_back, run_layers, stretches
-from jaxlens.analysis.softmax import PATTERN, attention_reads, effect_of_keys, effect_of_queries
+from jaxlens.analysis.softmax import ATTENTION_READS, PATTERN, effect_of_keys, effect_of_queries
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import matching, sites, split_name
 from jaxlens.names import get_act_name
 from jaxlens.transformer import HookedTransformer
 
-AXIS_NAMES = {"b": "prompt", "p": "pos", "n": "head", "k": "head", "m": "neuron", "e": "expert", "s": "src_pos"}
+AXIS_NAMES = {
+    "b": "prompt", "p": "pos", "n": "head", "k": "head", "m": "neuron", "f": "neuron", "x": "neuron", "e": "expert",
+    "s": "src_pos",
+}  # fmt: skip
 """The axes of an attribution. Along the others, such as d_model, an activation is one thing."""
 
 
@@ -120,7 +123,7 @@ def attribution_patch(
     goal, start = Start.pair(model, clean, corrupt, attention_mask)
     attributed = frozenset(names.values()) - {EMBED}
     probed = attributed - exact | ({PATTERN} if exact else set())
-    wanted = attributed | (set(attention_reads(model.cfg)) if exact else set())
+    wanted = attributed | (set(ATTENTION_READS) if exact else set())
 
     final, there = run_layers(model, goal, wanted=wanted)
     readout = Readout.of(model, metric_fn, start)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlens.analysis.final_norm import IDENTITY, FixedNorm
@@ -16,8 +17,8 @@ from jaxlens.analysis.terms import Biases, Units, UnitsByLayer, runs_of
 from jaxlens.config import Config
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import sites, split_name
-from jaxlens.nn.moe import choose
-from jaxlens.nn.norm import NoNorm, Norm
+from jaxlens.nn.moe import MoE, choose
+from jaxlens.nn.norm import NoNorm, Norm, OutputScale
 from jaxlens.slices import Slice
 
 
@@ -137,8 +138,22 @@ def _stacks(cache: Any):
 # --- terms
 
 
+def check_adds_up(cfg: Config) -> None:
+    """
+    Raises:
+        ValueError: what is written does not stay in the residual stream as it was written.
+    """
+    if cfg.norm_placement == "sum" and cfg.normalization_type is not None:
+        raise ValueError(
+            "the residual stream of this model is no sum of what was written to it: every sum passes a norm "
+            '(norm_placement="sum"); hook_resid_mid and hook_resid_post can be read, patched and differentiated'
+        )
+
+
 def head_units(cache: Any, layers: Sequence[int], positions: Slice) -> UnitsByLayer:
     """What the heads of some layers write; from hook_result where the cache holds it, otherwise from z and W_O."""
+
+    check_adds_up(cache.cfg)
 
     def units(block, some, cut):
         after = _after(cache, block.ln1_post, "ln1_post", some, positions)
@@ -150,13 +165,15 @@ def head_units(cache: Any, layers: Sequence[int], positions: Slice) -> UnitsByLa
 
 
 def neuron_units(cache: Any, layers: Sequence[int], positions: Slice, which: Slice) -> UnitsByLayer:
-    """What the neurons of some layers write; of a mixture of experts those of every expert, times its weight."""
+    """What the neurons of some layers write; of a mixture of experts those of every expert, times its weight, then the
+    experts' biases times these weights, then the neurons of the shared expert."""
+
+    check_adds_up(cache.cfg)
 
     def units(block, some, cut):
         held, W_out = read_layers(cache, "mlp.hook_post", some, positions), cut(block.mlp.W_out)
         if W_out.ndim == 4:
-            cfg, weights = cache.cfg, read_layers(cache, "mlp.hook_expert_weights", some, positions)
-            held = _experts_as_units(held, weights, cfg.experts_per_token, cfg.norm_topk_prob)
+            held, W_out = _experts(cache, jax.tree.map(cut, block.mlp), held, some, positions)
         else:
             held = _neurons_as_units(held)
         if which.mode != "identity":
@@ -168,15 +185,16 @@ def neuron_units(cache: Any, layers: Sequence[int], positions: Slice, which: Sli
 
 
 def neuron_labels(cfg: Config, layers: Sequence[int], which: Slice) -> list[str]:
-    """ "L0N3", or "L0E1N3" where experts are mixed, in the order of `neuron_units`."""
+    """ "L0N3", or where experts are mixed "L0E1N3", "L0E1bias", "L0SN3", in the order of `neuron_units`."""
     labels = []
     for layer in layers:
-        mixes = bool(cfg.moe_layers) and cfg.moe_layers[layer]
-        numbers = range(cfg.d_mlp * (cfg.num_experts if mixes else 1))
-        chosen = numbers if which.mode == "identity" else which.indices(len(numbers)).tolist()
-        chosen = [numbers[number] for number in chosen]
-        names = [f"E{number // cfg.d_mlp}N{number % cfg.d_mlp}" if mixes else f"N{number}" for number in chosen]
-        labels += [f"L{layer}{name}" for name in names]
+        names = [f"N{neuron}" for neuron in range(cfg.d_mlp)]
+        if cfg.moe_layers and cfg.moe_layers[layer]:
+            names = [f"E{expert}N{neuron}" for expert in range(cfg.num_experts) for neuron in range(cfg.d_expert)]
+            names += [f"E{expert}bias" for expert in range(cfg.num_experts if "b_out" in cfg.biases else 0)]
+            names += [f"SN{neuron}" for neuron in range(cfg.d_shared_expert or 0)]
+        chosen = range(len(names)) if which.mode == "identity" else which.indices(len(names)).tolist()
+        labels += [f"L{layer}{names[number]}" for number in chosen]
     return labels
 
 
@@ -186,11 +204,16 @@ def biases(cache: Any, n_attn: int, n_mlp: int, positions: Slice, like: jax.Arra
     for place, part, name, n_layers in (("ln1_post", "attn", "b_O", n_attn), ("ln2_post", "mlp", "b_out", n_mlp)):
         for block, layers in _stacks(cache):
             if some := [layer for layer in layers if layer < n_layers]:
-                bias, norm = getattr(getattr(block, part), name, None), getattr(block, place)
+                bias, norm = constant_of(getattr(block, part), name), getattr(block, place)
                 if bias is not None or getattr(norm, "b", None) is not None:
                     bias = None if bias is None else bias[: len(some)]
                     found.append((bias, _after(cache, norm, place, some, positions)))
     return Biases(tuple(found), like)
+
+
+def constant_of(part: Any, name: str) -> Float[Array, "l d"] | None:
+    """The bias that attention or an MLP adds whatever it reads; those of experts depend on their weights."""
+    return None if isinstance(part, MoE) else getattr(part, name, None)
 
 
 def _by_layer(cache: Any, layers: Sequence[int], units) -> UnitsByLayer:
@@ -211,6 +234,8 @@ def _after(cache: Any, norm: Any, place: str, layers: Sequence[int], positions: 
     """The norm after attention or MLP in some layers of a stack, at its scales."""
     if isinstance(norm, NoNorm):
         return IDENTITY
+    if isinstance(norm, OutputScale):
+        return FixedNorm(w=jnp.broadcast_to(FixedNorm.at(norm).w, (len(layers), 1)))
     rows = next(rows for rows in cache.cfg.stacks if layers[0] in rows)
     norm = jax.tree.map(functools.partial(_rows_of, rows, layers), norm)
     return FixedNorm.at(norm, read_layers(cache, f"{place}.hook_scale", layers, positions))
@@ -221,9 +246,29 @@ def _neurons_as_units(post: Float[Array, "l ... m"]) -> Float[Array, "l ... m 1"
     return post[..., None]
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _experts_as_units(post: Float[Array, "l ... e m"], weights: Float[Array, "l ... e"], k: int, renormalise: bool):
-    """[l ... (e m) 1]: every expert's neurons, times the weight that the router gave it; zero if it was not chosen."""
-    chosen = choose(weights.reshape(1, -1, weights.shape[-1]), k, renormalise).reshape(weights.shape)
-    held = post * chosen[..., None].astype(post.dtype)
-    return held.reshape(*held.shape[:-2], -1, 1)
+def _experts(cache: Any, mlp: MoE, post: Array, layers: Sequence[int], positions: Slice) -> tuple[Array, Array]:
+    """What the neurons of mixtures of experts hold, and what they write it with; see `neuron_units`."""
+    post, weights = _experts_as_units(post, read_layers(cache, "mlp.hook_expert_weights", layers, positions), mlp)
+    held, W_out = [post], [mlp.W_out.reshape(len(layers), -1, mlp.W_out.shape[-1])]
+    if mlp.b_out is not None:
+        held.append(weights)
+        W_out.append(mlp.b_out)
+    if mlp.shared is not None:
+        shared = read_layers(cache, "mlp.shared.hook_post", layers, positions)
+        if mlp.W_shared_gate is not None:
+            shared = shared * read_layers(cache, "mlp.hook_shared_gate", layers, positions)
+        held.append(shared[..., None])
+        W_out.append(mlp.shared.W_out)
+    return jnp.concatenate(held, axis=-2), jnp.concatenate(W_out, axis=1)
+
+
+@jax.jit
+def _experts_as_units(post: Float[Array, "l ... e f"], weights: Float[Array, "l ... e"], mlp: MoE):
+    """Every expert's neurons [l ... (e f) 1], times the weight that the router gave it, zero if it was not chosen; and
+    these weights [l ... e 1]."""
+    b_choice = mlp.b_choice
+    if b_choice is not None:
+        b_choice = b_choice.reshape(len(b_choice), *(1,) * (weights.ndim - 2), -1)
+    chosen = choose(weights, b_choice, mlp.cfg).astype(post.dtype)[..., None]
+    held = post * chosen
+    return held.reshape(*held.shape[:-2], -1, 1), chosen

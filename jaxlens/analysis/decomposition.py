@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from jaxlens.analysis.components import (
     Station,
     biases,
+    check_adds_up,
     head_units,
     neuron_labels,
     neuron_units,
@@ -264,7 +265,8 @@ class Decomposition:
 
     def _embeds(self, positions: Slice) -> tuple[list[Term], list[str]]:
         """The embeddings that are terms of the stream; a shortformer's positions are not."""
-        names = ["embed"] + ["pos_embed"] * (self.cfg.positional_embedding_type == "standard")
+        check_adds_up(self.cfg)
+        names = ["embed"] + ["pos_embed"] * (self.cfg.positional_embedding_type in ("standard", "sinusoidal"))
         return [Rows((read(self, f"hook_{name}", positions)[None],)) for name in names], names
 
     def _heads(self, n_layers: int, positions: Slice) -> tuple[list[Term], list[str]]:

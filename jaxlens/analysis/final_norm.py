@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens.nn.norm import NoNorm, Norm
+from jaxlens.nn.norm import NoNorm, Norm, OutputScale
 
 
 @jax.tree_util.register_dataclass
@@ -37,6 +37,8 @@ class FixedNorm:
         """A norm of the model at a scale; where the model has none, the identity."""
         if norm is None or isinstance(norm, NoNorm):
             return cls()
+        if isinstance(norm, OutputScale):
+            return cls(w=jnp.full(1, norm.cfg.residual_scale, norm.cfg.dtype))
         w = norm.w
         if w is not None and norm.cfg.rmsnorm_uses_offset:
             w = 1 + w.astype(jnp.promote_types(w.dtype, jnp.float32))

@@ -23,7 +23,8 @@ from jaxlens.hook_table import sites
 from jaxlens.hooks import hook
 from jaxlens.transformer import HookedTransformer
 
-LETTERS = {"pos": "p", "dest_pos": "p", "src_pos": "s", "head": "nk", "head_index": "nk", "neuron": "m", "expert": "e"}
+LETTERS = {"pos": "p", "dest_pos": "p", "src_pos": "s", "head": "nk", "head_index": "nk", "neuron": "mfx",
+           "expert": "e"}  # fmt: skip
 """Which axis of an activation each axis of a sweep goes along, as the hook table writes them."""
 
 

@@ -25,7 +25,10 @@ from jaxlens.slices import Slice
 Unit = Literal["component", "head", "neuron", "all", "layer"]
 
 HEADS = ("attn.hook_z", "ln1_post.hook_scale", "hook_resid_post")
-NEURONS = ("mlp.hook_post", "mlp.hook_expert_weights", "ln2_post.hook_scale", "hook_resid_post")
+NEURONS = (
+    "mlp.hook_post", "mlp.hook_expert_weights", "mlp.shared.hook_post", "mlp.hook_shared_gate", "ln2_post.hook_scale",
+    "hook_resid_post",
+)  # fmt: skip
 READS = {
     "component": ("hook_embed", "hook_attn_out", "hook_mlp_out"),
     "head": HEADS,

@@ -203,8 +203,10 @@ def index_axes(
 def lengths_of_axes(model: HookedTransformer, n_positions: int, activation_name: str) -> dict[str, int | None]:
     """How long each axis of a sweep is; None for one that this model does not have."""
     cfg = model.cfg
-    n_heads = cfg.n_key_value_heads if "k" in site_of(model, activation_name)[1].split() else cfg.n_heads
-    lengths = {"layer": cfg.n_layers, "neuron": cfg.d_mlp, "expert": cfg.num_experts}
+    letters = site_of(model, activation_name)[1].split()
+    n_heads = cfg.n_key_value_heads if "k" in letters else cfg.n_heads
+    n_neurons = {"f": cfg.d_expert, "x": cfg.d_shared_expert}.get(letters[-1], cfg.d_mlp)
+    lengths = {"layer": cfg.n_layers, "neuron": n_neurons, "expert": cfg.num_experts}
     lengths |= dict.fromkeys(("pos", "src_pos", "dest_pos"), n_positions)
     return lengths | dict.fromkeys(("head", "head_index"), n_heads)
 

@@ -164,10 +164,10 @@ def get_act_patch_direct_path_all_sources(
 
 def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric, sources, component, how):
     cfg = model.cfg
-    if component not in ("q", "k", "v") or cfg.normalization_type is None or cfg.norm_placement == "post":
+    if component not in ("q", "k", "v") or cfg.normalization_type is None or cfg.norm_placement != "pre":
         raise ValueError(
-            f'component is {component!r}, wanted "q", "k" or "v" of a model with a norm before attention; '
-            "path_patch takes every other"
+            f'component is {component!r}, wanted "q", "k" or "v" of a model with a norm before attention and none '
+            "after it; path_patch takes every other"
         )
     _checked("source", sources, list(itertools.product(range(cfg.n_layers), range(cfg.n_heads))))
     weights = {"q": "W_Q", "k": "W_K", "v": "W_V"}[component]
@@ -196,7 +196,7 @@ def _head_outputs(model: HookedTransformer, cache: Mapping[str, Array], heads: l
     """What heads write to the residual stream, [s b p d]."""
     zs = jnp.stack([cache[f"blocks.{layer}.attn.hook_z"][:, :, head] for layer, head in heads])
     W_O = jnp.stack([model.blocks[layer].attn.W_O[head] for layer, head in heads])
-    return jnp.einsum("sbph,shd->sbpd", zs, W_O)
+    return jnp.einsum("sbph,shd->sbpd", zs, W_O) * model.cfg.residual_scale
 
 
 def _move_linearly(activation: Array, index: Array, source: Array, moves: Array, scales: Array, W: Array) -> Array:

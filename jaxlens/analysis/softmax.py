@@ -14,37 +14,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens.config import Config
 from jaxlens.hooks import Tap
 from jaxlens.nn.attention import Attention
 from jaxlens.nn.context import LayerContext
-from jaxlens.nn.grouped import by_group, raw_scores
+from jaxlens.nn.grouped import by_group
 from jaxlens.nn.masks import masked_softmax, visible
 
 PATTERN = "attn.hook_pattern"
 Values = Mapping[str, Array]
-"""The values of a layer at its `attention_reads`."""
+"""The values of a layer at ATTENTION_READS."""
 
 
-def attention_reads(cfg: Config) -> tuple[str, str]:
-    """The last hook points of queries and of keys before they meet."""
-    return ("attn.hook_rot_q", "attn.hook_rot_k") if cfg.rotary_dim else ("attn.hook_q", "attn.hook_k")
+ATTENTION_READS = ("attn.hook_q", "attn.hook_k")
 
 
-def queries_and_keys(attn: Attention, values: Values) -> tuple[Float[Array, "b p n h"], Float[Array, "b s k h"]]:
+def queries_and_keys(
+    attn: Attention, values: Values, at: LayerContext
+) -> tuple[Float[Array, "b p n h"], Float[Array, "b s k h"]]:
     """Queries and keys as they meet."""
-    q, k = (values[site] for site in attention_reads(attn.cfg))
-    return (q, k) if attn.cfg.rotary_dim else (attn.q_norm(q, Tap(())), attn.k_norm(k, Tap(())))
+    q, k = (attn.meeting(values[site], site[-1], at, Tap(())) for site in ATTENTION_READS)
+    return q, k
 
 
 def effect_of_queries(
     gradient: Float[Array, "b n p s"], there: Values, here: Values, attn: Attention, at: LayerContext
 ) -> Float[Array, "b p n"]:
     """(pattern with each query from there - pattern here) · gradient by the pattern."""
-    (other_q, _), (q, k) = queries_and_keys(attn, there), queries_and_keys(attn, here)
-    cap = attn.cfg.attn_scores_soft_cap
+    (other_q, _), (q, k) = queries_and_keys(attn, there, at), queries_and_keys(attn, here, at)
     before, after = (
-        masked_softmax(raw_scores(queries, k, at.scale, cap), at.low, at.high, at.real) for queries in (q, other_q)
+        masked_softmax(attn.scores(queries, k, at), at.low, at.high, at.real, attn.sink) for queries in (q, other_q)
     )
     effect = jnp.einsum("bkgps,bkgps->bpkg", after - before, by_group(gradient, k.shape[2]))
     return effect.reshape(*effect.shape[:2], -1)
@@ -60,14 +58,21 @@ def effect_of_keys(
 
         (σ(new score - L) - σ(score - L)) · (gradient - G)
     """
-    (_, other_k), (q, k) = queries_and_keys(attn, there), queries_and_keys(attn, here)
-    cap = attn.cfg.attn_scores_soft_cap
-    scores, new = (raw_scores(q, keys, at.scale, cap) for keys in (k, other_k))
+    (_, other_k), (q, k) = queries_and_keys(attn, there, at), queries_and_keys(attn, here, at)
+    scores, new = (attn.scores(q, keys, at) for keys in (k, other_k))
     seen = visible(at.low, at.high, at.real, scores.ndim)
     gradient = by_group(gradient, k.shape[2])
     log_total, mean = others(jnp.where(seen, scores, -jnp.inf), gradient)
+    if attn.sink is not None:  # one more entry of every row, with no gradient
+        log_total, mean = beside(log_total, mean, attn.sink)
     gain = jax.nn.sigmoid(new - log_total) - jax.nn.sigmoid(scores - log_total)
     return jnp.einsum("bkgps->bsk", jnp.where(seen, gain * (gradient - mean), 0))
+
+
+def beside(log_total: Float[Array, "*b s"], mean: Float[Array, "*b s"], sink: Float[Array, "*n 1 1"]):
+    """The log of a sum of exponentials and the mean weighed by them, with a sink whose own value is 0."""
+    together = jnp.logaddexp(log_total, sink)
+    return together, mean * jnp.exp(log_total - together)
 
 
 def others(scores: Float[Array, "*b s"], values: Float[Array, "*b s"]) -> tuple[Array, Array]:

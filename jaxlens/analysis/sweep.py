@@ -26,14 +26,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from jaxlens.analysis.linearise import context_of
 from jaxlens.analysis.metric import Metric
 from jaxlens.config import Config
 from jaxlens.engine import run_layers
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import POSITION_AXES, matching, split_name
-from jaxlens.hooks import DataHook, Edit, Listening, hook
-from jaxlens.nn.context import Context, make_context
-from jaxlens.nn.norm import weigh
+from jaxlens.hooks import DataHook, Edit, Listening, Tap, hook
+from jaxlens.nn.block import Block
+from jaxlens.nn.context import Context
 from jaxlens.nn.packing import Packing
 from jaxlens.tracing import is_traced
 from jaxlens.transformer import HookedTransformer, float32_means_float32
@@ -204,25 +205,32 @@ def known_run(
 ) -> tuple[Known, dict[int, int]]:
     """The run that the cells of a sweep start from, and which row of its activations each of these layers has."""
     cfg = model.cfg
-    keys = "attn.hook_rot_k" if cfg.rotary_dim else "attn.k_norm.hook_normalized" if cfg.qk_norm else "attn.hook_k"
-    wanted = [f"blocks.*.{name}" for name in ("hook_resid_pre", keys, "attn.hook_v", site)]
+    wanted = [f"blocks.*.{name}" for name in ("hook_resid_pre", "attn.hook_k", "attn.hook_v", site)]
     given = model._read_input(input, attention_mask=attention_mask)
     logits, cache = model.run_with_cache(
         input, names_filter=list(dict.fromkeys(wanted)), attention_mask=attention_mask
     )
+    context = context_of(model, given.real)
     residuals, k, v = (cache[name] for name in wanted[:3])
-    if keys.endswith("hook_normalized"):
-        w = jnp.stack([model.blocks[layer].attn.k_norm.w for layer in range(cfg.n_layers)])
-        k = weigh(k, w.reshape(cfg.n_layers, 1, 1, *((1,) * (cfg.qk_norm == "head")), *w.shape[1:]), None,
-                  cfg.rmsnorm_uses_offset)  # fmt: skip
-    context = make_context(cfg, given.real)
-    if cfg.positional_embedding_type == "shortformer":
-        context = dataclasses.replace(context, pos_embed=model.parts.pos_embed(context.positions, context.real))
+    k = jnp.concatenate([
+        _keys_as_met(stack, k[np.array(layers)], context, np.array(layers, np.int32))
+        for stack, layers in zip(model.parts.stacks, cfg.stacks, strict=True)
+    ])[np.argsort(np.concatenate(cfg.stacks))]  # fmt: skip
     present = [split_name(name)[1] for name in matching(cfg, f"blocks.*.{site}")]
     if odd := sorted(set(layers) - set(present)):
         raise ValueError(f'there is no "{site}" in layer {odd[0]}; the model has it in layers {present}')
     activations = cache[wanted[3]] if layers == present else _stack(cache, site, layers)
     return Known(context, residuals, k, v, activations, logits), {layer: row for row, layer in enumerate(layers)}
+
+
+@jax.jit
+def _keys_as_met(stack: Block, k: Float[Array, "l b t k h"], context: Context, layers: Int[Array, "l"]):
+    """The keys of a stack's layers, normalised and rotated as queries meet them."""
+
+    def of_layer(attn, k, layer):
+        return attn.meeting(k, "k", context.at_layer(layer), Tap(()))
+
+    return jax.vmap(of_layer)(stack.attn, k, layers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,7 @@ from jaxlens.config import Config, Linear, Llama3, Rotary, Yarn
 
 FIXED: dict[str, Any] = {
     "attention_dir": "causal", "decoder_start_token_id": None, "load_in_4bit": False, "n_devices": 1,
-    "post_embedding_ln": False, "relative_attention_max_distance": None, "relative_attention_num_buckets": None,
-    "use_hook_tokens": False,
+    "relative_attention_max_distance": None, "relative_attention_num_buckets": None, "use_hook_tokens": False,
 }  # fmt: skip
 """What jaxlens does not do: such a field has this value."""
 

@@ -3,16 +3,17 @@
 Axes: b batch, p query position, s source position, d d_model, n query head, k key/value head, g query heads per
 key/value head, h d_head.
 
-    x ─ W_Q ─(hook_q)─ q_norm ─ rotate ─(hook_rot_q)─┐
-    x ─ W_K ─(hook_k)─ k_norm ─ rotate ─(hook_rot_k)─┴─ ÷ scale, cap, mask ─(hook_attn_scores)─ softmax ─(hook_pattern)
-    x ─ W_V ─(hook_v)───────────────────────────────────────────────────────────────────────────(hook_z)────────┘
-                                                      out ─ + b_O ─ Σ heads ─(hook_result)─ W_O ─┘
+    x ─ W_Q ─(hook_q)─ q_norm ─ clip ─ rotate ─(hook_rot_q)─┐
+    x ─ W_K ─(hook_k)─ k_norm ─ clip ─ rotate ─(hook_rot_k)─┴─ ÷ scale, cap, distance, mask ─(hook_attn_scores)─┐
+    x ─ W_V ─ clip ─(hook_v)─────────────────────────────────── × ─(hook_pattern)────────── softmax (and sink) ─┘
+                        out ─ + b_O ─ Σ heads ─(hook_result)─ W_O ─(hook_z)
 
 Each piece between two hook points is a small jitted function: inside a compiled forward it is inlined, and in a layer
 that a Python function edits it is compiled once and shared by every layer and every hook.
 """
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from jaxlens.nn.blockwise import attend_blockwise
 from jaxlens.nn.context import LayerContext
 from jaxlens.nn.grouped import by_group, by_head, raw_scores, weigh_values
 from jaxlens.nn.masks import masked_softmax, softmax, visible
-from jaxlens.nn.norm import NoNorm, Norm
+from jaxlens.nn.norm import HeadNorm, NoNorm
 from jaxlens.nn.part import Part, prefixed, within
 from jaxlens.nn.positions import rotate
 
@@ -48,8 +49,13 @@ plain_softmax = piece(softmax)
 
 
 @piece
-def masked_pattern(scores, at: LayerContext):
-    return masked_softmax(scores, at.low, at.high, at.real)
+def masked_pattern(scores, at: LayerContext, sink):
+    return masked_softmax(scores, at.low, at.high, at.real, sink)
+
+
+@functools.partial(piece, static_argnames=("most",))
+def clip(x, most: float):
+    return jnp.clip(x, -most, most)
 
 
 @piece
@@ -81,24 +87,21 @@ class Attention(Part):
     b_K: Float[Array, "k h"] | None = nnx.data()
     b_V: Float[Array, "k h"] | None = nnx.data()
     b_O: Float[Array, "d"] | None = nnx.data()
+    sinks: Float[Array, "n"] | None = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)
-        normed = {"head": ("h", "h"), "full": ("n h", "k h")}.get(cfg.qk_norm)
-        self.q_norm, self.k_norm = NoNorm(cfg, {}), NoNorm(cfg, {})
-        if normed:
-            self.q_norm = Norm(cfg, within("q_norm", weights), normed[0], "RMS")
-            self.k_norm = Norm(cfg, within("k_norm", weights), normed[1], "RMS")
+        norm = functools.partial(HeadNorm, cfg) if cfg.qk_norm else lambda weights, heads: NoNorm(cfg, weights)
+        self.q_norm, self.k_norm = norm(within("q_norm", weights), "n"), norm(within("k_norm", weights), "k")
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
         axes = {"W_Q": "n d h", "W_K": "k d h", "W_V": "k d h", "W_O": "n h d"}
         biases = {"b_Q": "n h", "b_K": "k h", "b_V": "k h", "b_O": "d"}
         axes |= {name: letters for name, letters in biases.items() if name in cfg.biases}
+        axes |= {"sinks": "n"} if cfg.attn_sinks else {}
         if cfg.qk_norm:
-            full = cfg.qk_norm == "full"
-            axes |= prefixed("q_norm", Norm.axes(cfg, "n h" if full else "h", "RMS"))
-            axes |= prefixed("k_norm", Norm.axes(cfg, "k h" if full else "h", "RMS"))
+            axes |= prefixed("q_norm", HeadNorm.axes(cfg, "n")) | prefixed("k_norm", HeadNorm.axes(cfg, "k"))
         return axes
 
     @property
@@ -116,11 +119,7 @@ class Attention(Part):
     def __call__(self, inputs, at: LayerContext, tap) -> Float[Array, "b p d"]:
         """`inputs`: what queries, keys and values read, each [b p d] (or [b p n d], one for every head)."""
         q, k, v = self.queries_keys_values(inputs, tap)
-        q, k = self.q_norm(q, tap.at("q_norm")), self.k_norm(k, tap.at("k_norm"))
-        if at.cos is not None:
-            adjacent = next(rotary for rotary in self.cfg.rotary if rotary).adjacent_pairs
-            q = tap("hook_rot_q", rotate(q, at.cos, at.sin, adjacent))
-            k = tap("hook_rot_k", rotate(k, at.cos, at.sin, adjacent))
+        q, k = self.meeting(q, "q", at, tap), self.meeting(k, "k", at, tap)
         if at.packing is None:
             z = self.attend(q, k, v, at, tap)
         else:
@@ -133,21 +132,43 @@ class Attention(Part):
     def queries_keys_values(self, inputs, tap):
         q = tap("hook_q", project(inputs[0], self.W_Q, self.b_Q))
         k = tap("hook_k", project(inputs[1], self.W_K, self.b_K))
-        v = tap("hook_v", project(inputs[2], self.W_V, self.b_V))
+        v = tap("hook_v", self.clipped(project(inputs[2], self.W_V, self.b_V)))
         return q, k, v
+
+    def meeting(self, x: Float[Array, "b p n h"], which: Literal["q", "k"], at: LayerContext, tap):
+        """Queries or keys as they meet each other: normalised, clipped and rotated, as far as the model does so."""
+        norm = functools.partial(getattr(self, f"{which}_norm"), tap=tap.at(f"{which}_norm"))
+        x = self.clipped(x if self.cfg.qk_norm_after_rotary else norm(x))
+        if at.cos is not None:
+            adjacent = next(rotary for rotary in self.cfg.rotary if rotary).adjacent_pairs
+            x = tap(f"hook_rot_{which}", rotate(x, at.cos, at.sin, adjacent))
+        return norm(x) if self.cfg.qk_norm_after_rotary else x
+
+    def clipped(self, x):
+        return x if self.cfg.clip_qkv is None else clip(x, self.cfg.clip_qkv)
+
+    def scores(self, q, k, at: LayerContext) -> Float[Array, "b k g p s"]:
+        """How well every query matches every source, not yet masked."""
+        distances = () if at.places is None else (self.cfg.slopes, at.places, at.places)
+        return raw_scores(q, k, at.scale, self.cfg.attn_scores_soft_cap, *distances)
+
+    @property
+    def sink(self) -> Float[Array, "k g 1 1"] | None:
+        """The score of attending to nothing, beside those of sources."""
+        return None if self.sinks is None else self.sinks.reshape(self.cfg.n_key_value_heads, -1, 1, 1)
 
     def attend(self, q, k, v, at: LayerContext, tap) -> Float[Array, "b p n h"]:
         """The values each query gathers. Scores and pattern exist as arrays only for short sequences or listeners."""
         watches_scores, watches_pattern = tap.listens("hook_attn_scores"), tap.listens("hook_pattern")
         if q.shape[1] > self.cfg.attn_block and not (watches_scores or watches_pattern):
-            return attend_blockwise(self.cfg, q, k, v, at)
+            return attend_blockwise(self.cfg, q, k, v, at, self.sink)
         # In a layer run piece by piece all is shown, so that a later hook on what nobody watched finds its pieces made.
         watches_scores, watches_pattern = watches_scores or tap.in_pieces, watches_pattern or tap.in_pieces
-        scores = raw_scores(q, k, at.scale, self.cfg.attn_scores_soft_cap)
+        scores = self.scores(q, k, at)
         if watches_scores:  # masked where the listener can see it, and then a softmax without mask
-            pattern = plain_softmax(self.show("hook_attn_scores", mask_scores(scores, at), tap))
+            pattern = plain_softmax(self.show("hook_attn_scores", mask_scores(scores, at), tap), self.sink)
         else:
-            pattern = masked_pattern(scores, at)
+            pattern = masked_pattern(scores, at, self.sink)
         return weigh_values(self.show("hook_pattern", pattern, tap) if watches_pattern else pattern, v)
 
     def show(self, name: str, grouped: Float[Array, "b k g p s"], tap) -> Float[Array, "b k g p s"]:

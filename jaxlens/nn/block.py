@@ -14,7 +14,7 @@ from jaxlens.nn.attention import Attention
 from jaxlens.nn.context import LayerContext
 from jaxlens.nn.mlp import MLP, GatedMLP
 from jaxlens.nn.moe import MoE
-from jaxlens.nn.norm import NoNorm, Norm, OutputNorm
+from jaxlens.nn.norm import NoNorm, Norm, OutputNorm, OutputScale
 from jaxlens.nn.part import Part, prefixed, within
 
 SPLIT_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
@@ -46,7 +46,8 @@ class Block(Part):
                           └──────────────────────────────────────────┘                   └────────────────────────────────────────┘
 
     Parallel: ln2 and the MLP read hook_resid_pre too, and both outputs are added to it at once. A norm that the config
-    places elsewhere is the identity here.
+    places elsewhere is the identity here; norms of sums, ln1_sum and ln2_sum, stand right after the two +. Where the
+    config has a residual_scale, it stands at ln1_post and ln2_post.
     """  # fmt: skip  # noqa: E501
 
     def __init__(self, cfg: Config, weights, mixes_experts: bool = False):
@@ -55,13 +56,16 @@ class Block(Part):
         build = {name: part(cfg, within(name, weights)) for name, part in parts.items()}
         self.ln1, self.attn, self.ln1_post = build["ln1"], build["attn"], build["ln1_post"]
         self.ln2, self.mlp, self.ln2_post = build["ln2"], build.get("mlp"), build["ln2_post"]
+        self.ln1_sum, self.ln2_sum = build["ln1_sum"], build["ln2_sum"]
 
     @staticmethod
     def parts(cfg: Config, mixes_experts: bool) -> dict[str, type[Part]]:
         """What stands at each place of the block."""
-        before = Norm if cfg.normalization_type and cfg.norm_placement in ("pre", "both") else NoNorm
-        after = OutputNorm if cfg.normalization_type and cfg.norm_placement in ("post", "both") else NoNorm
-        parts = {"ln1": before, "attn": Attention, "ln1_post": after}
+        placed = {cfg.norm_placement} if cfg.normalization_type else set()
+        before = Norm if placed & {"pre", "both"} else NoNorm
+        after = OutputNorm if placed & {"post", "both"} else NoNorm if cfg.residual_scale == 1 else OutputScale
+        of_sum = OutputNorm if placed & {"sum"} else NoNorm
+        parts = {"ln1": before, "attn": Attention, "ln1_post": after, "ln1_sum": of_sum, "ln2_sum": of_sum}
         if cfg.attn_only:
             return parts | {"ln2": NoNorm, "ln2_post": NoNorm}
         mlp = MoE if mixes_experts else GatedMLP if cfg.gated_mlp else MLP
@@ -83,8 +87,8 @@ class Block(Part):
             return tap("hook_resid_post", add(x, attn_out, self.mlp_out(x, normal, tap)))
         if self.cfg.attn_only:
             return tap("hook_resid_post", add(x, attn_out))
-        x = tap("hook_resid_mid", add(x, attn_out))
-        return tap("hook_resid_post", add(x, self.mlp_out(x, None, tap)))
+        x = tap("hook_resid_mid", self.ln1_sum(add(x, attn_out), tap.at("ln1_sum")))
+        return tap("hook_resid_post", self.ln2_sum(add(x, self.mlp_out(x, None, tap)), tap.at("ln2_sum")))
 
     def mlp_out(self, x, shared, tap) -> Float[Array, "b p d"]:
         """What the MLP adds to the residual stream that it reads; `shared` is ln1's output, for a shared norm."""

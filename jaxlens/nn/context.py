@@ -31,6 +31,7 @@ class LayerContext:
     cos: Float[Array, "b p r"] | None
     sin: Float[Array, "b p r"] | None
     pos_embed: Float[Array, "b p d"] | None
+    places: Int[Array, "g t"] | None
     packing: LayerPacking | None = None
 
 
@@ -51,6 +52,7 @@ class Context:
     scales: Float[Array, "l"]
     frequencies: Float[Array, "l r"] | None
     rotary_factors: Float[Array, "l"] | None
+    measures_distance: bool = dataclasses.field(default=False, metadata={"static": True})
     pos_embed: Float[Array, "b p d"] | None = None
     packing: Packing | None = None
 
@@ -63,7 +65,14 @@ class Context:
             angles = self.positions[..., None].astype(jnp.float32) * self.frequencies[layer]
             cos, sin = (turn(angles) * self.rotary_factors[layer] for turn in (jnp.cos, jnp.sin))
         packing = None if self.packing is None else self.packing.at_layer(layer)
-        return LayerContext(low, high, self.real, window, self.scales[layer], cos, sin, self.pos_embed, packing)
+        places = self.places(layer) if self.measures_distance else None
+        scale = self.scales[layer]
+        return LayerContext(low, high, self.real, window, scale, cos, sin, self.pos_embed, places, packing)
+
+    def places(self, layer: Int[Array, ""]) -> Int[Array, "g t"]:
+        """Where every slot stands among the real tokens of its sequence, from 0. As in `masks.band`, `layer` only keeps
+        XLA from making all distances once for all layers, as an array [t t]."""
+        return jnp.cumsum(self.real, axis=-1, dtype=jnp.int32) - 1 + jnp.minimum(layer, 0)
 
 
 def layer_scales(cfg: Config) -> np.ndarray:
@@ -87,4 +96,5 @@ def make_context(cfg: Config, real: Bool[Array, "b p"]) -> Context:
         scales=jnp.asarray(layer_scales(cfg)),
         frequencies=frequencies,
         rotary_factors=factors,
+        measures_distance=cfg.positional_embedding_type == "alibi",
     )

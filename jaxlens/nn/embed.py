@@ -1,6 +1,6 @@
 """Tokens into the residual stream, and the residual stream into logits.
 
-Axes: b batch, p position, d d_model, v vocabulary, o output vocabulary, c n_ctx.
+Axes: b batch, p position, d d_model, v vocabulary, o output vocabulary, w d_embed, c n_ctx, u pos_offset.
 """
 
 import functools
@@ -11,7 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlens.config import Config
-from jaxlens.nn.part import Part
+from jaxlens.nn.norm import NoNorm, OutputNorm
+from jaxlens.nn.part import Part, prefixed, within
 
 piece = functools.partial(jax.jit, inline=True)
 
@@ -22,8 +23,27 @@ def look_up(W_E, tokens, scale: float):
 
 
 @piece
+def project(x, W):
+    return jnp.einsum("bpw,wd->bpd", x, W)
+
+
+@piece
 def look_up_positions(W_pos, positions, real):
     return jnp.where(real[..., None], W_pos[positions], 0)
+
+
+@functools.partial(piece, static_argnames=("d_model", "offset", "dtype"))
+def sinusoids(positions, real, d_model: int, offset: int, dtype: str):
+    """Sines of d_model / 2 frequencies, and then their cosines."""
+    frequencies = 1e4 ** (-jnp.arange(d_model // 2, dtype=jnp.float32) / (d_model // 2 - 1))
+    angles = (positions + offset).astype(jnp.float32)[..., None] * frequencies
+    waves = jnp.concatenate((jnp.sin(angles), jnp.cos(angles), jnp.zeros((*angles.shape[:-1], d_model % 2))), axis=-1)
+    return jnp.where(real[..., None], waves, 0).astype(dtype)
+
+
+@functools.partial(piece, static_argnames=("factor",))
+def scale(x, factor: float):
+    return x * jnp.asarray(factor, x.dtype)
 
 
 @functools.partial(piece, static_argnames=("letters",))
@@ -38,45 +58,77 @@ def soft_cap(logits, cap: float):
 
 
 class Embed(Part):
-    """The token embedding, times `cfg.embed_scale` (rounded to the model's dtype, as the checkpoints expect)."""
+    """The token embedding, times `cfg.embed_scale` (rounded to the model's dtype, as the checkpoints expect).
 
-    W_E: Float[Array, "v d"] = nnx.data()
+        tokens ─ W_E ─ W_proj (from d_embed to d_model) ─ ln
+
+    Most models have W_E alone.
+    """
+
+    W_E: Float[Array, "v w"] = nnx.data()
+    W_proj: Float[Array, "w d"] | None = nnx.data()
+
+    def __init__(self, cfg: Config, weights):
+        super().__init__(cfg, weights)
+        self.ln = OutputNorm(cfg, within("ln", weights)) if cfg.post_embedding_ln else NoNorm(cfg, {})
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
-        return {"W_E": "v d"}
+        axes = {"W_E": "v w", "W_proj": "w d"} if cfg.d_embed else {"W_E": "v d"}
+        return axes | (prefixed("ln", OutputNorm.axes(cfg)) if cfg.post_embedding_ln else {})
 
-    def __call__(self, tokens: Int[Array, "b p"]) -> Float[Array, "b p d"]:
-        return look_up(self.W_E, tokens, self.cfg.embed_scale)
+    def __call__(self, tokens: Int[Array, "b p"], tap) -> Float[Array, "b p d"]:
+        x = look_up(self.W_E, tokens, self.cfg.embed_scale)
+        x = x if self.W_proj is None else project(x, self.W_proj)
+        return self.ln(x, tap.at("ln"))
 
 
 class PosEmbed(Part):
-    """The learned position embedding; zero on padding."""
+    """The embedding of positions, zero on padding: learned, or sines and cosines (Vaswani et al. 2017, 1706.03762).
 
-    W_pos: Float[Array, "c d"] = nnx.data()
+    `W_before` are rows of a learned table that stand before the first position and are not read.
+    """
+
+    W_pos: Float[Array, "c d"] | None = nnx.data()
+    W_before: Float[Array, "u d"] | None = nnx.data()
+
+    @staticmethod
+    def exists(cfg: Config) -> bool:
+        return cfg.positional_embedding_type in ("standard", "shortformer", "sinusoidal")
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
-        return {"W_pos": "c d"} if cfg.positional_embedding_type in ("standard", "shortformer") else {}
+        if cfg.positional_embedding_type not in ("standard", "shortformer"):
+            return {}
+        return {"W_pos": "c d"} | ({"W_before": "u d"} if cfg.pos_offset else {})
 
     def __call__(self, positions: Int[Array, "b p"], real: Bool[Array, "b p"]) -> Float[Array, "b p d"]:
+        if self.W_pos is None:
+            return sinusoids(positions, real, self.cfg.d_model, self.cfg.pos_offset, self.cfg.dtype)
         return look_up_positions(self.W_pos, positions, real)
 
 
 class Unembed(Part):
-    """The map to logits. A tied model has no W_U of its own and is given the embedding's W_E."""
+    """The map to logits. A tied model has no W_U of its own and is given the embedding's W_E.
 
-    W_U: Float[Array, "d o"] | None = nnx.data()
+        (hook_in)─ W_proj (from d_model to d_embed) ─ × cfg.output_logits_scale ─ W_U + b_U ─ soft cap ─(hook_out)
+    """
+
+    W_U: Float[Array, "w o"] | None = nnx.data()
+    W_proj: Float[Array, "d w"] | None = nnx.data()
     b_U: Float[Array, "o"] | None = nnx.data()
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
-        tied = {} if cfg.tie_word_embeddings else {"W_U": "d o"}
-        return tied | ({"b_U": "o"} if "b_U" in cfg.biases else {})
+        axes = {"W_proj": "d w"} if cfg.d_embed else {}
+        axes |= {} if cfg.tie_word_embeddings else {"W_U": "w o" if cfg.d_embed else "d o"}
+        return axes | ({"b_U": "o"} if "b_U" in cfg.biases else {})
 
-    def __call__(self, x: Float[Array, "b p d"], W_E: Float[Array, "v d"], tap) -> Float[Array, "b p o"]:
+    def __call__(self, x: Float[Array, "b p d"], W_E: Float[Array, "v w"], tap) -> Float[Array, "b p o"]:
         x = tap("hook_in", x)
-        tied = self.W_U is None
+        tied, factor = self.W_U is None, self.cfg.output_logits_scale
+        x = x if self.W_proj is None else project(x, self.W_proj)
+        x = x if factor == 1 else scale(x, factor)
         logits = unembed(x, W_E if tied else self.W_U, self.b_U, "od" if tied else "do")
         cap = self.cfg.output_logits_soft_cap
         return tap("hook_out", logits if cap is None else soft_cap(logits, cap))

@@ -8,19 +8,29 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 piece = functools.partial(jax.jit, inline=True)
 
 
-@functools.partial(piece, static_argnames=("cap",))
+@functools.partial(piece, static_argnames=("cap", "slopes"))
 def raw_scores(
-    q: Float[Array, "b p n h"], k: Float[Array, "b s k h"], scale: Float[Array, ""], cap: float | None
-) -> Float[Array, "b k g p s"]:
-    """How well every query matches every source, scaled and soft-capped, not yet masked."""
+    q: Float[Array, "b p n h"], k: Float[Array, "b s k h"], scale: Float[Array, ""], cap: float | None,
+    slopes: tuple[float, ...] = (), asked_at: Int[Array, "b p"] | None = None,
+    found_at: Int[Array, "b s"] | None = None,
+) -> Float[Array, "b k g p s"]:  # fmt: skip
+    """How well every query matches every source, scaled and soft-capped, not yet masked.
+
+    With `slopes`, one per query head, scores fall with the distance between the places of query and source (ALiBi).
+    """
     grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
     scores = (jnp.einsum("bpkgh,bskh->bkgps", grouped, k) / scale).astype(q.dtype)
-    return scores if cap is None else cap * jnp.tanh(scores / cap)
+    scores = scores if cap is None else cap * jnp.tanh(scores / cap)
+    if not slopes:
+        return scores
+    distance = (found_at[:, None, :] - asked_at[:, :, None]).astype(scores.dtype)
+    slope = jnp.array(slopes, scores.dtype).reshape(k.shape[2], -1, 1, 1)
+    return scores + slope * distance[:, None, None]
 
 
 @piece

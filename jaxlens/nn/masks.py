@@ -34,27 +34,37 @@ def visible(
 
 @jax.custom_jvp
 def masked_softmax(
-    scores: Float[Array, "b *n p s"], low: Int[Array, "p"], high: Int[Array, "p"], real: Bool[Array, "b s"]
-) -> Float[Array, "b *n p s"]:
+    scores: Float[Array, "b *n p s"], low: Int[Array, "p"], high: Int[Array, "p"], real: Bool[Array, "b s"],
+    sink: Float[Array, "*n 1 1"] | None = None,
+) -> Float[Array, "b *n p s"]:  # fmt: skip
     """Softmax over the visible sources, in float32 at least; a query that sees nothing gets a row of zeros."""
     seen = visible(low, high, real, scores.ndim)
     # What stands for a masked score depends on the row: XLA hoists a constant one out of the loop as an array [p, s].
     floor = jnp.minimum(jnp.minimum(low, 0).astype(scores.dtype), jnp.finfo(scores.dtype).min)[:, None]
-    return softmax(jnp.where(seen, scores, floor)) * seen.astype(scores.dtype)
+    return softmax(jnp.where(seen, scores, floor), sink) * seen.astype(scores.dtype)
 
 
 @masked_softmax.defjvp
 def _masked_softmax_jvp(primals, tangents):
     pattern, change = masked_softmax(*primals), tangents[0]
     wide = jnp.promote_types(pattern.dtype, jnp.float32)
-    mean = jnp.sum(pattern * change, axis=-1, keepdims=True, dtype=wide).astype(pattern.dtype)
-    return pattern, pattern * (change - mean)
+    mean = jnp.sum(pattern * change, axis=-1, keepdims=True, dtype=wide)
+    if primals[4] is not None:  # the sink has the rest of the probability
+        mean = mean + (1 - jnp.sum(pattern, axis=-1, keepdims=True, dtype=wide)) * tangents[4]
+    return pattern, pattern * (change - mean.astype(pattern.dtype))
 
 
-def softmax(scores: Float[Array, "*b s"]) -> Float[Array, "*b s"]:
-    """Softmax in float32 at least, back in the dtype of `scores`; a row of -inf alone becomes zeros, not NaN."""
+def softmax(scores: Float[Array, "*b s"], sink: Float[Array, "*n 1 1"] | None = None) -> Float[Array, "*b s"]:
+    """Softmax in float32 at least, back in the dtype of `scores`; a row of -inf alone becomes zeros, not NaN.
+
+    A `sink` is one more score in every row, whose probability is left out: what is attended to nothing (Xiao et al.
+    2023, arXiv 2309.17453).
+    """
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    highest = jax.lax.stop_gradient(jnp.max(wide, axis=-1, keepdims=True))
-    exponentials = jnp.exp(wide - jnp.maximum(highest, jnp.finfo(wide.dtype).min))
+    highest = jnp.max(wide, axis=-1, keepdims=True)
+    highest = highest if sink is None else jnp.maximum(highest, sink.astype(wide.dtype))
+    highest = jnp.maximum(jax.lax.stop_gradient(highest), jnp.finfo(wide.dtype).min)
+    exponentials = jnp.exp(wide - highest)
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    total = total if sink is None else total + jnp.exp(sink.astype(wide.dtype) - highest)
     return (exponentials / jnp.maximum(total, jnp.finfo(wide.dtype).tiny)).astype(scores.dtype)

@@ -32,9 +32,24 @@ def gelu_fast(x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
     return 0.5 * x * (1 + jnp.tanh(x * 0.7978845608 * (1 + 0.044715 * x * x)))
 
 
+def xielu(x: Float[Array, "*b m"], alpha_p: Float[Array, "1"], alpha_n: Float[Array, "1"]) -> Float[Array, "*b m"]:
+    """The integral of an ELU on both sides, whose curvatures are learned (Huang & Schlag 2024, arXiv 2411.13010)."""
+    beta, least = 0.5, jnp.asarray(-1e-6, x.dtype)
+    alpha_p, alpha_n = jax.nn.softplus(alpha_p), beta + jax.nn.softplus(alpha_n)
+    negative = (jnp.expm1(jnp.minimum(x, least)) - x) * alpha_n + beta * x
+    return jnp.where(x > 0, alpha_p * x * x + beta * x, negative)
+
+
+def clamped_swiglu(gate: Float[Array, "*b m"], linear: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
+    """gpt-oss's gate (arXiv 2508.10925): σ(1.702 x) x with x at most 7, times 1 + the linear part within ±7."""
+    gate, linear = jnp.minimum(gate, 7.0), jnp.clip(linear, -7.0, 7.0)
+    return gate * jax.nn.sigmoid(1.702 * gate) * (linear + 1)
+
+
 tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
 ACTIVATION_FUNCTIONS = {
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": tanh_gelu,
     "gelu_pytorch_tanh": tanh_gelu,
@@ -58,7 +73,12 @@ def activate(pre, act_fn: str):
 
 @functools.partial(piece, static_argnames=("act_fn",))
 def gate(pre, pre_linear, act_fn: str):
+    if act_fn == "clamped_swiglu":
+        return clamped_swiglu(pre, pre_linear)
     return ACTIVATION_FUNCTIONS[act_fn](pre) * pre_linear
+
+
+activate_xielu = piece(xielu)
 
 
 class MLP(Part):
@@ -68,10 +88,12 @@ class MLP(Part):
     W_out: Float[Array, "m d"] = nnx.data()
     b_in: Float[Array, "m"] | None = nnx.data()
     b_out: Float[Array, "d"] | None = nnx.data()
+    alpha_p: Float[Array, "1"] | None = nnx.data()
+    alpha_n: Float[Array, "1"] | None = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)
-        self.ln = Norm(cfg, within("ln", weights), "m", self.norm_kind(cfg)) if cfg.act_fn.endswith("_ln") else None
+        self.ln = Norm(cfg, within("ln", weights), self.norm_kind(cfg)) if cfg.act_fn.endswith("_ln") else None
 
     @staticmethod
     def norm_kind(cfg: Config) -> str:
@@ -82,16 +104,20 @@ class MLP(Part):
     def axes(cls, cfg: Config) -> dict[str, str]:
         axes = {"W_in": "d m", "W_out": "m d", "b_in": "m", "b_out": "d"}
         axes = {name: letters for name, letters in axes.items() if name.startswith("W") or name in cfg.biases}
+        if cfg.act_fn == "xielu":
+            return axes | {"alpha_p": "one", "alpha_n": "one"}
         inner = prefixed("ln", Norm.axes(cfg, "m", cls.norm_kind(cfg))) if cfg.act_fn.endswith("_ln") else {}
         return axes | inner
 
     def __call__(self, x: Float[Array, "b p d"], tap) -> Float[Array, "b p d"]:
         pre = tap("hook_pre", linear(x, self.W_in, self.b_in))
-        if self.ln is None:
-            post = activate(pre, self.cfg.act_fn)
-        else:
-            post = self.ln(tap("hook_mid", activate(pre, self.cfg.act_fn)), tap.at("ln"))
+        post = self.activated(pre) if self.ln is None else self.ln(tap("hook_mid", self.activated(pre)), tap.at("ln"))
         return linear(tap("hook_post", post), self.W_out, self.b_out)
+
+    def activated(self, pre: Float[Array, "b p m"]) -> Float[Array, "b p m"]:
+        if self.cfg.act_fn == "xielu":
+            return activate_xielu(pre, self.alpha_p, self.alpha_n)
+        return activate(pre, self.cfg.act_fn)
 
 
 class GatedMLP(Part):
@@ -105,9 +131,11 @@ class GatedMLP(Part):
     b_out: Float[Array, "d"] | None = nnx.data()
 
     @classmethod
-    def axes(cls, cfg: Config) -> dict[str, str]:
-        axes = {"W_in": "d m", "W_gate": "d m", "W_out": "m d", "b_in": "m", "b_gate": "m", "b_out": "d"}
-        return {name: letters for name, letters in axes.items() if name.startswith("W") or name in cfg.biases}
+    def axes(cls, cfg: Config, width: str = "m") -> dict[str, str]:
+        """`width` is the letter of the hidden layer."""
+        weights = {"W_in": f"d {width}", "W_gate": f"d {width}", "W_out": f"{width} d"}
+        biases = {"b_in": width, "b_gate": width, "b_out": "d"}
+        return weights | {name: letters for name, letters in biases.items() if name in cfg.biases}
 
     def __call__(self, x: Float[Array, "b p d"], tap) -> Float[Array, "b p d"]:
         pre = tap("hook_pre", linear(x, self.W_gate, self.b_gate))

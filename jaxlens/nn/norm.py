@@ -42,21 +42,22 @@ def weigh(normalized, w, b, offset: bool):
 
 
 class Norm(Part):
-    """A norm over `letters`, the trailing axes of what it is given ("d", "m", "h", "n h", …)."""
+    """A norm over the last axis of what it is given, or the last `n_axes`; its weights have the axes `letters`."""
 
     w: Float[Array, "*d"] | None = nnx.data()
     b: Float[Array, "*d"] | None = nnx.data()
 
-    def __init__(self, cfg: Config, weights, letters: str = "d", kind: str | None = None):
+    def __init__(self, cfg: Config, weights, kind: str | None = None, n_axes: int = 1):
         super().__init__(cfg, weights)
-        self.kind, self.n_axes = kind or cfg.normalization_type, len(letters.split())
+        self.kind, self.n_axes = kind or cfg.normalization_type, n_axes
 
     @classmethod
-    def axes(cls, cfg: Config, letters: str = "d", kind: str | None = None) -> dict[str, str]:
+    def axes(cls, cfg: Config, letters: str = "d", kind: str | None = None, bias: str = "norm") -> dict[str, str]:
+        """`bias` says by which of `cfg.biases` a LayerNorm has one."""
         kind = kind or cfg.normalization_type
         if kind in ("LNPre", "RMSPre"):
             return {}
-        return {"w": letters} | ({"b": letters} if kind == "LN" and "norm" in cfg.biases else {})
+        return {"w": letters} | ({"b": letters} if kind == "LN" and bias in cfg.biases else {})
 
     def __call__(self, x: Float[Array, "b p *d"], tap) -> Float[Array, "b p *d"]:
         centred, scale = spread(x, self.kind.startswith("LN"), self.cfg.eps, self.n_axes)
@@ -65,9 +66,21 @@ class Norm(Part):
         return weigh(normalized, self.w, self.b, self.cfg.rmsnorm_uses_offset)
 
 
+class HeadNorm(Norm):
+    """The norm of queries, or of keys, under `heads` ("n" or "k"): over each head, with one weight for all of them
+    ("head") or one for each ("heads"), or over all heads at once ("full")."""
+
+    def __init__(self, cfg: Config, weights, heads: str):
+        super().__init__(cfg, weights, cfg.qk_norm_type, n_axes=2 if cfg.qk_norm == "full" else 1)
+
+    @classmethod
+    def axes(cls, cfg: Config, heads: str) -> dict[str, str]:
+        return super().axes(cfg, "h" if cfg.qk_norm == "head" else f"{heads} h", cfg.qk_norm_type, "qk_norm")
+
+
 class OutputNorm(Norm):
-    """A norm of what attention or the MLP writes. No linear map follows it, so nothing can take up its weight and bias:
-    it keeps them where those of the other norms have been folded."""
+    """A norm of what is written to the residual stream. No linear map follows it, so nothing can take up its weight and
+    bias: it keeps them where those of the other norms have been folded."""
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights, kind=self.whole_kind(cfg))
@@ -90,3 +103,19 @@ class NoNorm(Part):
 
     def __call__(self, x, tap):
         return x
+
+
+@functools.partial(jax.jit, static_argnames=("factor",), inline=True)
+def scaled(x, factor: float):
+    return x * jnp.asarray(factor, x.dtype)
+
+
+class OutputScale(Part):
+    """What stands in the place of an OutputNorm where outputs are multiplied by `cfg.residual_scale`."""
+
+    @classmethod
+    def axes(cls, cfg: Config) -> dict[str, str]:
+        return {}
+
+    def __call__(self, x, tap):
+        return scaled(x, self.cfg.residual_scale)

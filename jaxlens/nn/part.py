@@ -1,7 +1,7 @@
 """What every part is: named weights whose shapes are written in axis letters, and a function of them.
 
 Axes: b batch, p query position, s source position, d d_model, n query head, k key/value head, h d_head, m d_mlp,
-e expert, v vocabulary, l layer, c n_ctx.
+e expert, f d_expert, x d_shared_expert, v vocabulary, o output vocabulary, w d_embed, l layer, c n_ctx, u pos_offset.
 """
 
 import dataclasses
@@ -45,8 +45,9 @@ def sizes(cfg: Config) -> dict[str, int | None]:
         (2, 48)
     """
     return {
-        "c": cfg.n_ctx, "d": cfg.d_model, "e": cfg.num_experts, "h": cfg.d_head, "k": cfg.n_key_value_heads,
-        "l": cfg.n_layers, "m": cfg.d_mlp, "n": cfg.n_heads, "o": cfg.d_vocab_out, "v": cfg.d_vocab,
+        "c": cfg.n_ctx, "d": cfg.d_model, "e": cfg.num_experts, "f": cfg.d_expert, "h": cfg.d_head,
+        "k": cfg.n_key_value_heads, "l": cfg.n_layers, "m": cfg.d_mlp, "n": cfg.n_heads, "o": cfg.d_vocab_out,
+        "u": cfg.pos_offset, "v": cfg.d_vocab, "w": cfg.d_embed or cfg.d_model, "x": cfg.d_shared_expert, "one": 1,
     }  # fmt: skip
 
 

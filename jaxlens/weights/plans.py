@@ -29,13 +29,15 @@ class Plan:
 
 READERS = {
     "ln1": ("attn.W_Q", "attn.W_K", "attn.W_V"),
-    "ln2": ("mlp.W_in", "mlp.W_gate", "mlp.W_router"),
+    "ln2": (
+        "mlp.W_in", "mlp.W_gate", "mlp.W_router", "mlp.shared.W_in", "mlp.shared.W_gate", "mlp.W_shared_gate",
+    ),
     "mlp.ln": ("mlp.W_out",),
 }
 """The linear maps that read each norm of a block. A norm that two sublayers share feeds those of both."""
 
 WRITERS = ("W_E", "W_pos", "W_O", "b_O", "W_out", "b_out")
-"""What is written to the residual stream."""
+"""What is written to the residual stream. W_E is not where a map from d_embed follows it, which is then."""
 
 
 def _fold_ln(cfg: Config) -> Plan:
@@ -43,11 +45,15 @@ def _fold_ln(cfg: Config) -> Plan:
         return Plan(cfg, reason="its norms are folded already" if cfg.normalization_type else "it has no norms")
     if cfg.positional_embedding_type == "shortformer":
         return Plan(cfg, valid=False, reason="positions are added between ln1 and the maps of queries and keys")
+    if cfg.norm_placement == "sum":
+        return Plan(cfg, valid=False, reason="nothing takes up the weights of norms that write to the residual stream")
     apart = cfg.replace(tie_word_embeddings=False)
     axes, readers = parameter_axes(apart), _readers(apart)
     biased = {weight for norm, weight in readers if f"{norm}.b" in axes}
     if any("e" in axes[weight].split() for weight in biased):
         return Plan(cfg, valid=False, reason="experts have no biases to take up the bias of ln2")
+    if "unembed.W_proj" in biased:
+        return Plan(cfg, valid=False, reason="the unembedding's map to d_embed has no bias to take up that of ln_final")
 
     def leaves(params: Params) -> Leaves:
         yield from _apart(cfg, params)
@@ -61,11 +67,13 @@ def _fold_ln(cfg: Config) -> Plan:
             w, offset = params[f"{norm}.w"], cfg.rmsnorm_uses_offset
             yield weight, arithmetic.fold(params[weight], w, axis, centre, offset)
 
-    outputs = cfg.norm_placement != "pre"
+    outputs = cfg.norm_placement != "pre" or cfg.post_embedding_ln
     kept = [bias for bias in cfg.biases if bias != "norm" or outputs]
     made = [_bias(weight).rpartition(".")[2] for weight in biased]
     after = apart.replace(normalization_type=f"{cfg.normalization_type}Pre", biases=(*kept, *made))
-    return Plan(after, leaves, "ln1_post and ln2_post keep their weights: no linear map follows" if outputs else "")
+    keeping = [name for name in ("ln1_post", "ln2_post", "embed.ln") if any(f".{name}.w" in f".{key}" for key in axes)]
+    kept_ones = " and ".join(keeping)
+    return Plan(after, leaves, f"{kept_ones} keep their weights: no linear map follows" if keeping else "")
 
 
 def _readers(cfg: Config) -> list[tuple[str, str]]:
@@ -79,7 +87,7 @@ def _readers(cfg: Config) -> list[tuple[str, str]]:
         for norm, weights in table.items()
         for weight in weights
     ]
-    pairs.append(("ln_final", "unembed.W_U"))
+    pairs.append(("ln_final", "unembed.W_proj" if cfg.d_embed else "unembed.W_U"))
     return [(norm, weight) for norm, weight in pairs if f"{norm}.w" in axes and weight in axes]
 
 
@@ -103,12 +111,16 @@ def _center_writing_weights(cfg: Config) -> Plan:
         return Plan(cfg, valid=False, reason="attention and MLP read the residual stream itself, with its mean")
     if cfg.norm_placement == "both":
         return Plan(cfg, valid=False, reason="ln1_post and ln2_post write a mean to the residual stream")
-    in_stream = cfg.positional_embedding_type != "shortformer"
-    written = [
-        name
-        for name in parameter_axes(cfg)
-        if name.endswith(tuple(f".{writer}" for writer in WRITERS)) and (in_stream or name != "pos_embed.W_pos")
-    ]
+    if cfg.norm_placement == "sum":
+        return Plan(cfg, valid=False, reason="the norms of sums write a mean to the residual stream")
+    if cfg.post_embedding_ln:
+        return Plan(cfg, valid=False, reason="the norm of the embedding writes a mean to the residual stream")
+    if cfg.positional_embedding_type == "sinusoidal":
+        return Plan(cfg, valid=False, reason="sines and cosines of positions write a mean to the residual stream")
+    elsewhere = {"pos_embed.W_pos"} if cfg.positional_embedding_type == "shortformer" else set()
+    elsewhere |= {"embed.W_E"} if cfg.d_embed else set()
+    writers = ("embed.W_proj", *(f".{writer}" for writer in WRITERS))
+    written = [name for name in parameter_axes(cfg) if name.endswith(writers) and name not in elsewhere]
 
     def leaves(params: Params) -> Leaves:
         yield from _apart(cfg, params)
@@ -135,6 +147,10 @@ def _center_unembed(cfg: Config) -> Plan:
 def _fold_value_biases(cfg: Config) -> Plan:
     if "b_V" not in cfg.biases:
         return Plan(cfg, reason="it has no value biases")
+    if cfg.clip_qkv is not None:
+        return Plan(cfg, valid=False, reason="values are clipped, with their biases (clip_qkv)")
+    if cfg.attn_sinks:
+        return Plan(cfg, valid=False, reason="with sinks a pattern does not sum to 1, so a value's bias is no constant")
 
     def leaves(params: Params) -> Leaves:
         for attn in (f"blocks.{stack}.attn" for stack in cfg.stack_names):
@@ -150,6 +166,10 @@ def _refactor_factored_attn_matrices(cfg: Config) -> Plan:
         return Plan(cfg, valid=False, reason="queries and keys are turned by their positions (rotary)")
     if cfg.qk_norm is not None:
         return Plan(cfg, valid=False, reason="queries and keys are normalised (qk_norm)")
+    if cfg.clip_qkv is not None:
+        return Plan(cfg, valid=False, reason="queries, keys and values are clipped (clip_qkv)")
+    if cfg.attn_sinks and "b_V" in cfg.biases:
+        return Plan(cfg, valid=False, reason="with sinks a pattern does not sum to 1, so a value's bias is no constant")
     if cfg.n_key_value_heads != cfg.n_heads:
         return Plan(cfg, valid=False, reason=f"{cfg.n_heads} query heads share {cfg.n_key_value_heads} keys and values")
     values = _fold_value_biases(cfg)
