@@ -1,5 +1,9 @@
-"""jaxlens's own folder: config.json and safetensors with TransformerLens's names, one tensor per layer."""
+"""jaxlens's own folder: config.json and safetensors with TransformerLens's names, one tensor per layer.
 
+And other people's checkpoints into such a folder and back, with memory for a tensor.
+"""
+
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,18 +11,21 @@ from typing import Any
 import jax
 
 from jaxlens.config import Config
-from jaxlens.convert import Loaded
+from jaxlens.convert import Loaded, export, load_lazily
 from jaxlens.convert import load as load_checkpoint
 from jaxlens.convert.exporting import ExportedTensors
 from jaxlens.convert.families import own
-from jaxlens.convert.files import read_json, write_json, write_tensors, written_whole
+from jaxlens.convert.files import check_free, read_json, write_json, write_tensors, written_whole
+from jaxlens.convert.loading import StoredParameter
+from jaxlens.convert.opening import naming
 from jaxlens.errors import CheckpointError
+from jaxlens.weights import Processing, process_weights
 
 
 def save(
     folder: str | Path,
     cfg: Config,
-    params: Mapping[str, jax.Array],
+    params: Mapping[str, jax.Array | StoredParameter],
     tokenizer: Any = None,
     source: Mapping[str, Any] | None = None,
     *,
@@ -56,6 +63,51 @@ def load(folder: str | Path) -> Loaded:
     if not _is_own(Path(folder)):
         raise CheckpointError(f"{folder} is not a folder that jaxlens wrote; jaxlens.convert.load reads the others")
     return load_checkpoint(folder, dtype=None)
+
+
+def convert(
+    name_or_path: str | os.PathLike[str], folder: str | Path, *, dtype: Any = None, process: bool = False,
+    revision: str | None = None, shard_bytes: int = 5 * 10**9,
+) -> tuple[Processing, ...]:  # fmt: skip
+    """Writes a checkpoint of any kind (see `jaxlens.convert.load`) as a folder of jaxlens's own.
+
+    It is what `save` writes of what `load` loads, tensor by tensor: no more than one is in memory. With `process`, all
+    of the weights are, processed as `from_pretrained` does; what became of each pass is returned.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be found, read or understood; nothing is written.
+        FileExistsError: `folder` exists and holds something else.
+    """
+    check_free(Path(folder), replaces=_is_own)
+    if process:
+        loaded = load_checkpoint(name_or_path, dtype=dtype, revision=revision)
+        params, cfg, report = process_weights(loaded.params, loaded.cfg, donate=True)
+    else:
+        loaded = load_lazily(name_or_path, dtype=dtype, revision=revision)
+        params, cfg, report = loaded.params, loaded.cfg, ()
+    save(folder, cfg, params, loaded.tokenizer, loaded.source, shard_bytes=shard_bytes)
+    return report
+
+
+def convert_back(
+    name_or_path: str | os.PathLike[str], folder: str | Path, *, dtype: Any = None,
+    source: Mapping[str, Any] | None = None, shard_bytes: int = 5 * 10**9,
+) -> Path:  # fmt: skip
+    """Writes a folder of jaxlens's own, or any other checkpoint, as Hugging Face's transformers reads it.
+
+    Tensor by tensor, as `convert`; with `source`, as a model of this config.json instead of the one it came with.
+
+    Raises:
+        CheckpointError: as `jaxlens.convert.export`; nothing is written.
+        FileExistsError: `folder` exists and is not empty.
+    """
+    check_free(Path(folder))
+    loaded = load_lazily(name_or_path, dtype=dtype)
+    with naming(loaded.name):
+        return export(
+            folder, loaded.cfg, loaded.params, loaded.source if source is None else source,
+            tokenizer=loaded.tokenizer, shard_bytes=shard_bytes,
+        )  # fmt: skip
 
 
 def _is_own(folder: Path) -> bool:

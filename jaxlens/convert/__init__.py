@@ -15,23 +15,23 @@ import jax
 from jaxlens.config import Config
 from jaxlens.convert.exporting import export
 from jaxlens.convert.families import all_families
-from jaxlens.convert.loading import load_parameters
+from jaxlens.convert.loading import StoredParameters, load_parameters
 from jaxlens.convert.opening import Checkpoint, naming, open_checkpoint
 from jaxlens.convert.rules import FLOATS, Family, Rule, stored_type
 from jaxlens.parameters import Params
 
-__all__ = ["Checkpoint", "Family", "Loaded", "Rule", "all_families", "export", "load", "open_checkpoint"]
+__all__ = ["Checkpoint", "Family", "Loaded", "Rule", "all_families", "export", "load", "load_lazily", "open_checkpoint"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in memory.
+    """A checkpoint in memory, or all of it but its weights.
 
     `source` is its config.json in Hugging Face's terms, which an export needs; None where it never had one.
     """
 
     cfg: Config
-    params: Params
+    params: Params | StoredParameters
     tokenizer: Any
     name: str
     source: dict[str, Any] | None
@@ -58,7 +58,7 @@ def load(
         ValueError: an argument does not suit the checkpoint.
     """
     checkpoint = open_checkpoint(name_or_path, revision)
-    cfg = checkpoint.cfg.replace(dtype=_stored_dtype(checkpoint) if dtype is None else dtype)
+    cfg = _with_dtype(checkpoint, dtype)
     if cfg.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError('dtype float64 needs jax.config.update("jax_enable_x64", True); JAX would make it float32')
     kept = _with_n_ctx(cfg if first_n_layers is None else cfg.first_layers(first_n_layers), n_ctx)
@@ -68,6 +68,21 @@ def load(
     return Loaded(kept, params, own, checkpoint.name, checkpoint.source)
 
 
+def load_lazily(name_or_path: str | os.PathLike[str], *, dtype: Any = None, revision: str | None = None) -> Loaded:
+    """What `load` loads, but for the weights, which `params[name][index]` reads when they are asked for.
+
+    Writing such a model somewhere else takes memory for one tensor. By default the number type is kept.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    checkpoint = open_checkpoint(name_or_path, revision)
+    cfg = _with_dtype(checkpoint, dtype)
+    with naming(checkpoint.name):
+        params = StoredParameters(checkpoint.family, cfg, checkpoint.tensors)
+    return Loaded(cfg, params, checkpoint.tokenizer(), checkpoint.name, checkpoint.source)
+
+
 def _with_n_ctx(cfg: Config, n_ctx: int | None) -> Config:
     learned = cfg.positional_embedding_type in ("standard", "shortformer")
     if n_ctx is not None and learned and n_ctx > cfg.n_ctx:
@@ -75,7 +90,10 @@ def _with_n_ctx(cfg: Config, n_ctx: int | None) -> Config:
     return cfg if n_ctx is None else cfg.replace(n_ctx=n_ctx)
 
 
-def _stored_dtype(checkpoint: Checkpoint) -> str:
+def _with_dtype(checkpoint: Checkpoint, dtype: Any) -> Config:
+    """The config with this number type, or with that of the largest tensor."""
     tensors = checkpoint.tensors
-    largest = max(tensors.names(), key=lambda name: math.prod(tensors.shape(name)), default=None)
-    return checkpoint.cfg.dtype if largest is None else FLOATS.get(stored_type(tensors, largest), "float32")
+    if dtype is None:
+        largest = max(tensors.names(), key=lambda name: math.prod(tensors.shape(name)), default=None)
+        dtype = checkpoint.cfg.dtype if largest is None else FLOATS.get(stored_type(tensors, largest), "float32")
+    return checkpoint.cfg.replace(dtype=dtype)

@@ -120,7 +120,7 @@ def warn_of(strange: Sequence[str]) -> None:
 
 def shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter."""
-    return {name: shape.shape for name, shape in parameter_shapes(cfg).items()}
+    return {name: shape.shape for name, shape in parameter_shapes(cfg.replace(dtype="float32")).items()}
 
 
 def some(listed: Sequence[str], most: int = 8) -> str:

@@ -1,12 +1,13 @@
 """Folders of safetensors: read lazily, written whole or not at all."""
 
 import contextlib
+import glob
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +22,7 @@ from jaxlens.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
+Replaces = Callable[[Path], bool] | None
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -64,14 +66,18 @@ class TensorFolder:
             return self._open[1].get_tensor(name)
 
     def _read_header(self, file: Path) -> None:
-        with _explained(file), safe_open(file, framework="numpy", backend="pread") as handle:
-            names = handle.keys()
-            for name in names:
-                tensor = handle.get_slice(name)
-                if name in self._headers:
-                    raise CheckpointError(f"{self.path}: {name} is in both {self._files[name].name} and {file.name}")
-                self._files[name] = file
-                self._headers[name] = (tensor.get_dtype(), tuple(tensor.get_shape()))
+        with _explained(file):
+            with safe_open(file, framework="numpy", backend="pread"):
+                pass  # the header is sound, and the file as long as it says
+            with file.open("rb") as opened:
+                size = int.from_bytes(opened.read(8), "little")
+                header = json.loads(opened.read(size), object_pairs_hook=_unique)
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if name in self._headers:
+                raise CheckpointError(f"{self.path}: {name} is in both {self._files[name].name} and {file.name}")
+            self._files[name] = file
+            self._headers[name] = (entry["dtype"], tuple(entry["shape"]))
 
     def _compare(self, index: dict[str, str]) -> None:
         """The index and the headers must tell the same story."""
@@ -95,7 +101,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def _shards(folder: Path, index: dict[str, str]) -> list[Path]:
     files = [folder / file for file in sorted(set(index.values()))]
-    if missing := [file.name for file in files if not file.is_file()]:
+    if missing := [file.name for file in files if not os.path.isfile(file)]:  # of any name: Path.is_file refuses some
         raise CheckpointError(
             f"{folder} is incomplete: {len(missing)} of its {len(files)} shards are missing ({', '.join(missing)}); "
             "the download was probably interrupted: download the folder again"
@@ -135,7 +141,7 @@ def _explained(file: Path) -> Iterator[None]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; a CheckpointError with the path if there is none."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
@@ -143,31 +149,71 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name occurs twice; of two values Python would keep one and say nothing."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"{twice!r} occurs twice")
+    return value
+
+
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def written_whole(folder: str | Path, replaces: Any = None) -> Iterator[Path]:
+def written_whole(folder: str | Path, replaces: Replaces = None) -> Iterator[Path]:
     """A temporary sibling of `folder` to write into, which takes its name once everything is written.
 
-    A folder that exists and is not empty is only replaced if `replaces(folder)` says so; otherwise FileExistsError.
+    A process that is killed leaves that sibling behind; the next one to write `folder` removes it.
+
+    Raises:
+        FileExistsError: `folder` exists, is not empty, and `replaces(folder)` does not say that it may be replaced.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (replaces and replaces(folder)))):
-        raise FileExistsError(f"{folder} exists and holds something else; remove it, or choose another folder")
+    check_free(folder, replaces)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    _clear(folder)
+    partial, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
     partial.mkdir()
     try:
         yield partial
-        old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_free(folder: Path, replaces: Replaces = None) -> None:
+    """Raises FileExistsError if a folder is neither empty, nor to be made, nor one that may be replaced."""
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (replaces and replaces(folder)))):
+        raise FileExistsError(f"{folder} exists and holds something else; remove it, or choose another folder")
+
+
+def _clear(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote `folder` have left behind."""
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        kind, _, process = leftover.name.removeprefix(f".{folder.name}.").partition("-")
+        if kind not in ("partial", "old") or not process.isdecimal() or _runs(int(process)):
+            continue
+        if kind == "old" and not folder.exists():
+            leftover.rename(folder)  # it was killed between two renames
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this number may be running."""
+    if process == os.getpid() or os.name != "posix":  # elsewhere there is no asking
+        return process != os.getpid()
+    try:
+        return os.kill(process, 0) is None  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
 
 
 def write_tensors(folder: Path, tensors: Tensors, shard_bytes: int) -> None:

@@ -26,33 +26,39 @@ class Checkpoint:
     """A checkpoint whose headers have been read: everything but its weights.
 
     `source` is the config.json in Hugging Face's terms that an export of this model is written with, or None.
+    `unread` are fields that nothing reads, by name; there are none unless they were allowed.
     """
 
     name: str
+    path: Path
     family: Family
     cfg: Config
     tensors: Tensors
     source: dict[str, Any] | None
     tokenizer: Callable[[], Tokenizer | None]
+    unread: Mapping[str, Any]
 
 
-def open_checkpoint(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    name_or_path: str | os.PathLike[str], revision: str | None = None, *, strict: bool = True
+) -> Checkpoint:
     """Finds a checkpoint and reads what its headers say.
 
     `name_or_path` is a folder (of Hugging Face or of jaxlens), a `.gguf` file, "smollm2-135m-instruct", or else a
-    Hugging Face id.
+    Hugging Face id. Unless it is `strict`, config fields that nothing reads are listed and not refused: good for
+    looking, not for loading.
     """
     name = os.fspath(name_or_path)
     path = Path(name).expanduser()
     if name == SMOLLM2:
-        return _open_gguf(name, smollm2_path())
+        return _open_gguf(name, smollm2_path(), strict)
     if name and path.is_dir():
-        return _open_folder(name, path)
+        return _open_folder(name, path, strict)
     if path.suffix == ".gguf":
-        return _open_gguf(name, path)
+        return _open_gguf(name, path, strict)
     if path.is_file():
         raise CheckpointError(f"{path} is a single file; give the folder that it lies in, with its config.json")
-    return _open_folder(name, download(name, revision))
+    return _open_folder(name, download(name, revision), strict)
 
 
 def read_config(fields: Mapping[str, Any]) -> tuple[Family, Config]:
@@ -62,16 +68,21 @@ def read_config(fields: Mapping[str, Any]) -> tuple[Family, Config]:
         CheckpointError: the architecture is unknown, or a field is missing, of the wrong type, beyond what can be
             expressed, or not read by anyone.
     """
-    family = family_of(fields.get("model_type"))
-    hf = Reader(complete(fields))
-    try:
-        cfg = family.config(hf)
-    except (ValueError, ArithmeticError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"config.json describes no model that can be built: {error}") from error
+    family, cfg, hf = map_config(fields)
     hf.check_all_read(family.unused)
     return family, cfg
+
+
+def map_config(fields: Mapping[str, Any]) -> tuple[Family, Config, Reader]:
+    """What `read_config` returns, and the fields, which remember which of them were read."""
+    family = family_of(fields.get("model_type"))
+    try:
+        hf = Reader(complete(fields))
+        return family, family.config(hf), hf
+    except CheckpointError:
+        raise
+    except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"config.json describes no model that can be built: {error}") from error
 
 
 @contextlib.contextmanager
@@ -85,25 +96,38 @@ def naming(path: str | Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _open_folder(name: str, path: Path) -> Checkpoint:
+def _open_folder(name: str, path: Path, strict: bool) -> Checkpoint:
     if not (path / "config.json").is_file():
         held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         raise CheckpointError(
             f"{path} has no config.json; wanted a folder with config.json and safetensors, and this one holds {held}"
         )
     fields = read_json(path / "config.json")
-    with naming(path):
-        family, cfg = read_config(fields)
     has_tokenizer = any(True for pattern in TOKENIZER_FILES for _ in path.glob(pattern))
 
     def tokenizer() -> Tokenizer | None:
-        return Tokenizer.from_folder(path) if has_tokenizer else None
+        try:
+            return Tokenizer.from_folder(path) if has_tokenizer else None
+        except CheckpointError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
+            raise CheckpointError(f"{path} holds no tokenizer that can be read: {error}") from error
 
-    return Checkpoint(name, family, cfg, TensorFolder(path), family.source(fields), tokenizer)
+    return _opened(name, path, fields, strict, lambda: TensorFolder(path), tokenizer)
 
 
-def _open_gguf(name: str, path: Path) -> Checkpoint:
+def _open_gguf(name: str, path: Path, strict: bool) -> Checkpoint:
     file = GGUFFile(path)
+    return _opened(name, path, file.config, strict, lambda: file, file.tokenizer)
+
+
+def _opened(
+    name: str, path: Path, fields: dict[str, Any], strict: bool, tensors: Callable[[], Tensors],
+    tokenizer: Callable[[], Tokenizer | None],
+) -> Checkpoint:  # fmt: skip
     with naming(path):
-        family, cfg = read_config(file.config)
-    return Checkpoint(name, family, cfg, file, family.source(file.config), file.tokenizer)
+        family, cfg, hf = map_config(fields)
+        if strict:
+            hf.check_all_read(family.unused)
+        source = family.source(fields)
+    return Checkpoint(name, path, family, cfg, tensors(), source, tokenizer, hf.unread(family.unused))
