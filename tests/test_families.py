@@ -2,15 +2,16 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
-from families import CASES, PUBLISHED
+from families import CASES, PUBLISHED, REFUSED
 from families.common import LLAMA3, LONG, ROPE
 from safetensors.numpy import load_file, save_file
 from tiny import hf_logits, random_tokens, write_checkpoint
 
-from jaxlens import HookedTransformer
+from jaxlens import CheckpointError, HookedTransformer
 from jaxlens.convert import all_families, export, load
 from jaxlens.convert.opening import read_config
 from jaxlens.parameters import parameter_shapes
@@ -70,6 +71,13 @@ def test_logits_and_round_trip(tmp_path, model_type, fields):
 
 def spelled_by_us(name):
     return name.replace("language_model.model.", "model.").replace("model.language_model.", "model.")
+
+
+@pytest.mark.parametrize(("model_type", "fields", "text"), REFUSED)
+def test_what_a_family_cannot_express_is_refused(tmp_path, model_type, fields, text):
+    theirs = json.loads((write_checkpoint(tmp_path, model_type) / "config.json").read_text())
+    with pytest.raises(CheckpointError, match=re.escape(text)):
+        read_config({**theirs, **fields})
 
 
 def test_every_family_has_cases():

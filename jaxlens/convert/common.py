@@ -1,12 +1,14 @@
 """What families share: reading the fields that many config.json have, and the rules of Llama's layout."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from jaxlens.config import ACTIVATIONS, Config, Dynamic, Linear, Llama3, LongRope, Rotary, Scaling, Yarn
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Rule
+
+Rules = Callable[[Config], Iterable[Rule]]
 
 OTHER_NAMES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_pytorch_tanh"}
 """Activations that transformers knows by a second name."""
@@ -14,6 +16,7 @@ OTHER_NAMES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu
 LAYER = "model.layers.{l}."
 GPT_LAYER = "transformer.h.{l}."
 PRE_NORMS = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}
+POST_NORMS = {"post_attention_layernorm": "ln1_post", "post_feedforward_layernorm": "ln2_post"}
 FOUR_NORMS = {
     "input_layernorm": "ln1",
     "post_attention_layernorm": "ln1_post",
@@ -33,10 +36,10 @@ def activation(hf: Reader, name: str) -> str:
     return known
 
 
-def per_layer(hf: Reader, name: str, meanings: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the words of a list with one word per layer mean."""
+def per_layer(hf: Reader, name: str, meanings: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """What the words (or numbers) of a list with one entry per layer mean."""
     words = hf(name)
-    if not isinstance(words, list) or not all(isinstance(word, str) and word in meanings for word in words):
+    if not isinstance(words, list) or not all(isinstance(word, str | int) and word in meanings for word in words):
         raise hf.refused(name, f"a list of {' and '.join(map(repr, meanings))} is wanted")
     return tuple(meanings[word] for word in words)
 
@@ -49,7 +52,11 @@ def windows(hf: Reader) -> tuple[int | None, ...]:
     return per_layer(hf, "layer_types", {"full_attention": None, "sliding_attention": width})
 
 
-def rotary(hf: Reader, rope: Reader | None = None, d_head: int | None = None) -> Rotary:
+def head_size(hf: Reader) -> int:
+    return hf.size("head_dim", hf.size("hidden_size") // hf.size("num_attention_heads"))
+
+
+def rotary(hf: Reader, rope: Reader | None = None, d_head: int | None = None, adjacent_pairs: bool = False) -> Rotary:
     """The rotary embedding that `rope_parameters` (or one layer type's part of them, `rope`) describes.
 
     `d_head` is given by families that may turn a part of each head only; the others always turn the whole.
@@ -58,13 +65,24 @@ def rotary(hf: Reader, rope: Reader | None = None, d_head: int | None = None) ->
     hf("original_max_position_embeddings", None)  # matters to some scalings only, which look at it themselves
     for note in ("type", "finetuned"):
         rope(note, None)  # "type" is the older spelling of "rope_type", which is always there by now
-    dim = None
     if d_head is None:
+        dim = None
         for place in (hf, rope):
             place.expect("partial_rotary_factor", 1, because="this architecture turns whole heads")
-    elif (share := rope.number("partial_rotary_factor", 1)) != 1:
-        dim = int(d_head * share)
-    return Rotary(base=float(rope.positive("rope_theta")), dim=dim, scaling=_scaling(hf, rope))
+    else:
+        share = rope.positive("partial_rotary_factor", 1)
+        hf.expect("partial_rotary_factor", share, because="rope_parameters says so")
+        dim = None if share == 1 else int(d_head * share)
+    return Rotary(float(rope.positive("rope_theta")), dim, adjacent_pairs, _scaling(hf, rope))
+
+
+def rotary_by_layer_type(hf: Reader) -> tuple[Rotary, ...]:
+    """The rotary embedding of each layer, where global and local layers have their own."""
+    kinds = hf.inside("rope_parameters")
+    turns = {kind: rotary(hf, kinds.inside(kind)) for kind in ("full_attention", "sliding_attention")}
+    for kind in turns:
+        kinds.inside(kind).expect("truncate", True, because="transformers looks for it elsewhere")
+    return per_layer(hf, "layer_types", turns)
 
 
 def _scaling(hf: Reader, rope: Reader) -> Scaling | None:
@@ -111,20 +129,21 @@ def _yarn_attention_factor(rope: Reader, factor: float) -> float:
     return rope.number("attention_factor", ratio)
 
 
-def llama_config(hf: Reader, *, act_fn: str = "hidden_act", **changes: Any) -> Config:
-    """The Config of a Llama and of what differs from one by `changes`; `act_fn` is the field of the activation."""
-    n_heads, d_model = hf.size("num_attention_heads"), hf.size("hidden_size")
+def llama_config(hf: Reader, *, act_fn: str = "hidden_act", eps: str = "rms_norm_eps", **changes: Any) -> Config:
+    """The Config of a Llama and of what differs from one by `changes`; `act_fn` and `eps` are the fields that say what
+    the activation and the norms' epsilon are."""
+    n_heads = hf.size("num_attention_heads")
     fields = {
         "n_layers": hf.size("num_hidden_layers"),
-        "d_model": d_model,
+        "d_model": hf.size("hidden_size"),
         "n_heads": n_heads,
         "n_key_value_heads": hf.size("num_key_value_heads", n_heads),
-        "d_head": hf.size("head_dim", d_model // n_heads),
+        "d_head": head_size(hf),
         "d_mlp": hf.size("intermediate_size"),
         "d_vocab": hf.size("vocab_size"),
         "n_ctx": hf.size("max_position_embeddings"),
         "normalization_type": "RMS",
-        "eps": hf.number("rms_norm_eps"),
+        "eps": hf.number(eps),
         "act_fn": activation(hf, act_fn),
         "gated_mlp": True,
         "biases": (),
@@ -150,25 +169,49 @@ def gemma_config(hf: Reader, **changes: Any) -> Config:
     return llama_config(hf, **fields, **changes)
 
 
-def attention_biases(hf: Reader) -> tuple[str, ...]:
-    return ("b_Q", "b_K", "b_V", "b_O") if hf.flag("attention_bias") else ()
+def gpt_config(hf: Reader, **changes: Any) -> Config:
+    """The Config of a GPT-2 and of what differs from one by `changes`."""
+    d_model, n_heads = hf.size("n_embd"), hf.size("n_head")
+    fields = {
+        "n_layers": hf.size("n_layer"),
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "d_head": d_model // n_heads,
+        "d_mlp": hf.size("n_inner", 4 * d_model),
+        "d_vocab": hf.size("vocab_size"),
+        "n_ctx": hf.size("n_positions"),
+        "act_fn": activation(hf, "activation_function"),
+        "eps": hf.number("layer_norm_epsilon"),
+        "biases": ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "norm"),
+        "tie_word_embeddings": hf.flag("tie_word_embeddings"),
+    }
+    return Config(**{**fields, **changes})
+
+
+def gptj_config(hf: Reader) -> Config:
+    """The Config that GPT-J and CodeGen share: both sublayers read one norm, neighbouring dimensions turn together."""
+    return gpt_config(
+        hf,
+        parallel_attn_mlp=True,
+        shared_norm=True,
+        positional_embedding_type="rotary",
+        rotary=Rotary(dim=hf.size("rotary_dim"), adjacent_pairs=True),
+        biases=("b_in", "b_out", "norm", "b_U"),
+    )
+
+
+def attention_biases(hf: Reader, letters: str = "QKVO") -> tuple[str, ...]:
+    return tuple(f"b_{letter}" for letter in letters) if hf.flag("attention_bias") else ()
+
+
+def mlp_biases(hf: Reader) -> tuple[str, ...]:
+    return ("b_in", "b_gate", "b_out") if hf.flag("mlp_bias") else ()
 
 
 # ---- rules --------------------------------------------------------------------------------------------------------
 
 
-def llama_rules(cfg: Config, norms: Mapping[str, str] = PRE_NORMS) -> Iterator[Rule]:
-    """Every tensor of a Llama; `norms` are those of a layer, theirs and ours."""
-    yield Rule("model.embed_tokens.weight", "embed.W_E", "v d")
-    for theirs, ours in norms.items():
-        yield Rule(f"{LAYER}{theirs}.weight", f"blocks.{{l}}.{ours}.w", "d")
-    yield from attention_rules(cfg)
-    yield from gated_mlp_rules(cfg)
-    yield Rule("model.norm.weight", "ln_final.w", "d")
-    yield from unembed_rules(cfg)
-
-
-def attention_rules(cfg: Config, within: str = LAYER + "self_attn.") -> Iterator[Rule]:
+def attention_rules(cfg: Config, within: str = LAYER + "self_attn.", out: str = "o_proj") -> Iterator[Rule]:
     """Separate q, k, v and o projections, each with its bias where there is one, and the norms of queries and keys."""
     for theirs, letter, heads in (("q", "Q", "n"), ("k", "K", "k"), ("v", "V", "k")):
         yield Rule(f"{within}{theirs}_proj.weight", f"blocks.{{l}}.attn.W_{letter}", f"({heads} h) d -> {heads} d h")
@@ -177,9 +220,25 @@ def attention_rules(cfg: Config, within: str = LAYER + "self_attn.") -> Iterator
         if cfg.qk_norm and theirs != "v":
             pattern = "h" if cfg.qk_norm == "head" else f"({heads} h) -> {heads} h"
             yield Rule(f"{within}{theirs}_norm.weight", f"blocks.{{l}}.attn.{theirs}_norm.w", pattern)
-    yield Rule(f"{within}o_proj.weight", "blocks.{l}.attn.W_O", "d (n h) -> n h d")
+    yield from out_rules(cfg, within + out)
+
+
+def fused_attention_rules(
+    cfg: Config, theirs: str, pattern: str, letters: str = "QKV", split: tuple[str, ...] = (), **own: int
+) -> Iterator[Rule]:
+    """Queries, keys and values in one tensor, in the order of `letters`, and their biases where there are any."""
+    ours = "blocks.{l}.attn."
+    yield Rule(f"{theirs}.weight", tuple(f"{ours}W_{letter}" for letter in letters), pattern, split, own=own)
+    if "b_Q" in cfg.biases:
+        without_d = " ".join(axis for axis in pattern.split() if axis != "d")
+        yield Rule(f"{theirs}.bias", tuple(f"{ours}b_{letter}" for letter in letters), without_d, split, own=own)
+
+
+def out_rules(cfg: Config, theirs: str) -> Iterator[Rule]:
+    """The projection of heads into the residual stream, where it is a linear map by itself."""
+    yield Rule(f"{theirs}.weight", "blocks.{l}.attn.W_O", "d (n h) -> n h d")
     if "b_O" in cfg.biases:
-        yield Rule(f"{within}o_proj.bias", "blocks.{l}.attn.b_O", "d")
+        yield Rule(f"{theirs}.bias", "blocks.{l}.attn.b_O", "d")
 
 
 def gated_mlp_rules(cfg: Config, within: str = LAYER + "mlp.") -> Iterator[Rule]:
@@ -191,23 +250,60 @@ def gated_mlp_rules(cfg: Config, within: str = LAYER + "mlp.") -> Iterator[Rule]
             yield Rule(f"{within}{theirs}_proj.bias", f"blocks.{{l}}.mlp.b_{ours}", pattern[0])
 
 
-def gpt_rules(cfg: Config) -> Iterator[Rule]:
-    """Every tensor that GPT-2 and its kin have in common: all but the projections of attention and MLP."""
-    yield Rule("transformer.wte.weight", "embed.W_E", "v d")
-    yield Rule("transformer.wpe.weight", "pos_embed.W_pos", "c d")
-    for theirs, ours in ((f"{GPT_LAYER}ln_1", "blocks.{l}.ln1"), (f"{GPT_LAYER}ln_2", "blocks.{l}.ln2")):
-        yield from layer_norm_rules(theirs, ours)
-    yield Rule(f"{GPT_LAYER}mlp.c_fc.bias", "blocks.{l}.mlp.b_in", "m")
-    yield Rule(f"{GPT_LAYER}mlp.c_proj.bias", "blocks.{l}.mlp.b_out", "d")
-    yield from layer_norm_rules("transformer.ln_f", "ln_final")
+def fused_gated_mlp_rules(cfg: Config, within: str = LAYER + "mlp.") -> Iterator[Rule]:
+    """The same with gate and up in one tensor."""
+    both = ("blocks.{l}.mlp.W_gate", "blocks.{l}.mlp.W_in")
+    yield Rule(f"{within}gate_up_proj.weight", both, "(two m) d -> two d m")
+    yield Rule(f"{within}down_proj.weight", "blocks.{l}.mlp.W_out", "d m -> m d")
+
+
+def mlp_rules(
+    cfg: Config, first: str, second: str, wide: str = "m d -> d m", narrow: str = "d m -> m d"
+) -> Iterator[Rule]:
+    """An MLP of two linear maps, each with its bias where there is one."""
+    for theirs, ours, pattern, length in ((first, "in", wide, "m"), (second, "out", narrow, "d")):
+        yield Rule(f"{theirs}.weight", f"blocks.{{l}}.mlp.W_{ours}", pattern)
+        if f"b_{ours}" in cfg.biases:
+            yield Rule(f"{theirs}.bias", f"blocks.{{l}}.mlp.b_{ours}", length)
+
+
+def norm_rules(cfg: Config, theirs: str, ours: str) -> Iterator[Rule]:
+    yield Rule(f"{theirs}.weight", f"{ours}.w", "d")
+    if cfg.normalization_type == "LN" and "norm" in cfg.biases:
+        yield Rule(f"{theirs}.bias", f"{ours}.b", "d")
+
+
+def unembed_rules(cfg: Config, theirs: str = "lm_head") -> Iterator[Rule]:
+    if not cfg.tie_word_embeddings:
+        yield Rule(f"{theirs}.weight", "unembed.W_U", "o d -> d o")
+    if "b_U" in cfg.biases:
+        yield Rule(f"{theirs}.bias", "unembed.b_U", "o")
+
+
+def llama_rules(
+    cfg: Config,
+    norms: Mapping[str, str] = PRE_NORMS,
+    attention: Rules = attention_rules,
+    mlp: Rules = gated_mlp_rules,
+) -> Iterator[Rule]:
+    """Every tensor of a Llama, and of what differs from one in its attention, its MLP or its `norms` (of a layer,
+    theirs and ours)."""
+    yield Rule("model.embed_tokens.weight", "embed.W_E", "v d")
+    for theirs, ours in norms.items():
+        yield from norm_rules(cfg, f"{LAYER}{theirs}", f"blocks.{{l}}.{ours}")
+    yield from attention(cfg)
+    yield from mlp(cfg)
+    yield from norm_rules(cfg, "model.norm", "ln_final")
     yield from unembed_rules(cfg)
 
 
-def layer_norm_rules(theirs: str, ours: str) -> Iterator[Rule]:
-    yield Rule(f"{theirs}.weight", f"{ours}.w", "d")
-    yield Rule(f"{theirs}.bias", f"{ours}.b", "d")
-
-
-def unembed_rules(cfg: Config) -> Iterator[Rule]:
-    if not cfg.tie_word_embeddings:
-        yield Rule("lm_head.weight", "unembed.W_U", "o d -> d o")
+def gpt_rules(cfg: Config) -> Iterator[Rule]:
+    """Every tensor that GPT-2 and its kin have in common: all but the projections of attention and MLP."""
+    yield Rule("transformer.wte.weight", "embed.W_E", "v d")
+    if cfg.positional_embedding_type == "standard":
+        yield Rule("transformer.wpe.weight", "pos_embed.W_pos", "c d")
+    yield from norm_rules(cfg, f"{GPT_LAYER}ln_1", "blocks.{l}.ln1")
+    if not cfg.shared_norm:
+        yield from norm_rules(cfg, f"{GPT_LAYER}ln_2", "blocks.{l}.ln2")
+    yield from norm_rules(cfg, "transformer.ln_f", "ln_final")
+    yield from unembed_rules(cfg)

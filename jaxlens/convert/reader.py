@@ -54,7 +54,9 @@ NEUTRAL_AT: Mapping[str, tuple[Any, ...]] = {
 CONVERTED: Mapping[str, str | None] = {
     "rope_theta": "rope_theta",
     "rope_local_base_freq": "rope_theta",
+    "rotary_emb_base": "rope_theta",
     "partial_rotary_factor": "partial_rotary_factor",
+    "rotary_pct": "partial_rotary_factor",
     "rope_scaling": None,
 }
 """Fields of older files that transformers moves into `rope_parameters`, and what they are called there. `rope_scaling`

@@ -2,6 +2,7 @@
 
 - `SIZES`: a tiny config, to which the fields of a case are added.
 - `CASES`: at least four, with every switch that the family's config has.
+- `REFUSED`, where it has switches that cannot be expressed: fields, and what is said about them.
 - `PUBLISHED`: config.json files of published models, as far as they matter, and how many parameters those have.
 """
 
@@ -12,4 +13,5 @@ MODULES = [importlib.import_module(f"{__name__}.{module.name}") for module in pk
 FAMILIES = {getattr(m, "MODEL_TYPE", m.__name__.rpartition(".")[2]): m for m in MODULES if hasattr(m, "CASES")}
 SIZES = {name: family.SIZES for name, family in FAMILIES.items()}
 CASES = {name: family.CASES for name, family in FAMILIES.items()}
+REFUSED = [(name, *case) for name, family in FAMILIES.items() for case in getattr(family, "REFUSED", ())]
 PUBLISHED = {name: model for family in FAMILIES.values() for name, model in family.PUBLISHED.items()}

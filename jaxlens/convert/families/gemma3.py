@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from jaxlens.config import Config
-from jaxlens.convert.common import FOUR_NORMS, gemma_config, llama_rules, per_layer, rotary
+from jaxlens.convert.common import FOUR_NORMS, gemma_config, llama_rules, rotary_by_layer_type
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 
@@ -15,12 +15,10 @@ from jaxlens.convert.rules import Family
 def config(hf: Reader) -> Config:
     text = hf.inside("text_config") if hf("model_type") == "gemma3" else hf
     text.expect("attn_logit_softcapping", because="transformers' Gemma 3 does not apply it")
-    kinds = text.inside("rope_parameters")
-    turns = {kind: rotary(text, kinds.inside(kind)) for kind in ("full_attention", "sliding_attention")}
     return gemma_config(
         text,
         qk_norm="head",
-        rotary=per_layer(text, "layer_types", turns),
+        rotary=rotary_by_layer_type(text),
         tie_word_embeddings=hf.flag("tie_word_embeddings"),
     )
 

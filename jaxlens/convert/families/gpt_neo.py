@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import GPT_LAYER, activation, gpt_rules, per_layer
+from jaxlens.convert.common import GPT_LAYER, activation, attention_rules, gpt_rules, mlp_rules, per_layer
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 
@@ -29,13 +29,8 @@ def config(hf: Reader) -> Config:
 
 def rules(cfg: Config) -> Iterator[Rule]:
     yield from gpt_rules(cfg)
-    theirs, ours = GPT_LAYER + "attn.attention.", "blocks.{l}.attn."
-    for letter in "qkv":
-        yield Rule(f"{theirs}{letter}_proj.weight", f"{ours}W_{letter.upper()}", "(n h) d -> n d h")
-    yield Rule(theirs + "out_proj.weight", ours + "W_O", "d (n h) -> n h d")
-    yield Rule(theirs + "out_proj.bias", ours + "b_O", "d")
-    yield Rule(GPT_LAYER + "mlp.c_fc.weight", "blocks.{l}.mlp.W_in", "m d -> d m")
-    yield Rule(GPT_LAYER + "mlp.c_proj.weight", "blocks.{l}.mlp.W_out", "d m -> m d")
+    yield from attention_rules(cfg, GPT_LAYER + "attn.attention.", out="out_proj")
+    yield from mlp_rules(cfg, GPT_LAYER + "mlp.c_fc", GPT_LAYER + "mlp.c_proj")
 
 
 FAMILY = Family(

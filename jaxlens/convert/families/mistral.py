@@ -7,7 +7,7 @@ from jaxlens.convert.rules import Family
 
 
 def config(hf: Reader) -> Config:
-    return llama_config(hf, windows=(hf.size("sliding_window", None),) * hf.size("num_hidden_layers"))
+    return llama_config(hf, windows=hf.size("sliding_window", None))
 
 
 FAMILY = Family(

@@ -1,0 +1,54 @@
+"""GPT-NeoX, Pythia and others of their shape: attention and MLP side by side, a part of each head turns."""
+
+from collections.abc import Iterator
+
+from jaxlens.config import Config
+from jaxlens.convert.common import (
+    PRE_NORMS,
+    attention_biases,
+    fused_attention_rules,
+    head_size,
+    llama_config,
+    mlp_rules,
+    norm_rules,
+    out_rules,
+    rotary,
+    unembed_rules,
+)
+from jaxlens.convert.reader import Reader
+from jaxlens.convert.rules import Family, Rule
+
+LAYER = "gpt_neox.layers.{l}."
+
+
+def config(hf: Reader) -> Config:
+    return llama_config(
+        hf,
+        eps="layer_norm_eps",
+        normalization_type="LN",
+        gated_mlp=False,
+        parallel_attn_mlp=hf.flag("use_parallel_residual"),
+        rotary=rotary(hf, d_head=head_size(hf)),
+        biases=(*attention_biases(hf), "b_in", "b_out", "norm"),
+    )
+
+
+def rules(cfg: Config) -> Iterator[Rule]:
+    yield Rule("gpt_neox.embed_in.weight", "embed.W_E", "v d")
+    for theirs, ours in PRE_NORMS.items():
+        yield from norm_rules(cfg, LAYER + theirs, f"blocks.{{l}}.{ours}")
+    yield from fused_attention_rules(cfg, LAYER + "attention.query_key_value", "(n three h) d -> three n d h")
+    yield from out_rules(cfg, LAYER + "attention.dense")
+    yield from mlp_rules(cfg, LAYER + "mlp.dense_h_to_4h", LAYER + "mlp.dense_4h_to_h")
+    yield from norm_rules(cfg, "gpt_neox.final_layer_norm", "ln_final")
+    yield from unembed_rules(cfg, "embed_out")
+
+
+FAMILY = Family(
+    model_types=("gpt_neox",),
+    config=config,
+    rules=rules,
+    ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),  # masks and frequencies
+    copies=(("embed_out.weight", "gpt_neox.embed_in.weight"),),
+    prefixes=("embed_out.", "lm_head."),
+)
