@@ -44,7 +44,14 @@ SHAPE_CASES = {
     "gated_mlp": (PLAIN, {"gated_mlp": True}),
     "num_experts": (EXPERTS, {"num_experts": 5}),
     "moe_layers": (EXPERTS, {"moe_layers": (True, False)}),
+    "d_expert": (EXPERTS, {"d_expert": 3}),
+    "d_shared_expert": (EXPERTS, {"d_shared_expert": 3}),
+    "shared_expert_gate": (EXPERTS.replace(d_shared_expert=3), {"shared_expert_gate": True}),
     "qk_norm": (LLAMA, {"qk_norm": "full"}),
+    "attn_sinks": (PLAIN, {"attn_sinks": True}),
+    "d_embed": (PLAIN, {"d_embed": 3}),
+    "post_embedding_ln": (PLAIN, {"post_embedding_ln": True}),
+    "pos_offset": (PLAIN, {"pos_offset": 2}),
     "positional_embedding_type": (PLAIN, {"positional_embedding_type": "none"}),
     "tie_word_embeddings": (LLAMA, {"tie_word_embeddings": True}),
     "dtype": (PLAIN, {"dtype": "bfloat16"}),
@@ -57,6 +64,17 @@ LOGIT_CASES = {
     "act_fn": (PLAIN, {"act_fn": "relu"}),
     "experts_per_token": (EXPERTS, {"experts_per_token": 3}),
     "norm_topk_prob": (EXPERTS, {"norm_topk_prob": False}),
+    "router": (EXPERTS, {"router": "sigmoid"}),
+    "router_tolerance": (EXPERTS.replace(router="sparsemixer", norm_topk_prob=False), {"router_tolerance": 3.0}),
+    "router_groups": (EXPERTS, {"router_groups": (2, 1)}),
+    "router_scale": (EXPERTS, {"router_scale": 2.0}),
+    "residual_scale": (PLAIN, {"residual_scale": 0.3}),
+    "clip_qkv": (PLAIN, {"clip_qkv": 0.1}),
+    "qk_norm_type": (LLAMA.replace(qk_norm="head"), {"qk_norm_type": "LN"}),
+    "qk_norm_after_rotary": (LLAMA.replace(qk_norm="head"), {"qk_norm_after_rotary": True}),
+    "alibi_slopes": (PLAIN.replace(positional_embedding_type="alibi"), {"alibi_slopes": (1.0, 0.5, 0.2, 0.1)}),
+    "pos_offset": (PLAIN.replace(positional_embedding_type="sinusoidal"), {"pos_offset": 2}),
+    "output_logits_scale": (PLAIN, {"output_logits_scale": 3.0}),
     "windows": (PLAIN, {"windows": (None, 2)}),
     "attn_scale": (PLAIN, {"attn_scale": 0.3}),
     "scale_attn_by_inverse_layer_idx": (PLAIN, {"scale_attn_by_inverse_layer_idx": True}),
@@ -106,7 +124,7 @@ def test_each_case_changes_its_own_field(cases):
     for name, (cfg, change) in cases.items():
         # the others are those that hold a default that depends on it
         assert name in differing(cfg, cfg.replace(**change))
-        following = {"d_mlp", "n_key_value_heads", "windows", "attn_scale", "initializer_range"}
+        following = {"d_mlp", "d_expert", "n_key_value_heads", "windows", "attn_scale", "initializer_range"}
         assert set(differing(cfg, cfg.replace(**change))) <= {name, *change, *following}
 
 

@@ -378,7 +378,7 @@ CONFIG_FIELDS = {
         "positional_embedding_type is 'rope'; wanted one of",
     ),
     "an unknown QK-norm": Case(
-        lambda: config(qk_norm=True), ValueError, "qk_norm is True; wanted one of 'head', 'full'"
+        lambda: config(qk_norm=True), ValueError, "qk_norm is True; wanted one of 'head', 'heads', 'full'"
     ),
     "an unknown init_mode": Case(
         lambda: config(init_mode="muP"), ValueError, "init_mode is 'muP'; wanted one of 'gpt2'"
@@ -398,9 +398,21 @@ CONFIG_FIELDS = {
         lambda: config(shared_norm=True), ValueError,
         "shared_norm means one norm before attention and MLP; it needs parallel",
     ),
-    "an offset of a LayerNorm": Case(
-        lambda: config(rmsnorm_uses_offset=True), ValueError,
-        "rmsnorm_uses_offset needs an RMSNorm; normalization_type is",
+    "a norm of sums without two of them": Case(
+        lambda: config(norm_placement="sum", attn_only=True), ValueError, "no parallel or attention-only block"
+    ),
+    "a shared expert of none": Case(
+        lambda: config(d_shared_expert=3), ValueError, "d_shared_expert is 3, which means nothing in this model"
+    ),
+    "slopes for other heads": Case(
+        lambda: config(positional_embedding_type="alibi", alibi_slopes=(1.0,)), ValueError, "alibi_slopes has 1 entries"
+    ),
+    "groups that experts do not fill": Case(
+        lambda: config(num_experts=4, experts_per_token=1, router_groups=(3, 1)), ValueError, "a divisor of num_experts"
+    ),
+    "half of a gate": Case(lambda: config(act_fn="clamped_swiglu"), ValueError, "set gated_mlp=True"),
+    "an activation with weights in a gate": Case(
+        lambda: config(act_fn="xielu", gated_mlp=True), ValueError, "set gated_mlp=False"
     ),
     "a gate without an MLP": Case(
         lambda: config(attn_only=True, gated_mlp=True), ValueError,

@@ -8,6 +8,7 @@ from models import CONFIGS, model, tokens
 
 from jaxlens import hook
 from jaxlens.hook_table import sites, split_name
+from jaxlens.hooks import Tap
 
 TOLERANCE = 1e-5  # of the largest value compared, everywhere
 
@@ -43,6 +44,15 @@ some_configs = pytest.mark.parametrize("name", ["gpt2", "neo", "gemma", "moe", "
 def test_the_residual_stream_adds_up_exactly(name):
     cfg = CONFIGS[name]
     _, cache = model(name).run_with_cache(tokens())
+    norms_sums = cfg.norm_placement == "sum"
+
+    def same(a, b):
+        close(a, b) if norms_sums else close(a, b, tolerance=0)
+
+    def after_sum(layer, norm, x):
+        block = jax.tree.map(lambda w: w[layer], model(name).parts.stacks[0]) if norms_sums else None
+        return getattr(block, norm)(x, Tap(())) if norms_sums else x
+
     for layer in range(cfg.n_layers):
         pre, post = cache["resid_pre", layer], cache["resid_post", layer]
         if cfg.attn_only:
@@ -50,8 +60,9 @@ def test_the_residual_stream_adds_up_exactly(name):
         elif cfg.parallel_attn_mlp:
             assert jnp.array_equal(pre + cache["attn_out", layer] + cache["mlp_out", layer], post)
         else:
-            assert jnp.array_equal(pre + cache["attn_out", layer], cache["resid_mid", layer])
-            assert jnp.array_equal(cache["resid_mid", layer] + cache["mlp_out", layer], post)
+            mid = cache["resid_mid", layer]
+            same(after_sum(layer, "ln1_sum", pre + cache["attn_out", layer]), mid)
+            same(after_sum(layer, "ln2_sum", mid + cache["mlp_out", layer]), post)
         if layer:
             assert jnp.array_equal(cache["resid_post", layer - 1], pre)
 
