@@ -21,6 +21,7 @@ lint: $(VENV)/.test
 
 docs: $(VENV)/.demo
 	$(BIN)/python -c "from jaxlens.hook_table import page; print(page(), end='')" > docs/hook_points.md
+	$(BIN)/jaxlens families --update conversion/README.md
 
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.hooks

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from jaxlens.commands import attribute, demo, heads, hooks, lens, patch
+from jaxlens.commands import attribute, convert, demo, export, families, heads, hooks, inspect, lens, patch, verify
 from jaxlens.commands.command import DEFAULT_MODEL
 from jaxlens.errors import ActivationNotFound
 
@@ -15,6 +15,11 @@ COMMANDS = {
     "attribute": attribute.COMMAND,
     "heads": heads.COMMAND,
     "hooks": hooks.COMMAND,
+    "inspect": inspect.COMMAND,
+    "convert": convert.COMMAND,
+    "export": export.COMMAND,
+    "verify": verify.COMMAND,
+    "families": families.COMMAND,
 }
 
 
@@ -28,17 +33,18 @@ def make_parser() -> argparse.ArgumentParser:
             name, help=command.help, description=command.description, epilog=f"example:\n  {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        subparser.add_argument(
-            "--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH",
-            help="a Hugging Face id, a local folder, or a .gguf file (default: %(default)s)",
-        )  # fmt: skip
+        if command.takes_model:
+            subparser.add_argument(
+                "--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH",
+                help="a Hugging Face id, a local folder, or a .gguf file (default: %(default)s)",
+            )  # fmt: skip
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one subcommand: 0 if it succeeded, 1 with one line on stderr if not, 130 if it was interrupted."""
+    """Runs one subcommand: 0 if it succeeded, 1 if not (for an error, with one line on stderr), 130 if interrupted."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.command is None:
@@ -47,13 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows no "→" gets a "?" and no traceback
     try:
-        arguments.run(arguments)
+        status = arguments.run(arguments)
         sys.stdout.flush()
+        return status or 0
     except BrokenPipeError:  # whoever reads, as in `jaxlens hooks | head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
-    except (ValueError, ActivationNotFound, OSError) as error:  # the package's own errors are ValueErrors but for one
+    except (ValueError, ActivationNotFound, OSError, ImportError) as error:  # the package's own are ValueErrors but one
         if arguments.traceback:
             raise
         print(f"jaxlens: {' '.join(str(error).split())}", file=sys.stderr)

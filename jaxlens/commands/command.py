@@ -23,13 +23,17 @@ STDOUT = Path("-")
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A subcommand: what it does in a few words and at length, an example, its arguments, and the function it calls."""
+    """A subcommand: what it does in a few words and at length, an example, its arguments, and the function it calls.
+
+    That returns the exit status, None for success. `takes_model`: it is about the model that `--model` names.
+    """
 
     help: str
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int | None]
     description: str = ""
     example: str = ""
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    takes_model: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jaxlens.nn.part import sizes
 from jaxlens.parameters import parameter_shapes
 
 Spelling = Callable[[str], str]
+UNMAPPED = "not part of this architecture"
 
 
 def checked_moves(family: Family, cfg: Config, tensors: Tensors) -> tuple[list[Move], Spelling]:
@@ -63,7 +64,7 @@ def differences(
     types = {name: stored_type(tensors, name) for name in present}
     problems = {
         "missing": [name for name in wanted if name not in names],
-        "not part of this architecture": sorted(
+        UNMAPPED: sorted(
             name
             for name in names - wanted.keys() - _copies(family, cfg, spell).keys()
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in family.ignored)

@@ -38,6 +38,11 @@ class Checkpoint:
     tokenizer: Callable[[], Tokenizer | None]
     unread: Mapping[str, Any]
 
+    @property
+    def model_type(self) -> str:
+        """The architecture in Hugging Face's terms; of a model that never had one there, jaxlens's own."""
+        return (self.source or {}).get("model_type", self.family.model_types[0])
+
 
 def open_checkpoint(
     name_or_path: str | os.PathLike[str], revision: str | None = None, *, strict: bool = True

@@ -1,0 +1,500 @@
+"""conversion/ and the commands behind it: what is written, with how much memory, and what is left of a killed run."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from families import CASES, SIZES
+from safetensors.numpy import load_file, save_file
+from test_gguf import vocabulary, weights
+from test_gguf import write as write_gguf
+from tiny import hf_logits, random_tokens, write_checkpoint
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models
+
+import jaxlens.convert.families
+from jaxlens import CheckpointError, Tokenizer, checkpoint
+from jaxlens.cli import COMMANDS, main
+from jaxlens.commands import families
+from jaxlens.convert import load, load_lazily, verifying
+from jaxlens.convert.files import read_json
+from jaxlens.convert.looking import look
+from jaxlens.convert.opening import read_config
+
+ROOT = Path(__file__).parents[1]
+CONVERSION = ROOT / "conversion"
+SCRIPTS = ("convert", "export", "inspect", "verify")
+KINDS = ("gpt2", "gpt_neo", "llama", "qwen2", "gemma2", "gemma3")
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """Tiny checkpoints that transformers wrote, with a tokenizer, in shards or whole."""
+    root, written = tmp_path_factory.mktemp("theirs"), {}
+
+    def get(kind, **options):
+        name = "-".join([f"tiny-random-{kind}", *map(str, options.values())])
+        if name not in written:
+            written[name] = write_checkpoint(root / name, kind, **options)
+            words = FastTokenizer(models.WordLevel({"a": 0, "b": 1, "<s>": 2}, unk_token="a"))
+            Tokenizer(words, bos_token="<s>").save(written[name])
+        return written[name]
+
+    return get
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def tensors(folder):
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def run(capsys, *arguments, status=0):
+    """What a command prints, on stdout or on stderr."""
+    assert main(list(map(str, arguments))) == status
+    printed = capsys.readouterr()
+    return printed.err if status and printed.err else printed.out
+
+
+def edit(folder, fields=None, **more):
+    """A folder with other fields in its config.json and more tensors."""
+    if fields is not None:
+        (folder / "config.json").write_text(json.dumps({**read_json(folder / "config.json"), **fields}))
+    if more:
+        save_file({**load_file(folder / "model.safetensors"), **more}, folder / "model.safetensors")
+    return folder
+
+
+# ---- converting -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16", "shard": "20KB"}], ids=["whole", "shards"])
+def test_a_conversion_is_what_saving_a_loaded_model_writes_and_comes_back(kind, options, theirs, tmp_path):
+    """Bit for bit, though no more than a tensor is in memory: fused tensors are taken apart one after the other."""
+    original = theirs(kind, **options)
+    loaded = load(original, dtype=None)
+    sharded = {"shard_bytes": 20_000} if "shard" in options else {}
+    saved = checkpoint.save(
+        tmp_path / "saved", loaded.cfg, loaded.params, loaded.tokenizer, loaded.source, **sharded
+    )  # fmt: skip
+    assert checkpoint.convert(original, tmp_path / "converted", **sharded) == ()
+    assert contents(tmp_path / "converted") == contents(saved)
+    assert len(list(saved.glob("*.safetensors"))) > 2 * len(sharded)
+    back = tensors(checkpoint.convert_back(tmp_path / "converted", tmp_path / "back"))
+    if kind != "gemma3":  # of which the language model is kept, by other names
+        assert {name: (value.dtype, value.tobytes()) for name, value in back.items()} == {
+            name: (value.dtype, value.tobytes()) for name, value in tensors(original).items()
+        }
+    if not options:
+        assert np.array_equal(hf_logits(tmp_path / "back", random_tokens(0)), hf_logits(original, random_tokens(0)))
+
+
+def test_experts_in_one_tensor_or_in_many():
+    """Families differ in whether each expert has a tensor; either is read from the other."""
+    from test_convert import Memory, exported, mixture
+
+    from jaxlens.convert.exporting import ExportedTensors
+    from jaxlens.convert.families import own
+    from jaxlens.convert.loading import StoredParameters
+    from jaxlens.parameters import parameter_shapes
+
+    cfg, family = mixture()
+    random = np.random.default_rng(0)
+    shapes = parameter_shapes(cfg).items()
+    params = {name: random.normal(size=shape.shape).astype(np.float32) for name, shape in shapes}
+    theirs, ours = exported(family, cfg, params), exported(own.FAMILY, cfg, params)
+    stored = StoredParameters(family, cfg, Memory(theirs))
+    assert list(stored) == list(params) and len(stored) == len(params)
+    for one, other, wanted in ((family, own.FAMILY, ours), (own.FAMILY, family, theirs)):
+        given = Memory(theirs if one is family else ours)
+        made = ExportedTensors(other, cfg, StoredParameters(one, cfg, given))
+        assert {name: made.read(name).tobytes() for name in made.names()} == {
+            name: value.tobytes() for name, value in wanted.items()
+        }
+        assert max(map(given.read_names.count, given.read_names)) == 1, "a tensor is read once"
+
+
+def test_number_types(theirs, tmp_path):
+    original = theirs("llama", dtype="bfloat16")
+    for dtype in (None, "float32", "float16", "float64"):
+        folder = tmp_path / str(dtype)
+        checkpoint.convert(original, folder, dtype=dtype)
+        assert {str(value.dtype) for value in tensors(folder).values()} == {dtype or "bfloat16"}
+        back = checkpoint.convert_back(folder, tmp_path / f"{dtype}-back")
+        wanted = {name: value.astype(dtype or value.dtype) for name, value in tensors(original).items()}
+        assert {name: value.tobytes() for name, value in tensors(back).items()} == {
+            name: value.tobytes() for name, value in wanted.items()
+        }
+        assert read_json(back / "config.json")["dtype"] == (dtype or "bfloat16")
+
+
+def test_a_gguf_file(tmp_path, capsys):
+    file = write_gguf(tmp_path / "model.gguf", extra=vocabulary())
+    assert run(capsys, "convert", file, tmp_path / "ours") == f"{tmp_path / 'ours'}: 87,552 parameters in float32\n"
+    ours = load(tmp_path / "ours")
+    assert ours.tokenizer.bos_token == "<s>" and ours.source["model_type"] == "llama"
+    assert run(capsys, "export", file, tmp_path / "theirs") == f"{tmp_path / 'theirs'}: 87,552 parameters (llama)\n"
+    exported = tensors(tmp_path / "theirs")
+    assert all(np.array_equal(exported[name], value) for name, value in weights().items())
+
+
+def test_processed_weights_are_refused_where_they_cannot_be_expressed(theirs, tmp_path, capsys):
+    printed = run(capsys, "convert", theirs("llama"), tmp_path / "folded", "--process")
+    assert f"{tmp_path / 'folded'}: " in printed and "\n  fold_ln\n" in printed
+    assert "\n  not center_writing_weights: " in printed
+    assert load(tmp_path / "folded").cfg.normalization_type == "RMSPre"
+    error = run(capsys, "export", tmp_path / "folded", tmp_path / "back", status=1)
+    assert error.startswith(f"jaxlens: {tmp_path / 'folded'}: a llama checkpoint cannot express this model: ")
+    assert "fold_ln has put the weights of norms into those that follow" in error
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_model_that_never_had_a_config_is_exported_with_one(theirs, tmp_path, capsys):
+    loaded = load(theirs("llama"))
+    checkpoint.save(tmp_path / "ours", loaded.cfg, loaded.params)
+    assert "this model has no Hugging Face config" in run(
+        capsys, "export", tmp_path / "ours", tmp_path / "a", status=1
+    )  # fmt: skip
+    config = ("--config", theirs("llama") / "config.json")
+    run(capsys, "export", tmp_path / "ours", tmp_path / "b", *config, "--dtype", "float16")
+    assert load(tmp_path / "b", dtype=None).cfg == loaded.cfg.replace(dtype="float16")
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(theirs, tmp_path, capsys, monkeypatch):
+    (tmp_path / "thesis.txt").write_text("precious")
+    monkeypatch.setattr(checkpoint, "load_checkpoint", None)  # it is found out before anything is loaded
+    for command in (("convert",), ("convert", "--process"), ("export",)):
+        error = run(capsys, *command, theirs("llama"), tmp_path, status=1)
+        assert "exists and holds something else" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+MEMORY = """
+import sys
+from jaxlens import checkpoint
+
+def kilobytes(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+
+def convert(source, folder):
+    checkpoint.convert(source, folder + "/ours")
+    checkpoint.convert_back(folder + "/ours", folder + "/back")
+
+convert(sys.argv[1], sys.argv[3] + "/warm")  # imports and first allocations
+before = kilobytes("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+convert(sys.argv[2], sys.argv[3] + "/large")
+print((kilobytes("VmHWM") - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_conversion_takes_memory_for_a_tensor(tmp_path, theirs):
+    """Into a folder of jaxlens's and back: less than 1.3 times the largest shard, though its tensors are fused."""
+    wide = {"n_embd": 240, "vocab_size": 4001, "n_layer": 12}
+    large = write_checkpoint(tmp_path / "theirs", "gpt2", shard="12MB", **wide)
+    shards = [file.stat().st_size for file in large.glob("*.safetensors")]
+    program = [sys.executable, "-c", MEMORY, str(theirs("gpt2")), str(large), str(tmp_path)]
+    peak = int(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
+    assert len(shards) > 2 and peak < 1.3 * max(shards), (peak, shards)
+
+
+# ---- killed runs ----------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from jaxlens.cli import main
+from jaxlens.convert.files import TensorFolder
+
+read, count = TensorFolder.read, 0
+
+def read_some(self, name):
+    global count
+    count += 1
+    if count > 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self, name)
+
+TensorFolder.read = read_some
+main(["convert", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_a_killed_run_leaves_no_half_folder_and_can_be_run_again(theirs, tmp_path, capsys):
+    original, folder = theirs("llama"), tmp_path / "[ours]"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(original), str(folder)])
+    assert killed.returncode == -signal.SIGKILL
+    (partial,) = tmp_path.iterdir()
+    assert partial.name.startswith(".[ours].partial-") and list(partial.glob("*.safetensors"))
+    with contextlib.suppress(CheckpointError):
+        load(folder)
+        raise AssertionError("there is no such folder yet")
+    running = tmp_path / ".[ours].partial-1"  # that of a process that still runs
+    other = tmp_path / ".[ours].partial-of-mine"
+    running.mkdir(), other.mkdir()
+    run(capsys, "convert", original, folder)
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name, running.name, other.name}
+    assert contents(folder) == contents_of_conversion(original, tmp_path)
+
+
+def contents_of_conversion(original, tmp_path):
+    checkpoint.convert(original, tmp_path / "again")
+    return contents(tmp_path / "again")
+
+
+def test_a_run_that_was_killed_between_two_renames_is_undone(theirs, tmp_path, monkeypatch):
+    checkpoint.convert(theirs("gpt2"), tmp_path / "ours")
+    before = contents(tmp_path / "ours")
+    (tmp_path / "ours").rename(tmp_path / f".ours.old-{os.getpid()}")
+    (tmp_path / f".ours.partial-{10**30}").mkdir()
+    monkeypatch.setattr(checkpoint, "write_tensors", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.convert(theirs("llama"), tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"] and contents(tmp_path / "ours") == before
+
+
+def test_a_folder_of_our_own_is_replaced_even_by_itself(theirs, tmp_path):
+    checkpoint.convert(theirs("gpt2"), tmp_path / "ours")
+    before = contents(tmp_path / "ours")
+    checkpoint.convert(tmp_path / "ours", tmp_path / "ours")
+    assert contents(tmp_path / "ours") == before
+    checkpoint.convert(theirs("llama"), tmp_path / "ours")
+    assert load(tmp_path / "ours").source["model_type"] == "llama"
+
+
+# ---- looking --------------------------------------------------------------------------------------------------------
+
+
+def test_looking_reads_no_weights_and_lists_what_is_not_understood(theirs, tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(theirs("gemma2"), tmp_path / "odd")
+    more = {"model.layers.0.new.weight": np.zeros(3, np.float32), "score": np.zeros(2, np.int32)}
+    edit(folder, {"new_switch": 3, "other": "x"}, **more, **{"model.norm.weight": np.zeros(7, np.float32)})
+    monkeypatch.setattr("jaxlens.convert.files.TensorFolder.read", None)
+    found = look(folder)
+    assert not found.loads
+    assert found.checkpoint.unread == {"new_switch": 3, "other": "x"}
+    assert set(found.problems) == {"not part of this architecture", "of the wrong shape"}
+    printed = run(capsys, "inspect", folder, status=1)
+    assert "fields that nothing reads: 2\n  new_switch = 3\n  other = 'x'\n" in printed
+    assert "not part of this architecture: 2\n  model.layers.0.new.weight\n  score\n" in printed
+    assert "of the wrong shape: 1\n  model.norm.weight is (7,), wanted (36,) = (d)\n" in printed
+    with pytest.raises(CheckpointError, match="fields that nothing reads"):
+        load(folder)
+
+
+def test_a_look_draws_what_each_layer_sees(theirs, capsys):
+    printed = run(capsys, "inspect", theirs("gemma3_text")).splitlines()
+    at = printed.index("attention   0")
+    assert printed[at + 1 : at + 4] == [
+        "            LLGL",
+        "         L  the last 7, rope base 10,000",
+        "         G  the whole past, rope base 1,000,000",
+    ]
+    assert printed[at + 4 : at + 7] == [
+        "              #.......      #.......",
+        "              .#......      ##......",
+        "              ..#.....      ###.....",
+    ]
+    assert "fields that nothing reads: none" in printed
+
+
+def test_what_a_look_says_of_sizes_and_positions(theirs, tmp_path, capsys):
+    scaled = {"rope_parameters": {"rope_theta": 500.0, "rope_type": "linear", "factor": 4.0}}
+    printed = run(capsys, "inspect", edit(shutil.copytree(theirs("llama"), tmp_path / "a"), scaled))
+    assert "3 layers, d_model 36, 6 heads of 8 on 2 of keys and values, d_mlp 44, vocabulary 61, context 64" in printed
+    assert "G  the whole past, rope base 500, scaled: Linear by 4\n" in printed
+    count = sum(value.size for value in tensors(theirs("llama")).values())
+    assert f"parameters  {count:,}\n" in printed
+    assert f"memory      float32 {4 * count / 1024:.1f} KiB, bfloat16 {2 * count / 1024:.1f} KiB" in printed
+    assert "positions: standard" in run(capsys, "inspect", theirs("gpt2"))
+    from test_convert import mixture
+
+    from jaxlens.commands.inspect import human, positions, sizes
+    from jaxlens.config import Rotary
+
+    assert ", d_mlp 7, 3 experts of 7 (2 a token), " in sizes(mixture()[0])
+    cfg = load_lazily(theirs("llama")).cfg
+    assert positions(cfg, None) == "no positions"
+    assert positions(cfg, Rotary(dim=4)) == "rope base 10,000 of 4 dimensions in 8"
+    assert human(5 * 2**40) == "5.0 TiB"
+
+
+# ---- verifying ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3"])
+def test_a_checkpoint_is_compared_with_transformers(kind, theirs, capsys, tmp_path):
+    results = ("--results", tmp_path / "RESULTS.md")
+    printed = run(capsys, "verify", theirs(kind), "--length", "20", *results)
+    kept = {"gemma3": "gemma3_text"}.get(kind, kind)
+    assert printed.startswith(f"{theirs(kind)} ({kept}), ") and "2 × 20 tokens" in printed
+    layers = look(theirs(kind)).checkpoint.cfg.n_layers
+    rows = [line.split()[0] for line in printed.splitlines() if line.startswith(("blocks", "unembed", "logits "))]
+    assert rows == [*(f"blocks.{layer}.hook_resid_pre" for layer in range(layers)), "unembed.hook_in", "logits"]
+    assert printed.splitlines()[-1] == "passed: logits are to agree to 1e-05 of the largest"
+    table = (tmp_path / "RESULTS.md").read_text().splitlines()
+    assert table[-1].startswith(f"| {theirs(kind).name} | `{kept}` | ") and "2 × 20" in table[-1]
+    assert table[-1].count(" | ") == table[-3].count(" | ") and "transformers 5" in table[-1]
+
+
+def test_what_came_by_way_of_our_own_folder_is_compared_too(theirs, tmp_path, capsys, monkeypatch):
+    checkpoint.convert(theirs("gpt2"), tmp_path / "ours")
+    assert "passed" in run(capsys, "verify", tmp_path / "ours", "--text", "a b b a")
+    monkeypatch.setattr(verifying, "load", moved)
+    printed = run(capsys, "verify", tmp_path / "ours", "--batch", "1", status=1)
+    assert printed.splitlines()[-1] == "FAILED: logits are to agree to 1e-05 of the largest"
+    assert verifying.difference("", np.zeros((2, 3)), np.ones((2, 2)).view(WithNumpy)).largest == np.inf
+
+
+class WithNumpy(np.ndarray):
+    def numpy(self):
+        return np.asarray(self)
+
+
+def moved(*arguments, **options):
+    loaded = load(*arguments, **options)
+    return dataclasses.replace(loaded, params={name: value * 1.001 for name, value in loaded.params.items()})
+
+
+def test_a_gguf_file_is_compared_with_transformers_own_reading(tmp_path, capsys):
+    words = vocabulary(tokens=["<s>", "</s>", *"abcdefghi"], token_type=[3, 3, *[1] * 9], merges=[])
+    file = write_gguf(tmp_path / "model.gguf", extra=words)
+    assert "(llama), 87,552 parameters" in run(capsys, "verify", file, "--length", "10")
+
+
+def test_what_cannot_be_compared(theirs, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+
+    def refuse(*arguments, **options):
+        raise OSError("no such class")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+        error = run(capsys, "verify", theirs("gpt2"), status=1)
+    assert f"{theirs('gpt2')} cannot be opened by transformers: no such class" in error
+    monkeypatch.setitem(sys.modules, "torch", None)
+    error = run(capsys, "verify", theirs("gpt2"), status=1)
+    assert error == "jaxlens: comparing with transformers needs the package torch; run `pip install torch`\n"
+
+
+# ---- families -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_in_the_readme_is_current():
+    """If not: `make docs`."""
+    text = (CONVERSION / "README.md").read_text()
+    assert families.updated(text) == text
+
+
+def test_families_are_listed_and_put_into_a_page(tmp_path, capsys):
+    printed = run(capsys, "families")
+    assert "gemma3_text, gemma3\n    Gemma 3, text: " in printed
+    table = run(capsys, "families", "--markdown")
+    assert re.search(r"^\| `llama` \| Llama 1 to 3.* \| .*Also from GGUF files\. \|$", table, re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} >= {*CASES, "jaxlens"}
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{families.BEGIN}old\n{families.END}\nafter\n")
+    assert run(capsys, "families", "--update", page) == ""
+    assert page.read_text() == f"before\n{families.BEGIN}{table}{families.END}\nafter\n"
+    page.write_text("no place")
+    error = run(capsys, "families", "--update", page, status=1)
+    assert "there is no place for the table; put the lines <!-- jaxlens families --> and <!-- end -->" in error
+
+
+def test_a_family_that_is_dropped_into_the_folder_is_found(theirs, tmp_path, monkeypatch, capsys):
+    """The four steps of CONTRIBUTING begin with a file; nothing else is told of it."""
+    (tmp_path / "cousin.py").write_text(
+        '"""A cousin of Llama."""\n'
+        "from jaxlens.convert.common import llama_config, llama_rules\n"
+        "from jaxlens.convert.rules import Family\n\n"
+        'UNUSED = ("attention_bias", "mlp_bias", "pretraining_tp")\n'
+        'FAMILY = Family(("cousin",), llama_config, llama_rules, UNUSED, prefixes=("model.", ""))\n'
+    )
+    monkeypatch.setattr(jaxlens.convert.families, "__path__", [*jaxlens.convert.families.__path__, str(tmp_path)])
+    folder = edit(shutil.copytree(theirs("llama"), tmp_path / "theirs"), {"model_type": "cousin"})
+    assert "cousin\n    A cousin of Llama." in run(capsys, "families")
+    ours, llama = load(folder), load(theirs("llama"))
+    assert ours.cfg == llama.cfg and ours.source["model_type"] == "cousin"
+    assert "family      cousin: A cousin of Llama." in run(capsys, "inspect", folder)
+    sys.modules.pop("jaxlens.convert.families.cousin")
+    steps = re.search(r"## Add a family\n\n(.*?)\n## ", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
+    assert re.findall(r"^(\d)\. ", steps, re.MULTILINE) == ["1", "2", "3", "4"]
+
+
+# ---- scripts --------------------------------------------------------------------------------------------------------
+
+
+def script(name, *arguments):
+    """Runs a script as its file, from a folder of its own, without this checkout on the path."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    program = [sys.executable, str(CONVERSION / f"{name}.py"), *map(str, arguments)]
+    ran = subprocess.run(program, capture_output=True, text=True, env=environment, cwd=CONVERSION)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_every_script_runs_as_a_file(theirs, tmp_path, capsys):
+    """Though one of them is called as Python's own module `inspect`, which others need."""
+    original = theirs("gpt2")
+    assert script("inspect", original) == run(capsys, "inspect", original)
+    script("verify", original, "--results", tmp_path / "RESULTS.md", "--length", "9")
+    assert script("convert", "--help").startswith("usage: jaxlens convert [-h]")
+    assert script("export", "--help").startswith("usage: jaxlens export [-h]")
+    assert "tiny-random-gpt2" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_a_script_is_a_command_and_knows_no_checkpoint():
+    """No tensor's name and no config field's."""
+    fields = {name for sizes in SIZES.values() for name in read_config_fields(sizes)}
+    names = set()
+    for kind, sizes in SIZES.items():
+        family, cfg = read_config({"model_type": kind, **sizes})
+        names |= {part for rule in family.rules(cfg) for part in rule.theirs.split(".") if "_" in part}
+    assert {"q_proj", "c_attn"} <= names and {"hidden_size", "n_embd", "layer_types"} <= fields | {"layer_types"}
+    for file in CONVERSION.glob("*.py"):
+        words = set(re.findall(r"\w+", file.read_text()))
+        assert not words & (names | fields), file
+        assert len(file.read_text().splitlines()) < 25
+        assert file.stem == "script" or file.stem in COMMANDS
+    assert {file.stem for file in CONVERSION.glob("*.py")} == {*SCRIPTS, "script"}
+
+
+def read_config_fields(value):
+    """The names of fields, nested ones too."""
+    for name, inner in value.items():
+        yield name
+        yield from read_config_fields(inner) if isinstance(inner, dict) else ()
+
+
+def test_the_readme_shows_what_is_printed(theirs, tmp_path, capsys, monkeypatch):
+    """Every command in it is run; numbers that depend on the machine may differ."""
+    for kind in ("gemma3_text", "gpt2"):
+        shutil.copytree(theirs(kind), tmp_path / theirs(kind).name)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```console\n\$ python conversion/(\w+)\.py (.*?)\n(.*?)```", readme(), re.DOTALL)
+    assert [name for name, *_ in blocks] == ["inspect", "convert", "export", "verify"]
+    for name, arguments, shown in blocks:
+        printed = run(capsys, name, *arguments.split())
+        assert without_measurements(printed) == without_measurements(shown), name
+
+
+def readme():
+    return (CONVERSION / "README.md").read_text()
+
+
+def without_measurements(text):
+    return re.sub(r" *\d\.\de[-+]\d\d", " #", text)
