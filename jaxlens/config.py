@@ -99,6 +99,7 @@ class Config:
     positional_embedding_type: Literal["standard", "rotary", "shortformer", "alibi", "sinusoidal", "none"] = "standard"
     rotary: tuple[Rotary | None, ...] | Rotary = ()  # None: a layer without positions
     alibi_slopes: tuple[float, ...] = ()  # one per head; (): those of Press et al. 2021
+    alibi_in_bfloat16: bool = False  # slope × place was rounded to it, and is divided by attn_scale as scores are
     pos_offset: int = 0  # the first token stands in this row of the table of positions
 
     # embedding and unembedding

@@ -100,6 +100,7 @@ def _extras(cfg: Any) -> None:
         "d_shared_expert": cfg.num_experts, "router_groups": cfg.num_experts, "d_expert": cfg.num_experts,
         "shared_expert_gate": cfg.d_shared_expert, "qk_norm_after_rotary": cfg.qk_norm and cfg.rotary,
         "alibi_slopes": cfg.positional_embedding_type == "alibi",
+        "alibi_in_bfloat16": cfg.positional_embedding_type == "alibi",
         "pos_offset": cfg.positional_embedding_type in ("standard", "sinusoidal"),
     }  # fmt: skip
     for name, wanted in needs.items():
@@ -127,6 +128,7 @@ NEEDED = {
     "shared_expert_gate": "it needs d_shared_expert",
     "qk_norm_after_rotary": "it needs qk_norm and rotary positions",
     "alibi_slopes": 'it needs positional_embedding_type="alibi"',
+    "alibi_in_bfloat16": 'it needs positional_embedding_type="alibi"',
     "pos_offset": 'it needs positional_embedding_type "standard" or "sinusoidal"',
 }
 
@@ -157,3 +159,15 @@ def _long_rope(scaling: LongRope, n_frequencies: int) -> None:
         if len(getattr(scaling, name)) != n_frequencies:
             given = len(getattr(scaling, name))
             raise ValueError(f"LongRope {name} has {given} entries; wanted {n_frequencies}, one per frequency")
+
+
+def check_adds_up(cfg: Any) -> None:
+    """
+    Raises:
+        ValueError: what is written to the residual stream does not stay there as it was written.
+    """
+    if cfg.norm_placement == "sum" and cfg.normalization_type is not None:
+        raise ValueError(
+            "the residual stream of this model is no sum of what was written to it: every sum passes a norm "
+            '(norm_placement="sum"); hook_resid_mid and hook_resid_post can be read, patched and differentiated'
+        )

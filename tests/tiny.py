@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 import torch
 import transformers
-from families import SIZES
+from families import ATTENTION, SIZES
 
 
 def write_checkpoint(
@@ -36,8 +36,9 @@ def write_checkpoint(
 
 def hf_logits(folder: pathlib.Path, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
     """transformers' float32 eager logits [b p v]."""
+    attention = ATTENTION.get(transformers.AutoConfig.from_pretrained(folder).model_type, "eager")
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+        folder, dtype=torch.float32, attn_implementation=attention
     ).eval()
     mask = None if attention_mask is None else torch.tensor(attention_mask)
     with torch.no_grad():

@@ -15,6 +15,8 @@ OTHER_NAMES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu
 
 LAYER = "model.layers.{l}."
 GPT_LAYER = "transformer.h.{l}."
+GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
+GATED_MAPS = {"gate": "m d -> d m", "in": "m d -> d m", "out": "d m -> m d"}
 PRE_NORMS = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}
 POST_NORMS = {"post_attention_layernorm": "ln1_post", "post_feedforward_layernorm": "ln2_post"}
 FOUR_NORMS = {
@@ -224,14 +226,23 @@ def attention_rules(cfg: Config, within: str = LAYER + "self_attn.", out: str = 
 
 
 def fused_attention_rules(
-    cfg: Config, theirs: str, pattern: str, letters: str = "QKV", split: tuple[str, ...] = (), **own: int
+    cfg: Config,
+    theirs: str,
+    pattern: str,
+    letters: str = "QKV",
+    split: tuple[str, ...] = (),
+    each: str = "",
+    **own: int,
 ) -> Iterator[Rule]:
     """Queries, keys and values in one tensor, in the order of `letters`, and their biases where there are any."""
-    ours = "blocks.{l}.attn."
-    yield Rule(f"{theirs}.weight", tuple(f"{ours}W_{letter}" for letter in letters), pattern, split, own=own)
+
+    def named(kind: str) -> tuple[str, ...]:
+        return tuple(f"blocks.{{l}}.attn.{kind}_{letter}" for letter in letters)
+
+    yield Rule(f"{theirs}.weight", named("W"), pattern, split, each, own=own)
     if "b_Q" in cfg.biases:
-        without_d = " ".join(axis for axis in pattern.split() if axis != "d")
-        yield Rule(f"{theirs}.bias", tuple(f"{ours}b_{letter}" for letter in letters), without_d, split, own=own)
+        pattern, each = (" ".join(axis for axis in axes.split() if axis != "d") for axes in (pattern, each))
+        yield Rule(f"{theirs}.bias", named("b"), pattern, split, each, own=own)
 
 
 def out_rules(cfg: Config, theirs: str) -> Iterator[Rule]:
@@ -241,13 +252,31 @@ def out_rules(cfg: Config, theirs: str) -> Iterator[Rule]:
         yield Rule(f"{theirs}.bias", "blocks.{l}.attn.b_O", "d")
 
 
-def gated_mlp_rules(cfg: Config, within: str = LAYER + "mlp.") -> Iterator[Rule]:
-    """gate, up and down: out = (act(x gate) * (x up)) down."""
-    wide, narrow = "m d -> d m", "d m -> m d"
-    for theirs, ours, pattern in (("gate", "gate", wide), ("up", "in", wide), ("down", "out", narrow)):
-        yield Rule(f"{within}{theirs}_proj.weight", f"blocks.{{l}}.mlp.W_{ours}", pattern)
+def gated_mlp_rules(
+    cfg: Config, within: str = LAYER + "mlp.", names: tuple[str, str, str] = GATE_UP_DOWN
+) -> Iterator[Rule]:
+    """gate, up and down, by their `names`: out = (act(x gate) * (x up)) down."""
+    dense = dense_layers(cfg)
+    for theirs, (ours, pattern) in zip(names, GATED_MAPS.items(), strict=True):
+        yield Rule(f"{within}{theirs}.weight", f"blocks.{{l}}.mlp.W_{ours}", pattern, layers=dense)
         if f"b_{ours}" in cfg.biases:
-            yield Rule(f"{within}{theirs}_proj.bias", f"blocks.{{l}}.mlp.b_{ours}", pattern[0])
+            yield Rule(f"{within}{theirs}.bias", f"blocks.{{l}}.mlp.b_{ours}", pattern[0], layers=dense)
+
+
+def expert_rules(
+    cfg: Config, within: str = LAYER + "mlp.", names: tuple[str, str, str] = GATE_UP_DOWN
+) -> Iterator[Rule]:
+    """A router and experts, each a gated MLP of its own, in the layers that mix experts."""
+    mixing = tuple(layer for layer, mixes in enumerate(cfg.moe_layers) if mixes)
+    yield Rule(f"{within}gate.weight", "blocks.{l}.mlp.W_router", "e d -> d e", layers=mixing)
+    for theirs, (ours, pattern) in zip(names, GATED_MAPS.items(), strict=True):
+        theirs, pattern = f"{within}experts.{{e}}.{theirs}.weight", pattern.replace("m", "f")
+        yield Rule(theirs, f"blocks.{{l}}.mlp.W_{ours}", pattern, layers=mixing)
+
+
+def dense_layers(cfg: Config) -> tuple[int, ...] | None:
+    """The layers whose MLP is no mixture of experts; None: all."""
+    return tuple(layer for layer, mixes in enumerate(cfg.moe_layers) if not mixes) if cfg.moe_layers else None
 
 
 def fused_gated_mlp_rules(cfg: Config, within: str = LAYER + "mlp.") -> Iterator[Rule]:
@@ -305,5 +334,23 @@ def gpt_rules(cfg: Config) -> Iterator[Rule]:
     yield from norm_rules(cfg, f"{GPT_LAYER}ln_1", "blocks.{l}.ln1")
     if not cfg.shared_norm:
         yield from norm_rules(cfg, f"{GPT_LAYER}ln_2", "blocks.{l}.ln2")
+    yield from norm_rules(cfg, "transformer.ln_f", "ln_final")
+    yield from unembed_rules(cfg)
+
+
+def bloom_rules(
+    cfg: Config,
+    norms: Mapping[str, str] = PRE_NORMS,
+    fused: str = "(n three h) d -> three n d h",
+    **layout: Any,
+) -> Iterator[Rule]:
+    """Every tensor that BLOOM and Falcon have in common; queries, keys and values lie in one, as `fused` and `layout`
+    say."""
+    yield Rule("transformer.word_embeddings.weight", "embed.W_E", "v d")
+    for theirs, ours in norms.items():
+        yield from norm_rules(cfg, f"{GPT_LAYER}{theirs}", f"blocks.{{l}}.{ours}")
+    yield from fused_attention_rules(cfg, GPT_LAYER + "self_attention.query_key_value", fused, **layout)
+    yield from out_rules(cfg, GPT_LAYER + "self_attention.dense")
+    yield from mlp_rules(cfg, GPT_LAYER + "mlp.dense_h_to_4h", GPT_LAYER + "mlp.dense_4h_to_h")
     yield from norm_rules(cfg, "transformer.ln_f", "ln_final")
     yield from unembed_rules(cfg)

@@ -45,8 +45,9 @@ class Rule:
 
     `{l}` in the names is the layer and `{e}` the expert: tensors that differ in them are stacked on leading axes that
     the pattern does not mention. Without an arrow the pattern says the axes of both sides. A fused tensor has several
-    targets: the first axis on our side counts them, or is cut into the axes that `split` names. `layers` are the
-    layers that have such a tensor; None: all. `own` are the lengths of axes that this tensor alone has.
+    targets: the first axis on our side counts them, or is cut into the axes that `split` names; `each` rearranges what
+    was cut. `layers` are the layers that have such a tensor; None: all. `own` are the lengths of axes that this tensor
+    alone has.
 
     Example:
         >>> rule = Rule("h.{l}.attn.c_attn.bias", ("attn.b_Q", "attn.b_K", "attn.b_V"), "(three n h) -> three n h")
@@ -63,6 +64,7 @@ class Rule:
     ours: str | tuple[str, ...]
     pattern: str
     split: tuple[str, ...] = ()
+    each: str = ""
     layers: tuple[int, ...] | None = None
     own: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
@@ -75,27 +77,39 @@ class Rule:
         left, _, right = self.pattern.partition("->")
         return left.strip(), right.strip() or left.strip()
 
+    @property
+    def counting(self) -> str:
+        """The axis that counts the targets of a fused tensor."""
+        return self.sides[1].split()[0]
+
     def their_shape(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
         return _shape(self.sides[0], self._lengths(lengths))
 
     def our_shapes(self, lengths: Mapping[str, int]) -> list[tuple[int, ...]]:
         """The shape of each target, without its layer and expert axes."""
-        whole = _shape(self.sides[1], self._lengths(lengths))
+        lengths, ours = self._lengths(lengths), self.each.partition("->")[2] or self.sides[1]
         if len(self.targets) == 1:
-            return [whole]
-        return [((lengths[letter],) if letter else ()) + whole[1:] for letter in self.split or [""] * whole[0]]
+            return [_shape(ours, lengths)]
+        if not self.split:
+            return [_shape(ours, lengths)[1:] for _ in self.targets]
+        return [_shape(ours, {**lengths, self.counting: lengths[letter]}) for letter in self.split]
 
     def load(self, tensor: np.ndarray, lengths: Mapping[str, int]) -> list[np.ndarray]:
         """The part of each target, as views of `tensor` where its layout allows."""
-        whole = self._rearrange(tensor, *self.sides, lengths)
+        whole, lengths = self._rearrange(tensor, *self.sides, lengths), self._lengths(lengths)
         if len(self.targets) == 1:
             return [whole]
         if not self.split:
             return list(whole)
-        return np.split(whole, np.cumsum([lengths[letter] for letter in self.split])[:-1])
+        parts = np.split(whole, np.cumsum([lengths[letter] for letter in self.split])[:-1])
+        return [einops.rearrange(part, self.each) for part in parts] if self.each else parts
 
     def export(self, parts: Sequence[np.ndarray], lengths: Mapping[str, int]) -> np.ndarray:
         """The tensor that `load` took apart."""
+        if self.each:
+            cut, ours = self.each.split("->")
+            known = {axis: self._lengths(lengths)[axis] for axis in cut.split() if axis != self.counting}
+            parts = [einops.rearrange(part, f"{ours} -> {cut}", **known) for part in parts]
         whole, *others = parts
         if others:
             whole = np.concatenate(parts) if self.split else np.stack(parts)
@@ -114,7 +128,7 @@ class Rule:
         if len(self.targets) == 1:
             return lengths
         joined = sum(lengths[letter] for letter in self.split) if self.split else len(self.targets)
-        return {**lengths, self.sides[1].split()[0]: joined}
+        return {**lengths, self.counting: joined}
 
 
 @dataclasses.dataclass(frozen=True)

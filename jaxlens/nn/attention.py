@@ -5,7 +5,7 @@ key/value head, h d_head.
 
     x ─ W_Q ─(hook_q)─ q_norm ─ clip ─ rotate ─(hook_rot_q)─┐
     x ─ W_K ─(hook_k)─ k_norm ─ clip ─ rotate ─(hook_rot_k)─┴─ ÷ scale, cap, distance, mask ─(hook_attn_scores)─┐
-    x ─ W_V ─ clip ─(hook_v)─────────────────────────────────── × ─(hook_pattern)────────── softmax (and sink) ─┘
+    x ─ W_V ─(hook_v)─ clip ─────────────────────────────────── × ─(hook_pattern)────────── softmax (and sink) ─┘
                         out ─ + b_O ─ Σ heads ─(hook_result)─ W_O ─(hook_z)
 
 Each piece between two hook points is a small jitted function: inside a compiled forward it is inlined, and in a layer
@@ -119,7 +119,7 @@ class Attention(Part):
     def __call__(self, inputs, at: LayerContext, tap) -> Float[Array, "b p d"]:
         """`inputs`: what queries, keys and values read, each [b p d] (or [b p n d], one for every head)."""
         q, k, v = self.queries_keys_values(inputs, tap)
-        q, k = self.meeting(q, "q", at, tap), self.meeting(k, "k", at, tap)
+        q, k, v = self.meeting(q, "q", at, tap), self.meeting(k, "k", at, tap), self.clipped(v)
         if at.packing is None:
             z = self.attend(q, k, v, at, tap)
         else:
@@ -132,7 +132,7 @@ class Attention(Part):
     def queries_keys_values(self, inputs, tap):
         q = tap("hook_q", project(inputs[0], self.W_Q, self.b_Q))
         k = tap("hook_k", project(inputs[1], self.W_K, self.b_K))
-        v = tap("hook_v", self.clipped(project(inputs[2], self.W_V, self.b_V)))
+        v = tap("hook_v", project(inputs[2], self.W_V, self.b_V))
         return q, k, v
 
     def meeting(self, x: Float[Array, "b p n h"], which: Literal["q", "k"], at: LayerContext, tap):
@@ -149,8 +149,9 @@ class Attention(Part):
 
     def scores(self, q, k, at: LayerContext) -> Float[Array, "b k g p s"]:
         """How well every query matches every source, not yet masked."""
-        distances = () if at.places is None else (self.cfg.slopes, at.places, at.places)
-        return raw_scores(q, k, at.scale, self.cfg.attn_scores_soft_cap, *distances)
+        cfg = self.cfg
+        distances = () if at.places is None else (cfg.slopes, at.places, at.places, cfg.alibi_in_bfloat16)
+        return raw_scores(q, k, at.scale, cfg.attn_scores_soft_cap, *distances)
 
     @property
     def sink(self) -> Float[Array, "k g 1 1"] | None:

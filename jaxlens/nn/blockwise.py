@@ -54,10 +54,9 @@ def _attend(cfg: Config, reach: int, q, k, v, at: LayerContext, sink):
         first_key = jnp.clip(start + block - reach, 0, k.shape[1] - reach)
         rows = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block)
         keys = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_key, slice_size=reach, axis=1)
-        scores = raw_scores(
-            rows(queries, axis=1), keys(k), at.scale, cfg.attn_scores_soft_cap,
-            *(() if places is None else (cfg.slopes, rows(places, axis=1), keys(at.places))),
-        )  # fmt: skip
+        at_places = () if places is None else (rows(places, axis=1), keys(at.places))
+        distances = () if places is None else (cfg.slopes, *at_places, cfg.alibi_in_bfloat16)
+        scores = raw_scores(rows(queries, axis=1), keys(k), at.scale, cfg.attn_scores_soft_cap, *distances)
         real = at.real if reach == k.shape[1] else keys(at.real)  # a slice would be kept for every block's gradient
         pattern = masked_softmax(scores, rows(low) - first_key, rows(high) - first_key, real, sink)
         return weigh_values(pattern, keys(v))

@@ -13,24 +13,36 @@ from jaxtyping import Array, Float, Int
 piece = functools.partial(jax.jit, inline=True)
 
 
-@functools.partial(piece, static_argnames=("cap", "slopes"))
+@functools.partial(piece, static_argnames=("cap", "slopes", "in_bfloat16"))
 def raw_scores(
     q: Float[Array, "b p n h"], k: Float[Array, "b s k h"], scale: Float[Array, ""], cap: float | None,
     slopes: tuple[float, ...] = (), asked_at: Int[Array, "b p"] | None = None,
-    found_at: Int[Array, "b s"] | None = None,
+    found_at: Int[Array, "b s"] | None = None, in_bfloat16: bool = False,
 ) -> Float[Array, "b k g p s"]:  # fmt: skip
     """How well every query matches every source, scaled and soft-capped, not yet masked.
 
     With `slopes`, one per query head, scores fall with the distance between the places of query and source (ALiBi).
+    `in_bfloat16` is `cfg.alibi_in_bfloat16`.
     """
     grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
     scores = (jnp.einsum("bpkgh,bskh->bkgps", grouped, k) / scale).astype(q.dtype)
     scores = scores if cap is None else cap * jnp.tanh(scores / cap)
     if not slopes:
         return scores
-    distance = (found_at[:, None, :] - asked_at[:, :, None]).astype(scores.dtype)
-    slope = jnp.array(slopes, scores.dtype).reshape(k.shape[2], -1, 1, 1)
-    return scores + slope * distance[:, None, None]
+    wide = jnp.promote_types(scores.dtype, jnp.float32)
+    slope = jnp.array(slopes, wide).reshape(k.shape[2], -1, 1, 1)
+    found, asked = found_at[:, None, None, None].astype(wide), asked_at[:, None, None, :, None].astype(wide)
+    if in_bfloat16:
+        fall = (_rounded_product(slope, found) - _rounded_product(slope, asked)) / scale
+    else:
+        fall = slope * (found - asked)
+    return (scores + fall).astype(scores.dtype)
+
+
+def _rounded_product(slope, place):
+    """Both and their product rounded to what bfloat16 can hold, in their own dtype: XLA may drop casts to and fro."""
+    to_bfloat16 = functools.partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
+    return to_bfloat16(to_bfloat16(slope) * to_bfloat16(place))
 
 
 @piece
