@@ -1,0 +1,47 @@
+"""Qwen 3 with experts: in all layers, in every so many, or in all but some."""
+
+import functools
+from collections.abc import Iterator
+
+from jaxlens.config import Config
+from jaxlens.convert.common import attention_biases, expert_rules, gated_mlp_rules, llama_config, llama_rules
+from jaxlens.convert.reader import Reader
+from jaxlens.convert.rules import Family, Rule
+
+
+def config(hf: Reader) -> Config:
+    return llama_config(
+        hf,
+        qk_norm="head",
+        biases=attention_biases(hf),
+        windows=hf.size("sliding_window", None),
+        num_experts=hf.size("num_local_experts"),
+        experts_per_token=hf.size("num_experts_per_tok"),
+        norm_topk_prob=hf.flag("norm_topk_prob"),
+        d_expert=hf.size("moe_intermediate_size"),
+        moe_layers=moe_layers(hf),
+        default_prepend_bos=False,
+    )
+
+
+def moe_layers(hf: Reader) -> tuple[bool, ...]:
+    every, dense = hf.size("decoder_sparse_step"), hf("mlp_only_layers", [])
+    return tuple(layer not in dense and (layer + 1) % every == 0 for layer in range(hf.size("num_hidden_layers")))
+
+
+def mlp_rules(cfg: Config) -> Iterator[Rule]:
+    yield from gated_mlp_rules(cfg)
+    yield from expert_rules(cfg)
+
+
+FAMILY = Family(
+    model_types=("qwen3_moe",),
+    config=config,
+    rules=functools.partial(llama_rules, mlp=mlp_rules),
+    unused=(
+        *("use_sliding_window", "max_window_layers"),  # sliding_window is null where the first is false
+        *("output_router_logits", "router_aux_loss_coef"),  # of training
+    ),
+    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
+    prefixes=("model.", ""),
+)
