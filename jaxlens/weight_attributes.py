@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.compat.modules import Layers, Module
 from jaxlens.config import Config
+from jaxlens.config_checks import check_adds_up
 from jaxlens.factored_matrix import FactoredMatrix, composition_scores
 from jaxlens.hooked import HookPointOnModel
 from jaxlens.nn.part import sizes
@@ -151,8 +152,9 @@ class WeightAttributes:
         norm follows attention or MLP, the norm's bias is what is added, and b_O and b_out are not.
 
         Raises:
-            ValueError: there is no such layer.
+            ValueError: there is no such layer, or in this model (norms of sums) what is written is scaled later on.
         """
+        check_adds_up(self.cfg)
         n = self.cfg.n_layers
         if not 0 <= layer <= n - mlp_input:
             last = f"{n - 1} with mlp_input" if mlp_input else str(n)

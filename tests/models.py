@@ -68,6 +68,10 @@ CONFIGS = {
 }  # fmt: skip
 
 
+ADDITIVE = [name for name, cfg in CONFIGS.items() if cfg.norm_placement != "sum"]
+"""Those whose residual stream is the sum of what was written to it."""
+
+
 @functools.cache
 def model(name: str, seed: int = 0) -> HookedTransformer:
     """A model of that config with every weight random, norms and biases too, so that nothing hides behind a 0 or 1."""

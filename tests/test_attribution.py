@@ -49,7 +49,7 @@ def laid_out_along(letters, values):
     """Values of places [place … prompt] along an activation with these axes."""
     values = np.moveaxis(values, -1, 0)
     lengths = iter(values.shape)
-    return values.reshape([next(lengths) if letter in "bpnkmes" else 1 for letter in letters.split()])
+    return values.reshape([next(lengths) if letter in "bpnkmfxes" else 1 for letter in letters.split()])
 
 
 def moved(value, hook, direction, amount):

@@ -164,9 +164,9 @@ def test_modules_compute_what_the_model_does(name):
     if cfg.norm_placement == "pre" and cfg.positional_embedding_type != "shortformer":
         block, read = the_model.blocks[2], cache["resid_pre", 2]
         read = block.ln1(read)
-        close(block.attn(read, read, read), cache["attn_out", 2])
+        close(block.attn(read, read, read) * cfg.residual_scale, cache["attn_out", 2])
         if not (cfg.attn_only or cfg.parallel_attn_mlp):
-            close(block.mlp(block.ln2(cache["resid_mid", 2]))[0, 3], cache["mlp_out", 2][0, 3])
+            close(block.mlp(block.ln2(cache["resid_mid", 2]))[0, 3] * cfg.residual_scale, cache["mlp_out", 2][0, 3])
 
 
 def test_a_mask_reaches_attention_and_positions_by_their_modules():

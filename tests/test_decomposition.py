@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from mistakes import Case, unreached
-from models import CONFIGS, SIZES, model, randomised, tokens
+from models import ADDITIVE, CONFIGS, SIZES, model, randomised, tokens
 from test_hook_api import compilations
 from test_memory import arrays_within
 from test_models import close
@@ -22,7 +22,7 @@ MORE = {
     "norms after, centred": Config(**SIZES, act_fn="gelu", norm_placement="both"),
     "no norm": Config(**SIZES, act_fn="relu", normalization_type=None, positional_embedding_type="none"),
 }
-EVERY = {**CONFIGS, **MORE}
+EVERY = {**{name: CONFIGS[name] for name in ADDITIVE}, **MORE}
 every_config = pytest.mark.parametrize("name", EVERY)
 some_configs = pytest.mark.parametrize("name", ["gpt2", "gemma", "moe"])
 two_configs = pytest.mark.parametrize("name", ["norms after, centred", "moe"])
@@ -182,7 +182,7 @@ def test_heads_are_what_each_writes_through_the_norm_after_it(name):
     for layer in (0, cache.cfg.n_layers - 1):
         block, z = block_of(cache.model, layer), cache["z", layer]
         for head in (0, 5):
-            written = z[:, :, head] @ block.attn.W_O[head]
+            written = z[:, :, head] @ block.attn.W_O[head] * cache.cfg.residual_scale
             close(stack[layer, head], through(cache, block.ln1_post, f"blocks.{layer}.ln1_post", written))
 
 
@@ -193,12 +193,12 @@ def test_neurons_are_what_each_writes_through_the_norm_after_it(name):
         block, post = block_of(cache.model, layer), cache["post", layer]
         W_out = block.mlp.W_out.reshape(-1, 14)
         if post.ndim == 4:
-            chosen = choose(cache[f"blocks.{layer}.mlp.hook_expert_weights"], 2, True)
+            chosen = choose(cache[f"blocks.{layer}.mlp.hook_expert_weights"], block.mlp.b_choice, cache.cfg)
             assert ((chosen > 0).sum(-1) == 2).all()
             post = (post * chosen[..., None]).reshape(2, 11, -1)
         results = cache.get_neuron_results(layer - cache.cfg.n_layers)  # a negative layer counts from the end
         for neuron in (0, 4, len(W_out) - 1):
-            written = post[..., neuron, None] * W_out[neuron]
+            written = post[..., neuron, None] * W_out[neuron] * cache.cfg.residual_scale
             close(results[..., neuron, :], through(cache, block.ln2_post, f"blocks.{layer}.ln2_post", written))
 
 

@@ -537,6 +537,9 @@ WEIGHTS = {
 }  # fmt: skip
 
 ANALYSES = {
+    "the parts of a stream that is no sum": Case(
+        lambda: model("original").accumulated_bias(1), ValueError, "is no sum of what was written to it"
+    ),
     "no such composition": Case(lambda: model("gpt2").all_composition_scores("q"), ValueError, "mode is 'q'"),
     "a bias past the last layer": Case(lambda: model("gpt2").accumulated_bias(5), ValueError, "so wanted 0 to 4"),
     "no such device": Case(lambda: small_cache().to("abacus"), ValueError, "no device 'abacus'"),

@@ -203,9 +203,10 @@ def test_the_heads_of_smollm2():
 def test_singular_vectors_are_what_a_matrix_writes_or_reads(name, kind):
     """All of them, weighed by the squares of their singular values, make up the matrix's own Gram matrix."""
     the_model, cfg = model(name), CONFIGS[name]
-    layer = cfg.n_layers - 1
-    if kind != "OV" and cfg.attn_only:
+    dense = [layer for layer in range(cfg.n_layers) if not (cfg.moe_layers and cfg.moe_layers[layer])]
+    if kind != "OV" and (cfg.attn_only or not dense):
         return
+    layer = cfg.n_layers - 1 if kind == "OV" else dense[-1]
     block = the_model.blocks[layer]
     norm = block.ln1 if cfg.shared_norm else block.ln2
     w = getattr(norm, "w", None)

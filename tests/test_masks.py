@@ -14,13 +14,16 @@ from jaxlens.nn.context import make_context
 from jaxlens.nn.masks import band, masked_softmax, softmax, visible
 
 LENGTH = 2048
-WINDOWS = {"global": None, "local": 64, "alternating": (None, 64, None, 64)}
+WINDOWS = {
+    "global": {}, "local": {"windows": 64}, "alternating": {"windows": (None, 64, None, 64)},
+    "distances and sinks": {"positional_embedding_type": "alibi", "attn_sinks": True},
+}  # fmt: skip
 EXPLICIT, BLOCKWISE = 1 << 20, 512
 
 
 def long_model(windows, attn_block: int) -> HookedTransformer:
     small = {**LLAMA, "d_model": 8, "n_heads": 2, "n_key_value_heads": 1, "d_mlp": 8, "n_ctx": 4096}
-    return HookedTransformer(Config(**small, windows=WINDOWS[windows], attn_block=attn_block))
+    return HookedTransformer(Config(**{**small, **WINDOWS[windows]}, attn_block=attn_block))
 
 
 def padded():
@@ -71,7 +74,7 @@ def test_no_mask_in_the_loop_with_data_as_bounds(windows, attn_block):
         )  # fmt: skip
 
     for wanted in (frozenset(), frozenset({"hook_resid_post"})):
-        args = model.parts.stacks[0], model.parts.embed(tokens), mask.astype(bool), np.int32(0), np.int32(4)
+        args = model.parts.stacks[0], model.parts.embed(tokens, Tap(())), mask.astype(bool), np.int32(0), np.int32(4)
         compiled = jax.jit(loop, static_argnums=5).lower(*args, wanted).compile()
         assert not mask_buffers(compiled.as_text(), LENGTH)
 
@@ -84,7 +87,7 @@ def test_no_mask_in_a_single_layer(windows, attn_block):
     def layer(block, x, mask):
         return block(x, make_context(model.cfg, mask).at_layer(jnp.int32(1)), Tap((), layer=1))
 
-    args = model.blocks[1].part, model.parts.embed(tokens), mask.astype(bool)
+    args = model.blocks[1].part, model.parts.embed(tokens, Tap(())), mask.astype(bool)
     for run in (layer, jax.grad(lambda *args: layer(*args).sum(), argnums=1)):
         assert not mask_buffers(jax.jit(run).lower(*args).compile().as_text(), LENGTH)
 

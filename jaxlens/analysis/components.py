@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from jaxlens.analysis.final_norm import IDENTITY, FixedNorm
 from jaxlens.analysis.terms import Biases, Units, UnitsByLayer, runs_of
 from jaxlens.config import Config
+from jaxlens.config_checks import check_adds_up
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import sites, split_name
 from jaxlens.nn.moe import MoE, choose
@@ -136,18 +137,6 @@ def _stacks(cache: Any):
 
 
 # --- terms
-
-
-def check_adds_up(cfg: Config) -> None:
-    """
-    Raises:
-        ValueError: what is written does not stay in the residual stream as it was written.
-    """
-    if cfg.norm_placement == "sum" and cfg.normalization_type is not None:
-        raise ValueError(
-            "the residual stream of this model is no sum of what was written to it: every sum passes a norm "
-            '(norm_placement="sum"); hook_resid_mid and hook_resid_post can be read, patched and differentiated'
-        )
 
 
 def head_units(cache: Any, layers: Sequence[int], positions: Slice) -> UnitsByLayer:

@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 from jaxlens.analysis.components import (
     Station,
     biases,
-    check_adds_up,
     head_units,
     neuron_labels,
     neuron_units,
@@ -33,6 +32,7 @@ from jaxlens.analysis.final_norm import IDENTITY, logit_direction
 from jaxlens.analysis.logit_lens import Kind, LogitLensResult, logit_lens, renormalise
 from jaxlens.analysis.terms import Reading, Rows, Term, stacked
 from jaxlens.config import Config
+from jaxlens.config_checks import check_adds_up
 from jaxlens.slices import Slice
 
 Stack = Float[Array, "c ... d"] | tuple[Float[Array, "c ... d"], list[str]]

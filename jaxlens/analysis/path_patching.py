@@ -59,6 +59,7 @@ def path_patch(
         ['L0H0 q', 'L0H1 q', 'L1H0 q', 'L1H1 q']
     """
     cfg = model.cfg
+    check_adds_up(cfg)
     if component not in RECEIVERS or (component == "mlp" and cfg.attn_only):
         raise ValueError(f"component is {component!r}; wanted one of {list(RECEIVERS)} that the model has")
     n_heads = {"q": cfg.n_heads, "k": cfg.n_key_value_heads, "v": cfg.n_key_value_heads}.get(component)

@@ -212,10 +212,12 @@ def known_run(
     )
     context = context_of(model, given.real)
     residuals, k, v = (cache[name] for name in wanted[:3])
-    k = jnp.concatenate([
-        _keys_as_met(stack, k[np.array(layers)], context, np.array(layers, np.int32))
+    by_stack = [
+        _as_met(stack, k[np.array(layers)], v[np.array(layers)], context, np.array(layers, np.int32))
         for stack, layers in zip(model.parts.stacks, cfg.stacks, strict=True)
-    ])[np.argsort(np.concatenate(cfg.stacks))]  # fmt: skip
+    ]
+    order = np.argsort(np.concatenate(cfg.stacks))
+    k, v = (jnp.concatenate(parts)[order] for parts in zip(*by_stack, strict=True))
     present = [split_name(name)[1] for name in matching(cfg, f"blocks.*.{site}")]
     if odd := sorted(set(layers) - set(present)):
         raise ValueError(f'there is no "{site}" in layer {odd[0]}; the model has it in layers {present}')
@@ -224,13 +226,13 @@ def known_run(
 
 
 @jax.jit
-def _keys_as_met(stack: Block, k: Float[Array, "l b t k h"], context: Context, layers: Int[Array, "l"]):
-    """The keys of a stack's layers, normalised and rotated as queries meet them."""
+def _as_met(stack: Block, k: Float[Array, "l b t k h"], v: Float[Array, "l b t k h"], context, layers: Int[Array, "l"]):
+    """The keys and values of a stack's layers as queries meet them: normalised, clipped and rotated."""
 
-    def of_layer(attn, k, layer):
-        return attn.meeting(k, "k", context.at_layer(layer), Tap(()))
+    def of_layer(attn, k, v, layer):
+        return attn.meeting(k, "k", context.at_layer(layer), Tap(())), attn.clipped(v)
 
-    return jax.vmap(of_layer)(stack.attn, k, layers)
+    return jax.vmap(of_layer)(stack.attn, k, v, layers)
 
 
 @dataclasses.dataclass(frozen=True)

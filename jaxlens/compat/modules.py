@@ -145,7 +145,7 @@ def _(stored: Attention, module: Module, query_input, key_input, value_input, at
 
 @_run.register
 def _(stored: Embed, module: Module, tokens):
-    return stored(jnp.asarray(tokens))
+    return stored(jnp.asarray(tokens), Tap(()))
 
 
 @_run.register
