@@ -21,6 +21,8 @@ TOLERANCE = 1e-5
 """Of the largest logit, in float32, for every family: a difference above it is a mistake to be found."""
 
 LENGTH = 40
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs_have_their_published_size(name):
     parameters, fields = PUBLISHED[name]
@@ -150,6 +152,23 @@ def test_gpt2_as_openai_published_it(tmp_path):
     assert_same_tensors(tensors(exported), original)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "buffer"),
+    [
+        ("gptj", "transformer.h.0.attn.masked_bias"),
+        ("codegen", "transformer.h.0.attn.causal_mask"),
+        ("gpt_neox", "gpt_neox.layers.0.attention.bias"),
+        ("gpt_neox", "gpt_neox.layers.0.attention.rotary_emb.inv_freq"),
+    ],
+)
+def test_masks_and_frequencies_in_older_files_are_passed_over(tmp_path, model_type, buffer):
+    folder = write_checkpoint(tmp_path, model_type)
+    plain = load(folder).params
+    rename_tensors(folder, lambda name: name.replace("embed_out", "lm_head"), **{buffer: np.ones((2, 2), bool)})
+    for name, value in load(folder).params.items():
+        assert np.array_equal(value, plain[name]), name
+
+
 @pytest.mark.parametrize("layout", ["model.language_model.", "language_model.model."])
 def test_gemma3_text_inside_a_multimodal_checkpoint(tmp_path, layout):
     folder = write_checkpoint(tmp_path / "theirs", "gemma3")
@@ -189,7 +208,9 @@ def test_sharded_folders(tmp_path):
     assert_equal_logits(logits(ours, tokens), hf_logits(theirs, tokens))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neo", "qwen2", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize(
+    "model_type", ["gpt2", "gpt_neo", "qwen2", "gemma2", "gemma3_text", "codegen", "smollm3", "exaone4", "qwen3_moe"]
+)
 def test_the_first_layers_are_a_model_of_their_own(tmp_path, model_type):
     """Its logits are those of the same layers of the whole model, and it can be exported."""
     theirs = write_checkpoint(tmp_path / "theirs", model_type)
