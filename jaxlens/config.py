@@ -87,6 +87,7 @@ class Config:
     windows: tuple[int | None, ...] | int | None = ()  # None: the whole past
     attn_scale: float | None = None  # scores are divided by it; None: sqrt(d_head)
     scale_attn_by_inverse_layer_idx: bool = False
+    query_growth: tuple[float, int] | None = None  # (β, n): queries grow by β for every e-fold of n positions
     attn_scores_soft_cap: float | None = None
     attn_sinks: bool = False  # every head can attend to nothing: a learned logit beside the scores
     clip_qkv: float | None = None  # queries, keys and values are held within ± this

@@ -53,7 +53,7 @@ CONFIGS = {
     }),
     "oss": Config(**{
         **LLAMA, "n_layers": 3, "act_fn": "clamped_swiglu", "num_experts": 4, "experts_per_token": 2,
-        "windows": (5, None, 5), "attn_sinks": True,
+        "windows": (5, None, 5), "attn_sinks": True, "query_growth": (0.3, 4),
         "biases": ("b_V", "b_O", "b_in", "b_gate", "b_out", "b_router"),
     }),
     "apertus": Config(**{

@@ -79,6 +79,7 @@ LOGIT_CASES = {
     "windows": (PLAIN, {"windows": (None, 2)}),
     "attn_scale": (PLAIN, {"attn_scale": 0.3}),
     "scale_attn_by_inverse_layer_idx": (PLAIN, {"scale_attn_by_inverse_layer_idx": True}),
+    "query_growth": (PLAIN, {"query_growth": (0.9, 2)}),
     "attn_scores_soft_cap": (PLAIN, {"attn_scores_soft_cap": 0.2}),
     "positional_embedding_type": (PLAIN, {"positional_embedding_type": "shortformer"}),
     "rotary": (LLAMA, {"rotary": (Rotary(adjacent_pairs=True), Rotary(adjacent_pairs=True))}),

@@ -53,6 +53,11 @@ def masked_pattern(scores, at: LayerContext, sink):
     return masked_softmax(scores, at.low, at.high, at.real, sink)
 
 
+@piece
+def grow(q, growth: Float[Array, "b p"]):
+    return q * growth.astype(q.dtype)[..., None, None]
+
+
 @functools.partial(piece, static_argnames=("most",))
 def clip(x, most: float):
     return jnp.clip(x, -most, most)
@@ -136,13 +141,16 @@ class Attention(Part):
         return q, k, v
 
     def meeting(self, x: Float[Array, "b p n h"], which: Literal["q", "k"], at: LayerContext, tap):
-        """Queries or keys as they meet each other: normalised, clipped and rotated, as far as the model does so."""
+        """Queries or keys as they meet each other: normalised, clipped, rotated, queries grown, if the model does so."""
         norm = functools.partial(getattr(self, f"{which}_norm"), tap=tap.at(f"{which}_norm"))
         x = self.clipped(x if self.cfg.qk_norm_after_rotary else norm(x))
         if at.cos is not None:
-            adjacent = next(rotary for rotary in self.cfg.rotary if rotary).adjacent_pairs
-            x = tap(f"hook_rot_{which}", rotate(x, at.cos, at.sin, adjacent))
-        return norm(x) if self.cfg.qk_norm_after_rotary else x
+            x = tap(f"hook_rot_{which}", self.rotated(x, at))
+        x = norm(x) if self.cfg.qk_norm_after_rotary else x
+        return x if at.growth is None or which == "k" else grow(x, at.growth)
+
+    def rotated(self, x: Float[Array, "b p n h"], at: LayerContext) -> Float[Array, "b p n h"]:
+        return rotate(x, at.cos, at.sin, next(rotary for rotary in self.cfg.rotary if rotary).adjacent_pairs)
 
     def clipped(self, x):
         return x if self.cfg.clip_qkv is None else clip(x, self.cfg.clip_qkv)

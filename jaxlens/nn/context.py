@@ -32,6 +32,7 @@ class LayerContext:
     sin: Float[Array, "b p r"] | None
     pos_embed: Float[Array, "b p d"] | None
     places: Int[Array, "g t"] | None
+    growth: Float[Array, "b p"] | None
     packing: LayerPacking | None = None
 
 
@@ -52,6 +53,7 @@ class Context:
     scales: Float[Array, "l"]
     frequencies: Float[Array, "l r"] | None
     rotary_factors: Float[Array, "l"] | None
+    query_growth: tuple[float, int] | None = dataclasses.field(default=None, metadata={"static": True})
     measures_distance: bool = dataclasses.field(default=False, metadata={"static": True})
     pos_embed: Float[Array, "b p d"] | None = None
     packing: Packing | None = None
@@ -67,7 +69,8 @@ class Context:
         packing = None if self.packing is None else self.packing.at_layer(layer)
         places = self.places(layer) if self.measures_distance else None
         scale = self.scales[layer]
-        return LayerContext(low, high, self.real, window, scale, cos, sin, self.pos_embed, places, packing)
+        growth = None if self.query_growth is None else growth_of_queries(self.positions, *self.query_growth)
+        return LayerContext(low, high, self.real, window, scale, cos, sin, self.pos_embed, places, growth, packing)
 
     def places(self, layer: Int[Array, ""]) -> Int[Array, "g t"]:
         """Where every slot stands among the real tokens of its sequence, from 0. As in `masks.band`, `layer` only keeps
@@ -80,6 +83,12 @@ def layer_scales(cfg: Config) -> np.ndarray:
     scale = cfg.attn_scale if cfg.attn_scale is not None else np.sqrt(cfg.d_head)
     depth = np.arange(1, cfg.n_layers + 1) if cfg.scale_attn_by_inverse_layer_idx else np.ones(cfg.n_layers)
     return (scale * depth).astype(np.float64 if cfg.dtype == "float64" else np.float32)
+
+
+def growth_of_queries(positions: Int[Array, "b p"], beta: float, original: int) -> Float[Array, "b p"]:
+    """1 + β ln(1 + ⌊position / original⌋): what queries past the original context are multiplied by, as attention over
+    more sources is flatter (Llama 4, 2025)."""
+    return 1 + beta * jnp.log(1 + (positions // original).astype(jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
@@ -96,5 +105,6 @@ def make_context(cfg: Config, real: Bool[Array, "b p"]) -> Context:
         scales=jnp.asarray(layer_scales(cfg)),
         frequencies=frequencies,
         rotary_factors=factors,
+        query_growth=cfg.query_growth,
         measures_distance=cfg.positional_embedding_type == "alibi",
     )

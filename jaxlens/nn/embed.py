@@ -4,9 +4,11 @@ Axes: b batch, p position, d d_model, v vocabulary, o output vocabulary, w d_emb
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -35,7 +37,8 @@ def look_up_positions(W_pos, positions, real):
 @functools.partial(piece, static_argnames=("d_model", "offset", "dtype"))
 def sinusoids(positions, real, d_model: int, offset: int, dtype: str):
     """Sines of d_model / 2 frequencies, and then their cosines."""
-    frequencies = 1e4 ** (-jnp.arange(d_model // 2, dtype=jnp.float32) / (d_model // 2 - 1))
+    powers = np.arange(d_model // 2, dtype=np.float32) * np.float32(-math.log(1e4) / max(d_model // 2 - 1, 1))
+    frequencies = np.exp(powers.astype(np.float64)).astype(np.float32)  # to the bit those of training
     angles = (positions + offset).astype(jnp.float32)[..., None] * frequencies
     waves = jnp.concatenate((jnp.sin(angles), jnp.cos(angles), jnp.zeros((*angles.shape[:-1], d_model % 2))), axis=-1)
     return jnp.where(real[..., None], waves, 0).astype(dtype)

@@ -35,10 +35,11 @@ def divide(x, scale, dtype):
 def weigh(normalized, w, b, offset: bool):
     if w is None:
         return normalized
-    if offset:  # in float32 and rounded once, as the checkpoints with an offset were trained
-        wide = jnp.promote_types(normalized.dtype, jnp.float32)
-        return (normalized.astype(wide) * (1 + w.astype(wide))).astype(normalized.dtype)
-    return normalized * w if b is None else normalized * w + b
+    if not offset and b is None:
+        return normalized * w
+    wide = jnp.promote_types(normalized.dtype, jnp.float32)  # and rounded once, as such checkpoints were trained
+    weighed = normalized.astype(wide) * (w.astype(wide) + offset)
+    return (weighed if b is None else weighed + b.astype(wide)).astype(normalized.dtype)
 
 
 class Norm(Part):
@@ -47,9 +48,9 @@ class Norm(Part):
     w: Float[Array, "*d"] | None = nnx.data()
     b: Float[Array, "*d"] | None = nnx.data()
 
-    def __init__(self, cfg: Config, weights, kind: str | None = None, n_axes: int = 1):
+    def __init__(self, cfg: Config, weights, kind: str | None = None, n_axes: int = 1, eps: float | None = None):
         super().__init__(cfg, weights)
-        self.kind, self.n_axes = kind or cfg.normalization_type, n_axes
+        self.kind, self.n_axes, self.eps = kind or cfg.normalization_type, n_axes, eps or cfg.eps
 
     @classmethod
     def axes(cls, cfg: Config, letters: str = "d", kind: str | None = None, bias: str = "norm") -> dict[str, str]:
@@ -60,7 +61,7 @@ class Norm(Part):
         return {"w": letters} | ({"b": letters} if kind == "LN" and bias in cfg.biases else {})
 
     def __call__(self, x: Float[Array, "b p *d"], tap) -> Float[Array, "b p *d"]:
-        centred, scale = spread(x, self.kind.startswith("LN"), self.cfg.eps, self.n_axes)
+        centred, scale = spread(x, self.kind.startswith("LN"), self.eps, self.n_axes)
         scale = tap("hook_scale", scale)
         normalized = tap("hook_normalized", divide(centred, scale, x.dtype))
         return weigh(normalized, self.w, self.b, self.cfg.rmsnorm_uses_offset)
