@@ -182,7 +182,7 @@ def gpt_config(hf: Reader, **changes: Any) -> Config:
         "d_mlp": hf.size("n_inner", 4 * d_model),
         "d_vocab": hf.size("vocab_size"),
         "n_ctx": hf.size("n_positions"),
-        "act_fn": activation(hf, "activation_function"),
+        "act_fn": changes.get("act_fn") or activation(hf, "activation_function"),
         "eps": hf.number("layer_norm_epsilon"),
         "biases": ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "norm"),
         "tie_word_embeddings": hf.flag("tie_word_embeddings"),
@@ -202,27 +202,67 @@ def gptj_config(hf: Reader) -> Config:
     )
 
 
+def fairseq_config(
+    hf: Reader,
+    *,
+    n_layers: str = "num_hidden_layers",
+    d_model: str = "hidden_size",
+    n_heads: str = "num_attention_heads",
+    d_mlp: str = "ffn_dim",
+    act_fn: str = "activation_function",
+    **changes: Any,
+) -> Config:
+    """The Config that models share which were trained with fairseq; the first arguments are what its fields are called
+    in theirs. Two rows stand before the positions, and the epsilon of norms is in no config."""
+    width, heads = hf.size(d_model), hf.size(n_heads)
+    fields = {
+        "n_layers": hf.size(n_layers),
+        "d_model": width,
+        "n_heads": heads,
+        "d_head": width // heads,
+        "d_mlp": hf.size(d_mlp),
+        "d_vocab": hf.size("vocab_size"),
+        "n_ctx": hf.size("max_position_embeddings"),
+        "act_fn": activation(hf, act_fn),
+        "eps": 1e-5,
+        "biases": ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "norm"),
+        "pos_offset": 2,
+        "tie_word_embeddings": hf.flag("tie_word_embeddings"),
+    }
+    return Config(**{**fields, **changes})
+
+
 def attention_biases(hf: Reader, letters: str = "QKVO") -> tuple[str, ...]:
     return tuple(f"b_{letter}" for letter in letters) if hf.flag("attention_bias") else ()
 
 
-def mlp_biases(hf: Reader) -> tuple[str, ...]:
-    return ("b_in", "b_gate", "b_out") if hf.flag("mlp_bias") else ()
+def mlp_biases(hf: Reader, maps: tuple[str, ...] = ("in", "gate", "out")) -> tuple[str, ...]:
+    return tuple(f"b_{name}" for name in maps) if hf.flag("mlp_bias") else ()
 
 
 # ---- rules --------------------------------------------------------------------------------------------------------
 
 
-def attention_rules(cfg: Config, within: str = LAYER + "self_attn.", out: str = "o_proj") -> Iterator[Rule]:
-    """Separate q, k, v and o projections, each with its bias where there is one, and the norms of queries and keys."""
+def attention_rules(
+    cfg: Config, within: str = LAYER + "self_attn.", out: str = "o_proj", norm: str = "{}_norm"
+) -> Iterator[Rule]:
+    """Separate q, k, v and o projections, each with its bias where there is one, and the norms of queries and keys,
+    whose names are `norm` with their letter."""
     for theirs, letter, heads in (("q", "Q", "n"), ("k", "K", "k"), ("v", "V", "k")):
         yield Rule(f"{within}{theirs}_proj.weight", f"blocks.{{l}}.attn.W_{letter}", f"({heads} h) d -> {heads} d h")
         if f"b_{letter}" in cfg.biases:
             yield Rule(f"{within}{theirs}_proj.bias", f"blocks.{{l}}.attn.b_{letter}", f"({heads} h) -> {heads} h")
         if cfg.qk_norm and theirs != "v":
-            pattern = "h" if cfg.qk_norm == "head" else f"({heads} h) -> {heads} h"
-            yield Rule(f"{within}{theirs}_norm.weight", f"blocks.{{l}}.attn.{theirs}_norm.w", pattern)
+            yield from head_norm_rules(cfg, within + norm.format(theirs), theirs, heads)
     yield from out_rules(cfg, within + out)
+
+
+def head_norm_rules(cfg: Config, theirs: str, which: str, heads: str) -> Iterator[Rule]:
+    """The norm of queries or keys (`which`: "q" or "k"), whose axis of heads is called `heads`."""
+    pattern = {"head": "h", "heads": f"{heads} h", "full": f"({heads} h) -> {heads} h"}[cfg.qk_norm]
+    yield Rule(f"{theirs}.weight", f"blocks.{{l}}.attn.{which}_norm.w", pattern)
+    if cfg.qk_norm_type == "LN" and "qk_norm" in cfg.biases:
+        yield Rule(f"{theirs}.bias", f"blocks.{{l}}.attn.{which}_norm.b", pattern)
 
 
 def fused_attention_rules(
@@ -296,6 +336,11 @@ def mlp_rules(
             yield Rule(f"{theirs}.bias", f"blocks.{{l}}.mlp.b_{ours}", length)
 
 
+def up_down_rules(cfg: Config) -> Iterator[Rule]:
+    """An MLP in a Llama's place that has no gate."""
+    yield from mlp_rules(cfg, LAYER + "mlp.up_proj", LAYER + "mlp.down_proj")
+
+
 def norm_rules(cfg: Config, theirs: str, ours: str) -> Iterator[Rule]:
     yield Rule(f"{theirs}.weight", f"{ours}.w", "d")
     if cfg.normalization_type == "LN" and "norm" in cfg.biases:
@@ -304,7 +349,7 @@ def norm_rules(cfg: Config, theirs: str, ours: str) -> Iterator[Rule]:
 
 def unembed_rules(cfg: Config, theirs: str = "lm_head") -> Iterator[Rule]:
     if not cfg.tie_word_embeddings:
-        yield Rule(f"{theirs}.weight", "unembed.W_U", "o d -> d o")
+        yield Rule(f"{theirs}.weight", "unembed.W_U", "o w -> w o")
     if "b_U" in cfg.biases:
         yield Rule(f"{theirs}.bias", "unembed.b_U", "o")
 
@@ -338,6 +383,15 @@ def gpt_rules(cfg: Config) -> Iterator[Rule]:
     yield from unembed_rules(cfg)
 
 
+def gpt_layer_rules(cfg: Config) -> Iterator[Rule]:
+    """Attention and MLP of the GPTs of OpenAI, whose linear maps are stored with inputs first."""
+    theirs, ours = GPT_LAYER + "attn.", "blocks.{l}.attn."
+    yield from fused_attention_rules(cfg, theirs + "c_attn", "d (three n h) -> three n d h")
+    yield Rule(theirs + "c_proj.weight", ours + "W_O", "(n h) d -> n h d")
+    yield Rule(theirs + "c_proj.bias", ours + "b_O", "d")
+    yield from mlp_rules(cfg, GPT_LAYER + "mlp.c_fc", GPT_LAYER + "mlp.c_proj", wide="d m", narrow="m d")
+
+
 def bloom_rules(
     cfg: Config,
     norms: Mapping[str, str] = PRE_NORMS,
@@ -354,3 +408,19 @@ def bloom_rules(
     yield from mlp_rules(cfg, GPT_LAYER + "mlp.dense_h_to_4h", GPT_LAYER + "mlp.dense_4h_to_h")
     yield from norm_rules(cfg, "transformer.ln_f", "ln_final")
     yield from unembed_rules(cfg)
+
+
+def fairseq_rules(cfg: Config, within: str, final_norm: str, unembed: str = "lm_head") -> Iterator[Rule]:
+    """Every tensor of a model trained with fairseq."""
+    yield Rule(f"{within}embed_tokens.weight", "embed.W_E", "v w")
+    if cfg.positional_embedding_type == "standard":
+        table = ("pos_embed.W_before", "pos_embed.W_pos")
+        yield Rule(f"{within}embed_positions.weight", table, "position d", split=("u", "c"))
+    layer, norm = within + "layers.{l}.", "ln{}_sum" if cfg.norm_placement == "sum" else "ln{}"
+    for i, theirs in enumerate(("self_attn_layer_norm", "final_layer_norm"), start=1):
+        yield from norm_rules(cfg, layer + theirs, "blocks.{l}." + norm.format(i))
+    yield from attention_rules(cfg, layer + "self_attn.", out="out_proj")
+    yield from mlp_rules(cfg, layer + "fc1", layer + "fc2")
+    if cfg.norm_placement == "pre":
+        yield from norm_rules(cfg, within + final_norm, "ln_final")
+    yield from unembed_rules(cfg, unembed)
