@@ -371,7 +371,7 @@ def moved(*arguments, **options):
 
 def test_a_gguf_file_is_compared_with_transformers_own_reading(tmp_path, capsys):
     words = vocabulary(tokens=["<s>", "</s>", *"abcdefghi"], token_type=[3, 3, *[1] * 9], merges=[])
-    file = write_gguf(tmp_path / "model.gguf", extra=words)
+    file = write_gguf(tmp_path / "model.gguf", {name: value / 8 for name, value in weights().items()}, extra=words)
     assert "(llama), 87,552 parameters" in run(capsys, "verify", file, "--length", "10")
 
 

@@ -107,6 +107,8 @@ def _open_folder(name: str, path: Path, strict: bool) -> Checkpoint:
         raise CheckpointError(
             f"{path} has no config.json; wanted a folder with config.json and safetensors, and this one holds {held}"
         )
+    if pipes := [one.name for one in path.iterdir() if one.exists() and not (one.is_file() or one.is_dir())]:
+        raise CheckpointError(f"{path} holds {', '.join(pipes)}, which is neither a file nor a folder; remove it")
     fields = read_json(path / "config.json")
     has_tokenizer = any(True for pattern in TOKENIZER_FILES for _ in path.glob(pattern))
 

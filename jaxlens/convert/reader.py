@@ -97,19 +97,22 @@ class Reader:
         return default
 
     def size(self, name: str, default: Any = _REQUIRED) -> Any:
-        """A positive whole number."""
+        """A positive whole number, small enough for an index."""
         value = self(name, default)
         if value is not default and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise self.refused(name, "a positive whole number is wanted")
+        if value is not default and value >= 2**31:
+            raise self.refused(name, "no model is as large")
         return value
 
     def number(self, name: str, default: Any = _REQUIRED) -> Any:
         """A finite number."""
         value = self(name, default)
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not default and not (numeric and math.isfinite(value)):
+        if value is default:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.refused(name, "a number is wanted")
-        return value
+        return float(value)
 
     def positive(self, name: str, default: Any = _REQUIRED) -> Any:
         """A finite number above zero."""
@@ -123,7 +126,7 @@ class Reader:
         values = self(name)
         if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
             raise self.refused(name, "a list of numbers is wanted")
-        return tuple(values)
+        return tuple(map(float, values))
 
     def flag(self, name: str, default: bool = False) -> bool:
         """True or false."""
