@@ -96,6 +96,10 @@ class Config:
     qk_norm_after_rotary: bool = False
     attn_block: int = 1024  # queries per block; a longer sequence attends block by block
 
+    kv_lora_rank: int | None = None  # latent attention: keys and values are made from so many numbers per token
+    q_lora_rank: int | None = None  # in latent attention: so are queries; None: from the residual stream
+    d_v_head: int | None = None  # in latent attention: the width of values; None: d_head
+
     # positions
     positional_embedding_type: Literal["standard", "rotary", "shortformer", "alibi", "sinusoidal", "none"] = "standard"
     rotary: tuple[Rotary | None, ...] | Rotary = ()  # None: a layer without positions

@@ -10,6 +10,8 @@ BIASES = (
 """Every bias a model can have. `norm` is the bias of all its LayerNorms, `qk_norm` that of those of queries and keys;
 `b_choice` counts when a router chooses experts, and not in the weights of those it has chosen."""
 
+HEADS = {"b_Q", "b_K", "b_V"}
+
 ACTIVATIONS = (
     "relu", "relu2", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu", "solu_ln", "xielu",
     "clamped_swiglu",
@@ -33,7 +35,7 @@ def sizes(cfg: Any) -> None:
         _positive_int(name, getattr(cfg, name))
     optional = (
         "n_key_value_heads", "d_mlp", "d_vocab_out", "d_embed", "num_experts", "experts_per_token", "d_expert",
-        "d_shared_expert",
+        "d_shared_expert", "q_lora_rank", "kv_lora_rank", "d_v_head",
     )  # fmt: skip
     for name in optional:
         if getattr(cfg, name) is not None:
@@ -98,9 +100,9 @@ def _extras(cfg: Any) -> None:
     """Fields that mean something only beside another."""
     needs = {
         "d_shared_expert": cfg.num_experts, "router_groups": cfg.num_experts, "d_expert": cfg.num_experts,
-        "shared_expert_gate": cfg.d_shared_expert, "qk_norm_after_rotary": cfg.qk_norm and cfg.rotary,
+        "shared_expert_gate": cfg.d_shared_expert, "q_lora_rank": cfg.kv_lora_rank, "d_v_head": cfg.kv_lora_rank,
+        "qk_norm_after_rotary": cfg.qk_norm and cfg.rotary,
         "alibi_slopes": cfg.positional_embedding_type == "alibi",
-        "alibi_in_bfloat16": cfg.positional_embedding_type == "alibi",
         "pos_offset": cfg.positional_embedding_type in ("standard", "sinusoidal"),
     }  # fmt: skip
     for name, wanted in needs.items():
@@ -115,6 +117,12 @@ def _extras(cfg: Any) -> None:
                 f"router_groups is {cfg.router_groups}; wanted a divisor of num_experts = {cfg.num_experts}, and how "
                 "many of these groups are asked"
             )
+    grouped = cfg.n_key_value_heads != cfg.n_heads
+    if cfg.kv_lora_rank and (cfg.qk_norm or grouped or not cfg.rotary or HEADS & {*cfg.biases}):
+        raise ValueError(
+            "latent attention (kv_lora_rank) is there with rotary positions, as many key as query heads, and neither "
+            "qk_norm nor biases of heads"
+        )
     if cfg.act_fn == "clamped_swiglu" and not cfg.gated_mlp:
         raise ValueError('act_fn "clamped_swiglu" is of a gate and what it multiplies; set gated_mlp=True')
     if cfg.act_fn == "xielu" and (cfg.gated_mlp or cfg.num_experts):
@@ -122,6 +130,8 @@ def _extras(cfg: Any) -> None:
 
 
 NEEDED = {
+    "q_lora_rank": "it needs kv_lora_rank",
+    "d_v_head": "it needs kv_lora_rank",
     "d_shared_expert": "it needs num_experts",
     "router_groups": "it needs num_experts",
     "d_expert": "it needs num_experts",
@@ -170,4 +180,16 @@ def check_adds_up(cfg: Any) -> None:
         raise ValueError(
             "the residual stream of this model is no sum of what was written to it: every sum passes a norm "
             '(norm_placement="sum"); hook_resid_mid and hook_resid_post can be read, patched and differentiated'
+        )
+
+
+def check_heads_are_linear(cfg: Any) -> None:
+    """
+    Raises:
+        ValueError: what a head reads is no linear map of what attention reads.
+    """
+    if cfg.kv_lora_rank is not None:
+        raise ValueError(
+            "heads of latent attention have no QK and OV circuits and no edges of their own: a norm stands between the "
+            "two maps that make keys and values; hook_q, hook_k, hook_v and hook_kv_latent can be read and patched"
         )

@@ -4,7 +4,8 @@ This table is the only list of hook points. The names a model accepts, the order
 suggestions, the position axis of every activation and the documentation page all come from it.
 
 Axes: b batch, p (query) position, s source position, d d_model, n query head, k key/value head, h d_head, m d_mlp,
-e expert, f d_expert, x d_shared_expert, o output vocabulary, 1 an axis of length one.
+e expert, f d_expert, x d_shared_expert, t d_v_head, r q_lora_rank, z kv_lora_rank, o output vocabulary, 1 an axis of
+length one.
 """
 
 import dataclasses
@@ -92,6 +93,18 @@ def _qk_norm_sites(place: str, heads: str, of: str) -> list[Site]:
     ]
 
 
+def _always(cfg: Config, layer: int) -> bool:
+    return True
+
+
+def _latent(cfg: Config, layer: int) -> bool:
+    return cfg.kv_lora_rank is not None
+
+
+def _latent_queries(cfg: Config, layer: int) -> bool:
+    return cfg.q_lora_rank is not None
+
+
 def _when(condition: Condition, rows: list[Site]) -> list[Site]:
     """Rows that exist only where the condition holds too."""
     return [
@@ -130,9 +143,17 @@ BLOCK_SITES = (
     Site("hook_k_input", "b p k d", "what every key head reads; before ln1", on_request=True),
     Site("hook_v_input", "b p k d", "what every value head reads; before ln1", on_request=True),
     *_norm_sites("ln1", "b p d", "b p 1", "the residual stream", _has_norm("pre", "both")),
+    *_when(_latent_queries, [
+        Site("attn.hook_q_latent", "b p r", "what queries are made of, before its norm"),
+        *_norm_sites("attn.q_latent_norm", "b p r", "b p 1", "the latent of queries", _always),
+    ]),
     Site("attn.hook_q", "b p n h", "queries, before QK-norm and rotation"),
+    *_when(_latent, [
+        Site("attn.hook_kv_latent", "b p z", "what keys and values are made of, before its norm"),
+        *_norm_sites("attn.kv_latent_norm", "b p z", "b p 1", "the latent of keys and values", _always),
+    ]),
     Site("attn.hook_k", "b p k h", "keys, before QK-norm and rotation; one per key/value head"),
-    Site("attn.hook_v", "b p k h", "values; one per key/value head"),
+    Site("attn.hook_v", "b p k t", "values; one per key/value head"),
     *_when(_normed_first, _qk_norm_sites("attn.q_norm", "n", "a query")),
     Site("attn.hook_rot_q", "b p n h", "queries, rotated", _rotary),
     *_when(_rotated_first, _qk_norm_sites("attn.q_norm", "n", "a query")),
@@ -141,7 +162,7 @@ BLOCK_SITES = (
     *_when(_rotated_first, _qk_norm_sites("attn.k_norm", "k", "a key")),
     Site("attn.hook_attn_scores", "b n p s", "scores after scale, cap and mask (-inf where masked)"),
     Site("attn.hook_pattern", "b n p s", "attention probabilities; rows sum to 1 (less with a sink), to 0 on padding"),
-    Site("attn.hook_z", "b p n h", "the values each head gathered"),
+    Site("attn.hook_z", "b p n t", "the values each head gathered"),
     Site("attn.hook_result", "b p n d", "what each head writes to the residual stream", on_request=True),
     *_norm_sites("ln1_post", "b p d", "b p 1", "attention's output", _has_norm("post", "both")),
     Site("hook_attn_out", "b p d", "what attention adds to the residual stream"),
@@ -291,8 +312,9 @@ def page() -> str:
         "",
         "Names, shapes and order are those of TransformerLens's HookedTransformer. Axes: `b` batch, `p` (query)",
         "position, `s` source position, `d` d_model, `n` query head, `k` key/value head, `h` d_head, `m` d_mlp, `e`",
-        "expert, `f` d_expert, `x` d_shared_expert, `o` output vocabulary. A hook point that a model's config leaves",
-        "out does not exist in it; those marked *on request* exist when a hook or a names_filter asks for them.",
+        "expert, `f` d_expert, `x` d_shared_expert, `t` d_v_head (d_head in most models), `r` q_lora_rank, `z`",
+        "kv_lora_rank, `o` output vocabulary. A hook point that a model's config leaves out does not exist in it;",
+        "those marked *on request* exist when a hook or a names_filter asks for them.",
         "`blocks.{l}.hook_in` and `blocks.{l}.hook_out` are other names of `hook_resid_pre` and `hook_resid_post`.",
         "",
         "| name | axes | what it is |",

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.compat.modules import Layers, Module
 from jaxlens.config import Config
-from jaxlens.config_checks import check_adds_up
+from jaxlens.config_checks import check_adds_up, check_heads_are_linear
 from jaxlens.factored_matrix import FactoredMatrix, composition_scores
 from jaxlens.hooked import HookPointOnModel
 from jaxlens.nn.part import sizes
@@ -117,11 +117,13 @@ class WeightAttributes:
 
         The circuits of Elhage et al. 2021 (transformer-circuits.pub/2021/framework); `model.QK[3, 5]` is that head's.
         """
+        check_heads_are_linear(self.cfg)
         return FactoredMatrix(self.W_Q, self.W_K.mT)
 
     @property
     def OV(self) -> FactoredMatrix:
         """Every head's OV circuit `W_V @ W_O` [l n d d]: what it writes for what it reads at the source."""
+        check_heads_are_linear(self.cfg)
         return FactoredMatrix(self.W_V, self.W_O)
 
     def all_composition_scores(self, mode: Literal["Q", "K", "V"]) -> Float[Array, "l n l2 n2"]:

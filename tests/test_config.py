@@ -21,6 +21,7 @@ PLAIN = Config(**SMALL, act_fn="gelu_new")
 LLAMA = Config(
     **SMALL, act_fn="silu", gated_mlp=True, normalization_type="RMS", biases=(), positional_embedding_type="rotary"
 )
+LATENT = LLAMA.replace(kv_lora_rank=3, rotary=Rotary(dim=2))
 EXPERTS = LLAMA.replace(num_experts=4, experts_per_token=2)
 
 
@@ -49,6 +50,9 @@ SHAPE_CASES = {
     "shared_expert_gate": (EXPERTS.replace(d_shared_expert=3), {"shared_expert_gate": True}),
     "qk_norm": (LLAMA, {"qk_norm": "full"}),
     "attn_sinks": (PLAIN, {"attn_sinks": True}),
+    "kv_lora_rank": (LATENT, {"kv_lora_rank": 4}),
+    "q_lora_rank": (LATENT, {"q_lora_rank": 4}),
+    "d_v_head": (LATENT, {"d_v_head": 5}),
     "d_embed": (PLAIN, {"d_embed": 3}),
     "post_embedding_ln": (PLAIN, {"post_embedding_ln": True}),
     "pos_offset": (PLAIN, {"pos_offset": 2}),

@@ -410,6 +410,9 @@ CONFIG_FIELDS = {
     "groups that experts do not fill": Case(
         lambda: config(num_experts=4, experts_per_token=1, router_groups=(3, 1)), ValueError, "a divisor of num_experts"
     ),
+    "latents of grouped heads": Case(
+        lambda: config(kv_lora_rank=3, n_heads=4, n_key_value_heads=2), ValueError, "as many key as query heads"
+    ),
     "half of a gate": Case(lambda: config(act_fn="clamped_swiglu"), ValueError, "set gated_mlp=True"),
     "an activation with weights in a gate": Case(
         lambda: config(act_fn="xielu", gated_mlp=True), ValueError, "set gated_mlp=False"
@@ -537,6 +540,7 @@ WEIGHTS = {
 }  # fmt: skip
 
 ANALYSES = {
+    "circuits of latent attention": Case(lambda: model("latent").OV, ValueError, "have no QK and OV circuits"),
     "the parts of a stream that is no sum": Case(
         lambda: model("original").accumulated_bias(1), ValueError, "is no sum of what was written to it"
     ),

@@ -39,7 +39,7 @@ from jaxlens.analysis.linearise import (
     themselves,
 )
 from jaxlens.config import Config
-from jaxlens.config_checks import check_adds_up
+from jaxlens.config_checks import check_adds_up, check_heads_are_linear
 from jaxlens.hooks import Tap
 from jaxlens.nn.block import Block
 from jaxlens.transformer import HookedTransformer
@@ -94,6 +94,7 @@ def edge_attribution_patch(
         (('upstream', 'receiver'), (7, 15), ['embed', 'a0.h0', 'a0.h1', 'm0', 'a1.h0', 'a1.h1', 'm1'])
     """
     check_adds_up(model.cfg)
+    check_heads_are_linear(model.cfg)
     steps = path_steps(ig_steps)
     goal, start = Start.pair(model, clean, corrupt, attention_mask)
     final, there = run_layers(model, goal, wanted=WRITTEN)

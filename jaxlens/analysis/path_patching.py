@@ -20,6 +20,7 @@ from jaxlens.analysis.activation_cache import ActivationCache
 from jaxlens.analysis.interventions import Patched
 from jaxlens.analysis.patching import Metric, cells_at
 from jaxlens.analysis.sweep import How, sweep
+from jaxlens.config_checks import check_adds_up, check_heads_are_linear
 from jaxlens.hooks import hook
 from jaxlens.transformer import HookedTransformer
 
@@ -165,6 +166,7 @@ def get_act_patch_direct_path_all_sources(
 
 def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric, sources, component, how):
     cfg = model.cfg
+    check_heads_are_linear(cfg)
     if component not in ("q", "k", "v") or cfg.normalization_type is None or cfg.norm_placement != "pre":
         raise ValueError(
             f'component is {component!r}, wanted "q", "k" or "v" of a model with a norm before attention and none '

@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxlens.config import Config
+from jaxlens.config_checks import check_heads_are_linear
 from jaxlens.factored_matrix import FactoredMatrix
 from jaxlens.nn.blockwise import attend_blockwise
 from jaxlens.nn.context import LayerContext
@@ -112,12 +113,14 @@ class Attention(Part):
     @property
     def QK(self) -> FactoredMatrix:
         """Every query head's QK circuit `W_Q @ W_K.T` [n d d], of a stack of layers [l n d d] (see `model.QK`)."""
+        check_heads_are_linear(self.cfg)
         group = self.W_Q.shape[-3] // self.W_K.shape[-3]
         return FactoredMatrix(self.W_Q, jnp.repeat(self.W_K, group, axis=-3).mT)
 
     @property
     def OV(self) -> FactoredMatrix:
         """Every query head's OV circuit `W_V @ W_O` [n d d], of a stack of layers [l n d d] (see `model.OV`)."""
+        check_heads_are_linear(self.cfg)
         group = self.W_O.shape[-3] // self.W_V.shape[-3]
         return FactoredMatrix(jnp.repeat(self.W_V, group, axis=-3), self.W_O)
 
@@ -141,7 +144,7 @@ class Attention(Part):
         return q, k, v
 
     def meeting(self, x: Float[Array, "b p n h"], which: Literal["q", "k"], at: LayerContext, tap):
-        """Queries or keys as they meet each other: normalised, clipped, rotated, queries grown, if the model does so."""
+        """Queries or keys as they meet each other: normalised, clipped, rotated, queries grown, where that is done."""
         norm = functools.partial(getattr(self, f"{which}_norm"), tap=tap.at(f"{which}_norm"))
         x = self.clipped(x if self.cfg.qk_norm_after_rotary else norm(x))
         if at.cos is not None:

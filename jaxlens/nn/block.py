@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxlens.config import Config
 from jaxlens.nn.attention import Attention
 from jaxlens.nn.context import LayerContext
+from jaxlens.nn.latent import LatentAttention
 from jaxlens.nn.mlp import MLP, GatedMLP
 from jaxlens.nn.moe import MoE
 from jaxlens.nn.norm import NoNorm, Norm, OutputNorm, OutputScale
@@ -65,7 +66,8 @@ class Block(Part):
         before = Norm if placed & {"pre", "both"} else NoNorm
         after = OutputNorm if placed & {"post", "both"} else NoNorm if cfg.residual_scale == 1 else OutputScale
         of_sum = OutputNorm if placed & {"sum"} else NoNorm
-        parts = {"ln1": before, "attn": Attention, "ln1_post": after, "ln1_sum": of_sum, "ln2_sum": of_sum}
+        attention = Attention if cfg.kv_lora_rank is None else LatentAttention
+        parts = {"ln1": before, "attn": attention, "ln1_post": after, "ln1_sum": of_sum, "ln2_sum": of_sum}
         if cfg.attn_only:
             return parts | {"ln2": NoNorm, "ln2_post": NoNorm}
         mlp = MoE if mixes_experts else GatedMLP if cfg.gated_mlp else MLP

@@ -1,6 +1,6 @@
 """Attention for long sequences: a block of queries at a time, exact, so that no array has two context-sized axes.
 
-Axes: b batch, n query head, k key/value head, p query position, s source position, h d_head.
+Axes: b batch, n query head, k key/value head, p query position, s source position, h d_head, t d_v_head.
 
 A layer with a window reads only the keys that the block's queries can see: at most one block and one window of them.
 """
@@ -22,10 +22,10 @@ def attend_blockwise(
     cfg: Config,
     q: Float[Array, "b p n h"],
     k: Float[Array, "b s k h"],
-    v: Float[Array, "b s k h"],
+    v: Float[Array, "b s k t"],
     at: LayerContext,
     sink: Float[Array, "k g 1 1"] | None = None,
-) -> Float[Array, "b p n h"]:
+) -> Float[Array, "b p n t"]:
     """What explicit attention gives, to rounding, in memory that grows with the sequence and not with its square."""
     local_windows = [window for window in cfg.windows if window is not None]
     reach = max(local_windows, default=0) + cfg.attn_block
@@ -62,4 +62,4 @@ def _attend(cfg: Config, reach: int, q, k, v, at: LayerContext, sink):
         return weigh_values(pattern, keys(v))
 
     blocks = jax.lax.map(attend_one, jnp.arange(n_blocks))
-    return jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
+    return jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], -1, q.shape[2], v.shape[3])[:, :length]

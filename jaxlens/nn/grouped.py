@@ -1,7 +1,7 @@
 """The two contractions of attention, with fewer key/value heads than query heads: the heads of a group share theirs.
 
 Axes: b batch, p query position, s source position, n query head, k key/value head, g query heads per key/value head,
-h d_head.
+h d_head, t d_v_head.
 """
 
 import functools
@@ -46,9 +46,9 @@ def _rounded_product(slope, place):
 
 
 @piece
-def weigh_values(pattern: Float[Array, "b k g p s"], v: Float[Array, "b s k h"]) -> Float[Array, "b p n h"]:
+def weigh_values(pattern: Float[Array, "b k g p s"], v: Float[Array, "b s k t"]) -> Float[Array, "b p n t"]:
     """The values of the sources, weighed by the pattern."""
-    z = jnp.einsum("bkgps,bskh->bpkgh", pattern, v)
+    z = jnp.einsum("bkgps,bskt->bpkgt", pattern, v)
     return z.reshape(*z.shape[:2], -1, z.shape[-1])
 
 

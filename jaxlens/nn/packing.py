@@ -9,7 +9,7 @@ values are those of the known run, and packs what it gathers again.
                                        └ the known run's keys and values
 
 Axes: r row, g sequence ("group"), t slot in a sequence, b sequence of the known run, k key/value head, n query head,
-h d_head, l layer.
+h d_head, h2 that of values, l layer.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Packing:
     rows: Int[Array, "g t"]
     known: Int[Array, "g"]
     keys: Float[Array, "l b t k h"]
-    values: Float[Array, "l b t k h"]
+    values: Float[Array, "l b t k h2"]
 
     def at_layer(self, layer: Int[Array, ""]) -> "LayerPacking":
         """The same packing with the keys and values that one layer of the known run had."""
@@ -47,16 +47,16 @@ class LayerPacking:
     slots: Int[Array, "r"]
     rows: Int[Array, "g t"]
     keys: Float[Array, "g t k h"]
-    values: Float[Array, "g t k h"]
+    values: Float[Array, "g t k h2"]
 
     def spread(
-        self, q: Float[Array, "1 r n h"], k: Float[Array, "1 r k h"], v: Float[Array, "1 r k h"]
-    ) -> tuple[Float[Array, "g t n h"], Float[Array, "g t k h"], Float[Array, "g t k h"]]:
+        self, q: Float[Array, "1 r n h"], k: Float[Array, "1 r k h"], v: Float[Array, "1 r k h2"]
+    ) -> tuple[Float[Array, "g t n h"], Float[Array, "g t k h"], Float[Array, "g t k h2"]]:
         """Queries, keys and values as whole sequences; what a slot without a row asks is never packed again."""
         packed = (self.rows >= 0)[..., None, None]
         q, k, v = (x[0][self.rows] for x in (q, k, v))
         return q, jnp.where(packed, k, self.keys), jnp.where(packed, v, self.values)
 
-    def pack(self, z: Float[Array, "g t n h"]) -> Float[Array, "1 r n h"]:
+    def pack(self, z: Float[Array, "g t n h2"]) -> Float[Array, "1 r n h2"]:
         """What the rows gathered."""
         return z[self.groups, self.slots][None]

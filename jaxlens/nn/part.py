@@ -2,6 +2,7 @@
 
 Axes: b batch, p query position, s source position, d d_model, n query head, k key/value head, h d_head, m d_mlp,
 e expert, f d_expert, x d_shared_expert, v vocabulary, o output vocabulary, w d_embed, l layer, c n_ctx, u pos_offset.
+In latent attention: t d_v_head, r q_lora_rank, z kv_lora_rank, j the rotated part of d_head, y the other.
 """
 
 import dataclasses
@@ -46,6 +47,8 @@ def sizes(cfg: Config) -> dict[str, int | None]:
     """
     return {
         "c": cfg.n_ctx, "d": cfg.d_model, "e": cfg.num_experts, "f": cfg.d_expert, "h": cfg.d_head,
+        "j": cfg.rotary_dim, "y": cfg.d_head - (cfg.rotary_dim or 0), "t": cfg.d_v_head or cfg.d_head,
+        "r": cfg.q_lora_rank, "z": cfg.kv_lora_rank,
         "k": cfg.n_key_value_heads, "l": cfg.n_layers, "m": cfg.d_mlp, "n": cfg.n_heads, "o": cfg.d_vocab_out,
         "u": cfg.pos_offset, "v": cfg.d_vocab, "w": cfg.d_embed or cfg.d_model, "x": cfg.d_shared_expert, "one": 1,
     }  # fmt: skip

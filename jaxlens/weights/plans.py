@@ -28,7 +28,7 @@ class Plan:
 
 
 READERS = {
-    "ln1": ("attn.W_Q", "attn.W_K", "attn.W_V"),
+    "ln1": ("attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_Q_down", "attn.W_KV_down", "attn.W_K_rot"),
     "ln2": (
         "mlp.W_in", "mlp.W_gate", "mlp.W_router", "mlp.shared.W_in", "mlp.shared.W_gate", "mlp.W_shared_gate",
     ),
@@ -88,7 +88,8 @@ def _readers(cfg: Config) -> list[tuple[str, str]]:
         for weight in weights
     ]
     pairs.append(("ln_final", "unembed.W_proj" if cfg.d_embed else "unembed.W_U"))
-    return [(norm, weight) for norm, weight in pairs if f"{norm}.w" in axes and weight in axes]
+    there = [(norm, weight) for norm, weight in pairs if f"{norm}.w" in axes and weight in axes]
+    return [pair for pair in there if {*axes[f"{pair[0]}.w"].split()} <= {*axes[pair[1]].split()}]
 
 
 def _apart(cfg: Config, params: Params) -> Leaves:
