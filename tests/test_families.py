@@ -231,3 +231,11 @@ def test_a_shorter_context_has_fewer_learned_positions(tmp_path):
     exported = export(tmp_path / "ours", short.cfg, short.params, short.source)
     assert json.loads((exported / "config.json").read_text())["n_positions"] == 50
     assert np.array_equal(hf_logits(exported, random_tokens(0)), hf_logits(theirs, random_tokens(0)))
+
+
+@pytest.mark.parametrize(("model_type", "field"), [("bloom", "seq_length"), ("mpt", "max_seq_len")])
+def test_a_shorter_context_is_written_where_the_family_has_it(tmp_path, model_type, field):
+    short = load(write_checkpoint(tmp_path / "theirs", model_type), n_ctx=50)
+    exported = export(tmp_path / "ours", short.cfg, short.params, short.source)
+    assert json.loads((exported / "config.json").read_text())[field] == 50
+    assert load(exported).cfg == short.cfg

@@ -131,9 +131,11 @@ def _yarn_attention_factor(rope: Reader, factor: float) -> float:
     return rope.number("attention_factor", ratio)
 
 
-def llama_config(hf: Reader, *, act_fn: str = "hidden_act", eps: str = "rms_norm_eps", **changes: Any) -> Config:
+def llama_config(
+    hf: Reader, *, act_fn: str = "hidden_act", eps: str | float = "rms_norm_eps", **changes: Any
+) -> Config:
     """The Config of a Llama and of what differs from one by `changes`; `act_fn` and `eps` are the fields that say what
-    the activation and the norms' epsilon are."""
+    the activation and the norms' epsilon are, or the latter itself."""
     n_heads = hf.size("num_attention_heads")
     fields = {
         "n_layers": hf.size("num_hidden_layers"),
@@ -145,7 +147,7 @@ def llama_config(hf: Reader, *, act_fn: str = "hidden_act", eps: str = "rms_norm
         "d_vocab": hf.size("vocab_size"),
         "n_ctx": hf.size("max_position_embeddings"),
         "normalization_type": "RMS",
-        "eps": hf.number(eps),
+        "eps": hf.number(eps) if isinstance(eps, str) else eps,
         "act_fn": activation(hf, act_fn),
         "gated_mlp": True,
         "biases": (),
@@ -169,6 +171,31 @@ def gemma_config(hf: Reader, **changes: Any) -> Config:
         "embed_scale": math.sqrt(hf.size("hidden_size")),
     }
     return llama_config(hf, **fields, **changes)
+
+
+def granite_config(hf: Reader, **changes: Any) -> Config:
+    """The Config that Granites share: a Llama with scales at the embedding, at scores, at what blocks add, at logits."""
+    return llama_config(
+        hf,
+        embed_scale=hf.positive("embedding_multiplier"),
+        attn_scale=1 / hf.positive("attention_multiplier"),
+        residual_scale=hf.positive("residual_multiplier"),
+        output_logits_scale=1 / hf.positive("logits_scaling"),
+        **changes,
+    )
+
+
+def cohere_config(hf: Reader, **changes: Any) -> Config:
+    """The Config that Cohere's models share: a Llama with attention and MLP side by side behind one LayerNorm."""
+    fields = {
+        "eps": "layer_norm_eps",
+        "normalization_type": "LN",
+        "parallel_attn_mlp": True,
+        "shared_norm": True,
+        "biases": attention_biases(hf),
+        "output_logits_scale": hf.positive("logit_scale"),
+    }
+    return llama_config(hf, **{**fields, **changes})
 
 
 def gpt_config(hf: Reader, **changes: Any) -> Config:
@@ -244,22 +271,25 @@ def mlp_biases(hf: Reader, maps: tuple[str, ...] = ("in", "gate", "out")) -> tup
 
 
 def attention_rules(
-    cfg: Config, within: str = LAYER + "self_attn.", out: str = "o_proj", norm: str = "{}_norm"
+    cfg: Config, within: str = LAYER + "self_attn.", out: str = "o_proj", norm: str = "{which}_norm"
 ) -> Iterator[Rule]:
-    """Separate q, k, v and o projections, each with its bias where there is one, and the norms of queries and keys,
-    whose names are `norm` with their letter."""
+    """Separate q, k, v and o projections, each with its bias where there is one, and the norms of queries and keys.
+
+    `norm` is what those are called: `{which}` stands for q or k, and `{{{heads}}}` for a head that has one of its own.
+    """
     for theirs, letter, heads in (("q", "Q", "n"), ("k", "K", "k"), ("v", "V", "k")):
         yield Rule(f"{within}{theirs}_proj.weight", f"blocks.{{l}}.attn.W_{letter}", f"({heads} h) d -> {heads} d h")
         if f"b_{letter}" in cfg.biases:
             yield Rule(f"{within}{theirs}_proj.bias", f"blocks.{{l}}.attn.b_{letter}", f"({heads} h) -> {heads} h")
         if cfg.qk_norm and theirs != "v":
-            yield from head_norm_rules(cfg, within + norm.format(theirs), theirs, heads)
+            yield from head_norm_rules(cfg, within + norm.format(which=theirs, heads=heads), theirs, heads)
     yield from out_rules(cfg, within + out)
 
 
 def head_norm_rules(cfg: Config, theirs: str, which: str, heads: str) -> Iterator[Rule]:
     """The norm of queries or keys (`which`: "q" or "k"), whose axis of heads is called `heads`."""
     pattern = {"head": "h", "heads": f"{heads} h", "full": f"({heads} h) -> {heads} h"}[cfg.qk_norm]
+    pattern = "h" if f"{{{heads}}}" in theirs else pattern
     yield Rule(f"{theirs}.weight", f"blocks.{{l}}.attn.{which}_norm.w", pattern)
     if cfg.qk_norm_type == "LN" and "qk_norm" in cfg.biases:
         yield Rule(f"{theirs}.bias", f"blocks.{{l}}.attn.{which}_norm.b", pattern)
@@ -342,6 +372,8 @@ def up_down_rules(cfg: Config) -> Iterator[Rule]:
 
 
 def norm_rules(cfg: Config, theirs: str, ours: str) -> Iterator[Rule]:
+    if cfg.normalization_type == "LNPre":  # a LayerNorm without weights
+        return
     yield Rule(f"{theirs}.weight", f"{ours}.w", "d")
     if cfg.normalization_type == "LN" and "norm" in cfg.biases:
         yield Rule(f"{theirs}.bias", f"{ours}.b", "d")

@@ -91,10 +91,10 @@ def export_config(cfg: Config, source: Mapping[str, Any] | None) -> tuple[Family
             "this model has no Hugging Face config to be written with; pass the config.json of its architecture as "
             'source, e.g. source={"model_type": "llama", "hidden_size": ...}'
         )
-    _, whole = read_config(source)
+    family, whole = read_config(source)
     fields = dict(source)
     if cfg.n_ctx != whole.n_ctx:
-        fields |= _renamed(source, max_position_embeddings=cfg.n_ctx)
+        fields |= _renamed(source, **{family.context: cfg.n_ctx})
     if cfg.n_layers != whole.n_layers:
         per_layer = {
             name: value[: cfg.n_layers]

@@ -43,11 +43,11 @@ def stored_type(tensors: Tensors, name: str) -> str:
 class Rule:
     """How one tensor of theirs becomes one parameter of ours, or several where they fuse what we keep apart.
 
-    `{l}` in the names is the layer and `{e}` the expert: tensors that differ in them are stacked on leading axes that
-    the pattern does not mention. Without an arrow the pattern says the axes of both sides. A fused tensor has several
-    targets: the first axis on our side counts them, or is cut into the axes that `split` names; `each` rearranges what
-    was cut. `layers` are the layers that have such a tensor; None: all. `own` are the lengths of axes that this tensor
-    alone has.
+    `{l}` in the names is the layer, and `{e}` the expert, `{n}` the query head or `{k}` the key head: tensors that
+    differ in them are stacked on leading axes that the pattern does not mention. Without an arrow the pattern says the
+    axes of both sides. A fused tensor has several targets: the first axis on our side counts them, or is cut into the
+    axes that `split` names; `each` rearranges what was cut. `layers` are the layers that have such a tensor; None: all.
+    `own` are the lengths of axes that this tensor alone has.
 
     Example:
         >>> rule = Rule("h.{l}.attn.c_attn.bias", ("attn.b_Q", "attn.b_K", "attn.b_V"), "(three n h) -> three n h")
@@ -145,6 +145,7 @@ class Family:
     ignored: tuple[str, ...] = ()  # tensors that are not weights, as file name patterns
     copies: tuple[tuple[str, str], ...] = ()  # in a tied model: a tensor that repeats another, and that other
     prefixes: tuple[str, ...] = ("",)
+    context: str = "max_position_embeddings"  # the field that says how long a sequence may be
     source: Callable[[dict[str, Any]], dict[str, Any] | None] = dict  # config.json -> the one to export with
 
     def spelling(self, rules: Iterable[Rule], names: Iterable[str]) -> Callable[[str], str]:
@@ -161,7 +162,7 @@ class Family:
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """One tensor of theirs and where it goes: a rule at one layer and one expert."""
+    """One tensor of theirs and where it goes: a rule at one layer and one expert or head."""
 
     theirs: str
     rule: Rule
@@ -175,20 +176,22 @@ def moves(rules: Iterable[Rule], cfg: Config, spell: Callable[[str], str] = str)
     stacks = zip(cfg.stack_names, cfg.stacks, strict=True)
     places = {layer: (name, row) for name, layers in stacks for row, layer in enumerate(layers)}
     for rule in rules:
-        layers, experts = repeats(rule, cfg)
+        layers, members = repeats(rule, cfg)
         for layer in layers:
             stack, *row = places.get(layer, ("",))
             ours = tuple(name.format(l=stack) for name in rule.targets)
-            for expert in experts:
-                index = (*row, *([] if expert is None else [expert]))
-                yield Move(spell(rule.theirs.format(l=layer, e=expert)), rule, ours, index, layer)
+            for member in members:
+                index = (*row, *([] if member is None else [member]))
+                yield Move(spell(rule.theirs.format(l=layer, **dict.fromkeys("enk", member))), rule, ours, index, layer)
 
 
 def repeats(rule: Rule, cfg: Config) -> tuple[Sequence[int | None], Sequence[int | None]]:
-    """The layers and the experts that have a tensor of `rule`; None for one that is of no layer or of no expert."""
+    """The layers, and the experts or heads, that have a tensor of `rule`; None for one that is of no layer, or of no
+    expert or head."""
     layers = range(cfg.n_layers) if rule.layers is None else [layer for layer in rule.layers if layer < cfg.n_layers]
-    experts = range(cfg.num_experts or 0)
-    return layers if "{l}" in rule.theirs else (None,), experts if "{e}" in rule.theirs else (None,)
+    counts = {"{e}": cfg.num_experts or 0, "{n}": cfg.n_heads, "{k}": cfg.n_key_value_heads}
+    members = next((range(count) for letter, count in counts.items() if letter in rule.theirs), (None,))
+    return layers if "{l}" in rule.theirs else (None,), members
 
 
 def _shape(side: str, lengths: Mapping[str, int]) -> tuple[int, ...]:

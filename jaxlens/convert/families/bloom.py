@@ -45,4 +45,5 @@ FAMILY = Family(
     ),
     copies=(("lm_head.weight", "transformer.word_embeddings.weight"),),
     prefixes=("transformer.", ""),
+    context="seq_length",
 )

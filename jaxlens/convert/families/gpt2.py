@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import GPT_LAYER, fused_attention_rules, gpt_config, gpt_rules, mlp_rules
+from jaxlens.convert.common import gpt_config, gpt_layer_rules, gpt_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 
@@ -18,11 +18,7 @@ def config(hf: Reader) -> Config:
 
 def rules(cfg: Config) -> Iterator[Rule]:
     yield from gpt_rules(cfg)
-    theirs, ours = GPT_LAYER + "attn.", "blocks.{l}.attn."
-    yield from fused_attention_rules(cfg, theirs + "c_attn", "d (three n h) -> three n d h")
-    yield Rule(theirs + "c_proj.weight", ours + "W_O", "(n h) d -> n h d")
-    yield Rule(theirs + "c_proj.bias", ours + "b_O", "d")
-    yield from mlp_rules(cfg, GPT_LAYER + "mlp.c_fc", GPT_LAYER + "mlp.c_proj", wide="d m", narrow="m d")
+    yield from gpt_layer_rules(cfg)
 
 
 FAMILY = Family(

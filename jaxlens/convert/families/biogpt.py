@@ -1,0 +1,31 @@
+"""BioGPT: OPT with a scaled embedding and GELU."""
+
+import functools
+import math
+
+from jaxlens.config import Config
+from jaxlens.convert.common import fairseq_config, fairseq_rules
+from jaxlens.convert.reader import Reader
+from jaxlens.convert.rules import Family
+
+
+def config(hf: Reader) -> Config:
+    return fairseq_config(
+        hf,
+        d_mlp="intermediate_size",
+        act_fn="hidden_act",
+        embed_scale=math.sqrt(hf.size("hidden_size")) if hf.flag("scale_embedding") else 1.0,
+    )
+
+
+FAMILY = Family(
+    model_types=("biogpt",),
+    config=config,
+    rules=functools.partial(fairseq_rules, within="biogpt.", final_norm="layer_norm", unembed="output_projection"),
+    unused=(
+        "layer_norm_eps",  # transformers' BioGPT does not look at it
+        *("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "layerdrop"),  # of training
+    ),
+    copies=(("output_projection.weight", "biogpt.embed_tokens.weight"),),
+    prefixes=("biogpt.", ""),
+)
