@@ -1,0 +1,50 @@
+"""Phi 1, 1.5 and 2: attention and MLP behind one norm, biases everywhere, and a part of each head turns."""
+
+from collections.abc import Iterator
+
+from jaxlens.config import Config
+from jaxlens.convert.common import (
+    LAYER,
+    attention_rules,
+    head_size,
+    llama_config,
+    mlp_rules,
+    norm_rules,
+    rotary,
+    unembed_rules,
+)
+from jaxlens.convert.reader import Reader
+from jaxlens.convert.rules import Family, Rule
+
+
+def config(hf: Reader) -> Config:
+    return llama_config(
+        hf,
+        eps="layer_norm_eps",
+        normalization_type="LN",
+        parallel_attn_mlp=True,
+        shared_norm=True,
+        gated_mlp=False,
+        qk_norm="head" if hf.flag("qk_layernorm") else None,
+        qk_norm_type="LN",
+        rotary=rotary(hf, d_head=head_size(hf)),
+        biases=("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "norm", "qk_norm", "b_U"),
+    )
+
+
+def rules(cfg: Config) -> Iterator[Rule]:
+    yield Rule("model.embed_tokens.weight", "embed.W_E", "v d")
+    yield from norm_rules(cfg, LAYER + "input_layernorm", "blocks.{l}.ln1")
+    yield from attention_rules(cfg, out="dense", norm="{which}_layernorm")
+    yield from mlp_rules(cfg, LAYER + "mlp.fc1", LAYER + "mlp.fc2")
+    yield from norm_rules(cfg, "model.final_layernorm", "ln_final")
+    yield from unembed_rules(cfg)
+
+
+FAMILY = Family(
+    model_types=("phi",),
+    config=config,
+    rules=rules,
+    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
+    prefixes=("model.", ""),
+)
