@@ -267,6 +267,13 @@ def mlp_biases(hf: Reader, maps: tuple[str, ...] = ("in", "gate", "out")) -> tup
     return tuple(f"b_{name}" for name in maps) if hf.flag("mlp_bias") else ()
 
 
+def every_so_many_layers(hf: Reader) -> tuple[bool, ...]:
+    """The layers that mix experts, where they are every so many (`decoder_sparse_step`) but for some
+    (`mlp_only_layers`)."""
+    every, dense = hf.size("decoder_sparse_step"), hf("mlp_only_layers", [])
+    return tuple(layer not in dense and (layer + 1) % every == 0 for layer in range(hf.size("num_hidden_layers")))
+
+
 # ---- rules --------------------------------------------------------------------------------------------------------
 
 
@@ -275,14 +282,17 @@ def attention_rules(
 ) -> Iterator[Rule]:
     """Separate q, k, v and o projections, each with its bias where there is one, and the norms of queries and keys.
 
-    `norm` is what those are called: `{which}` stands for q or k, and `{{{heads}}}` for a head that has one of its own.
+    `norm` is what those are called: `{which}` stands for q or k, `{word}` for query or key, and `{{{heads}}}` for a head
+    that has one of its own.
     """
+    words = {"q": "query", "k": "key"}
     for theirs, letter, heads in (("q", "Q", "n"), ("k", "K", "k"), ("v", "V", "k")):
         yield Rule(f"{within}{theirs}_proj.weight", f"blocks.{{l}}.attn.W_{letter}", f"({heads} h) d -> {heads} d h")
         if f"b_{letter}" in cfg.biases:
             yield Rule(f"{within}{theirs}_proj.bias", f"blocks.{{l}}.attn.b_{letter}", f"({heads} h) -> {heads} h")
         if cfg.qk_norm and theirs != "v":
-            yield from head_norm_rules(cfg, within + norm.format(which=theirs, heads=heads), theirs, heads)
+            name = norm.format(which=theirs, word=words[theirs], heads=heads)
+            yield from head_norm_rules(cfg, within + name, theirs, heads)
     yield from out_rules(cfg, within + out)
 
 
@@ -337,11 +347,25 @@ def expert_rules(
     cfg: Config, within: str = LAYER + "mlp.", names: tuple[str, str, str] = GATE_UP_DOWN
 ) -> Iterator[Rule]:
     """A router and experts, each a gated MLP of its own, in the layers that mix experts."""
-    mixing = tuple(layer for layer, mixes in enumerate(cfg.moe_layers) if mixes)
+    mixing = mixing_layers(cfg)
     yield Rule(f"{within}gate.weight", "blocks.{l}.mlp.W_router", "e d -> d e", layers=mixing)
     for theirs, (ours, pattern) in zip(names, GATED_MAPS.items(), strict=True):
         theirs, pattern = f"{within}experts.{{e}}.{theirs}.weight", pattern.replace("m", "f")
         yield Rule(theirs, f"blocks.{{l}}.mlp.W_{ours}", pattern, layers=mixing)
+
+
+def shared_expert_rules(
+    cfg: Config, within: str = LAYER + "mlp.shared_expert.", names: tuple[str, str, str] = GATE_UP_DOWN
+) -> Iterator[Rule]:
+    """The expert that answers every token."""
+    for theirs, (ours, pattern) in zip(names, GATED_MAPS.items(), strict=True):
+        ours, pattern = f"blocks.{{l}}.mlp.shared.W_{ours}", pattern.replace("m", "x")
+        yield Rule(f"{within}{theirs}.weight", ours, pattern, layers=mixing_layers(cfg))
+
+
+def mixing_layers(cfg: Config) -> tuple[int, ...]:
+    """The layers whose MLP is a mixture of experts."""
+    return tuple(layer for layer, mixes in enumerate(cfg.moe_layers) if mixes)
 
 
 def dense_layers(cfg: Config) -> tuple[int, ...] | None:

@@ -17,6 +17,8 @@ LLAMA = {
     "head_dim": 8,
     "max_position_embeddings": 64,
 }
+WHOLE = {**{name: size for name, size in LLAMA.items() if name != "head_dim"}, "hidden_size": 60}
+"""Where the heads together are as wide as the residual stream."""
 ROPE = {"rope_theta": 500.0}
 YARN = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 WIDE = {"head_dim": 16}

@@ -1,12 +1,8 @@
 """Phi."""
 
-from families.common import LLAMA, rope
+from families.common import WHOLE, rope
 
-SIZES = {
-    **{name: size for name, size in LLAMA.items() if name != "head_dim"},
-    "hidden_size": 60,
-    **rope(partial_rotary_factor=0.4),
-}
+SIZES = {**WHOLE, **rope(partial_rotary_factor=0.4)}
 CASES = [
     {},
     {"qk_layernorm": True, **rope(partial_rotary_factor=0.6), "layer_norm_eps": 0.1},

@@ -1,12 +1,8 @@
 """StableLM."""
 
-from families.common import LLAMA, LLAMA3, rope
+from families.common import LLAMA3, WHOLE, rope
 
-SIZES = {
-    **{name: size for name, size in LLAMA.items() if name != "head_dim"},
-    "hidden_size": 60,
-    **rope(partial_rotary_factor=0.4),
-}
+SIZES = {**WHOLE, **rope(partial_rotary_factor=0.4)}
 CASES = [
     {},
     {"qk_layernorm": True, "use_parallel_residual": True, "layer_norm_eps": 0.1, "tie_word_embeddings": True},

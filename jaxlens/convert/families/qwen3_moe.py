@@ -4,7 +4,14 @@ import functools
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import attention_biases, expert_rules, gated_mlp_rules, llama_config, llama_rules
+from jaxlens.convert.common import (
+    attention_biases,
+    every_so_many_layers,
+    expert_rules,
+    gated_mlp_rules,
+    llama_config,
+    llama_rules,
+)
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 
@@ -19,14 +26,9 @@ def config(hf: Reader) -> Config:
         experts_per_token=hf.size("num_experts_per_tok"),
         norm_topk_prob=hf.flag("norm_topk_prob"),
         d_expert=hf.size("moe_intermediate_size"),
-        moe_layers=moe_layers(hf),
+        moe_layers=every_so_many_layers(hf),
         default_prepend_bos=False,
     )
-
-
-def moe_layers(hf: Reader) -> tuple[bool, ...]:
-    every, dense = hf.size("decoder_sparse_step"), hf("mlp_only_layers", [])
-    return tuple(layer not in dense and (layer + 1) % every == 0 for layer in range(hf.size("num_hidden_layers")))
 
 
 def mlp_rules(cfg: Config) -> Iterator[Rule]:
