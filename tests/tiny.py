@@ -13,9 +13,13 @@ from families import ATTENTION, SIZES
 
 
 def write_checkpoint(
-    folder: pathlib.Path, model_type: str, seed: int = 0, dtype: str = "float32", shard: str = "5GB", **fields
-) -> pathlib.Path:
-    """A folder with config.json and random safetensors, as transformers' `save_pretrained` writes them."""
+    folder: pathlib.Path, model_type: str, seed: int = 0, dtype: str = "float32", shard: str = "5GB",
+    spread: float = 1.0, **fields,
+) -> pathlib.Path:  # fmt: skip
+    """A folder with config.json and random safetensors, as transformers' `save_pretrained` writes them.
+
+    `spread` is the standard deviation of what has a row for every token: logits spread by √d_model times that.
+    """
     config = transformers.CONFIG_MAPPING[model_type](
         **{**SIZES[model_type], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None, **fields}
     )
@@ -29,7 +33,12 @@ def write_checkpoint(
                 values = (1 if parameter.abs().sum() else 0) + 0.3 * values
             elif parameter.shape[0] != config.get_text_config().vocab_size:
                 values = values * 1.5 / parameter.shape[1] ** 0.5
+            else:
+                values = values * spread
             parameter.copy_(values)
+        for buffer in (model.get_buffer(name) for name in model.state_dict() if name in dict(model.named_buffers())):
+            if buffer.is_floating_point() and not buffer.any():  # a weight that no gradient trains
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
     model.save_pretrained(folder, max_shard_size=shard)
     return folder
 
