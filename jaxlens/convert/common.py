@@ -282,8 +282,8 @@ def attention_rules(
 ) -> Iterator[Rule]:
     """Separate q, k, v and o projections, each with its bias where there is one, and the norms of queries and keys.
 
-    `norm` is what those are called: `{which}` stands for q or k, `{word}` for query or key, and `{{{heads}}}` for a head
-    that has one of its own.
+    `norm` is what those are called: `{which}` stands for q or k, `{word}` for query or key, and `{{{heads}}}` for a
+    head that has one of its own.
     """
     words = {"q": "query", "k": "key"}
     for theirs, letter, heads in (("q", "Q", "n"), ("k", "K", "k"), ("v", "V", "k")):
