@@ -18,6 +18,10 @@ from jaxlens.convert.rules import Family, Rule
 
 
 def config(hf: Reader) -> Config:
+    biases = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "norm", "b_U")
+    norms = {}
+    if hf.flag("qk_layernorm"):
+        norms, biases = {"qk_norm": "head", "qk_norm_type": "LN"}, (*biases, "qk_norm")
     return llama_config(
         hf,
         eps="layer_norm_eps",
@@ -25,10 +29,9 @@ def config(hf: Reader) -> Config:
         parallel_attn_mlp=True,
         shared_norm=True,
         gated_mlp=False,
-        qk_norm="head" if hf.flag("qk_layernorm") else None,
-        qk_norm_type="LN",
         rotary=rotary(hf, d_head=head_size(hf)),
-        biases=("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "norm", "qk_norm", "b_U"),
+        biases=biases,
+        **norms,
     )
 
 

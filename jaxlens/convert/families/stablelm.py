@@ -19,16 +19,16 @@ from jaxlens.convert.rules import Family, Rule
 
 def config(hf: Reader) -> Config:
     parallel = hf.flag("use_parallel_residual")
+    norms = {"qk_norm": "heads", "qk_norm_type": "LN"} if hf.flag("qk_layernorm") else {}
     return llama_config(
         hf,
         eps="layer_norm_eps",
         normalization_type="LN",
         parallel_attn_mlp=parallel,
         shared_norm=parallel,
-        qk_norm="heads" if hf.flag("qk_layernorm") else None,
-        qk_norm_type="LN",
         rotary=rotary(hf, d_head=head_size(hf)),
         biases=("norm", *(("b_Q", "b_K", "b_V") if hf.flag("use_qkv_bias") else ())),
+        **norms,
     )
 
 
