@@ -174,7 +174,7 @@ def gemma_config(hf: Reader, **changes: Any) -> Config:
 
 
 def granite_config(hf: Reader, **changes: Any) -> Config:
-    """The Config that Granites share: a Llama with scales at the embedding, at scores, at what blocks add, at logits."""
+    """The Config that Granites share: a Llama with scales of embedding, scores, outputs of blocks, and logits."""
     return llama_config(
         hf,
         embed_scale=hf.positive("embedding_multiplier"),

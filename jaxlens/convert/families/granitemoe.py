@@ -1,0 +1,35 @@
+"""Granite 3 with experts: those of a layer lie in two tensors."""
+
+import functools
+from collections.abc import Iterator
+
+from jaxlens.config import Config
+from jaxlens.convert.common import LAYER, attention_biases, granite_config, llama_rules
+from jaxlens.convert.reader import Reader
+from jaxlens.convert.rules import Family, Rule
+
+
+def config(hf: Reader) -> Config:
+    return granite_config(
+        hf,
+        biases=attention_biases(hf),
+        num_experts=hf.size("num_local_experts"),
+        experts_per_token=hf.size("num_experts_per_tok"),
+    )
+
+
+def expert_rules(cfg: Config) -> Iterator[Rule]:
+    theirs, ours = LAYER + "block_sparse_moe.", "blocks.{l}.mlp."
+    yield Rule(theirs + "router.layer.weight", ours + "W_router", "e d -> d e")
+    yield Rule(theirs + "input_linear.weight", (ours + "W_gate", ours + "W_in"), "e (two f) d -> two e d f")
+    yield Rule(theirs + "output_linear.weight", ours + "W_out", "e d f -> e f d")
+
+
+FAMILY = Family(
+    model_types=("granitemoe",),
+    config=config,
+    rules=functools.partial(llama_rules, mlp=expert_rules),
+    unused=("output_router_logits", "router_aux_loss_coef"),  # of training
+    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
+    prefixes=("model.", ""),
+)
