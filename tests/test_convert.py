@@ -265,6 +265,15 @@ def test_all_problems_are_in_one_message(folder):
         load(folder)
 
 
+@pytest.mark.parametrize("value", [np.array(0.6, np.float32), np.array([0.5], np.float32)])
+def test_a_constant_that_is_not_what_the_architecture_says(checkpoints, tmp_path, value):
+    folder = shutil.copytree(checkpoints("apertus"), tmp_path / "apertus")
+    name = "model.layers.1.mlp.act_fn.beta"
+    edit_tensors(folder, **{name: value})
+    with refused(f"{name} is {value}, where 0.5 is wanted"):
+        load(folder)
+
+
 def test_a_head_that_repeats_the_embedding_and_one_that_does_not(folder):
     edit_config(folder, tie_word_embeddings=True)
     embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]

@@ -35,6 +35,9 @@ def checked_moves(family: Family, cfg: Config, tensors: Tensors) -> tuple[list[M
                 f"config.json ties the unembedding to the embedding (tie_word_embeddings), but {copy} differs from "
                 f"{original}; set tie_word_embeddings to false to use both, or remove {copy} to use one"
             )
+    for name, value in _constants(family, cfg, spell).items():
+        if name in tensors.names() and not _is_near(found := tensors.read(name), value):
+            raise CheckpointError(f"{name} is {found}, where {value} is wanted: this architecture has it as a constant")
     return plan, spell
 
 
@@ -66,7 +69,7 @@ def differences(
         "missing": [name for name in wanted if name not in names],
         UNMAPPED: sorted(
             name
-            for name in names - wanted.keys() - _copies(family, cfg, spell).keys()
+            for name in names - wanted.keys() - _copies(family, cfg, spell).keys() - _constants(family, cfg, spell).keys()
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in family.ignored)
         ),
         "of the wrong shape": [
@@ -135,8 +138,18 @@ def _copies(family: Family, cfg: Config, spell: Spelling) -> dict[str, str]:
     return {spell(copy): spell(original) for copy, original in family.copies if cfg.tie_word_embeddings}
 
 
+def _constants(family: Family, cfg: Config, spell: Spelling) -> dict[str, float]:
+    """Tensors that may be there and hold one number, which the architecture says."""
+    return {spell(name): value for name, value in family.constants(cfg).items()}
+
+
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and np.array_equal(a.view(np.uint8), b.view(np.uint8))
+
+
+def _is_near(found: np.ndarray, value: float) -> bool:
+    """Whether a tensor is one number, up to how few digits a 16-bit number has."""
+    return found.shape == () and math.isclose(float(found), value, rel_tol=0.05)
 
 
 def _tensors(count: int) -> str:

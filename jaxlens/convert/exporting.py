@@ -65,23 +65,29 @@ class ExportedTensors:
         self._params, self._lengths = params, sizes(cfg)
         plan = sorted(moves(family.rules(cfg), cfg), key=lambda move: -1 if move.layer is None else move.layer)
         check_filled(plan, {name: np.shape(value) for name, value in params.items()}, self._lengths)
-        self._moves = {move.theirs: move for move in plan}
+        self._moves, self._constants = {move.theirs: move for move in plan}, family.constants(cfg)
 
     def names(self) -> list[str]:
-        return list(self._moves)
+        return [*self._moves, *self._constants]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._moves[name].rule.their_shape(self._lengths)
+        return () if name in self._constants else self._moves[name].rule.their_shape(self._lengths)
 
     def dtype(self, name: str) -> str:
         stored = {ours: theirs for theirs, ours in FLOATS.items()}
-        return stored[str(self._params[self._moves[name].ours[0]].dtype)]
+        return stored[str(self._number_type(name))]
 
     def read(self, name: str) -> np.ndarray:
+        if name in self._constants:
+            return np.asarray(self._constants[name], self._number_type(name))
         move = self._moves[name]
         wholes = (self._params[ours] for ours in move.ours)
         parts = [(one if isinstance(one, StoredParameter) else np.asarray(one))[move.index] for one in wholes]
         return move.rule.export(parts, self._lengths)
+
+    def _number_type(self, name: str) -> np.dtype:
+        """That of the parameter which a tensor is made of; a constant has that of any."""
+        return self._params[self._moves[name].ours[0] if name in self._moves else next(iter(self._params))].dtype
 
 
 def export_config(cfg: Config, source: Mapping[str, Any] | None) -> tuple[Family, dict[str, Any]]:

@@ -144,6 +144,7 @@ class Family:
     unused: tuple[str, ...] = ()  # config fields that no forward pass depends on, beyond those of reader.NEUTRAL
     ignored: tuple[str, ...] = ()  # tensors that are not weights, as file name patterns
     copies: tuple[tuple[str, str], ...] = ()  # in a tied model: a tensor that repeats another, and that other
+    constants: Callable[[Config], Mapping[str, float]] = lambda cfg: {}  # tensors of one number, always the same
     prefixes: tuple[str, ...] = ("",)
     context: str = "max_position_embeddings"  # the field that says how long a sequence may be
     source: Callable[[dict[str, Any]], dict[str, Any] | None] = dict  # config.json -> the one to export with
