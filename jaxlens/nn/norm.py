@@ -64,7 +64,10 @@ class Norm(Part):
         centred, scale = spread(x, self.kind.startswith("LN"), self.eps, self.n_axes)
         scale = tap("hook_scale", scale)
         normalized = tap("hook_normalized", divide(centred, scale, x.dtype))
-        return weigh(normalized, self.w, self.b, self.cfg.rmsnorm_uses_offset)
+        w, offset = self.w, self.cfg.rmsnorm_uses_offset
+        if offset and self.kind == "LN":  # 1 + w is rounded before it is used, as the checkpoints were trained
+            w, offset = w + 1, False
+        return weigh(normalized, w, self.b, offset)
 
 
 class HeadNorm(Norm):
