@@ -69,7 +69,7 @@ def differences(
         "missing": [name for name in wanted if name not in names],
         UNMAPPED: sorted(
             name
-            for name in names - wanted.keys() - _copies(family, cfg, spell).keys() - _constants(family, cfg, spell).keys()
+            for name in names - wanted.keys() - {*_copies(family, cfg, spell), *_constants(family, cfg, spell)}
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in family.ignored)
         ),
         "of the wrong shape": [
