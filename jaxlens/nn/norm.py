@@ -66,7 +66,8 @@ class Norm(Part):
         normalized = tap("hook_normalized", divide(centred, scale, x.dtype))
         w, offset = self.w, self.cfg.rmsnorm_uses_offset
         if offset and self.kind == "LN":  # 1 + w is rounded before it is used, as the checkpoints were trained
-            w, offset = w + 1, False
+            bits = jnp.finfo(w.dtype)  # said so, or XLA leaves the rounding out
+            w, offset = jax.lax.reduce_precision(w + 1, bits.nexp, bits.nmant), False
         return weigh(normalized, w, self.b, offset)
 
 
