@@ -50,12 +50,17 @@ class Yarn:
 
 @dataclasses.dataclass(frozen=True)
 class LongRope:
-    """LongRoPE (Ding et al. 2024, arXiv 2402.13753): one divisor per frequency, another set past `original_n_ctx`."""
+    """LongRoPE (Ding et al. 2024, arXiv 2402.13753): one divisor per frequency, another set past `original_n_ctx`.
+
+    `attention_factor` multiplies the rotated queries and keys; `short_attention_factor` does so in its place, if it is
+    given, in sequences that are not past `original_n_ctx`.
+    """
 
     short_factor: tuple[float, ...]
     long_factor: tuple[float, ...]
     original_n_ctx: int
     attention_factor: float
+    short_attention_factor: float | None = None
 
 
 Scaling = Linear | Dynamic | Llama3 | Yarn | LongRope

@@ -206,7 +206,7 @@ SCALING_CASES = {
     "long, past its context": (
         LongRope(ONES, TWOS, 8, 1.2), {"long_factor": ONES, "original_n_ctx": 64, "attention_factor": 1.1}
     ),
-    "long, within": (LongRope(ONES, TWOS, 64, 1.2), {"short_factor": TWOS}),
+    "long, within": (LongRope(ONES, TWOS, 64, 1.2), {"short_factor": TWOS, "short_attention_factor": 1.1}),
 }  # fmt: skip
 
 

@@ -24,8 +24,18 @@ def rotary_tables(cfg: Config, length: Int[Array, ""]) -> tuple[Float[Array, "l 
     kinds = list(dict.fromkeys(cfg.rotary))
     which = np.array([kinds.index(rotary) for rotary in cfg.rotary])
     table = jnp.stack([frequencies(kind, dim, length) if kind else jnp.zeros(dim // 2) for kind in kinds])
-    factors = np.array([getattr(kind and kind.scaling, "attention_factor", 1.0) for kind in kinds], np.float32)
-    return table[which], jnp.asarray(factors[which])
+    return table[which], jnp.stack([attention_factor(kind, length) for kind in kinds])[which]
+
+
+def attention_factor(rotary: Rotary | None, length: Int[Array, ""]) -> Float[Array, ""]:
+    """What rotated queries and keys are multiplied by."""
+    match rotary and rotary.scaling:
+        case LongRope(original_n_ctx=original, attention_factor=long, short_attention_factor=float(short)):
+            return jnp.where(length > original, jnp.float32(long), jnp.float32(short))
+        case Yarn() | LongRope() as scaling:
+            return jnp.float32(scaling.attention_factor)
+        case _:
+            return jnp.float32(1)
 
 
 def frequencies(rotary: Rotary, dim: int, length: Int[Array, ""]) -> Float[Array, "r"]:
@@ -50,7 +60,7 @@ def frequencies(rotary: Rotary, dim: int, length: Int[Array, ""]) -> Float[Array
             return _by_parts(plain, rotary.scaling)
         case Yarn():
             return _yarn(plain, rotary.scaling, rotary.base, dim)
-        case LongRope(short, long, original):
+        case LongRope(short_factor=short, long_factor=long, original_n_ctx=original):
             return plain / jnp.where(length > original, jnp.array(long), jnp.array(short))
 
 
