@@ -73,8 +73,13 @@ def _norm_inside_mlp(cfg: Config, layer: int) -> bool:
     return _plain_mlp(cfg, layer) and cfg.act_fn.endswith("_ln")
 
 
+def _heads_read(cfg: Config, layer: int) -> bool:
+    """Where heads share a latent, none reads the residual stream by itself."""
+    return cfg.kv_lora_rank is None
+
+
 def _ungrouped(cfg: Config, layer: int) -> bool:
-    return cfg.n_heads == cfg.n_key_value_heads
+    return cfg.n_heads == cfg.n_key_value_heads and _heads_read(cfg, layer)
 
 
 def _norm_sites(place: str, axes: str, scale_axes: str, of: str, exists: Condition) -> list[Site]:
@@ -95,10 +100,6 @@ def _qk_norm_sites(place: str, heads: str, of: str) -> list[Site]:
 
 def _always(cfg: Config, layer: int) -> bool:
     return True
-
-
-def _latent(cfg: Config, layer: int) -> bool:
-    return cfg.kv_lora_rank is not None
 
 
 def _latent_queries(cfg: Config, layer: int) -> bool:
@@ -139,16 +140,16 @@ EMBED_SITES = (
 BLOCK_SITES = (
     Site("hook_resid_pre", "b p d", "the residual stream as the layer finds it"),
     Site("hook_attn_in", "b p n d", "what every head reads, a copy for each; before ln1", _ungrouped, on_request=True),
-    Site("hook_q_input", "b p n d", "what every head's queries read; before ln1", on_request=True),
-    Site("hook_k_input", "b p k d", "what every key head reads; before ln1", on_request=True),
-    Site("hook_v_input", "b p k d", "what every value head reads; before ln1", on_request=True),
+    Site("hook_q_input", "b p n d", "what every head's queries read; before ln1", _heads_read, on_request=True),
+    Site("hook_k_input", "b p k d", "what every key head reads; before ln1", _heads_read, on_request=True),
+    Site("hook_v_input", "b p k d", "what every value head reads; before ln1", _heads_read, on_request=True),
     *_norm_sites("ln1", "b p d", "b p 1", "the residual stream", _has_norm("pre", "both")),
     *_when(_latent_queries, [
         Site("attn.hook_q_latent", "b p r", "what queries are made of, before its norm"),
         *_norm_sites("attn.q_latent_norm", "b p r", "b p 1", "the latent of queries", _always),
     ]),
     Site("attn.hook_q", "b p n h", "queries, before QK-norm and rotation"),
-    *_when(_latent, [
+    *_when(lambda cfg, layer: not _heads_read(cfg, layer), [
         Site("attn.hook_kv_latent", "b p z", "what keys and values are made of, before its norm"),
         *_norm_sites("attn.kv_latent_norm", "b p z", "b p 1", "the latent of keys and values", _always),
     ]),

@@ -75,6 +75,9 @@ CONFIGS = {
 ADDITIVE = [name for name, cfg in CONFIGS.items() if cfg.norm_placement != "sum"]
 """Those whose residual stream is the sum of what was written to it."""
 
+LINEAR_HEADS = [name for name, cfg in CONFIGS.items() if cfg.kv_lora_rank is None]
+"""Those whose heads read the residual stream by linear maps of their own."""
+
 
 @functools.cache
 def model(name: str, seed: int = 0) -> HookedTransformer:

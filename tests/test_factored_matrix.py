@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from mistakes import Case, unreached
-from models import ADDITIVE, CONFIGS, model, randomised, tokens
+from models import ADDITIVE, CONFIGS, LINEAR_HEADS, model, randomised, tokens
 from test_models import close
 
 from jaxlens import Config, FactoredMatrix, HookedTransformer, factored_matrix
@@ -310,7 +310,7 @@ def test_composition_matrix_by_matrix():
 # --- on a model
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", LINEAR_HEADS)
 def test_circuits_of_a_model(name):
     the_model, cfg = model(name), CONFIGS[name]
     group = cfg.n_heads // cfg.n_key_value_heads

@@ -151,7 +151,7 @@ def test_a_folded_model_has_no_norms_left_but_those_of_outputs_queries_and_keys(
         assert not folded.processing[0].applied
         return
     norms = {key.rpartition(".")[0].rpartition(".")[2] for key in folded.params if key.endswith((".w", ".b"))}
-    assert norms <= {"ln1_post", "ln2_post", "q_norm", "k_norm", "ln"}
+    assert norms <= {"ln1_post", "ln2_post", "q_norm", "k_norm", "q_latent_norm", "kv_latent_norm", "ln"}
     assert ("norm" in folded.cfg.biases) <= (bool(norms & {"ln1_post", "ln"}) or not applied(folded))
     if applied(folded) and folded.cfg.normalization_type == "LNPre":
         readers = ("W_Q", "W_K", "W_V", "W_in", "W_gate", "W_router", "W_U")

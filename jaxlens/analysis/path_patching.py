@@ -61,6 +61,8 @@ def path_patch(
     """
     cfg = model.cfg
     check_adds_up(cfg)
+    if component in ("q", "k", "v"):
+        check_heads_are_linear(cfg)
     if component not in RECEIVERS or (component == "mlp" and cfg.attn_only):
         raise ValueError(f"component is {component!r}; wanted one of {list(RECEIVERS)} that the model has")
     n_heads = {"q": cfg.n_heads, "k": cfg.n_key_value_heads, "v": cfg.n_key_value_heads}.get(component)

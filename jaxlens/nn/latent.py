@@ -30,21 +30,19 @@ EPS = 1e-6
 
 @piece
 def down(x, W):
-    """[b p d], or [b p n d] with an input of its own for every head, to a latent."""
-    return jnp.einsum("...d,dz->...z", x, W)
+    return jnp.einsum("bpd,dz->bpz", x, W)
 
 
 @piece
 def up(latent, W):
-    """A latent [b p z], or one for every head, to [b p n y]."""
-    return jnp.einsum("bpz,nzy->bpny" if latent.ndim == 3 else "bpnz,nzy->bpny", latent, W)
+    return jnp.einsum("bpz,nzy->bpny", latent, W)
 
 
 @piece
 def whole_keys(still, turning):
-    """Keys [b p n h]: what each head has of its own, and the part that is rotated, [b p j] or [b p n j]."""
-    turning = turning if turning.ndim == 4 else turning[:, :, None]
-    return jnp.concatenate((still, jnp.broadcast_to(turning, (*still.shape[:3], turning.shape[-1]))), axis=-1)
+    """Keys [b p n h]: what each head has of its own [b p n y], and the part that is rotated [b p j], shared by all."""
+    turning = jnp.broadcast_to(turning[:, :, None], (*still.shape[:3], turning.shape[-1]))
+    return jnp.concatenate((still, turning), axis=-1)
 
 
 class LatentAttention(Attention):
@@ -71,19 +69,15 @@ class LatentAttention(Attention):
         return axes | prefixed("kv_latent_norm", Norm.axes(cfg, "z", "RMS"))
 
     def queries_keys_values(self, inputs, tap):
-        q = inputs[0]
+        x = inputs[0]  # what all three read: heads that share a latent have no inputs of their own
+        q = x
         if self.W_Q_down is not None:
-            latent = tap("hook_q_latent", down(q, self.W_Q_down))
-            q = self.q_latent_norm(latent, tap.at("q_latent_norm"))
+            q = self.q_latent_norm(tap("hook_q_latent", down(x, self.W_Q_down)), tap.at("q_latent_norm"))
         q = tap("hook_q", up(q, self.W_Q))
-        latent = self.latent(inputs[1], tap)
-        k = tap("hook_k", whole_keys(up(latent, self.W_K), down(inputs[1], self.W_K_rot)))
-        latent = latent if inputs[2] is inputs[1] else self.latent(inputs[2], tap.silent())
+        latent = tap("hook_kv_latent", down(x, self.W_KV_down))
+        latent = self.kv_latent_norm(latent, tap.at("kv_latent_norm"))
+        k = tap("hook_k", whole_keys(up(latent, self.W_K), down(x, self.W_K_rot)))
         return q, k, tap("hook_v", up(latent, self.W_V))
-
-    def latent(self, x, tap):
-        """What keys and values are made of."""
-        return self.kv_latent_norm(tap("hook_kv_latent", down(x, self.W_KV_down)), tap.at("kv_latent_norm"))
 
     def rotated(self, x, at):
         still, turning = jnp.split(x, [x.shape[-1] - 2 * at.cos.shape[-1]], axis=-1)
