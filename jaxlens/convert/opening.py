@@ -12,6 +12,7 @@ from jaxlens.convert.families import family_of
 from jaxlens.convert.files import TensorFolder, read_json
 from jaxlens.convert.gguf import GGUFFile, smollm2_path
 from jaxlens.convert.hub import download
+from jaxlens.convert.mxfp4 import Mxfp4Tensors, is_mxfp4
 from jaxlens.convert.reader import Reader, complete
 from jaxlens.convert.rules import Family, Tensors
 from jaxlens.errors import CheckpointError
@@ -120,7 +121,10 @@ def _open_folder(name: str, path: Path, strict: bool) -> Checkpoint:
         except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
             raise CheckpointError(f"{path} holds no tokenizer that can be read: {error}") from error
 
-    return _opened(name, path, fields, strict, lambda: TensorFolder(path), tokenizer)
+    def tensors() -> Tensors:
+        return Mxfp4Tensors(TensorFolder(path)) if is_mxfp4(fields) else TensorFolder(path)
+
+    return _opened(name, path, fields, strict, tensors, tokenizer)
 
 
 def _open_gguf(name: str, path: Path, strict: bool) -> Checkpoint:

@@ -5,6 +5,7 @@ The experts of the published checkpoints are stored in MXFP4 and are read as bfl
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 from jaxlens.config import Config
 from jaxlens.convert.common import LAYER, attention_biases, attention_rules, llama_config, llama_rules, windows
@@ -15,6 +16,7 @@ from jaxlens.convert.rules import Family, Rule
 def config(hf: Reader) -> Config:
     for name, only in {"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0}.items():
         hf.expect(name, only, because="the clamped gate of gpt-oss is known with this value only")
+    check_quantization(hf)
     chosen = hf.size("num_experts_per_tok")
     hf.expect("experts_per_token", chosen, because="num_experts_per_tok says so")
     if hf("initial_context_length", None) is not None:
@@ -29,6 +31,19 @@ def config(hf: Reader) -> Config:
         biases=(*attention_biases(hf), "b_in", "b_gate", "b_out", "b_router"),
     )
     return cfg.replace(act_fn="clamped_swiglu")  # which hidden_act does not say
+
+
+def check_quantization(hf: Reader) -> None:
+    if hf("quantization_config", None) is not None:
+        how = hf.inside("quantization_config")
+        how.expect("quant_method", "mxfp4", because="no other is read")
+        for name in ("modules_to_not_convert", "dequantize"):  # names of tensors say which are stored so
+            how(name, None)
+
+
+def source(fields: dict[str, Any]) -> dict[str, Any]:
+    """What is exported is no longer quantized."""
+    return {name: value for name, value in fields.items() if name != "quantization_config"}
 
 
 def sink_rules(cfg: Config) -> Iterator[Rule]:
@@ -54,4 +69,5 @@ FAMILY = Family(
     unused=("output_router_logits", "router_aux_loss_coef"),  # of training
     copies=(("lm_head.weight", "model.embed_tokens.weight"),),
     prefixes=("model.", ""),
+    source=source,
 )
