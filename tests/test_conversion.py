@@ -405,7 +405,7 @@ def test_families_are_listed_and_put_into_a_page(tmp_path, capsys):
     table = run(capsys, "families", "--markdown")
     assert re.search(r"^\| `llama` \| Llama 1 to 3.* \| .*Also from GGUF files\. \|$", table, re.MULTILINE)
     rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} >= {*CASES, "jaxlens"}
+    assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row)} >= {*CASES, "jaxlens"}
     page = tmp_path / "page.md"
     page.write_text(f"before\n{families.BEGIN}old\n{families.END}\nafter\n")
     assert run(capsys, "families", "--update", page) == ""
@@ -439,21 +439,26 @@ def test_a_family_that_is_dropped_into_the_folder_is_found(theirs, tmp_path, mon
 
 
 def script(name, *arguments):
-    """Runs a script as its file, from a folder of its own, without this checkout on the path."""
+    """A script, started as its file, without this checkout on the path."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     program = [sys.executable, str(CONVERSION / f"{name}.py"), *map(str, arguments)]
-    ran = subprocess.run(program, capture_output=True, text=True, env=environment, cwd=CONVERSION)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    return subprocess.Popen(program, stdout=-1, stderr=-1, text=True, env=environment, cwd=CONVERSION)
 
 
 def test_every_script_runs_as_a_file(theirs, tmp_path, capsys):
     """Though one of them is called as Python's own module `inspect`, which others need."""
     original = theirs("gpt2")
-    assert script("inspect", original) == run(capsys, "inspect", original)
-    script("verify", original, "--results", tmp_path / "RESULTS.md", "--length", "9")
-    assert script("convert", "--help").startswith("usage: jaxlens convert [-h]")
-    assert script("export", "--help").startswith("usage: jaxlens export [-h]")
+    started = {
+        "inspect": script("inspect", original),
+        "convert": script("convert", original, tmp_path / "ours"),
+        "export": script("export", "--help"),
+        "verify": script("verify", original, "--results", tmp_path / "RESULTS.md", "--length", "9"),
+    }
+    printed = {name: process.communicate() for name, process in started.items()}
+    assert {name: process.returncode for name, process in started.items()} == dict.fromkeys(SCRIPTS, 0), printed
+    assert printed["inspect"][0] == run(capsys, "inspect", original)
+    assert printed["convert"][0].endswith("parameters in float32\n") and load(tmp_path / "ours")
+    assert printed["export"][0].startswith("usage: jaxlens export [-h]")
     assert "tiny-random-gpt2" in (tmp_path / "RESULTS.md").read_text()
 
 
