@@ -103,7 +103,6 @@ class Config:
     # positions
     positional_embedding_type: Literal["standard", "rotary", "shortformer", "alibi", "sinusoidal", "none"] = "standard"
     rotary: tuple[Rotary | None, ...] | Rotary = ()  # None: a layer without positions
-    alibi_slopes: tuple[float, ...] = ()  # one per head; (): those of Press et al. 2021
     alibi_in_bfloat16: bool = False  # slope × place was rounded to it, and is divided by attn_scale as scores are
     pos_offset: int = 0  # the first token stands in this row of the table of positions
 
@@ -175,8 +174,14 @@ class Config:
 
     @property
     def slopes(self) -> tuple[float, ...]:
-        """By how much each head's scores fall with distance (ALiBi)."""
-        return self.alibi_slopes or press_slopes(self.n_heads)
+        """By how much each head's scores fall with distance (ALiBi, Press et al. 2021, arXiv 2108.12409).
+
+        2^(-8/n), 2^(-16/n), … for n heads; where n is no power of two, those of the next lower one, and then every
+        second slope of the next higher one.
+        """
+        lower = 2 ** int(math.log2(self.n_heads))
+        few, many = ([2.0 ** (-8 * (i + 1) / n) for i in range(n)] for n in (lower, 2 * lower))
+        return tuple(few + many[::2][: self.n_heads - lower])
 
     def __repr__(self) -> str:
         """The fields that are not at their defaults; what all layers share is said once."""
@@ -249,23 +254,6 @@ def _ranges(layers: tuple[int, ...]) -> str:
         else:
             runs.append([layer])
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def press_slopes(n_heads: int, bias_max: float = 8.0) -> tuple[float, ...]:
-    """ALiBi's slopes (Press et al. 2021, arXiv 2108.12409): 2^(-8/n), 2^(-16/n), … for n heads.
-
-    Where n is no power of two, those of the next lower one, and then every second slope of the next higher one.
-
-    Example:
-        >>> press_slopes(3)
-        (0.0625, 0.00390625, 0.25)
-    """
-
-    def powers(n: int) -> list[float]:
-        return [2.0 ** (-bias_max * (i + 1) / n) for i in range(n)]
-
-    lower = 2 ** int(math.log2(n_heads))
-    return tuple(powers(lower) + powers(2 * lower)[::2][: n_heads - lower])
 
 
 def _per_layer(name: str, value: Any, n_layers: int, default: Any) -> tuple:

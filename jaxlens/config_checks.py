@@ -102,14 +102,11 @@ def _extras(cfg: Any) -> None:
         "d_shared_expert": cfg.num_experts, "router_groups": cfg.num_experts, "d_expert": cfg.num_experts,
         "shared_expert_gate": cfg.d_shared_expert, "q_lora_rank": cfg.kv_lora_rank, "d_v_head": cfg.kv_lora_rank,
         "qk_norm_after_rotary": cfg.qk_norm and cfg.rotary,
-        "alibi_slopes": cfg.positional_embedding_type == "alibi",
         "pos_offset": cfg.positional_embedding_type in ("standard", "sinusoidal"),
     }  # fmt: skip
     for name, wanted in needs.items():
         if getattr(cfg, name) and not wanted:
             raise ValueError(f"{name} is {getattr(cfg, name)!r}, which means nothing in this model: {NEEDED[name]}")
-    if cfg.alibi_slopes and len(cfg.alibi_slopes) != cfg.n_heads:
-        raise ValueError(f"alibi_slopes has {len(cfg.alibi_slopes)} entries; wanted n_heads = {cfg.n_heads}")
     if cfg.router_groups:
         groups, kept = cfg.router_groups
         if cfg.num_experts % groups or not 1 <= kept <= groups:
@@ -137,7 +134,6 @@ NEEDED = {
     "d_expert": "it needs num_experts",
     "shared_expert_gate": "it needs d_shared_expert",
     "qk_norm_after_rotary": "it needs qk_norm and rotary positions",
-    "alibi_slopes": 'it needs positional_embedding_type="alibi"',
     "alibi_in_bfloat16": 'it needs positional_embedding_type="alibi"',
     "pos_offset": 'it needs positional_embedding_type "standard" or "sinusoidal"',
 }

@@ -76,7 +76,6 @@ LOGIT_CASES = {
     "clip_qkv": (PLAIN, {"clip_qkv": 0.1}),
     "qk_norm_type": (LLAMA.replace(qk_norm="head"), {"qk_norm_type": "LN"}),
     "qk_norm_after_rotary": (LLAMA.replace(qk_norm="head"), {"qk_norm_after_rotary": True}),
-    "alibi_slopes": (PLAIN.replace(positional_embedding_type="alibi"), {"alibi_slopes": (1.0, 0.5, 0.2, 0.1)}),
     "alibi_in_bfloat16": (PLAIN.replace(positional_embedding_type="alibi"), {"alibi_in_bfloat16": True}),
     "pos_offset": (PLAIN.replace(positional_embedding_type="sinusoidal"), {"pos_offset": 2}),
     "output_logits_scale": (PLAIN, {"output_logits_scale": 3.0}),

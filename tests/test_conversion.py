@@ -369,6 +369,14 @@ def moved(*arguments, **options):
     return dataclasses.replace(loaded, params={name: value * 1.001 for name, value in loaded.params.items()})
 
 
+def test_a_last_hidden_state_of_another_width_is_passed_over(tmp_path, capsys):
+    narrow = {"word_embed_proj_dim": 20, "do_layer_norm_before": False}
+    folder = write_checkpoint(tmp_path / "opt", "opt", **narrow)
+    printed = run(capsys, "verify", folder, "--length", "9", "--results", tmp_path / "RESULTS.md")
+    assert re.search(r"^unembed\.hook_in +transformers has another thing there$", printed, re.MULTILINE)
+    assert "inf" not in (tmp_path / "RESULTS.md").read_text()
+
+
 def test_a_gguf_file_is_compared_with_transformers_own_reading(tmp_path, capsys):
     words = vocabulary(tokens=["<s>", "</s>", *"abcdefghi"], token_type=[3, 3, *[1] * 9], merges=[])
     file = write_gguf(tmp_path / "model.gguf", {name: value / 8 for name, value in weights().items()}, extra=words)

@@ -404,9 +404,6 @@ CONFIG_FIELDS = {
     "a shared expert of none": Case(
         lambda: config(d_shared_expert=3), ValueError, "d_shared_expert is 3, which means nothing in this model"
     ),
-    "slopes for other heads": Case(
-        lambda: config(positional_embedding_type="alibi", alibi_slopes=(1.0,)), ValueError, "alibi_slopes has 1 entries"
-    ),
     "groups that experts do not fill": Case(
         lambda: config(num_experts=4, experts_per_token=1, router_groups=(3, 1)), ValueError, "a divisor of num_experts"
     ),

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import math
 from pathlib import Path
 
 from jaxlens.commands.command import Command, positive
@@ -30,7 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{found.name} ({found.model_type}), {found.parameters:,} parameters, {size(found)} tokens")
     print(f"\n{'':32}{'difference':>12}{'of at most':>12}{'share':>12}")
     for place in (*found.places, found.logits):
-        print(f"{place.place:32}{place.largest:>12.1e}{place.of:>12.3g}{place.share:>12.1e}")
+        same = f"{place.largest:>12.1e}{place.of:>12.3g}{place.share:>12.1e}"
+        print(f"{place.place:32}{same if math.isfinite(place.share) else '  transformers has another thing there'}")
     print(f"\n{'passed' if found.passed else 'FAILED'}: logits are to agree to {TOLERANCE:g} of the largest")
     if arguments.results:
         note(found, arguments.results)
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 def note(found: Verification, file: Path) -> None:
     """Appends a row to a table in a Markdown file, which is made if it is not there."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch", "transformers"))
-    worst = max(found.places, key=lambda place: place.share)
+    worst = max((place for place in found.places if math.isfinite(place.share)), key=lambda place: place.share)
     row = (
         Path(found.name).name, f"`{found.model_type}`", f"{found.parameters:,}", size(found),
         f"{worst.share:.1e} (`{worst.place}`)", f"{found.logits.largest:.1e} of {found.logits.of:.3g}",

@@ -33,6 +33,7 @@ class Difference:
 
     @property
     def share(self) -> float:
+        """Of the largest value."""
         return self.largest / self.of
 
 
@@ -85,7 +86,7 @@ def verify(
 
 
 def difference(place: str, ours: Any, theirs: Any) -> Difference:
-    """Infinite where shapes differ."""
+    """Infinite where shapes differ: transformers' last hidden state may be narrower, as embeddings are in OPT-350m."""
     ours, theirs = np.asarray(ours), theirs.numpy()
     largest = np.abs(ours - theirs).max() if ours.shape == theirs.shape else np.inf
     return Difference(place, float(largest), float(np.abs(theirs).max()))
