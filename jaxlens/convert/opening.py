@@ -140,5 +140,6 @@ def _opened(
         family, cfg, hf = map_config(fields)
         if strict:
             hf.check_all_read(family.unused)
-        source = family.source(fields)
-    return Checkpoint(name, path, family, cfg, tensors(), source, tokenizer, hf.unread(family.unused))
+        return Checkpoint(
+            name, path, family, cfg, tensors(), family.source(fields), tokenizer, hf.unread(family.unused)
+        )  # fmt: skip

@@ -3,7 +3,8 @@
 import functools
 
 from jaxlens.config import Config
-from jaxlens.convert.common import attention_biases, llama_config, llama_rules, mlp_biases, up_down_rules
+from jaxlens.convert.common import attention_biases, llama_config, mlp_biases
+from jaxlens.convert.layouts import llama_rules, up_down_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

@@ -4,7 +4,8 @@ import functools
 import math
 
 from jaxlens.config import Config
-from jaxlens.convert.common import fairseq_config, fairseq_rules
+from jaxlens.convert.common import fairseq_config
+from jaxlens.convert.layouts import fairseq_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import bloom_rules, norm_rules
+from jaxlens.convert.layouts import bloom_rules, norm_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

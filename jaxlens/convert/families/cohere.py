@@ -4,7 +4,8 @@ scaled; in the largest, queries and keys of every head have a norm of their own.
 import functools
 
 from jaxlens.config import Config
-from jaxlens.convert.common import cohere_config, llama_rules, rotary
+from jaxlens.convert.common import cohere_config, rotary
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

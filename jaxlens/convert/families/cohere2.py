@@ -3,7 +3,8 @@
 import functools
 
 from jaxlens.config import Config
-from jaxlens.convert.common import cohere_config, llama_rules, per_layer, rotary, windows
+from jaxlens.convert.common import cohere_config, per_layer, rotary, windows
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

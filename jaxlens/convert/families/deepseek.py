@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from jaxlens.config import Config
-from jaxlens.convert.common import LAYER, expert_rules, gated_mlp_rules, llama_config, llama_rules, rotary
+from jaxlens.convert.common import llama_config, rotary
+from jaxlens.convert.layouts import LAYER, expert_rules, gated_mlp_rules, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

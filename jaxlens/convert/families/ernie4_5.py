@@ -1,7 +1,8 @@
 """ERNIE 4.5 (dense): Llama whose heads turn in neighbouring pairs, with biases everywhere or nowhere."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import llama_config, llama_rules, rotary
+from jaxlens.convert.common import llama_config, rotary
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

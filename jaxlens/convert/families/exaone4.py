@@ -4,7 +4,8 @@ have a window, the others have no positions."""
 import functools
 
 from jaxlens.config import Config
-from jaxlens.convert.common import POST_NORMS, llama_config, llama_rules, per_layer, rotary, windows
+from jaxlens.convert.common import llama_config, per_layer, rotary, windows
+from jaxlens.convert.layouts import POST_NORMS, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

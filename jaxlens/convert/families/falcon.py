@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxlens.config import Config
-from jaxlens.convert.common import PRE_NORMS, activation, bloom_rules, rotary
+from jaxlens.convert.common import activation, rotary
+from jaxlens.convert.layouts import PRE_NORMS, bloom_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

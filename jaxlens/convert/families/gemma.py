@@ -3,7 +3,8 @@
 import math
 
 from jaxlens.config import Config
-from jaxlens.convert.common import attention_biases, llama_config, llama_rules
+from jaxlens.convert.common import attention_biases, llama_config
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

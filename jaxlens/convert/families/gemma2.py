@@ -3,7 +3,8 @@
 import functools
 
 from jaxlens.config import Config
-from jaxlens.convert.common import FOUR_NORMS, gemma_config, llama_rules
+from jaxlens.convert.common import gemma_config
+from jaxlens.convert.layouts import FOUR_NORMS, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

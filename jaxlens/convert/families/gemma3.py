@@ -7,7 +7,8 @@ import functools
 from typing import Any
 
 from jaxlens.config import Config
-from jaxlens.convert.common import FOUR_NORMS, gemma_config, llama_rules, rotary_by_layer_type
+from jaxlens.convert.common import gemma_config, rotary_by_layer_type
+from jaxlens.convert.layouts import FOUR_NORMS, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

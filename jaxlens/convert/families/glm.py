@@ -4,14 +4,8 @@ projections are one tensor."""
 import functools
 
 from jaxlens.config import Config
-from jaxlens.convert.common import (
-    attention_biases,
-    fused_gated_mlp_rules,
-    head_size,
-    llama_config,
-    llama_rules,
-    rotary,
-)
+from jaxlens.convert.common import attention_biases, head_size, llama_config, rotary
+from jaxlens.convert.layouts import fused_gated_mlp_rules, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

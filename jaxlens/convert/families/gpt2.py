@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import gpt_config, gpt_layer_rules, gpt_rules
+from jaxlens.convert.common import gpt_config
+from jaxlens.convert.layouts import gpt_layer_rules, gpt_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

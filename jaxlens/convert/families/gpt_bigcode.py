@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import GPT_LAYER, fused_attention_rules, gpt_config, gpt_rules, mlp_rules, out_rules
+from jaxlens.convert.common import gpt_config
+from jaxlens.convert.layouts import GPT_LAYER, fused_attention_rules, gpt_rules, mlp_rules, out_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

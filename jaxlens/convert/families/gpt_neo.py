@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import GPT_LAYER, activation, attention_rules, gpt_rules, mlp_rules, per_layer
+from jaxlens.convert.common import activation, per_layer
+from jaxlens.convert.layouts import GPT_LAYER, attention_rules, gpt_rules, mlp_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

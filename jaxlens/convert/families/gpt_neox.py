@@ -3,18 +3,8 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import (
-    PRE_NORMS,
-    attention_biases,
-    fused_attention_rules,
-    head_size,
-    llama_config,
-    mlp_rules,
-    norm_rules,
-    out_rules,
-    rotary,
-    unembed_rules,
-)
+from jaxlens.convert.common import attention_biases, head_size, llama_config, rotary
+from jaxlens.convert.layouts import PRE_NORMS, fused_attention_rules, mlp_rules, norm_rules, out_rules, unembed_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxlens.config import Config
-from jaxlens.convert.common import LAYER, attention_biases, attention_rules, llama_config, llama_rules, windows
+from jaxlens.convert.common import attention_biases, llama_config, windows
+from jaxlens.convert.layouts import LAYER, attention_rules, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

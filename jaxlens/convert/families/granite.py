@@ -1,7 +1,8 @@
 """Granite 3 (dense): Llama with a scale at the embedding, at scores, at what blocks add, and at logits."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import attention_biases, granite_config, llama_rules, mlp_biases
+from jaxlens.convert.common import attention_biases, granite_config, mlp_biases
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

@@ -4,7 +4,8 @@ import functools
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import LAYER, attention_biases, granite_config, llama_rules
+from jaxlens.convert.common import attention_biases, granite_config
+from jaxlens.convert.layouts import LAYER, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

@@ -1,7 +1,8 @@
 """Helium: Llama whose heads turn in neighbouring pairs."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import attention_biases, llama_config, llama_rules, mlp_biases, rotary
+from jaxlens.convert.common import attention_biases, llama_config, mlp_biases, rotary
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

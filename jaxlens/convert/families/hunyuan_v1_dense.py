@@ -3,7 +3,8 @@
 import functools
 
 from jaxlens.config import Config, Rotary
-from jaxlens.convert.common import attention_biases, attention_rules, head_size, llama_config, llama_rules, rotary
+from jaxlens.convert.common import attention_biases, head_size, llama_config, rotary
+from jaxlens.convert.layouts import attention_rules, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

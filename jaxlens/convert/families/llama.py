@@ -1,7 +1,8 @@
 """Llama 1 to 3.3 and everything of its shape (SmolLM 1 and 2, Yi, TinyLlama, …)."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import attention_biases, llama_config, llama_rules, mlp_biases
+from jaxlens.convert.common import attention_biases, llama_config, mlp_biases
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

@@ -1,7 +1,8 @@
 """Ministral: Mistral with a window in some layers."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import llama_config, llama_rules, windows
+from jaxlens.convert.common import llama_config, windows
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

@@ -1,7 +1,8 @@
 """Ministral 3: Mistral with YaRN, whose queries grow past the original context."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import llama_config, llama_rules
+from jaxlens.convert.common import llama_config
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

@@ -1,7 +1,8 @@
 """Mistral: Llama with a sliding window in every layer, where `sliding_window` is not null."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import llama_config, llama_rules
+from jaxlens.convert.common import llama_config
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import fused_attention_rules, mlp_rules, norm_rules, out_rules, unembed_rules
+from jaxlens.convert.layouts import fused_attention_rules, mlp_rules, norm_rules, out_rules, unembed_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

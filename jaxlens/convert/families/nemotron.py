@@ -4,15 +4,8 @@ of each head turns."""
 import functools
 
 from jaxlens.config import Config
-from jaxlens.convert.common import (
-    attention_biases,
-    head_size,
-    llama_config,
-    llama_rules,
-    mlp_biases,
-    rotary,
-    up_down_rules,
-)
+from jaxlens.convert.common import attention_biases, head_size, llama_config, mlp_biases, rotary
+from jaxlens.convert.layouts import llama_rules, up_down_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

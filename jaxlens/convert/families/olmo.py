@@ -1,7 +1,8 @@
 """OLMo (1): Llama with LayerNorms that have no weights, and queries, keys and values held within bounds."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import attention_biases, llama_config, llama_rules
+from jaxlens.convert.common import attention_biases, llama_config
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

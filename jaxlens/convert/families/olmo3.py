@@ -3,14 +3,8 @@
 import functools
 
 from jaxlens.config import Config
-from jaxlens.convert.common import (
-    POST_NORMS,
-    attention_biases,
-    llama_config,
-    llama_rules,
-    rotary_by_layer_type,
-    windows,
-)
+from jaxlens.convert.common import attention_biases, llama_config, rotary_by_layer_type, windows
+from jaxlens.convert.layouts import POST_NORMS, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

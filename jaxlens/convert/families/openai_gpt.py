@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import GPT_LAYER, gpt_config, gpt_layer_rules, norm_rules, unembed_rules
+from jaxlens.convert.common import gpt_config
+from jaxlens.convert.layouts import GPT_LAYER, gpt_layer_rules, norm_rules, unembed_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

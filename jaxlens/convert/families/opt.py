@@ -4,7 +4,8 @@ in."""
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import fairseq_config, fairseq_rules
+from jaxlens.convert.common import fairseq_config
+from jaxlens.convert.layouts import fairseq_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

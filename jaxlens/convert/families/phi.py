@@ -3,16 +3,8 @@
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import (
-    LAYER,
-    attention_rules,
-    head_size,
-    llama_config,
-    mlp_rules,
-    norm_rules,
-    rotary,
-    unembed_rules,
-)
+from jaxlens.convert.common import head_size, llama_config, rotary
+from jaxlens.convert.layouts import LAYER, attention_rules, mlp_rules, norm_rules, unembed_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

@@ -4,16 +4,8 @@ import functools
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import (
-    LAYER,
-    fused_attention_rules,
-    fused_gated_mlp_rules,
-    head_size,
-    llama_config,
-    llama_rules,
-    out_rules,
-    rotary,
-)
+from jaxlens.convert.common import head_size, llama_config, rotary
+from jaxlens.convert.layouts import LAYER, fused_attention_rules, fused_gated_mlp_rules, llama_rules, out_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

@@ -8,7 +8,8 @@ import dataclasses
 import functools
 
 from jaxlens.config import Config, LongRope, Rotary
-from jaxlens.convert.common import LAYER, attention_biases, expert_rules, llama_config, llama_rules, rotary
+from jaxlens.convert.common import attention_biases, llama_config, rotary
+from jaxlens.convert.layouts import LAYER, expert_rules, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

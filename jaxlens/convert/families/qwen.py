@@ -7,7 +7,7 @@ scaling, attention that sharpens with log n) is left out: `n_ctx` ends there.
 from collections.abc import Iterator
 
 from jaxlens.config import Config, Rotary
-from jaxlens.convert.common import GPT_LAYER, fused_attention_rules, gated_mlp_rules, gpt_rules, out_rules
+from jaxlens.convert.layouts import GPT_LAYER, fused_attention_rules, gated_mlp_rules, gpt_rules, out_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

@@ -1,7 +1,8 @@
 """Qwen 1.5, 2 and 2.5: Llama with biases on queries, keys and values, and windows in the later layers on request."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import llama_config, llama_rules, windows
+from jaxlens.convert.common import llama_config, windows
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

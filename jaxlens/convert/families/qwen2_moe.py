@@ -5,17 +5,14 @@ import functools
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import (
+from jaxlens.convert.common import every_so_many_layers, llama_config, per_layer, windows
+from jaxlens.convert.layouts import (
     LAYER,
-    every_so_many_layers,
     expert_rules,
     gated_mlp_rules,
-    llama_config,
     llama_rules,
     mixing_layers,
-    per_layer,
     shared_expert_rules,
-    windows,
 )
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule

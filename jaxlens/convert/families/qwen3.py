@@ -1,7 +1,8 @@
 """Qwen 3: Llama with a norm on every head's queries and keys."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import attention_biases, llama_config, llama_rules, windows
+from jaxlens.convert.common import attention_biases, llama_config, windows
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

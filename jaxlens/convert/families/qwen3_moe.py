@@ -4,14 +4,8 @@ import functools
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import (
-    attention_biases,
-    every_so_many_layers,
-    expert_rules,
-    gated_mlp_rules,
-    llama_config,
-    llama_rules,
-)
+from jaxlens.convert.common import attention_biases, every_so_many_layers, llama_config
+from jaxlens.convert.layouts import expert_rules, gated_mlp_rules, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

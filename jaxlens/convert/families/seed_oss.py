@@ -1,7 +1,8 @@
 """Seed-OSS: Llama with biases on queries, keys and values, and others on request."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import attention_biases, llama_config, llama_rules, mlp_biases
+from jaxlens.convert.common import attention_biases, llama_config, mlp_biases
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

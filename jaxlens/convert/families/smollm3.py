@@ -1,15 +1,8 @@
 """SmolLM 3: Llama in which every fourth layer has no positions."""
 
 from jaxlens.config import Config
-from jaxlens.convert.common import (
-    attention_biases,
-    llama_config,
-    llama_rules,
-    mlp_biases,
-    per_layer,
-    rotary,
-    windows,
-)
+from jaxlens.convert.common import attention_biases, llama_config, mlp_biases, per_layer, rotary, windows
+from jaxlens.convert.layouts import llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 

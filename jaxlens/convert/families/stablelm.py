@@ -5,14 +5,8 @@ import functools
 from collections.abc import Iterator
 
 from jaxlens.config import Config
-from jaxlens.convert.common import (
-    PRE_NORMS,
-    attention_rules,
-    head_size,
-    llama_config,
-    llama_rules,
-    rotary,
-)
+from jaxlens.convert.common import head_size, llama_config, rotary
+from jaxlens.convert.layouts import PRE_NORMS, attention_rules, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 

@@ -3,7 +3,8 @@
 import functools
 
 from jaxlens.config import Config
-from jaxlens.convert.common import LAYER, llama_config, llama_rules, mlp_rules
+from jaxlens.convert.common import llama_config
+from jaxlens.convert.layouts import LAYER, llama_rules, mlp_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family
 
