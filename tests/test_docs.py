@@ -36,7 +36,7 @@ def test_the_readme_example_runs(capsys):
 
 def test_the_readme_names_every_family():
     table = (ROOT / "README.md").read_text().split("## Models")[1].split("\n\n")[1]
-    named = set(re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in table.splitlines())))
+    named = set(re.findall(r"`([\w-]+)`", " ".join(row.split("|")[1] for row in table.splitlines())))
     assert named - {"model_type"} == {name for name in all_families() if name != "jaxlens"}
 
 

@@ -42,7 +42,7 @@ MOST_BYTES = 8 * 2**20
 MOST_SECONDS = 10
 KINDS = {  # what is damaged: how it is written
     "gpt2": {}, "llama": {"shard": "20KB"}, "gemma2": {"dtype": "bfloat16"}, "gemma3": {}, "qwen3": {}, "phi3": {},
-    "jaxlens": {}, "gguf": {},
+    "mixtral": {}, "jaxlens": {}, "gguf": {},
 }  # fmt: skip
 STRANGE = (
     None, True, False, -1, 0, 1, 3, 2**31, 10**9, 2**63, 10**400, 0.5, -0.5, 1e-300, 1e308, math.nan, math.inf, "",
