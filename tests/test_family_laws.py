@@ -66,6 +66,7 @@ def test_weight_processing_keeps_the_log_probabilities_or_says_why_not(loaded, m
     close(after, before)
 
 
+@pytest.mark.slow
 @every_family
 def test_components_add_up_and_their_attributions_to_the_logits(loaded, model_type):
     model = loaded(model_type)
@@ -105,7 +106,7 @@ def test_an_attribution_is_the_derivative(loaded, model_type):
 
 
 @every_family
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_is_near_that_of_transformers(tmp_path, model_type, dtype):
     """A checkpoint is loaded in the type it is stored in; what it predicts is what transformers predicts with it.
 
