@@ -89,6 +89,7 @@ def _first_values(cfg: Config, name: str, shape: tuple[int, ...], random: np.ran
     if cfg.init_mode == "gpt2":
         return random.standard_normal(shape, np.float32) * np.float32(cfg.initializer_range or 0.8 / cfg.d_model**0.5)
     one_layer = shape[1:] if name.startswith("blocks.") else shape
+    one_layer = one_layer if len(one_layer) > 1 else (*one_layer, 1)
     fan_in, fan_out = one_layer if len(one_layer) == 2 else (one_layer[1], one_layer[0] * one_layer[2])
     scheme, distribution = cfg.init_mode.split("_")
     variance = 2 / (fan_in + fan_out) if scheme == "xavier" else 2 / fan_in
