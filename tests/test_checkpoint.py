@@ -146,7 +146,7 @@ def test_own_folders_that_are_refused(tmp_path, folder):
         ({"version": 2}, "version is 2; 1 is wanted: the folder was written by another version of jaxlens"),
         ({"config": {**config["config"], "d_modle": 3}}, "Config has no field ['d_modle']"),
         ({"config": {**config["config"], "rotary": [3]}}, "config.json: config cannot be read"),
-        ({"config": {**config["config"], "embed_scale": "x"}}, "config.json: config.embed_scale is 'x'; float is wanted"),
+        ({"config": {**config["config"], "embed_scale": "x"}}, "config.embed_scale is 'x'; float is wanted"),
         ({"config": {**config["config"], "attn_only": 1}}, "config.json: config.attn_only is 1; bool is wanted"),
         ({"source": [3]}, "config.json: source is [3]; an object is wanted, or null"),
         ({"note": "hello"}, "config.json has fields that nothing reads"),
