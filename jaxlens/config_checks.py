@@ -98,15 +98,19 @@ def choices(cfg: Any, rotary: Any) -> None:
 
 def _extras(cfg: Any) -> None:
     """Fields that mean something only beside another."""
+    experts, latent = (cfg.num_experts, "num_experts"), (cfg.kv_lora_rank, "kv_lora_rank")
+    positions = cfg.positional_embedding_type
     needs = {
-        "d_shared_expert": cfg.num_experts, "router_groups": cfg.num_experts, "d_expert": cfg.num_experts,
-        "shared_expert_gate": cfg.d_shared_expert, "q_lora_rank": cfg.kv_lora_rank, "d_v_head": cfg.kv_lora_rank,
-        "qk_norm_after_rotary": cfg.qk_norm and cfg.rotary,
-        "pos_offset": cfg.positional_embedding_type in ("standard", "sinusoidal"),
+        "d_expert": experts, "d_shared_expert": experts, "router_groups": experts,
+        "shared_expert_gate": (cfg.d_shared_expert, "d_shared_expert"),
+        "q_lora_rank": latent, "d_v_head": latent,
+        "qk_norm_after_rotary": (cfg.qk_norm and cfg.rotary, "qk_norm and rotary positions"),
+        "alibi_in_bfloat16": (positions == "alibi", 'positional_embedding_type="alibi"'),
+        "pos_offset": (positions in ("standard", "sinusoidal"), 'positional_embedding_type "standard" or "sinusoidal"'),
     }  # fmt: skip
-    for name, wanted in needs.items():
-        if getattr(cfg, name) and not wanted:
-            raise ValueError(f"{name} is {getattr(cfg, name)!r}, which means nothing in this model: {NEEDED[name]}")
+    for name, (there, wanted) in needs.items():
+        if getattr(cfg, name) and not there:
+            raise ValueError(f"{name} is {getattr(cfg, name)!r}, which means nothing in this model: it needs {wanted}")
     if cfg.router_groups:
         groups, kept = cfg.router_groups
         if cfg.num_experts % groups or not 1 <= kept <= groups:
@@ -124,19 +128,6 @@ def _extras(cfg: Any) -> None:
         raise ValueError('act_fn "clamped_swiglu" is of a gate and what it multiplies; set gated_mlp=True')
     if cfg.act_fn == "xielu" and (cfg.gated_mlp or cfg.num_experts):
         raise ValueError('act_fn "xielu" has weights of its own, for an MLP without a gate: set gated_mlp=False')
-
-
-NEEDED = {
-    "q_lora_rank": "it needs kv_lora_rank",
-    "d_v_head": "it needs kv_lora_rank",
-    "d_shared_expert": "it needs num_experts",
-    "router_groups": "it needs num_experts",
-    "d_expert": "it needs num_experts",
-    "shared_expert_gate": "it needs d_shared_expert",
-    "qk_norm_after_rotary": "it needs qk_norm and rotary positions",
-    "alibi_in_bfloat16": 'it needs positional_embedding_type="alibi"',
-    "pos_offset": 'it needs positional_embedding_type "standard" or "sinusoidal"',
-}
 
 
 def layers(cfg: Any) -> None:
