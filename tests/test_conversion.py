@@ -427,10 +427,9 @@ def test_a_family_that_is_dropped_into_the_folder_is_found(theirs, tmp_path, mon
     """The four steps of CONTRIBUTING begin with a file; nothing else is told of it."""
     (tmp_path / "cousin.py").write_text(
         '"""A cousin of Llama."""\n'
-        "from jaxlens.convert.common import llama_config, llama_rules\n"
+        "from jaxlens.convert.families.llama import FAMILY as LLAMA\n"
         "from jaxlens.convert.rules import Family\n\n"
-        'UNUSED = ("attention_bias", "mlp_bias", "pretraining_tp")\n'
-        'FAMILY = Family(("cousin",), llama_config, llama_rules, UNUSED, prefixes=("model.", ""))\n'
+        'FAMILY = Family(("cousin",), LLAMA.config, LLAMA.rules, LLAMA.unused, prefixes=("model.", ""))\n'
     )
     monkeypatch.setattr(jaxlens.convert.families, "__path__", [*jaxlens.convert.families.__path__, str(tmp_path)])
     folder = edit(shutil.copytree(theirs("llama"), tmp_path / "theirs"), {"model_type": "cousin"})

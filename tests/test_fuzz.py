@@ -227,13 +227,13 @@ BYTES = (flipped, digit, cut, lengthened, announced, shuffled)
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes(kind, whole, tmp_path, outcomes):
     for damage in BYTES:
-        for seed in range(12):
+        for seed in range(8):
             random = seeded(kind, damage.__name__, seed)
             folder = copy(whole, kind, tmp_path)
             file = weights_file(folder, random)
             file.write_bytes(damage(file.read_bytes(), random))
             tries(path_of(folder), (kind, damage.__name__, seed), outcomes)
-    assert outcomes["refused"] > 40 and sum(outcomes.values()) == 72
+    assert outcomes["refused"] > 24 and sum(outcomes.values()) == 48
 
 
 # ---- tensors --------------------------------------------------------------------------------------------------------
