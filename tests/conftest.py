@@ -12,6 +12,13 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+RARE = {"original", "deepseek", "oss", "apertus", "latent", "bloom"}
+"""Configs of `models.py` whose parts few models have."""
+
+RARE_PARTS_IN = {
+    "test_models.py", "test_decomposition.py", "test_patching.py", "test_families.py", "test_family_laws.py",
+}  # fmt: skip
+
 # Where arrays are computed with. What users call checks its own arguments, and its errors are tested as they are.
 install_import_hook(["jaxlens.nn", "jaxlens.loss"], "beartype.beartype")
 
@@ -27,3 +34,13 @@ def programs_of_one_file():
     most files, the next would end it."""
     yield
     jax.clear_caches()
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are not wanted are left out
+def pytest_collection_modifyitems(items):
+    """What few models have is tested everywhere by `make test-all`, and by `make test` in the files that it touches."""
+    for item in items:
+        values = getattr(getattr(item, "callspec", None), "params", {}).values()
+        rare = any(isinstance(value, str) and value in RARE for value in values)
+        if rare and item.path.name not in RARE_PARTS_IN:
+            item.add_marker(pytest.mark.slow)
