@@ -12,11 +12,11 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-RARE = {"original", "deepseek", "oss", "apertus", "latent", "bloom"}
-"""Configs of `models.py` whose parts few models have."""
+COMMON = {"gpt2", "llama", "gemma", "moe", "parallel", "attn_only", "shortformer"}
+"""Configs of `models.py` that `make test` runs everything on; the others where parts themselves are tested."""
 
-RARE_PARTS_IN = {
-    "test_models.py", "test_decomposition.py", "test_patching.py", "test_families.py", "test_family_laws.py",
+EVERY_CONFIG_IN = {
+    "test_models.py", "test_decomposition.py", "test_patching.py", "test_weights.py", "test_config.py", "test_masks.py",
 }  # fmt: skip
 
 # Where arrays are computed with. What users call checks its own arguments, and its errors are tested as they are.
@@ -38,9 +38,11 @@ def programs_of_one_file():
 
 @pytest.hookimpl(tryfirst=True)  # before those that are not wanted are left out
 def pytest_collection_modifyitems(items):
-    """What few models have is tested everywhere by `make test-all`, and by `make test` in the files that it touches."""
+    """Leaves most analyses on most configs to `make test-all`."""
+    from models import CONFIGS
+
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {}).values()
-        rare = any(isinstance(value, str) and value in RARE for value in values)
-        if rare and item.path.name not in RARE_PARTS_IN:
+        other = any(isinstance(value, str) and value in CONFIGS.keys() - COMMON for value in values)
+        if other and "model_type" not in item.callspec.params and item.path.name not in EVERY_CONFIG_IN:
             item.add_marker(pytest.mark.slow)
