@@ -350,6 +350,12 @@ def test_a_checkpoint_is_compared_with_transformers(kind, theirs, capsys, tmp_pa
     assert table[-1].count(" | ") == table[-3].count(" | ") and "transformers 5" in table[-1]
 
 
+def test_the_comparison_is_with_the_attention_that_is_right(capsys, tmp_path):
+    """transformers' eager attention adds Falcon's ALiBi twice; no other kind does."""
+    folder = write_checkpoint(tmp_path / "falcon", "falcon", **CASES["falcon"][3])
+    assert "passed" in run(capsys, "verify", folder, "--length", "9", "--results", tmp_path / "RESULTS.md")
+
+
 def test_what_came_by_way_of_our_own_folder_is_compared_too(theirs, tmp_path, capsys, monkeypatch):
     checkpoint.convert(theirs("gpt2"), tmp_path / "ours")
     assert "passed" in run(capsys, "verify", tmp_path / "ours", "--text", "a b b a")
@@ -429,7 +435,7 @@ def test_a_family_that_is_dropped_into_the_folder_is_found(theirs, tmp_path, mon
         '"""A cousin of Llama."""\n'
         "from jaxlens.convert.families.llama import FAMILY as LLAMA\n"
         "from jaxlens.convert.rules import Family\n\n"
-        'FAMILY = Family(("cousin",), LLAMA.config, LLAMA.rules, LLAMA.unused, prefixes=("model.", ""))\n'
+        'FAMILY = Family(("cousin",), LLAMA.config, LLAMA.rules, LLAMA.unused)\n'
     )
     monkeypatch.setattr(jaxlens.convert.families, "__path__", [*jaxlens.convert.families.__path__, str(tmp_path)])
     folder = edit(shutil.copytree(theirs("llama"), tmp_path / "theirs"), {"model_type": "cousin"})

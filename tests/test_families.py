@@ -163,6 +163,7 @@ def test_gpt2_as_openai_published_it(tmp_path):
         ("codegen", "transformer.h.0.attn.causal_mask"),
         ("gpt_neox", "gpt_neox.layers.0.attention.bias"),
         ("gpt_neox", "gpt_neox.layers.0.attention.rotary_emb.inv_freq"),
+        ("qwen3", "model.layers.0.self_attn.rotary_emb.inv_freq"),
     ],
 )
 def test_masks_and_frequencies_in_older_files_are_passed_over(tmp_path, model_type, buffer):
@@ -186,6 +187,15 @@ def test_gemma3_text_inside_a_multimodal_checkpoint(tmp_path, layout):
 
     rename_tensors(folder, spell)
     assert_equal_logits(logits(folder, random_tokens(0)), expected)
+
+
+def test_gates_far_beyond_their_clamps(tmp_path):
+    """Random weights hardly reach gpt-oss's ±7; these biases go past it on every side."""
+    folder = write_checkpoint(tmp_path, "gpt_oss")
+    biases = {name: 15 * value for name, value in tensors(folder).items() if name.endswith("gate_up_proj_bias")}
+    assert biases and all((value[..., ::2] > 7).any() and (abs(value) > 7).any() for value in biases.values())
+    rename_tensors(folder, str, **biases)
+    assert_equal_logits(logits(folder, random_tokens(0)), hf_logits(folder, random_tokens(0)))
 
 
 def test_half_precision_is_kept_bit_for_bit(tmp_path):

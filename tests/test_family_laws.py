@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from families import ATTENTION, CASES
+from families import CASES
 from test_models import close
 from tiny import random_tokens, write_checkpoint
 
 from jaxlens import HookedTransformer
 from jaxlens.analysis.attribution import attribution_patch
+from jaxlens.convert.families import family_of
 from jaxlens.hook_table import sites
 from jaxlens.hooks import Tap
 
@@ -123,7 +124,7 @@ def test_half_precision_is_near_that_of_transformers(tmp_path, model_type, dtype
 
 def log_probs_of_transformers(folder, model_type, dtype):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=ATTENTION.get(model_type, "eager"),
+        folder, dtype=dtype, attn_implementation=family_of(model_type).reference,
         experts_implementation="eager",  # the others want sizes that are multiples of eight
     ).eval()  # fmt: skip
     with torch.no_grad():

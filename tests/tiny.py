@@ -9,7 +9,9 @@ import pathlib
 import numpy as np
 import torch
 import transformers
-from families import ATTENTION, SIZES
+from families import SIZES
+
+from jaxlens.convert.families import family_of
 
 
 def write_checkpoint(
@@ -44,10 +46,10 @@ def write_checkpoint(
 
 
 def hf_logits(folder: pathlib.Path, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
-    """transformers' float32 eager logits [b p v]."""
-    attention = ATTENTION.get(transformers.AutoConfig.from_pretrained(folder).model_type, "eager")
+    """transformers' float32 logits [b p v]."""
+    reference = family_of(transformers.AutoConfig.from_pretrained(folder).model_type).reference
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention
+        folder, dtype=torch.float32, attn_implementation=reference
     ).eval()
     mask = None if attention_mask is None else torch.tensor(attention_mask)
     with torch.no_grad():

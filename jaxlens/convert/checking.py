@@ -16,6 +16,8 @@ from jaxlens.parameters import parameter_shapes
 
 Spelling = Callable[[str], str]
 UNMAPPED = "not part of this architecture"
+ROTARY_FREQUENCIES = "*.rotary_emb.inv_freq"
+"""Tensors that older checkpoints of many families have; config.json says what they would."""
 
 
 def checked_moves(family: Family, cfg: Config, tensors: Tensors) -> tuple[list[Move], Spelling]:
@@ -70,7 +72,7 @@ def differences(
         UNMAPPED: sorted(
             name
             for name in names - wanted.keys() - {*_copies(family, cfg, spell), *_constants(family, cfg, spell)}
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in family.ignored)
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in (ROTARY_FREQUENCIES, *family.ignored))
         ),
         "of the wrong shape": [
             f"{name} is {have}, wanted {want} = ({wanted[name].sides[0]})"

@@ -21,13 +21,14 @@ NEUTRAL = frozenset().union(
             # text
             "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id",
             "decoder_start_token_id tokenizer_class prefix keys_to_ignore_at_inference",
+            "max_sequence_length model_max_length tokenizer_model_max_length tokenizer_padding_side",
             # training
             "initializer_range initializer_factor neftune_noise_alpha",
             "attention_dropout hidden_dropout classifier_dropout embedding_dropout resid_dropout embed_dropout",
             "attn_pdrop embd_pdrop resid_pdrop summary_first_dropout",
             # return values and other tasks than predicting the next token
-            "use_cache return_dict use_return_dict output_hidden_states output_attentions tie_last_hidden_states",
-            "is_decoder tie_encoder_decoder finetuning_task task_specific_params problem_type",
+            "use_cache return_dict use_return_dict output_hidden_states output_attentions output_past",
+            "tie_last_hidden_states is_decoder tie_encoder_decoder finetuning_task task_specific_params problem_type",
             "id2label label2id num_labels summary_type summary_use_proj summary_activation summary_proj_to_labels",
             # generation
             "max_length min_length max_new_tokens min_new_tokens do_sample early_stopping max_time num_beams",

@@ -135,7 +135,8 @@ class Rule:
 class Family:
     """What one file of `families/` declares: how a kind of checkpoint is read, and what in it may be passed over.
 
-    `rules` write their tensor names with the first of `prefixes`; a checkpoint may use another of them instead.
+    `copies` are the tensors of a tied model that repeat another, each with that other. `rules` write their tensor
+    names with the first of `prefixes`; a checkpoint may use another of them instead.
     """
 
     model_types: tuple[str, ...]
@@ -143,10 +144,11 @@ class Family:
     rules: Callable[[Config], Iterable[Rule]]
     unused: tuple[str, ...] = ()  # config fields that no forward pass depends on, beyond those of reader.NEUTRAL
     ignored: tuple[str, ...] = ()  # tensors that are not weights, as file name patterns
-    copies: tuple[tuple[str, str], ...] = ()  # in a tied model: a tensor that repeats another, and that other
+    copies: tuple[tuple[str, str], ...] = (("lm_head.weight", "model.embed_tokens.weight"),)
     constants: Callable[[Config], Mapping[str, float]] = lambda cfg: {}  # tensors of one number, always the same
-    prefixes: tuple[str, ...] = ("",)
+    prefixes: tuple[str, ...] = ("model.", "")
     context: str = "max_position_embeddings"  # the field that says how long a sequence may be
+    reference: str = "eager"  # the attention of transformers that is right, to compare with
     source: Callable[[dict[str, Any]], dict[str, Any] | None] = dict  # config.json -> the one to export with
 
     def spelling(self, rules: Iterable[Rule], names: Iterable[str]) -> Callable[[str], str]:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxlens.checkpoint import convert_back
 from jaxlens.convert import load
 from jaxlens.convert.checking import shapes
-from jaxlens.convert.families import own
+from jaxlens.convert.families import family_of, own
 from jaxlens.convert.opening import Checkpoint, open_checkpoint
 from jaxlens.errors import CheckpointError
 from jaxlens.optional import needed
@@ -58,7 +58,7 @@ def verify(
     name_or_path: str | os.PathLike[str], text: str | None = None, *, batch: int = 2, length: int = 64, seed: int = 0,
     revision: str | None = None,
 ) -> Verification:  # fmt: skip
-    """Runs a checkpoint here and in transformers, with eager attention, both in float32, on a text or random tokens.
+    """Runs a checkpoint here and in transformers, both in float32, on a text or random tokens.
 
     Random tokens are `batch` rows of `length`, or of the context's length if that is shorter.
 
@@ -99,7 +99,7 @@ def reference(checkpoint: Checkpoint) -> Iterator[Any]:
     from transformers.utils import logging
 
     torch = needed("torch", "transformers' models")
-    path, options = checkpoint.path, {}
+    path, options, family = checkpoint.path, {}, family_of(checkpoint.model_type)
     with tempfile.TemporaryDirectory() as exported:
         if checkpoint.family is own.FAMILY:
             path = convert_back(path, Path(exported) / "model")
@@ -108,7 +108,7 @@ def reference(checkpoint: Checkpoint) -> Iterator[Any]:
         logging.disable_progress_bar()
         try:
             yield AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, attn_implementation="eager", local_files_only=True, **options
+                path, dtype=torch.float32, attn_implementation=family.reference, local_files_only=True, **options
             ).eval()
         except (OSError, LookupError) as error:
             raise CheckpointError(f"{checkpoint.name} cannot be opened by transformers: {error}") from error

@@ -4,7 +4,6 @@
 - `CASES`: at least four, with every switch that the family's config has.
 - `REFUSED`, where it has switches that cannot be expressed: fields, and what is said about them.
 - `PUBLISHED`: config.json files of published models, as far as they matter, and how many parameters those have.
-- `ATTENTION`, where transformers' eager attention is wrong: the implementation of it to compare with.
 """
 
 import importlib
@@ -16,4 +15,3 @@ SIZES = {name: family.SIZES for name, family in FAMILIES.items()}
 CASES = {name: family.CASES for name, family in FAMILIES.items()}
 REFUSED = [(name, *case) for name, family in FAMILIES.items() for case in getattr(family, "REFUSED", ())]
 PUBLISHED = {name: model for m in MODULES for name, model in getattr(m, "PUBLISHED", {}).items()}
-ATTENTION = {name: family.ATTENTION for name, family in FAMILIES.items() if hasattr(family, "ATTENTION")}

@@ -21,4 +21,12 @@ PUBLISHED = {
         "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True, "routed_scaling_factor": 2.5,
         "num_nextn_predict_layers": 1, "ep_size": 1,
     }),
+    "Moonlight-16B-A3B": (15_960_110_208, {  # added up by hand; the card says 16 billion
+        **deepseek_v2.LITE, "model_type": "deepseek_v3", "vocab_size": 163840, "hidden_size": 2048,
+        "intermediate_size": 11264, "moe_intermediate_size": 1408, "num_hidden_layers": 27,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "n_shared_experts": 2, "n_routed_experts": 64,
+        "num_experts_per_tok": 6, "first_k_dense_replace": 1, "q_lora_rank": None, "n_group": 1, "topk_group": 1,
+        "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True,
+        "routed_scaling_factor": 2.446, "num_nextn_predict_layers": 0, "ep_size": 1, "rope_theta": 50000.0,
+    }),
 }  # fmt: skip

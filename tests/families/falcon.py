@@ -2,9 +2,6 @@
 
 from families.common import ROPE, rope
 
-ATTENTION = "sdpa"
-"""transformers 5's eager attention adds ALiBi twice: with the mask, and again by itself."""
-
 GROUPED = {"new_decoder_architecture": True, "num_kv_heads": 2}
 SIZES = {
     "vocab_size": 61,

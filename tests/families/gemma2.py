@@ -16,4 +16,9 @@ PUBLISHED = {
         "cache_implementation": "hybrid", "intermediate_size": 14336, "num_attention_heads": 16,
         "num_hidden_layers": 42, "num_key_value_heads": 8, "sliding_window_size": 4096, "sliding_window": 4096,
     }),
+    "gemma-2-2b": (2_614_341_888, {
+        "model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304, "head_dim": 256,
+        "intermediate_size": 9216, "num_attention_heads": 8, "num_hidden_layers": 26, "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256, "sliding_window": 4096,
+    }),
 }  # fmt: skip

@@ -15,4 +15,22 @@ CASES = [
     {},
     {"text_config": {**SIZES["text_config"], "sliding_window_pattern": 2}, "tie_word_embeddings": True},
 ]
-PUBLISHED = {}
+PUBLISHED = {  # without what sees: 416,866,032 parameters, and a projection of 1152 × d_model with a norm
+    "gemma-3-4b-it (text part)": (4_300_079_472 - 416_866_032 - 1152 * 2560 - 1152, {
+        "model_type": "gemma3", "eos_token_id": [1, 106], "image_token_index": 262144, "mm_tokens_per_image": 256,
+        "text_config": {
+            "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        },
+        "vision_config": {"model_type": "siglip_vision_model"},
+    }),
+    "gemma-3-27b-it (text part)": (27_432_406_640 - 416_866_032 - 1152 * 5376 - 1152, {
+        "model_type": "gemma3", "eos_token_id": [1, 106], "image_token_index": 262144, "mm_tokens_per_image": 256,
+        "text_config": {
+            "model_type": "gemma3_text", "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62,
+            "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 16, "query_pre_attn_scalar": 168,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        },
+        "vision_config": {"model_type": "siglip_vision_model"},
+    }),
+}  # fmt: skip

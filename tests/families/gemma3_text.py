@@ -23,4 +23,11 @@ PUBLISHED = {
         "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512,
         "sliding_window_pattern": 6,
     }),
+    "gemma-3-270m": (268_098_176, {
+        "model_type": "gemma3_text", "hidden_size": 640, "intermediate_size": 2048, "head_dim": 256,
+        "num_attention_heads": 4, "num_hidden_layers": 18, "num_key_value_heads": 1, "vocab_size": 262144,
+        "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000.0, "rope_theta": 1000000.0,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3, "use_bidirectional_attention": False,
+        "sliding_window": 512,
+    }),
 }  # fmt: skip

@@ -10,4 +10,7 @@ CASES = [
 ]
 PUBLISHED = {
     "gpt2": (124_439_808, {"model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}),
-}
+    "gpt2-xl": (1_557_611_200, {
+        "model_type": "gpt2", "n_ctx": 1024, "n_embd": 1600, "n_head": 25, "n_layer": 48, "output_past": True,
+    }),
+}  # fmt: skip

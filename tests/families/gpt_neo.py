@@ -22,4 +22,8 @@ PUBLISHED = {
         "model_type": "gpt_neo", "attention_layers": ["global", "local"] * 6, "hidden_size": 768,
         "attention_types": [[["global", "local"], 6]], "num_heads": 12, "num_layers": 12, "window_size": 256,
     }),
+    "gpt-neo-1.3B": (1_315_575_808, {
+        "model_type": "gpt_neo", "attention_layers": ["global", "local"] * 12, "hidden_size": 2048,
+        "attention_types": [[["global", "local"], 12]], "num_heads": 16, "num_layers": 24, "window_size": 256,
+    }),
 }  # fmt: skip

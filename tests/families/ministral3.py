@@ -15,4 +15,9 @@ PUBLISHED = {
         "model_type": "ministral3", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 34,
         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072,
     }),
+    "Ministral-3-3B (text part)": (3_429_006_336, {  # the card says 3.4 billion
+        "model_type": "ministral3", "hidden_size": 3072, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072,
+        "tie_word_embeddings": True,
+    }),
 }  # fmt: skip

@@ -20,4 +20,9 @@ PUBLISHED = {
         "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8, "rope_theta": 1000000,
         "head_dim": 128, "tie_word_embeddings": True, "use_sliding_window": False, "sliding_window": None,
     }),
+    "Qwen3-8B": (8_190_735_360, {
+        "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "max_window_layers": 36,
+        "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8, "rope_theta": 1000000,
+        "head_dim": 128, "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": None,
+    }),
 }  # fmt: skip

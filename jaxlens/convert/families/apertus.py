@@ -36,7 +36,5 @@ FAMILY = Family(
     model_types=("apertus",),
     config=config,
     rules=functools.partial(llama_rules, norms=NORMS, mlp=mlp_rules),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
     constants=constants,
-    prefixes=("model.", ""),
 )

@@ -17,6 +17,4 @@ FAMILY = Family(
     model_types=("arcee",),
     config=config,
     rules=functools.partial(llama_rules, mlp=up_down_rules),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -20,6 +20,4 @@ FAMILY = Family(
     config=config,
     rules=functools.partial(llama_rules, norms={"input_layernorm": "ln1"}),
     unused=("model_max_length", "pretraining_tp"),  # a note to the tokenizer; of training
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

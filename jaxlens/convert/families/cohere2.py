@@ -33,6 +33,4 @@ FAMILY = Family(
         *("sliding_window_pattern", "layer_switch", "order_of_interleaved_layers"),  # layer_types says it for each
         "use_parallel_embedding",  # how it was trained
     ),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

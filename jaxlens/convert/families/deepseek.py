@@ -99,6 +99,4 @@ FAMILY = Family(
         *("num_nextn_predict_layers", "num_mtp_layers", "rope_interleave"),  # layers that predict further tokens
     ),
     ignored=("model.layers.61.*",),  # V3's layer that predicts the token after next
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

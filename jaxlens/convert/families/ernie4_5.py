@@ -16,6 +16,4 @@ FAMILY = Family(
     model_types=("ernie4_5",),
     config=config,
     rules=llama_rules,
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -27,6 +27,4 @@ FAMILY = Family(
     config=config,
     rules=functools.partial(llama_rules, norms=POST_NORMS),
     unused=("sliding_window_pattern",),  # transformers has made layer_types of it
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -78,4 +78,5 @@ FAMILY = Family(
     rules=rules,
     copies=(("lm_head.weight", "transformer.word_embeddings.weight"),),
     prefixes=("transformer.", ""),
+    reference="sdpa",  # transformers 5's eager attention adds ALiBi twice: with the mask, and again by itself
 )

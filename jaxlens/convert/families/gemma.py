@@ -24,7 +24,4 @@ FAMILY = Family(
     model_types=("gemma",),
     config=config,
     rules=llama_rules,
-    ignored=("*.rotary_emb.inv_freq",),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -19,6 +19,4 @@ FAMILY = Family(
     config=config,
     rules=functools.partial(llama_rules, norms=FOUR_NORMS),
     unused=("hidden_act",),  # hidden_activation decides
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -19,6 +19,4 @@ FAMILY = Family(
     model_types=("glm",),
     config=config,
     rules=functools.partial(llama_rules, mlp=fused_gated_mlp_rules),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -25,6 +25,4 @@ FAMILY = Family(
     model_types=("glm4",),
     config=config,
     rules=functools.partial(llama_rules, norms=NORMS, mlp=fused_gated_mlp_rules),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -38,7 +38,7 @@ FAMILY = Family(
     model_types=("gpt_neox",),
     config=config,
     rules=rules,
-    ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),  # masks and frequencies
+    ignored=("*.attention.bias", "*.attention.masked_bias"),  # causal masks
     copies=(("embed_out.weight", "gpt_neox.embed_in.weight"),),
     prefixes=("embed_out.", "lm_head."),
 )

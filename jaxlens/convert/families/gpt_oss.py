@@ -68,7 +68,5 @@ FAMILY = Family(
     config=config,
     rules=functools.partial(llama_rules, attention=sink_rules, mlp=mlp_rules),
     unused=("output_router_logits", "router_aux_loss_coef"),  # of training
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
     source=source,
 )

@@ -15,6 +15,4 @@ FAMILY = Family(
     model_types=("granite",),
     config=config,
     rules=llama_rules,
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -31,6 +31,4 @@ FAMILY = Family(
     config=config,
     rules=functools.partial(llama_rules, mlp=expert_rules),
     unused=("output_router_logits", "router_aux_loss_coef"),  # of training
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

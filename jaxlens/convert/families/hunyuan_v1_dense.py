@@ -53,6 +53,4 @@ FAMILY = Family(
         *("eod_token_id", "pad_id", "mask_init_id", "im_start_id", "im_end_id", "im_newline_id"),  # text
         *("text_start_id", "text_end_id", "image_token_id"),
     ),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

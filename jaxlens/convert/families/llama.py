@@ -17,7 +17,4 @@ FAMILY = Family(
     config=config,
     rules=llama_rules,
     unused=("pretraining_tp", "is_llama_config"),
-    ignored=("*.rotary_emb.inv_freq",),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -18,6 +18,4 @@ FAMILY = Family(
     model_types=("ministral3",),
     config=config,
     rules=llama_rules,
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -15,7 +15,4 @@ FAMILY = Family(
     model_types=("mistral",),
     config=config,
     rules=llama_rules,
-    ignored=("*.rotary_emb.inv_freq",),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

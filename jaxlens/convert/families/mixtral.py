@@ -26,7 +26,4 @@ FAMILY = Family(
         mlp=functools.partial(expert_rules, within=LAYER + "block_sparse_moe.", names=("w1", "w3", "w2")),
     ),
     unused=("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),  # of training
-    ignored=("*.rotary_emb.inv_freq",),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

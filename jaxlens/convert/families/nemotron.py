@@ -26,6 +26,4 @@ FAMILY = Family(
     model_types=("nemotron",),
     config=config,
     rules=functools.partial(llama_rules, mlp=up_down_rules),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

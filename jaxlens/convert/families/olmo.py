@@ -22,6 +22,4 @@ FAMILY = Family(
     config=config,
     rules=llama_rules,
     unused=("pretraining_tp",),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -17,6 +17,4 @@ FAMILY = Family(
     model_types=("olmo2",),
     config=config,
     rules=functools.partial(llama_rules, norms=POST_NORMS),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

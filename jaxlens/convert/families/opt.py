@@ -35,5 +35,4 @@ FAMILY = Family(
     rules=rules,
     unused=("dropout", "activation_dropout", "layerdrop", "init_std"),  # of training
     copies=(("lm_head.weight", "model.decoder.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

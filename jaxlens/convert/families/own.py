@@ -74,5 +74,7 @@ FAMILY = Family(
     model_types=(MODEL_TYPE,),
     config=config,
     rules=rules,
+    copies=(),
+    prefixes=("",),
     source=lambda fields: fields.get("source"),
 )

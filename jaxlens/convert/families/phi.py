@@ -40,6 +40,4 @@ FAMILY = Family(
     model_types=("phi",),
     config=config,
     rules=rules,
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

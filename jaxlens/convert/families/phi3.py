@@ -27,7 +27,4 @@ FAMILY = Family(
     config=config,
     rules=functools.partial(llama_rules, attention=attention_rules, mlp=fused_gated_mlp_rules),
     unused=("full_attn_mod", "interpolate_factor"),  # nothing in transformers reads them
-    ignored=("*.rotary_emb.inv_freq",),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

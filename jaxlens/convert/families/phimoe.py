@@ -49,6 +49,4 @@ FAMILY = Family(
         mlp=functools.partial(expert_rules, within=LAYER + "block_sparse_moe.", names=("w1", "w3", "w2")),
     ),
     unused=("output_router_logits", "router_aux_loss_coef", "input_jitter_noise"),  # of training
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

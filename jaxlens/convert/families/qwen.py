@@ -55,7 +55,6 @@ FAMILY = Family(
         *("bf16", "fp16", "fp32", "onnx_safe", "softmax_in_fp32"),  # number types, which are the caller's choice
         *("use_flash_attn", "use_cache_quantization", "use_cache_kernel"),  # how, not what
     ),
-    ignored=("*.rotary_emb.inv_freq",),
     copies=(("lm_head.weight", "transformer.wte.weight"),),
     prefixes=("transformer.", ""),
 )

@@ -57,6 +57,4 @@ FAMILY = Family(
         "max_window_layers",  # transformers has made layer_types of it
         *("output_router_logits", "router_aux_loss_coef"),  # of training
     ),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -16,6 +16,4 @@ FAMILY = Family(
     config=config,
     rules=llama_rules,
     unused=("use_sliding_window", "max_window_layers"),  # transformers has made layer_types of them
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

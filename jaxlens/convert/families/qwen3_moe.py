@@ -38,6 +38,4 @@ FAMILY = Family(
         *("use_sliding_window", "max_window_layers"),  # sliding_window is null where the first is false
         *("output_router_logits", "router_aux_loss_coef"),  # of training
     ),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -17,6 +17,4 @@ FAMILY = Family(
     config=config,
     rules=llama_rules,
     unused=("pretraining_tp", "residual_dropout"),  # of training
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -24,6 +24,4 @@ FAMILY = Family(
         *("no_rope_layer_interval", "use_sliding_window", "max_window_layers"),  # layer by layer in the lists above
         "pretraining_tp",
     ),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

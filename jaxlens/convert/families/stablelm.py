@@ -36,7 +36,4 @@ FAMILY = Family(
     model_types=("stablelm",),
     config=config,
     rules=rules,
-    ignored=("*.rotary_emb.inv_freq",),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

@@ -30,6 +30,4 @@ FAMILY = Family(
         llama_rules, mlp=functools.partial(mlp_rules, first=LAYER + "mlp.c_fc", second=LAYER + "mlp.c_proj")
     ),
     unused=("residual_dropout",),  # of training
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )

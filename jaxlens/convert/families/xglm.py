@@ -28,6 +28,4 @@ FAMILY = Family(
     rules=functools.partial(fairseq_rules, within="model.", final_norm="layer_norm"),
     unused=("dropout", "activation_dropout", "layerdrop", "init_std"),  # of training
     ignored=("*.embed_positions.weights",),  # the sines
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    prefixes=("model.", ""),
 )
