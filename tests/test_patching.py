@@ -15,6 +15,7 @@ from jaxlens import ActivationNotFound, HookError, hook
 from jaxlens.analysis import interventions, labelled, patching, path_patching
 from jaxlens.analysis import metric as metric_module
 from jaxlens.analysis import sweep as sweep_module
+from jaxlens.analysis.batches import Room
 from jaxlens.analysis.interventions import ablate, activation_patch
 from jaxlens.analysis.labelled import Labelled
 from jaxlens.analysis.metric import Metric
@@ -23,7 +24,7 @@ from jaxlens.analysis.path_patching import (
     get_act_patch_direct_path_all_sources,
     path_patch,
 )
-from jaxlens.analysis.sweep import Cells, Room, known_run, sweep
+from jaxlens.analysis.sweep import Cells, known_run, sweep
 from jaxlens.names import get_act_name
 
 LENGTH = 7
