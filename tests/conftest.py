@@ -11,7 +11,7 @@ QUICK = (
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true"
 )
 """XLA's optimisation of programs that run once would be three quarters of the time. What it fuses, and what a program
-needs of memory, stay the same. With XLA_FLAGS set to anything, as `make test-all` does, programs are as users' are."""
+needs of memory, stay the same. With XLA_FLAGS set, if only to nothing as by `make test-all`, all is as users have it."""
 
 os.environ.setdefault("XLA_FLAGS", QUICK)
 sys.path.insert(0, str(Path(__file__).parent))
