@@ -84,6 +84,7 @@ def _scaling(hf: Reader, rope: Reader) -> Scaling | None:
     if kind == "llama3":
         return Llama3(factor, rope.positive("low_freq_factor"), rope.positive("high_freq_factor"), original)
     if kind == "yarn":
+        rope("attn_factor", None)  # of another package; transformers warns of it, and computes without it
         return Yarn(
             factor=factor,
             original_n_ctx=original,
@@ -200,6 +201,7 @@ def gpt_config(hf: Reader, **changes: Any) -> Config:
 
 def gptj_config(hf: Reader) -> Config:
     """The Config that GPT-J and CodeGen share: both sublayers read one norm, neighbouring dimensions turn together."""
+    hf.expect("scale_attn_weights", True, because="transformers' GPT-J and CodeGen always do so")
     return gpt_config(
         hf,
         parallel_attn_mlp=True,

@@ -18,18 +18,21 @@ NEUTRAL = frozenset().union(
             "dtype torch_dtype use_bfloat16 torchscript tf_legacy_loss gradient_checkpointing chunk_size_feed_forward",
             "attn_implementation _attn_implementation _attn_implementation_autoset _attn_implementation_internal",
             "_flash_attn_2_enabled experts_implementation transformers.js_config unsloth_fixed unsloth_version",
+            "custom_pipelines xla_device",
             # text
             "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id",
             "decoder_start_token_id tokenizer_class prefix keys_to_ignore_at_inference",
             "max_sequence_length model_max_length tokenizer_model_max_length tokenizer_padding_side",
             # training
-            "initializer_range initializer_factor neftune_noise_alpha",
+            "initializer_range initializer_factor init_std neftune_noise_alpha loss_type",
             "attention_dropout hidden_dropout classifier_dropout embedding_dropout resid_dropout embed_dropout",
-            "attn_pdrop embd_pdrop resid_pdrop summary_first_dropout",
+            "attn_pdrop embd_pdrop resid_pdrop summary_first_dropout dropout activation_dropout residual_dropout",
+            "attention_probs_dropout_prob hidden_dropout_prob layerdrop",
             # return values and other tasks than predicting the next token
             "use_cache return_dict use_return_dict output_hidden_states output_attentions output_past",
             "tie_last_hidden_states is_decoder tie_encoder_decoder finetuning_task task_specific_params problem_type",
-            "id2label label2id num_labels summary_type summary_use_proj summary_activation summary_proj_to_labels",
+            "id2label label2id num_labels _num_labels summary_type summary_use_proj summary_activation",
+            "summary_proj_to_labels",
             # generation
             "max_length min_length max_new_tokens min_new_tokens do_sample early_stopping max_time num_beams",
             "num_beam_groups penalty_alpha temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff",

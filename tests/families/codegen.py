@@ -11,7 +11,8 @@ REFUSED = [({"n_head": 6}, "n_head is 6; a multiple of 4 is wanted: the heads li
 PUBLISHED = {
     "codegen-350M-mono": (356_712_448, {
         "model_type": "codegen", "n_ctx": 2048, "n_embd": 1024, "n_head": 16, "n_inner": None, "n_layer": 20,
-        "n_positions": 2048, "rotary_dim": 32, "tie_word_embeddings": False, "vocab_size": 51200,
+        "n_positions": 2048, "rotary_dim": 32, "scale_attn_weights": True, "tie_word_embeddings": False,
+        "vocab_size": 51200,
     }),
     "codegen-2B-mono": (2_779_356_160, {
         "model_type": "codegen", "n_ctx": 2048, "n_embd": 2560, "n_head": 32, "n_inner": None, "n_layer": 32,

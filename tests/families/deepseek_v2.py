@@ -18,6 +18,8 @@ CASES = [
 REFUSED = [
     ({"attention_bias": True}, "attention_bias is True"),
     ({"topk_method": "noaux_tc"}, "greedy or group_limited_greedy is wanted"),
+    ({"norm_topk_prob": True}, "norm_topk_prob is True; False is wanted: transformers knows no other"),
+    ({"moe_layer_freq": 2}, "moe_layer_freq is 2; 1 is wanted"),
 ]
 LITE = {
     "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 10944,

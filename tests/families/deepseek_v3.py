@@ -12,6 +12,7 @@ CASES = [
      "topk_group": 1},
     {"norm_topk_prob": False, "first_k_dense_replace": 2, "n_shared_experts": 2, "hidden_act": "gelu"},
 ]  # fmt: skip
+REFUSED = [({"scoring_func": "softmax"}, "scoring_func is 'softmax'; 'sigmoid' is wanted: transformers knows no other")]
 PUBLISHED = {
     "DeepSeek-V3 (without the layer that predicts further)": (671_026_419_200, {
         **deepseek_v2.LITE, "model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168,

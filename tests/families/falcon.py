@@ -33,6 +33,7 @@ REFUSED = [
     ),
     ({**GROUPED, "num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn is 3; 1 or 2 is wanted"),
     ({"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn is 2; 1 is wanted: only the new decoder architecture"),
+    ({"ff_factor": 3}, "ff_factor is 3; 4.0 is wanted: ffn_hidden_size says so"),
     ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm is True;"),
 ]
 PUBLISHED = {
@@ -47,6 +48,13 @@ PUBLISHED = {
         "hidden_size": 8192, "layer_norm_epsilon": 1e-05, "new_decoder_architecture": True,
         "num_attention_heads": 128, "num_hidden_layers": 60, "num_kv_heads": 8, "parallel_attn": True,
         "vocab_size": 65024,
+    }),
+    "falcon-11B": (11_102_822_400, {  # added up by hand; the card says 11 billion
+        "model_type": "falcon", "activation": "gelu", "alibi": False, "bias": False, "ff_factor": 4,
+        "ffn_hidden_size": 16384, "hidden_size": 4096, "layer_norm_epsilon": 1e-05, "max_position_embeddings": 8192,
+        "multi_query": True, "new_decoder_architecture": True, "num_attention_heads": 32, "num_hidden_layers": 60,
+        "num_kv_heads": 8, "num_ln_in_parallel_attn": 1, "parallel_attn": True, "rope_scaling": None,
+        "rope_theta": 500042.0, "tie_word_embeddings": False, "vocab_size": 65024,
     }),
     "falcon-rw-1b": (1_311_625_216, {
         "model_type": "falcon", "alibi": True, "apply_residual_connection_post_layernorm": False, "bias": True,

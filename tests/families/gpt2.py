@@ -10,6 +10,14 @@ CASES = [
 ]
 PUBLISHED = {
     "gpt2": (124_439_808, {"model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}),
+    "gpt2-medium": (354_823_168, {
+        "model_type": "gpt2", "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24, "n_special": 0,
+        "predict_special_tokens": True,
+    }),
+    "distilgpt2": (81_912_576, {
+        "model_type": "gpt2", "_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
+        "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 6,
+    }),
     "gpt2-xl": (1_557_611_200, {
         "model_type": "gpt2", "n_ctx": 1024, "n_embd": 1600, "n_head": 25, "n_layer": 48, "output_past": True,
     }),

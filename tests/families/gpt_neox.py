@@ -30,7 +30,8 @@ PUBLISHED = {
         "vocab_size": 50304,
     }),
     "gpt-neox-20b": (20_554_567_680, {
-        "model_type": "gpt_neox", "hidden_act": "gelu_fast", "hidden_size": 6144, "intermediate_size": 24576,
+        "model_type": "gpt_neox", "attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0,
+        "hidden_act": "gelu_fast", "hidden_size": 6144, "intermediate_size": 24576,
         "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 64, "num_hidden_layers": 44,
         "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False, "vocab_size": 50432,
     }),

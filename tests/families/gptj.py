@@ -18,4 +18,9 @@ PUBLISHED = {
         "n_head": 16, "n_inner": None, "n_layer": 28, "n_positions": 2048, "rotary": True, "rotary_dim": 64,
         "scale_attn_weights": True, "summary_type": "cls_index", "tie_word_embeddings": False, "vocab_size": 50400,
     }),
+    "kogpt": (6_166_502_400, {
+        "model_type": "gptj", "activation_function": "gelu_new", "n_embd": 4096, "n_head": 16, "n_inner": None,
+        "n_layer": 28, "n_positions": 2048, "rotary": True, "rotary_dim": 64, "scale_attn_weights": True,
+        "tie_word_embeddings": False, "vocab_size": 64512,
+    }),
 }  # fmt: skip

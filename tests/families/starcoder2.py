@@ -15,7 +15,9 @@ REFUSED = [
 ]
 PUBLISHED = {
     "starcoder2-3b": (3_030_371_328, {
-        "model_type": "starcoder2", "hidden_act": "gelu_pytorch_tanh", "hidden_size": 3072, "intermediate_size": 12288,
+        "model_type": "starcoder2", "activation_function": "gelu", "attention_softmax_in_fp32": True,
+        "scale_attention_softmax_in_fp32": True, "scale_attn_weights": True,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_size": 3072, "intermediate_size": 12288,
         "max_position_embeddings": 16384, "mlp_type": "default", "norm_epsilon": 1e-05, "norm_type": "layer_norm",
         "num_attention_heads": 24, "num_hidden_layers": 30, "num_key_value_heads": 2, "residual_dropout": 0.1,
         "rope_theta": 999999.4420358813, "sliding_window": 4096, "use_bias": True, "vocab_size": 49152,

@@ -23,10 +23,7 @@ FAMILY = Family(
     model_types=("biogpt",),
     config=config,
     rules=functools.partial(fairseq_rules, within="biogpt.", final_norm="layer_norm", unembed="output_projection"),
-    unused=(
-        "layer_norm_eps",  # transformers' BioGPT does not look at it
-        *("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "layerdrop"),  # of training
-    ),
+    unused=("layer_norm_eps",),  # transformers' BioGPT does not look at it
     copies=(("output_projection.weight", "biogpt.embed_tokens.weight"),),
     prefixes=("biogpt.", ""),
 )

@@ -11,8 +11,16 @@ from jaxlens.convert.layouts import LAYER, expert_rules, gated_mlp_rules, llama_
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 
+ONLY = {
+    "deepseek_v2": {"scoring_func": "softmax", "norm_topk_prob": False},
+    "deepseek_v3": {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+}
+"""What the published files say of the routers, and transformers does not look at."""
+
 
 def config(hf: Reader) -> Config:
+    for name, value in {**ONLY[hf("model_type")], "moe_layer_freq": 1, "mlp_bias": False}.items():
+        hf.expect(name, value, because="transformers knows no other")
     hf.expect("attention_bias", False, because="no published model has biases beside its latents")
     turning, still, n_heads = hf.size("qk_rope_head_dim"), hf.size("qk_nope_head_dim"), hf.size("num_attention_heads")
     hf.expect("head_dim", turning, None, because="it is qk_rope_head_dim")
@@ -94,9 +102,8 @@ FAMILY = Family(
     config=config,
     rules=functools.partial(llama_rules, attention=attention_rules, mlp=mlp_rules),
     unused=(
-        *("pretraining_tp", "mlp_bias", "output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size"),
-        *("norm_topk_prob", "scoring_func", "topk_method", "moe_layer_freq"),  # what V2's and V3's router fix
-        *("num_nextn_predict_layers", "num_mtp_layers", "rope_interleave"),  # layers that predict further tokens
+        *("pretraining_tp", "output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size"),
+        *("num_nextn_predict_layers", "num_mtp_layers"),  # layers that predict further tokens
     ),
     ignored=("model.layers.61.*",),  # V3's layer that predicts the token after next
 )

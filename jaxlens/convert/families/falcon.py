@@ -17,6 +17,7 @@ GROUPS = {"split": ("g", "one", "one"), "each": "part k d h -> (k part) d h"}
 def config(hf: Reader) -> Config:
     hf.expect("apply_residual_connection_post_layernorm", False, because="transformers' Falcon never does so")
     d_model, n_heads = hf.size("hidden_size"), hf.size("num_attention_heads")
+    hf.expect("ff_factor", hf.size("ffn_hidden_size") / d_model, because="ffn_hidden_size says so")
     linear = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out") if hf.flag("bias") else ()
     return Config(
         n_layers=hf.size("num_hidden_layers"),

@@ -26,7 +26,10 @@ FAMILY = Family(
     model_types=("gpt2",),
     config=config,
     rules=rules,
-    unused=("n_ctx", "reorder_and_upcast_attn"),  # n_positions decides; the second only orders the same operations
+    unused=(
+        *("n_ctx", "reorder_and_upcast_attn"),  # n_positions decides; the second only orders the same operations
+        *("n_special", "predict_special_tokens"),  # of GPT (1), which the medium model's file took over
+    ),
     ignored=("*.attn.bias", "*.attn.masked_bias"),  # causal masks
     copies=(("lm_head.weight", "transformer.wte.weight"),),
     prefixes=("transformer.", ""),

@@ -10,8 +10,7 @@ from jaxlens.convert.rules import Family, Rule
 
 
 def config(hf: Reader) -> Config:
-    for name in ("rotary", "scale_attn_weights"):
-        hf.expect(name, True, because="transformers' GPT-J always does so")
+    hf.expect("rotary", True, because="transformers' GPT-J always does so")
     return gptj_config(hf)
 
 

@@ -11,6 +11,9 @@ from jaxlens.convert.rules import Family
 
 
 def config(hf: Reader) -> Config:
+    share = hf.inside("rope_parameters").positive("partial_rotary_factor", 1)
+    for name, only in {"kv_channels": head_size(hf), "rope_percent": share}.items():  # in older files
+        hf.expect(name, only, because="head_dim and partial_rotary_factor say so")
     return llama_config(
         hf,
         eps="norm_eps",

@@ -11,13 +11,18 @@ from jaxlens.convert.rules import Family, Rule
 
 
 def config(hf: Reader) -> Config:
-    for name in ("enable_bias", "layer_norm_elementwise_affine"):
-        hf.expect(name, True, because="a norm or a linear map without it has no rule here")
+    for name, only in {"learned_embeddings": True, "scale_embeddings": False}.items():  # Galactica's
+        hf.expect(name, only, because="transformers' OPT knows no other")
     hf.expect("_remove_final_layer_norm", False, because="where norms come first, one comes last as well")
+    if not (first := hf.flag("do_layer_norm_before")):
+        hf.expect("layer_norm_elementwise_affine", True, because="norms of sums have weights here")
     d_embed = hf.size("word_embed_proj_dim")
+    linear = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out") if hf.flag("enable_bias") else ()
     return fairseq_config(
         hf,
-        norm_placement="pre" if hf.flag("do_layer_norm_before") else "sum",
+        norm_placement="pre" if first else "sum",
+        normalization_type="LN" if hf.flag("layer_norm_elementwise_affine") else "LNPre",
+        biases=("norm", *linear),
         d_embed=None if d_embed == hf.size("hidden_size") else d_embed,
     )
 
@@ -33,6 +38,5 @@ FAMILY = Family(
     model_types=("opt",),
     config=config,
     rules=rules,
-    unused=("dropout", "activation_dropout", "layerdrop", "init_std"),  # of training
     copies=(("lm_head.weight", "model.decoder.embed_tokens.weight"),),
 )

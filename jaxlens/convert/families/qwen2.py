@@ -16,5 +16,8 @@ FAMILY = Family(
     model_types=("qwen2",),
     config=config,
     rules=llama_rules,
-    unused=("use_sliding_window", "max_window_layers"),  # transformers has made layer_types of them
+    unused=(
+        *("use_sliding_window", "max_window_layers"),  # transformers has made layer_types of them
+        "dual_chunk_attention_config",  # past the 262,144 tokens of a chunk, in another package
+    ),
 )

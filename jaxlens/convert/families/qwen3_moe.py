@@ -9,8 +9,13 @@ from jaxlens.convert.layouts import expert_rules, gated_mlp_rules, llama_rules
 from jaxlens.convert.reader import Reader
 from jaxlens.convert.rules import Family, Rule
 
+ALWAYS = {"qkv_bias": False, "shared_expert_intermediate_size": 0, "use_qk_norm": True}
+"""What the files of Qwen 3 Coder say of it."""
+
 
 def config(hf: Reader) -> Config:
+    for name, only in ALWAYS.items():
+        hf.expect(name, only, because="transformers' Qwen 3 with experts knows no other")
     return llama_config(
         hf,
         qk_norm="head",

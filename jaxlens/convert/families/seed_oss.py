@@ -16,5 +16,5 @@ FAMILY = Family(
     model_types=("seed_oss",),
     config=config,
     rules=llama_rules,
-    unused=("pretraining_tp", "residual_dropout"),  # of training
+    unused=("pretraining_tp",),
 )

@@ -10,7 +10,7 @@ from jaxlens.convert.rules import Family
 
 
 def config(hf: Reader) -> Config:
-    for name, only in (("mlp_type", "default"), ("norm_type", "layer_norm")):
+    for name, only in {"mlp_type": "default", "norm_type": "layer_norm", "scale_attn_weights": True}.items():
         hf.expect(name, only, because="transformers' StarCoder 2 knows no other")
     linear = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out") if hf.flag("use_bias") else ()
     return llama_config(
@@ -29,5 +29,8 @@ FAMILY = Family(
     rules=functools.partial(
         llama_rules, mlp=functools.partial(mlp_rules, first=LAYER + "mlp.c_fc", second=LAYER + "mlp.c_proj")
     ),
-    unused=("residual_dropout",),  # of training
+    unused=(
+        "activation_function",  # hidden_act decides
+        *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"),  # a softmax is computed in float32 here
+    ),
 )

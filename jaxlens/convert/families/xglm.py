@@ -26,6 +26,5 @@ FAMILY = Family(
     model_types=("xglm",),
     config=config,
     rules=functools.partial(fairseq_rules, within="model.", final_norm="layer_norm"),
-    unused=("dropout", "activation_dropout", "layerdrop", "init_std"),  # of training
     ignored=("*.embed_positions.weights",),  # the sines
 )
