@@ -18,7 +18,7 @@ NEUTRAL = frozenset().union(
             "dtype torch_dtype use_bfloat16 torchscript tf_legacy_loss gradient_checkpointing chunk_size_feed_forward",
             "attn_implementation _attn_implementation _attn_implementation_autoset _attn_implementation_internal",
             "_flash_attn_2_enabled experts_implementation transformers.js_config unsloth_fixed unsloth_version",
-            "custom_pipelines xla_device",
+            "custom_pipelines xla_device pretraining_tp",  # the last: in how many parts to multiply matrices
             # text
             "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id",
             "decoder_start_token_id tokenizer_class prefix keys_to_ignore_at_inference",

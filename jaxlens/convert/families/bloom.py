@@ -39,7 +39,6 @@ FAMILY = Family(
     rules=rules,
     unused=(
         "n_embed",  # transformers has made hidden_size of it
-        "pretraining_tp",  # in how many parts matrices were multiplied
         *("attention_softmax_in_fp32", "masked_softmax_fusion", "bias_dropout_fusion", "skip_bias_add"),  # Megatron's,
         *("skip_bias_add_qkv", "offset_alibi", "n_inner"),  # which transformers does not look at
     ),

@@ -19,5 +19,4 @@ FAMILY = Family(
     model_types=("cohere",),
     config=config,
     rules=functools.partial(llama_rules, norms={"input_layernorm": "ln1"}),
-    unused=("model_max_length", "pretraining_tp"),  # a note to the tokenizer; of training
 )

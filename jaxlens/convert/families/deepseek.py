@@ -102,7 +102,7 @@ FAMILY = Family(
     config=config,
     rules=functools.partial(llama_rules, attention=attention_rules, mlp=mlp_rules),
     unused=(
-        *("pretraining_tp", "output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size"),
+        *("output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size"),
         *("num_nextn_predict_layers", "num_mtp_layers"),  # layers that predict further tokens
     ),
     ignored=("model.layers.61.*",),  # V3's layer that predicts the token after next

@@ -16,5 +16,4 @@ FAMILY = Family(
     model_types=("helium",),
     config=config,
     rules=llama_rules,
-    unused=("pretraining_tp",),
 )

@@ -49,7 +49,7 @@ FAMILY = Family(
     config=config,
     rules=functools.partial(llama_rules, attention=functools.partial(attention_rules, norm="{word}_layernorm")),
     unused=(
-        *("pretraining_tp", "org_vocab_size", "cla_share_factor", "class_num", "dense_list", "pool_type"),  # other uses
+        *("org_vocab_size", "cla_share_factor", "class_num", "dense_list", "pool_type"),  # other uses
         *("eod_token_id", "pad_id", "mask_init_id", "im_start_id", "im_end_id", "im_newline_id"),  # text
         *("text_start_id", "text_end_id", "image_token_id"),
     ),

@@ -16,5 +16,5 @@ FAMILY = Family(
     model_types=("llama",),
     config=config,
     rules=llama_rules,
-    unused=("pretraining_tp", "is_llama_config"),
+    unused=("is_llama_config",),
 )

@@ -21,5 +21,4 @@ FAMILY = Family(
     model_types=("olmo",),
     config=config,
     rules=llama_rules,
-    unused=("pretraining_tp",),
 )

@@ -16,5 +16,4 @@ FAMILY = Family(
     model_types=("seed_oss",),
     config=config,
     rules=llama_rules,
-    unused=("pretraining_tp",),
 )

@@ -20,8 +20,5 @@ FAMILY = Family(
     model_types=("smollm3",),
     config=config,
     rules=llama_rules,
-    unused=(
-        *("no_rope_layer_interval", "use_sliding_window", "max_window_layers"),  # layer by layer in the lists above
-        "pretraining_tp",
-    ),
+    unused=("no_rope_layer_interval", "use_sliding_window", "max_window_layers"),  # layer by layer in the lists above
 )
