@@ -3,6 +3,7 @@
 And other people's checkpoints into such a folder and back, with memory for a tensor.
 """
 
+import fnmatch
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxlens.convert import load as load_checkpoint
 from jaxlens.convert.exporting import ExportedTensors
 from jaxlens.convert.families import own
 from jaxlens.convert.files import check_free, read_json, write_json, write_tensors, written_whole
+from jaxlens.convert.hub import WANTED
 from jaxlens.convert.loading import StoredParameter
 from jaxlens.convert.opening import naming
 from jaxlens.errors import CheckpointError
@@ -34,7 +36,7 @@ def save(
     """Writes a model, trained or processed in whatever way, such that `load` gives it back bit for bit.
 
     `source` is the config.json that a later export is written with (`Loaded.source`). The folder appears only once
-    it is complete; one that `save` wrote before is replaced.
+    it is complete; one that `save` wrote before is replaced, unless it holds something else by now.
 
     Example:
         >>> import tempfile
@@ -50,7 +52,7 @@ def save(
         FileExistsError: `folder` exists and holds something else.
     """
     folder = Path(folder)
-    with written_whole(folder, replaces=_is_own) as partial:
+    with written_whole(folder, replaces=_is_replaceable) as partial:
         write_json(partial / "config.json", own.fields(cfg, None if source is None else dict(source)))
         write_tensors(partial, ExportedTensors(own.FAMILY, cfg, params), shard_bytes)
         if tokenizer is not None:
@@ -78,7 +80,7 @@ def convert(
         CheckpointError: the checkpoint cannot be found, read or understood; nothing is written.
         FileExistsError: `folder` exists and holds something else.
     """
-    check_free(Path(folder), replaces=_is_own)
+    check_free(Path(folder), replaces=_is_replaceable)
     if process:
         loaded = load_checkpoint(name_or_path, dtype=dtype, revision=revision)
         params, cfg, report = process_weights(loaded.params, loaded.cfg, donate=True)
@@ -113,3 +115,12 @@ def convert_back(
 def _is_own(folder: Path) -> bool:
     config = folder / "config.json"
     return config.is_file() and read_json(config).get("model_type") == own.MODEL_TYPE
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether `save` wrote a folder, and nobody has put files of another kind, or folders, into it."""
+
+    def is_ours(entry: Path) -> bool:
+        return entry.is_file() and any(fnmatch.fnmatch(entry.name, pattern) for pattern in (*WANTED, ".*"))
+
+    return _is_own(folder) and all(map(is_ours, folder.iterdir()))

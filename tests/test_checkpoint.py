@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import load_file, save_file
 from tiny import write_checkpoint
 from tokenizers import Tokenizer as FastTokenizer
@@ -302,6 +303,15 @@ def test_an_index_that_points_outside(sharded, file):
         load(sharded)
 
 
+def test_one_file_beside_shards_is_what_transformers_loads(sharded):
+    """Such as that of a fine-tuned model, saved where the original's shards were."""
+    tuned = {name: value + 1 for file in sharded.glob("*.safetensors") for name, value in load_file(file).items()}
+    save_file(tuned, sharded / "model.safetensors")
+    model = transformers.AutoModelForCausalLM.from_pretrained(sharded)
+    assert np.array_equal(load(sharded).params["embed.W_E"], model.get_input_embeddings().weight.detach())
+    assert np.array_equal(load(sharded).params["embed.W_E"], tuned["model.embed_tokens.weight"])
+
+
 def test_an_index_that_does_not_match_its_shards(sharded):
     edit_index(sharded, lambda names: names.update({"model.more": names["model.norm.weight"]}))
     with refused("does not match its shards in 1 tensors: it has model.more in model-0000"):
@@ -378,4 +388,6 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="full exists and holds something else; remove it, or choose another"):
         written_whole(tmp_path / "full").__enter__()
-    assert [path.name for path in tmp_path.rglob("*")] == ["full", "thesis.txt"]
+    with pytest.raises(FileExistsError, match="late exists and holds"), written_whole(tmp_path / "late"):
+        (tmp_path / "full").rename(tmp_path / "late")  # while it is written, somebody else writes there
+    assert [path.name for path in tmp_path.rglob("*")] == ["late", "thesis.txt"]

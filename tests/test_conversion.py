@@ -181,6 +181,31 @@ def test_a_folder_with_something_else_in_it_is_left_alone(theirs, tmp_path, caps
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("name", ["losses.csv", "runs/1"])
+def test_what_was_put_into_a_folder_of_our_own_is_not_lost(name, theirs, tmp_path, capsys):
+    run(capsys, "convert", theirs("gpt2"), tmp_path / "ours")
+    (tmp_path / "ours" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "ours" / name).write_text("precious")
+    assert "exists and holds something else" in run(capsys, "convert", theirs("gpt2"), tmp_path / "ours", status=1)
+    assert (tmp_path / "ours" / name).read_text() == "precious"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_a_link_is_followed_and_stays_and_the_folder_one_is_in_is_left_alone(theirs, tmp_path, capsys, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    for target in ("empty", "missing"):
+        (tmp_path / target).symlink_to(tmp_path / "disk" / target)
+    (tmp_path / "disk" / "empty").mkdir()
+    for target in ("empty", "missing", "empty"):
+        run(capsys, "convert", theirs("gpt2"), tmp_path / target)
+        assert (tmp_path / target).is_symlink() and load(tmp_path / "disk" / target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "empty", "missing"]
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["empty", "missing"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert ". is the folder you are in, which cannot" in run(capsys, "convert", theirs("gpt2"), ".", status=1)
+
+
 MEMORY = """
 import sys
 from jaxlens import checkpoint

@@ -27,7 +27,8 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class TensorFolder:
-    """The tensors of a folder, in one safetensors file or in the shards that its index names.
+    """The tensors of a folder, in one safetensors file or in the shards that its index names; of both, as in
+    transformers, in the former.
 
     Making one reads and checks the headers. A tensor is read when it is asked for, with `pread` and not through a
     memory map, whose pages would count as this process's memory for as long as the file stays open.
@@ -40,7 +41,8 @@ class TensorFolder:
         self.path = Path(folder)
         self._files: dict[str, Path] = {}  # tensor -> its file
         self._headers: dict[str, tuple[str, tuple[int, ...]]] = {}  # tensor -> dtype, shape
-        index = _read_index(self.path / INDEX) if (self.path / INDEX).is_file() else None
+        sharded = (self.path / INDEX).is_file() and not (self.path / SINGLE).is_file()
+        index = _read_index(self.path / INDEX) if sharded else None
         for file in _only_file(self.path) if index is None else _shards(self.path, index):
             self._read_header(file)
         if index is not None:
@@ -165,19 +167,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def written_whole(folder: str | Path, replaces: Replaces = None) -> Iterator[Path]:
     """A temporary sibling of `folder` to write into, which takes its name once everything is written.
 
-    A process that is killed leaves that sibling behind; the next one to write `folder` removes it.
+    Where `folder` is a link, that is done where it leads. A process that is killed leaves that sibling behind; the
+    next one to write `folder` removes it.
 
     Raises:
-        FileExistsError: `folder` exists, is not empty, and `replaces(folder)` does not say that it may be replaced.
+        FileExistsError: `folder` exists, is not empty, and `replaces(folder)` does not say that it may be replaced; or
+            it has come to be so by the end.
     """
     folder = Path(folder)
     check_free(folder, replaces)
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clear(folder)
     partial, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
     partial.mkdir()
     try:
         yield partial
+        check_free(folder, replaces)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
@@ -188,6 +194,8 @@ def written_whole(folder: str | Path, replaces: Replaces = None) -> Iterator[Pat
 
 def check_free(folder: Path, replaces: Replaces = None) -> None:
     """Raises FileExistsError if a folder is neither empty, nor to be made, nor one that may be replaced."""
+    if folder.exists() and folder.samefile(os.curdir):
+        raise FileExistsError(f"{folder} is the folder you are in, which cannot be replaced; choose another folder")
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (replaces and replaces(folder)))):
         raise FileExistsError(f"{folder} exists and holds something else; remove it, or choose another folder")
 
