@@ -415,7 +415,10 @@ def test_a_gguf_file_is_compared_with_transformers_own_reading(tmp_path, capsys)
 
 
 def test_what_cannot_be_compared(theirs, tmp_path, capsys, monkeypatch):
-    (tmp_path / "empty").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxlens.commands.verify.verify", None)  # it is found out before anything is loaded
+        for place, why in ((tmp_path, "choose another place"), (tmp_path / "no" / "R.md", "make it first")):
+            assert why in run(capsys, "verify", theirs("gpt2"), "--results", place, status=1)
 
     def refuse(*arguments, **options):
         raise OSError("no such class")

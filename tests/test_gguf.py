@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import sys
 from types import SimpleNamespace
 
@@ -269,7 +270,9 @@ def test_llama3_scaling_is_kept_exactly(path):
         ({"rope__scaling__type": "longrope"}, "type is 'longrope'; only none, linear and yarn can be read"),
         ({"rope__scaling__attn_factor": 2.0}, r"llama\.rope\.scaling\.attn_factor is 2\.0; only 1\.0 can be read"),
         ({"extra": {"split.count": 3}}, "it is one of 3 parts; join them with `llama-gguf-split --merge`"),
-        ({"extra": {"general.alignment": 0}}, "general.alignment is 0, where a positive integer was wanted"),
+        ({"extra": {"general.alignment": 0}}, "general.alignment is 0, where a power of two was wanted"),
+        ({"extra": {"general.alignment": 24}}, "general.alignment is 24, where a power of two was wanted"),
+        ({"extra": {"general.alignment": True}}, "general.alignment is True, where a power of two was wanted"),
     ],
 )
 def test_metadata_that_cannot_be_honoured(path, changes, message):
@@ -350,6 +353,7 @@ def test_files_that_are_not_gguf(path):
             "type 99",
         ),
         (whole.replace(b"llama.block_count", b"llama.block_coun\xff"), "invalid start byte"),
+        (moved(whole, "blk.1.attn_q", "blk.0.attn_q"), "'blk.0.attn_q.weight' and 'blk.1.attn_q.weight' overlap"),
         (patch_kind(whole, 99), "'output_norm.weight' is stored as type 99, which gguf does not know"),
         (patch_kind(whole, Kind.Q6_K), r"'output_norm.weight' has shape \(96,\), which does not fill blocks of 256"),
     ):
@@ -359,6 +363,20 @@ def test_files_that_are_not_gguf(path):
         with pytest.raises(CheckpointError, match=message) as error:
             GGUFFile(path)
         assert str(path) in str(error.value)
+
+
+def moved(whole: bytes, name: str, other: str) -> bytes:
+    """The file with the matrix called `name` where another is: its entry is name, rank, sizes, type and offset."""
+    at, place = (whole.index(f"{one}.weight".encode()) + len(f"{one}.weight") + 4 + 16 + 4 for one in (name, other))
+    return whole[:at] + whole[place : place + 8] + whole[at + 8 :]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes")
+def test_what_is_no_file_and_what_is_called_otherwise(path):
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match="is no file, where a GGUF file was wanted"):
+        open_checkpoint(path)
+    assert open_checkpoint(write(path.with_name("MODEL.GGUF"))).family.model_types == ("llama",)
 
 
 def patch_kind(whole: bytes, kind: int) -> bytes:

@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 from pathlib import Path
 
-from jaxlens.commands.command import Command, positive
+from jaxlens.commands.command import Command, check_writable, positive
 from jaxlens.convert.verifying import TOLERANCE, Verification, verify
 
 HEAD = """\
@@ -25,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     Needs torch. The exit status is 1 if a logit differs by more than one part in 100,000 of the largest.
     """
+    if arguments.results:
+        check_writable(arguments.results, arguments.results.suffix.lower())
     found = verify(
         arguments.source, arguments.text, batch=arguments.batch, length=arguments.length, seed=arguments.seed
     )  # fmt: skip

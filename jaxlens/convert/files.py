@@ -24,6 +24,9 @@ SINGLE = "model.safetensors"
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
 Replaces = Callable[[Path], bool] | None
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+FROM_PICKLES = (
+    "convert them once with transformers: AutoModelForCausalLM.from_pretrained({name}).save_pretrained(new_folder)"
+)
 
 
 class TensorFolder:
@@ -121,10 +124,12 @@ def _only_file(folder: Path) -> list[Path]:
     if pickled := sorted(file.name for pattern in PICKLED for file in folder.glob(pattern)):
         raise CheckpointError(
             f"{folder} holds its weights as pickles only ({', '.join(pickled)}), which can run code when they are "
-            "opened and are not read here; convert them once with transformers: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+            f"opened and are not read here: {FROM_PICKLES.format(name='folder')}"
         )
-    raise CheckpointError(f"{folder} holds no weights: wanted {SINGLE}, or {INDEX} and the files it names")
+    raise CheckpointError(
+        f"{folder} holds no weights: wanted {SINGLE}, or {INDEX} and the files it names. If a model is published as "
+        f"pickles only, which are not downloaded: {FROM_PICKLES.format(name='name')}"
+    )
 
 
 @contextlib.contextmanager

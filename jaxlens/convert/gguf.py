@@ -54,6 +54,8 @@ class GGUFFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for whoever writes
+            raise CheckpointError(f"{self.path} is no file, where a GGUF file was wanted")
         try:
             with self.path.open("rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,5 +1,6 @@
 """The header of a GGUF file: metadata, and where each tensor lies."""
 
+import itertools
 import math
 import mmap
 import struct
@@ -44,12 +45,16 @@ class Header:
             self.add(self.metadata, self.string(), self.value(self.number("I")))
         entries = [self.entry() for _ in range(tensor_count)]
         alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise CheckpointError(f"general.alignment is {alignment!r}, where a positive integer was wanted")
+        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+            raise CheckpointError(f"general.alignment is {alignment!r}, where a power of two was wanted")
         start = -(-self.at // alignment) * alignment
         self.tensors: dict[str, TensorInfo] = {}
         for name, shape, kind, offset in entries:
             self.add(self.tensors, name, self.locate(name, shape, kind, start + offset))
+        places = sorted((info.start, info.start + info.size, name) for name, info in self.tensors.items())
+        for (_, end, one), (start, _, other) in itertools.pairwise(places):
+            if start < end:
+                raise CheckpointError(f"tensors {one!r} and {other!r} overlap")
 
     def add(self, into: dict[str, Any], name: str, value: Any) -> None:
         if name in into:

@@ -60,7 +60,7 @@ def open_checkpoint(
         return _open_gguf(name, smollm2_path(), strict)
     if name and path.is_dir():
         return _open_folder(name, path, strict)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return _open_gguf(name, path, strict)
     if path.is_file():
         raise CheckpointError(f"{path} is a single file; give the folder that it lies in, with its config.json")
