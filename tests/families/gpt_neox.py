@@ -20,6 +20,7 @@ CASES = [
 ]
 REFUSED = [
     ({"rotary_pct": 0.5}, "rotary_pct = 0.5"),
+    ({"rope_theta": 20.0}, "rope_theta is 20.0; 10000.0 is wanted: rope_parameters, or rotary_emb_base, says so"),
     (rope(partial_rotary_factor=0.5), "rotary dim is 5; wanted an even number up to d_head = 10"),
 ]
 PUBLISHED = {
@@ -28,6 +29,13 @@ PUBLISHED = {
         "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 12, "num_hidden_layers": 12,
         "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False, "use_parallel_residual": True,
         "vocab_size": 50304,
+    }),
+    "pythia-160m, saved again by transformers 4.57": (162_322_944, {
+        "model_type": "gpt_neox", "attention_bias": True, "classifier_dropout": 0.1, "hidden_act": "gelu",
+        "hidden_size": 768, "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
+        "num_attention_heads": 12, "num_hidden_layers": 12, "partial_rotary_factor": 0.25, "rope_scaling": None,
+        "rope_theta": 10000, "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False,
+        "use_parallel_residual": True, "vocab_size": 50304,
     }),
     "gpt-neox-20b": (20_554_567_680, {
         "model_type": "gpt_neox", "attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0,

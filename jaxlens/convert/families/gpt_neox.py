@@ -12,6 +12,8 @@ LAYER = "gpt_neox.layers.{l}."
 
 
 def config(hf: Reader) -> Config:
+    base = hf.inside("rope_parameters").positive("rope_theta")
+    hf.expect("rope_theta", base, because="rope_parameters, or rotary_emb_base, says so")
     return llama_config(
         hf,
         eps="layer_norm_eps",
