@@ -272,6 +272,15 @@ def test_folders_without_weights(folder, tmp_path):
         load(folder)
 
 
+def test_an_adapter_beside_weights_or_alone_is_not_passed_over(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "both")
+    (tmp_path / "alone").mkdir()
+    for place in ("both", "alone"):
+        (tmp_path / place / "adapter_config.json").write_text("{}")
+        with refused("holds an adapter (adapter_config.json), which stands for changes of a model's weights"):
+            load(tmp_path / place)
+
+
 def test_a_single_file_is_not_a_folder(folder):
     with refused("is a single file; give the folder that it lies in, with its config.json"):
         load(folder / "model.safetensors")

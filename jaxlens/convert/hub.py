@@ -6,7 +6,8 @@ from pathlib import Path
 from jaxlens.errors import CheckpointError
 
 WANTED = [
-    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("config.json", "generation_config.json", "adapter_config.json"),
+    *("model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.tiktoken"),
     *("spiece.model", "chat_template*"),
 ]

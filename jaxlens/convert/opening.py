@@ -103,6 +103,11 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def _open_folder(name: str, path: Path, strict: bool) -> Checkpoint:
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path} holds an adapter (adapter_config.json), which stands for changes of a model's weights; make them "
+            "with peft: PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(new_folder)"
+        )
     if not (path / "config.json").is_file():
         held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         raise CheckpointError(
