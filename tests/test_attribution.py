@@ -207,6 +207,32 @@ def test_padding_gets_nothing_and_changes_nothing(side):
     assert np.count_nonzero(padded) == np.count_nonzero(padded[:, columns])
 
 
+def test_attributions_of_a_model_in_half_precision_are_summed_in_float32():
+    the_model = model("llama")
+    half = type(the_model)(
+        the_model.cfg.replace(dtype="bfloat16"),
+        params={name: value.astype("bfloat16") for name, value in the_model.params.items()},
+    )
+    nodes = ["z", "embed", "pattern"]
+    expected, found = (attribution_patch(of, CLEAN, CORRUPT, last_logit, nodes, ig_steps=2) for of in (the_model, half))
+    for node in nodes:
+        assert found[node].values.dtype == np.float32
+        assert np.abs(found[node].values - expected[node].values).max() < 0.1 * np.abs(expected[node].values).max()
+    ones = Labelled(np.ones(1000, jnp.bfloat16), ("pos",), {"pos": [str(place) for place in range(1000)]})
+    assert ones.sum("pos").values == 1000
+
+
+def test_padded_runs_are_compared_with_patching():
+    the_model, mask = model("llama"), np.ones((2, 13), int)
+    mask[:, :2] = 0
+    padded = [jnp.pad(prompts, ((0, 0), (2, 0))) for prompts in (CLEAN, CORRUPT)]
+    metric = lambda logits: last_logit(logits).sum()  # noqa: E731
+    with_padding = compare_with_patching(the_model, *padded, metric, attention_mask=mask, progress=False)
+    alone = compare_with_patching(the_model, CLEAN, CORRUPT, metric, progress=False)
+    assert np.isclose(with_padding.pearson, alone.pearson, atol=1e-4)
+    close(with_padding.patching, alone.patching)
+
+
 def test_hooks_on_the_model_act_in_both_runs():
     the_model = model("attn_only")
     plain = attribution_patch(the_model, CLEAN, CORRUPT, score, "z")

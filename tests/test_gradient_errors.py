@@ -1,6 +1,7 @@
 """What is said of mistakes in all that is made of gradients, and of results."""
 
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,6 +61,18 @@ ERRORS = {
         lambda: attribute(metric=lambda logits: jnp.float32(float(logits[0, 0, 0]))), TypeError,
         "the metric turns logits into plain numbers",
     ),
+    "a metric without a gradient": Case(
+        lambda: attribute(metric=lambda logits: logits[0, -1, 3].item()), TypeError,
+        "no gradient leads from the metric's value, float32, to the logits",
+    ),
+    "a metric of whole numbers": Case(
+        lambda: attribute(metric=lambda logits: logits[:, -1].argmax(-1)), TypeError,
+        "no gradient leads from the metric's value, int32, to the logits",
+    ),
+    "attribution under jit": Case(
+        lambda: jax.jit(lambda clean: attribute(clean=clean)["z"].values)(CLEAN), ValueError,
+        "call it outside jit, grad and vmap",
+    ),
     "a metric of every token": Case(
         lambda: attribute(metric=lambda logits: logits[:, :, 3]), ValueError, "the metric has shape [2, 11]; wanted one"
     ),
@@ -76,6 +89,14 @@ ERRORS = {
     ),
     "a Jacobian backwards": Case(
         lambda: residual_jacobian(model("moe"), CLEAN, 3, 1), ValueError, "to_layer is 1, which comes before"
+    ),
+    "a Jacobian from nowhere": Case(
+        lambda: residual_jacobian(model("moe"), CLEAN, from_pos=slice(5, 5)), ValueError,
+        "from_pos=slice(5, 5, None) and to_pos=None leave no position",
+    ),
+    "a change of another shape": Case(
+        lambda: residual_jacobian(model("moe"), CLEAN, 0, 1, from_pos=3).matvec(np.ones(14)), ValueError,
+        "was given the shape (14,); wanted (2, 14), one for every prompt",
     ),
     "no such rank": Case(
         lambda: residual_jacobian(model("moe"), CLEAN, 0, from_pos=1, to_pos=2).svd(15), ValueError,

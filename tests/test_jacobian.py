@@ -82,6 +82,20 @@ def test_the_jacobian_sees_padding_and_new_prompts_compile_nothing(compilations)
     assert compilations == []
 
 
+def test_the_jacobian_of_a_model_in_half_precision():
+    the_model = model("llama")
+    half = type(the_model)(
+        the_model.cfg.replace(dtype="bfloat16"),
+        params={name: value.astype("bfloat16") for name, value in the_model.params.items()},
+    )
+    wide, narrow = (residual_jacobian(of, CLEAN, 0, 2, from_pos=3, to_pos=-1) for of in (the_model, half))
+    for expected, found in (
+        (wide.matvec(np.ones((2, 14))), narrow.matvec(np.ones((2, 14)))), (wide.svd(2)[1], narrow.svd(2)[1]),
+        (wide.dense(), narrow.dense()),
+    ):  # fmt: skip
+        assert np.abs(found.astype("float32") - expected).max() < 0.05 * np.abs(expected).max()
+
+
 # --- integrated gradients
 
 

@@ -136,6 +136,27 @@ def test_masked_softmax_and_its_derivatives_are_those_of_the_plain_one():
     assert np.allclose(*second, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["jvp", "vjp"])
+def test_derivatives_mapped_over_changes_are_those_of_each(kind):
+    """With as many numbers as some compilers cut into blocks: see `masks._masked_softmax_jvp`."""
+    rng, (low, high) = np.random.default_rng(0), band(jnp.arange(11), jnp.int32(5), jnp.int32(0))
+    scores, changes = (jnp.asarray(rng.normal(size=(*n, 2, 6, 11, 11)), jnp.float32) for n in ((), (30,)))
+
+    def pattern(scores):
+        return masked_softmax(scores, low, high, jnp.ones((2, 11), bool))
+
+    def derivative(change):
+        if kind == "vjp":
+            return jax.vjp(pattern, scores)[1](change)[0]
+        return jax.jvp(pattern, (scores,), (change,))[1]
+
+    expected = jnp.stack([derivative(change) for change in changes])
+    assert np.allclose(jax.jit(jax.vmap(derivative))(changes), expected, atol=1e-5)
+    weigh = jnp.asarray(rng.normal(size=(2, 6, 11, 4)), jnp.float32)
+    weighed = jax.jit(jax.vmap(lambda change: derivative(change) @ weigh))(changes)
+    assert np.allclose(weighed, expected @ weigh, atol=1e-5)
+
+
 def test_a_query_that_sees_nothing_attends_to_nothing():
     scores = jnp.zeros((1, 1, 3, 3))
     low, high = band(jnp.arange(3), jnp.int32(3), jnp.int32(0))

@@ -434,6 +434,23 @@ def test_a_path_patch_moves_what_one_receiver_reads(config, component):
             close(found.values[row, column], metric(the_model.run_with_hooks(corrupted, fwd_hooks=hooks)))
 
 
+def test_paths_have_a_value_for_every_prompt_and_run_in_half_precision():
+    the_model, (clean, corrupted) = model("llama"), pair()
+    half = type(the_model)(
+        the_model.cfg.replace(dtype="bfloat16"),
+        params={name: value.astype("bfloat16") for name, value in the_model.params.items()},
+    )
+    for component in ("v", "mlp", "logits"):
+        given = corrupted, clean, per_prompt, component, jnp.array([[0, 1], [1, 2]])
+        each = path_patch(the_model, *given, **QUIET)
+        assert each.axes == ("sender", "receiver", "prompt") and each.labels["sender"] == ["L0H1", "L1H2"]
+        together = path_patch(the_model, corrupted, clean, lambda x: per_prompt(x).sum(), *given[3:], **QUIET)
+        close(each.values.sum(-1), together.values)
+        found = path_patch(half, *given, **QUIET)
+        assert found.values.dtype == np.float32
+        assert np.abs(found.values - each.values).max() < 0.05 * np.abs(each.values).max()
+
+
 @pytest.mark.parametrize("config", ["post_norm", "gemma"])
 def test_senders_write_what_is_added_to_the_residual_stream(config):
     """All heads of a layer together move the logits as attn_out does, where a norm stands behind attention too."""
@@ -626,6 +643,12 @@ MISTAKES = {
     "no such ablation": Case(lambda: ablate(model("gpt2"), tokens(), metric, by="noise"), ValueError, '"resample"'),
     "no other prompt": Case(
         lambda: ablate(model("gpt2"), tokens(1, 4), metric, by="resample"), ValueError, "at least two prompts"
+    ),
+    "the mean of patterns": Case(
+        lambda: ablate(model("gpt2"), tokens(), metric, "pattern", by="mean"), ValueError, "each see those after it"
+    ),
+    "paths between runs of other shapes": Case(
+        lambda: path_patch(model("gpt2"), tokens(2, 5), tokens(2, 6), metric), ValueError, "same prompts"
     ),
     "no such component": Case(lambda: path("z"), ValueError, "component is 'z'"),
     "no MLP to receive": Case(lambda: path("mlp", name="attn_only"), ValueError, "component is 'mlp'"),

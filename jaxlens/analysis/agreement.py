@@ -70,7 +70,7 @@ def _sizes(result: Labelled) -> dict[str, int]:
 def compare_with_patching(
     model: HookedTransformer, clean: Any, corrupt: Any, metric_fn: Callable[[Float[Array, "b p v"]], Array],
     node: str = "z", axes: Sequence[str] = ("layer", "head"), *, ig_steps: int = 1, exact_softmax: bool = False,
-    batch_size: int | None = None, progress: bool = True,
+    attention_mask: Any = None, batch_size: int | None = None, progress: bool = True,
 ) -> Agreement:  # fmt: skip
     """Attributes a node and patches it for real at every place along `axes`, and says how well the two agree.
 
@@ -86,9 +86,11 @@ def compare_with_patching(
         ((2, 3), True)
     """
     found = attribution_patch(
-        model, clean, corrupt, metric_fn, node, ig_steps=ig_steps, exact_softmax=exact_softmax
+        model, clean, corrupt, metric_fn, node, ig_steps=ig_steps, exact_softmax=exact_softmax,
+        attention_mask=attention_mask,
     )[node]  # fmt: skip
     patched = activation_patch(
-        model, corrupt, clean, metric_fn, node, axes, batch_size=batch_size, progress=progress
+        model, corrupt, clean, metric_fn, node, axes, attention_mask=attention_mask, batch_size=batch_size,
+        progress=progress,
     ).change  # fmt: skip
     return correlation(found.sum(*(axis for axis in found.axes if axis not in patched.axes)), patched)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.analysis.interventions import position_labels
 from jaxlens.analysis.labelled import Labelled
-from jaxlens.analysis.linearise import ByStretch, Readout, Start, along, pull_back, run_layers, stretches
+from jaxlens.analysis.linearise import ByStretch, Readout, Start, along, pull_back, run_layers, stretches, wide
 from jaxlens.analysis.softmax import ATTENTION_READS, PATTERN, effect_of_keys, effect_of_queries
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import matching, sites, split_name
@@ -133,12 +133,14 @@ def attribution_patch(
             here, corrupted_metric = run.values, value
         contract = Contract(attributed, exact, per_prompt=value.ndim == 1)
         data = tuple(zip(there, here, strict=True))
-        found = pull_back(model, gradient, run.derivatives, data, start.real, reduce=contract)
+        found = jax.tree.map(
+            wide, pull_back(model, gradient, run.derivatives, data, start.real, reduce=contract)
+        )  # fmt: skip
         total = found if total is None else jax.tree.map(jnp.add, total, found)
         del run
     gradient, found = jax.tree.map(lambda summed: np.asarray(summed) / len(steps), total)
     label = Labeller(model, position_labels(model, model._read_input(corrupt).tokens), corrupted_metric.ndim == 1)
-    embed = np.einsum("bpd,bpd->bp", gradient, goal.residual - start.residual)
+    embed = np.einsum("bpd,bpd->bp", gradient, np.asarray(wide(goal.residual - start.residual)))
     parts = {name: label.of_layers(site, found) for name, site in names.items() if site != EMBED}
     parts = {name: parts.get(name) or label.of_embedding(embed) for name in names}
     return Attributions(parts, readout(final), corrupted_metric)
@@ -213,7 +215,7 @@ def axes_of(cfg, layers: tuple[int, ...], site: str) -> list[str]:
 
 def _product(letters: list[str], gradient, there, here):
     moved = jnp.where(there == here, 0, there - here)  # masked scores are -inf in both runs
-    return jnp.sum(gradient * moved, axis=[i for i, letter in enumerate(letters) if letter not in AXIS_NAMES])
+    return jnp.sum(wide(gradient) * moved, axis=[i for i, letter in enumerate(letters) if letter not in AXIS_NAMES])
 
 
 @dataclasses.dataclass(frozen=True)

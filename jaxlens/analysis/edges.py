@@ -37,6 +37,7 @@ from jaxlens.analysis.linearise import (
     run_layers,
     stretches,
     themselves,
+    wide,
 )
 from jaxlens.config import Config
 from jaxlens.config_checks import check_adds_up, check_heads_are_linear
@@ -178,9 +179,9 @@ def scores(
         read = [*(by_layer(read_by, *of) for of in zip(blocks, run, gradients, strict=True)), gradient]
         # one contracted axis instead of two: twice as fast on CPUs
         written, read = (jnp.concatenate([x.reshape(-1, size * d_model) for x in parts]) for parts in (written, read))
-        return total.at[prompt].add(jnp.einsum("ui,wi->uw", written, read)), None
+        return total.at[prompt].add(jnp.einsum("ui,wi->uw", written, read, preferred_element_type=total.dtype)), None
 
-    total = jnp.zeros((n_prompts if per_prompt else 1, *graph.exists.shape), ends[0].dtype)
+    total = wide(jnp.zeros((n_prompts if per_prompt else 1, *graph.exists.shape), ends[0].dtype))
     return jax.lax.scan(add, total, _pieces(len(ends[0]), segment, size))[0]
 
 

@@ -113,9 +113,15 @@ def ablate(
     2022). Arguments and axes are those of `activation_patch`.
 
     Raises:
-        ValueError: `by` is something else, or there is no other prompt to draw from.
+        ValueError: `by` is something else, there is no other prompt to draw from, or a mean over positions has no
+            meaning: that of patterns or scores would let every position see those after it.
     """
-    site, _ = site_of(model, activation_name)
+    site, letters = site_of(model, activation_name)
+    if by == "mean" and "s" in letters.split():
+        raise ValueError(
+            f'the mean of "{activation_name}" over positions would let each see those after it; wanted by="zero" or '
+            '"resample", or generic_activation_patch with a mean of your own'
+        )
     if by == "zero":
         return _swept(model, input, None, put_zero, metric, activation_name, axes, None, **how)
     mask = how.get("attention_mask")
@@ -202,12 +208,17 @@ def _swept(
     labels |= {axis: position_labels(model, given.tokens) for axis in axes if axis.endswith("pos")}
     results = {}
     for name, values in found.items():
-        own = ("prompt", *(f"metric axis {axis}" for axis in range(1, values.ndim - 1)))
-        prompts = {axis: [str(i) for i in range(length)] for axis, length in zip(own, values.shape[1:], strict=False)}
+        prompts = metric_axes(values.shape[1:])
         values = values.reshape(*(len(places) for places in labels.values()), *values.shape[1:])
         result = Patched(values, (*labels, *prompts), labels | prompts, np.asarray(metrics[name](start)))
         results[name] = result if goals is None else dataclasses.replace(result, goal=goals[name])
     return results if isinstance(metric, Mapping) else results[""]
+
+
+def metric_axes(shape: tuple[int, ...]) -> dict[str, list[str]]:
+    """The axes that a metric's own value has, and their places: prompts first."""
+    names = ("prompt", *(f"metric axis {axis}" for axis in range(1, len(shape))))
+    return {axis: [str(i) for i in range(length)] for axis, length in zip(names, shape, strict=False)}
 
 
 def position_labels(model: HookedTransformer, tokens: Any) -> list[str]:

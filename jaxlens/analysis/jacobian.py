@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens.analysis.linearise import program
+from jaxlens.analysis.linearise import program, wide
 from jaxlens.slices import Slice
 from jaxlens.span import Span
 from jaxlens.transformer import HookedTransformer
@@ -34,7 +34,8 @@ def residual_jacobian(
     the axis away, so with numbers for both it maps [b d] to [b c].
 
     Raises:
-        ValueError: there is no such layer, or `to_layer` comes before `from_layer`.
+        ValueError: there is no such layer, `to_layer` comes before `from_layer`, or no position is left.
+        IndexError: there is no such position.
 
     Example:
         >>> import jaxlens
@@ -52,6 +53,8 @@ def residual_jacobian(
     residual = model(given.tokens, stop_at_layer=span.start, attention_mask=given.real)
     places = np.arange(residual.shape[1])
     at, to = (Slice(positions).apply(places) for positions in (from_pos, to_pos))
+    if not at.size or not to.size:
+        raise ValueError(f"from_pos={from_pos!r} and to_pos={to_pos!r} leave no position to go from, or to")
     return ResidualJacobian(model, (residual, given.real, at, to), (span.start, span.stop))
 
 
@@ -59,7 +62,8 @@ def residual_jacobian(
 class ResidualJacobian:
     """What `residual_jacobian` returns: a linear map of changes [b p d] to changes [b q c], prompt by prompt.
 
-    Where a position was given as a number, that axis is not there.
+    Where a position was given as a number, that axis is not there. What it is applied to becomes an array of the
+    model's dtype; a shape other than those of `shape` is a ValueError.
     """
 
     model: HookedTransformer
@@ -74,11 +78,17 @@ class ResidualJacobian:
 
     def matvec(self, change: Float[Array, "b p d"]) -> Float[Array, "b q c"]:
         """What becomes of a change, to first order."""
-        return push(self.model, self.around, change, layers=self.layers)
+        return push(self.model, self.around, self._fitting(change, self.shape[1]), layers=self.layers)
 
     def rmatvec(self, gradient: Float[Array, "b q c"]) -> Float[Array, "b p d"]:
         """The gradient by the change, from the gradient by what becomes of it: the transpose."""
-        return pull(self.model, self.around, gradient, layers=self.layers)
+        return pull(self.model, self.around, self._fitting(gradient, self.shape[0]), layers=self.layers)
+
+    def _fitting(self, given: Any, shape: tuple[int, ...]) -> Array:
+        given = jnp.asarray(given, self.around[0].dtype)
+        if given.shape != shape:
+            raise ValueError(f"the Jacobian was given the shape {given.shape}; wanted {shape}, one for every prompt")
+        return given
 
     def dense(self) -> Float[Array, "b q c p d"]:
         """The matrix of every prompt."""
@@ -93,14 +103,14 @@ class ResidualJacobian:
         is not told apart after `n_iterations` are directions that grow almost equally.
 
         Raises:
-            ValueError: the rank is not positive, or more than the map has.
+            ValueError: the rank is no positive whole number, or more than the map has.
         """
         gives, takes = self.shape
         most = min(int(np.prod(shape[1:])) for shape in (gives, takes))
-        if not 1 <= rank <= most:
+        if not isinstance(rank, int | np.integer) or not 1 <= rank <= most:
             raise ValueError(f"rank is {rank}; wanted 1 to {most}, the smaller side of the map of one prompt")
         columns = min(rank + MORE_COLUMNS, most)
-        first = np.random.default_rng(seed).normal(size=(columns, *takes)).astype(self.around[0].dtype)
+        first = wide(jnp.asarray(np.random.default_rng(seed).normal(size=(columns, *takes)), self.around[0].dtype))
         left, growth, right = largest(self.model, self.around, first, n_iterations, layers=self.layers)
         return left[:, :rank], growth[:, :rank], right[:, :rank]
 
@@ -162,7 +172,7 @@ def largest(
     pull = jax.linear_transpose(push, nothing)
 
     def applied(apply, shape, x):  # columns [b n i] to columns [b m i]
-        columns = jax.vmap(apply)(jnp.moveaxis(x, -1, 0).reshape(-1, *shape))
+        columns = wide(jax.vmap(apply)(jnp.moveaxis(x, -1, 0).reshape(-1, *shape).astype(nothing.dtype)))
         return jnp.moveaxis(columns.reshape(x.shape[-1], len(x), -1), 0, -1)
 
     def forwards(x):

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -12,6 +13,8 @@ from jaxlens.optional import needed
 @dataclasses.dataclass(frozen=True)
 class Labelled:
     """An array with a name for every axis and a label for every place on it; it stands wherever an array may.
+
+    Half precision becomes float32.
 
     Example:
         >>> result = Labelled(np.array([[0.5, -1.0]]), ("layer", "head"), {"layer": ["3"], "head": ["0", "1"]})
@@ -27,6 +30,8 @@ class Labelled:
         wanted = tuple(len(self.labels[axis]) for axis in self.axes)
         if self.values.shape != wanted:
             raise ValueError(f"the values have shape {self.values.shape}; the labels of {self.axes} make it {wanted}")
+        if jnp.issubdtype(self.values.dtype, jnp.floating) and self.values.itemsize < 4:  # numpy would sum it as it is
+            object.__setattr__(self, "values", self.values.astype(np.float32))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from jaxlens.engine import Stretch, plan
 from jaxlens.hooks import DataHook, Listening, Tap
 from jaxlens.nn.block import Block
 from jaxlens.nn.context import Context, make_context
+from jaxlens.tracing import is_traced
 from jaxlens.transformer import HookedTransformer, float32_means_float32
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -60,9 +61,11 @@ class Start:
         """Two inputs whose positions correspond.
 
         Raises:
-            ValueError: they differ in shape, or in where they are padded.
+            ValueError: they differ in shape, or in where they are padded, or a transformation looks at them.
         """
         found = cls.of(model, clean, attention_mask), cls.of(model, corrupt, attention_mask)
+        if is_traced(found):
+            raise ValueError("attribution takes its own gradients, and labels them; call it outside jit, grad and vmap")
         shapes = [list(start.real.shape) for start in found]
         if shapes[0] != shapes[1]:
             raise ValueError(
@@ -144,6 +147,11 @@ def program(function: Callable) -> Callable:
             return (function if plain else compiled)(model, *arguments, **keywords)
 
     return run
+
+
+def wide(x: Array) -> Array:
+    """In float32 at least: what is to be summed up, or decomposed."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def context_of(model: HookedTransformer, real: Bool[Array, "b p"]) -> Context:
@@ -292,6 +300,11 @@ class Readout:
 
         def total(logits):
             value = self._checked(self._of_logits(logits), len(final))
+            if not is_traced(value) or not jnp.issubdtype(value.dtype, jnp.floating):
+                raise TypeError(
+                    f"no gradient leads from the metric's value, {value.dtype}, to the logits: it is a constant, or "
+                    "passes through .item() or argmax; write it with jax.numpy, as a smooth function of them"
+                )
             return jnp.sum(value), value
 
         logits = logits_at(self.model, final, self.positions)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.analysis.interventions import position_labels
 from jaxlens.analysis.labelled import Labelled
-from jaxlens.analysis.linearise import Readout, Start, along, pull_back, run_layers, themselves
+from jaxlens.analysis.linearise import Readout, Start, along, pull_back, run_layers, themselves, wide
 from jaxlens.transformer import HookedTransformer
 
 
@@ -66,7 +66,7 @@ def integrated_gradients(
     runs = along(model, start, goal, (places + 1) / 2, readout)
     for (run, _, gradient), weight in zip(runs, weights / 2, strict=True):
         gradient, _ = pull_back(model, gradient, run.derivatives, run.values, start.real, reduce=themselves)
-        total = total + float(weight) * gradient
+        total = total + float(weight) * wide(gradient)
         del run
     contributions = np.asarray(_along(total, goal.residual - start.residual))
     at_end, at_start = (np.asarray(readout(run_layers(model, of, wanted=frozenset())[0])) for of in (goal, start))

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlens.analysis.activation_cache import ActivationCache
-from jaxlens.analysis.interventions import Patched
+from jaxlens.analysis.interventions import Patched, metric_axes
 from jaxlens.analysis.patching import Metric, cells_at
 from jaxlens.analysis.sweep import How, sweep
 from jaxlens.config_checks import check_adds_up, check_heads_are_linear
@@ -45,10 +45,10 @@ def path_patch(
     that of the corrupted run.
 
     Returns:
-        The metric, with the axes ("sender", "receiver").
+        The metric, with the axes ("sender", "receiver"), and "prompt" if it gives one number for each.
 
     Raises:
-        ValueError: a component, sender or receiver that the model does not have.
+        ValueError: a component, sender or receiver that the model does not have, or runs of different shapes.
 
     Example:
         >>> import jaxlens
@@ -74,6 +74,9 @@ def path_patch(
 
     goal, clean_outputs = _outputs(model, clean, senders, metric, how.get("attention_mask"))
     start, corrupted_outputs = _outputs(model, corrupted, senders, metric, how.get("attention_mask"))
+    shapes = [outputs.shape[1:3] for outputs in (corrupted_outputs, clean_outputs)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"both runs need the same prompts and positions; got {shapes[0]} and {shapes[1]}")
     moves = clean_outputs - corrupted_outputs
     indices = np.array([
         (*np.atleast_1d(receiver), sender if _reaches(cfg, senders[sender], component, receiver) else -1)
@@ -83,11 +86,13 @@ def path_patch(
     setter = hook(_move_head if n_heads else _move, moves=moves)
     values = sweep(model, corrupted, cells, setter, None, {"": metric}, **how)[""]
     labels = {"sender": [_label(one) for one in senders], "receiver": [_label(one, component) for one in receivers]}
-    return Patched(values.reshape(len(senders), len(receivers)), tuple(labels), labels, start, goal)
+    values = values.reshape(len(senders), len(receivers), *values.shape[1:])
+    labels |= metric_axes(values.shape[2:])
+    return Patched(values, tuple(labels), labels, start, goal)
 
 
 def _checked(what: str, nodes: Sequence[Node], there_are: Sequence[Node]) -> list[Node]:
-    nodes = [tuple(map(int, node)) if isinstance(node, Sequence | np.ndarray) else int(node) for node in nodes]
+    nodes = [tuple(map(int, node)) if np.ndim(node) else int(node) for node in nodes]
     if odd := [node for node in nodes if node not in there_are]:
         raise ValueError(f"there is no {what} {odd[0]}; heads are (layer, head), MLPs their layer, both from 0")
     if not nodes:
@@ -121,12 +126,12 @@ def _outputs(
 
 def _move(activation: Array, index: Array, source: Array, moves: Float[Array, "s b p d"]) -> Array:
     """Index (layer, sender): what an MLP or the logits read, moved."""
-    return activation + jnp.where(index[1] < 0, 0, moves[index[1]])
+    return activation + jnp.where(index[1] < 0, 0, moves[index[1]]).astype(activation.dtype)
 
 
 def _move_head(activation: Array, index: Array, source: Array, moves: Float[Array, "s b p d"]) -> Array:
     """Index (layer, head, sender): what one head reads, moved."""
-    return activation.at[:, :, index[1]].add(jnp.where(index[2] < 0, 0, moves[index[2]]))
+    return activation.at[:, :, index[1]].add(jnp.where(index[2] < 0, 0, moves[index[2]]).astype(activation.dtype))
 
 
 def _label(node: Node, component: Component | None = None) -> str:
@@ -207,4 +212,5 @@ def _head_outputs(model: HookedTransformer, cache: Mapping[str, Array], heads: l
 def _move_linearly(activation: Array, index: Array, source: Array, moves: Array, scales: Array, W: Array) -> Array:
     """Index (layer, head, sender): a head's queries, keys or values, moved by what they make of the sender's change."""
     layer, head, sender = index
-    return activation.at[:, :, head].add(jnp.einsum("bpd,dh->bph", moves[sender] / scales[layer], W[layer, head]))
+    moved = jnp.einsum("bpd,dh->bph", moves[sender] / scales[layer], W[layer, head])
+    return activation.at[:, :, head].add(moved.astype(activation.dtype))

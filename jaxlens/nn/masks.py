@@ -48,7 +48,8 @@ def masked_softmax(
 def _masked_softmax_jvp(primals, tangents):
     pattern, change = masked_softmax(*primals), tangents[0]
     wide = jnp.promote_types(pattern.dtype, jnp.float32)
-    mean = jnp.sum(pattern * change, axis=-1, keepdims=True, dtype=wide)
+    # Not jnp.sum(pattern * change): jaxlib 0.10.2 fuses that with what follows, and fails where changes are mapped.
+    mean = jnp.einsum("...s,...s->...", pattern, change, preferred_element_type=wide)[..., None]
     if primals[4] is not None:  # the sink has the rest of the probability
         mean = mean + (1 - jnp.sum(pattern, axis=-1, keepdims=True, dtype=wide)) * tangents[4]
     return pattern, pattern * (change - mean.astype(pattern.dtype))
