@@ -129,8 +129,10 @@ def induction_loss(
         ()
 
     Raises:
-        ValueError: a BOS token is asked for and there is none.
+        ValueError: a BOS token is asked for and there is none, or a single token is repeated, which none can foretell.
     """
+    if subseq_len < 2:
+        raise ValueError(f"subseq_len is {subseq_len}; wanted at least two tokens, of which the second can be foretold")
     most = min(20000, model.cfg.d_vocab)
     half = np.random.default_rng(seed).integers(min(100, most // 2), most, (batch_size, subseq_len), dtype=np.int32)
     tokens = np.concatenate([half, half], axis=1)
@@ -243,12 +245,14 @@ def ioi_eval(
     differ. Without a `dataset`, `num_samples` prompts of an `IOIDataset` are drawn with `seed`.
 
     Raises:
-        ValueError: the two names of a prompt have the same tokens.
+        ValueError: there is no prompt, one does not end with its indirect object, or its names have the same tokens.
     """
     if dataset is None:
         tokenizer = model.tokenizer if tokenizer is None else tokenizer
         dataset = IOIDataset(tokenizer, num_samples=num_samples, symmetric=symmetric, seed=seed)
     questions = [_question(dataset[i]) for i in range(len(dataset))]
+    if not questions:
+        raise ValueError(f"there is no prompt to ask; the dataset is empty, num_samples is {num_samples}")
     length = max(len(prompt) for prompt, *_ in questions)
     differences = []
     for first in tqdm(range(0, len(questions), batch_size), disable=None):
@@ -269,8 +273,10 @@ def _question(item: Mapping[str, Any]) -> tuple[np.ndarray, int, int, int]:
     different = np.flatnonzero(right[:both] != wrong[:both])
     if not len(different):
         raise ValueError(f"the names of a prompt have the same tokens, {right.tolist()} and {wrong.tolist()}")
-    place = different[0]
-    return prompt, len(prompt) - len(right) + place - 1, right[place], wrong[place]
+    place, before = different[0], len(prompt) - len(right)
+    if before < 0 or prompt[before + place] != right[place]:
+        raise ValueError(f"a prompt {prompt.tolist()} does not end with its indirect object, {right.tolist()}")
+    return prompt, before + place - 1, right[place], wrong[place]
 
 
 @jax.jit

@@ -241,6 +241,16 @@ MISTAKES = {
         lambda: evals.ioi_eval(reading(), [{"prompt": [0, 3], "IO": [3], "S": [3, 4]}]), ValueError,
         "the names of a prompt have the same tokens, [3] and [3, 4]",
     ),
+    "no prompts": Case(
+        lambda: evals.ioi_eval(reading(), num_samples=1, symmetric=True), ValueError, "no prompt to ask; the dataset"
+    ),
+    "a prompt that ends with something else": Case(
+        lambda: evals.ioi_eval(reading(), [{"prompt": [0, 3, 2], "IO": [3], "S": [4]}]), ValueError,
+        "a prompt [0, 3, 2] does not end with its indirect object, [3]",
+    ),
+    "a single token said twice": Case(
+        lambda: evals.induction_loss(model("gpt2"), subseq_len=1), ValueError, "subseq_len is 1; wanted at least two"
+    ),
     "an unknown subject": Case(
         lambda: evals.make_mmlu_data_loader(["anatomy", "alchemy"]), ValueError, "MMLU has no subject alchemy; it has"
     ),
