@@ -77,8 +77,10 @@ def choices(cfg: Any, rotary: Any) -> None:
         )
     if cfg.shared_norm and not cfg.parallel_attn_mlp:
         raise ValueError("shared_norm means one norm before attention and MLP; it needs parallel_attn_mlp=True")
-    if cfg.norm_placement == "sum" and (cfg.parallel_attn_mlp or cfg.attn_only):
-        raise ValueError('norm_placement="sum" is of attention, and then an MLP; no parallel or attention-only block')
+    if cfg.norm_placement == "sum" and (cfg.parallel_attn_mlp or cfg.attn_only or cfg.residual_scale != 1):
+        raise ValueError(
+            'norm_placement="sum" is of attention, then an MLP: no parallel or attention-only block, no residual_scale'
+        )
     if cfg.attn_only and (cfg.gated_mlp or cfg.num_experts or cfg.parallel_attn_mlp):
         raise ValueError("attn_only leaves no MLP; gated_mlp, num_experts and parallel_attn_mlp must stay unset")
     if cfg.tie_word_embeddings and cfg.d_vocab_out != cfg.d_vocab:
@@ -166,7 +168,8 @@ def check_adds_up(cfg: Any) -> None:
     if cfg.norm_placement == "sum" and cfg.normalization_type is not None:
         raise ValueError(
             "the residual stream of this model is no sum of what was written to it: every sum passes a norm "
-            '(norm_placement="sum"); hook_resid_mid and hook_resid_post can be read, patched and differentiated'
+            '(norm_placement="sum"). A cache\'s decompositions follow what was written through these norms; '
+            "hook_resid_mid and hook_resid_post can be read, patched and differentiated"
         )
 
 

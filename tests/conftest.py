@@ -6,14 +6,13 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-QUICK = (
+# XLA's optimisation of programs that run once would be three quarters of the time. What it fuses, and what a program
+# needs of memory, stay the same. With XLA_FLAGS set, if only to nothing as by `make test-all`, all is as users have it.
+os.environ.setdefault(
+    "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
-    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true"
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true",
 )
-"""XLA's optimisation of programs that run once would be three quarters of the time. What it fuses, and what a program
-needs of memory, stay the same. With XLA_FLAGS set, if only to nothing as by `make test-all`, all is as users have it."""
-
-os.environ.setdefault("XLA_FLAGS", QUICK)
 sys.path.insert(0, str(Path(__file__).parent))
 
 import jax

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from mistakes import Case, unreached
-from models import ADDITIVE, CONFIGS, SIZES, model, randomised, tokens
+from models import CONFIGS, SIZES, model, randomised, tokens
 from test_hook_api import compilations
 from test_memory import arrays_within
 from test_models import close
@@ -22,7 +22,7 @@ MORE = {
     "norms after, centred": Config(**SIZES, act_fn="gelu", norm_placement="both"),
     "no norm": Config(**SIZES, act_fn="relu", normalization_type=None, positional_embedding_type="none"),
 }
-EVERY = {**{name: CONFIGS[name] for name in ADDITIVE}, **MORE}
+EVERY = {**CONFIGS, **MORE}
 every_config = pytest.mark.parametrize("name", EVERY)
 some_configs = pytest.mark.parametrize("name", ["gpt2", "gemma", "moe"])
 two_configs = pytest.mark.parametrize("name", ["norms after, centred", "moe"])
@@ -105,7 +105,7 @@ def test_components_add_up_to_the_residual_stream(name, seed):
             close(stack.sum(0), stream(cache, layer, mlp_input))
 
 
-@two_configs
+@pytest.mark.parametrize("name", ["norms after, centred", "moe", "original"])
 def test_components_add_up_in_front_of_every_layer(name):
     cache = ran(name)
     for layer in range(cache.cfg.n_layers):
@@ -183,7 +183,12 @@ def test_heads_are_what_each_writes_through_the_norm_after_it(name):
         block, z = block_of(cache.model, layer), cache["z", layer]
         for head in (0, 5):
             written = z[:, :, head] @ block.attn.W_O[head] * cache.cfg.residual_scale
-            close(stack[layer, head], through(cache, block.ln1_post, f"blocks.{layer}.ln1_post", written))
+            written = through(cache, block.ln1_post, f"blocks.{layer}.ln1_post", written)
+            for later in range(layer, cache.cfg.n_layers):
+                for place in ("ln1_sum", "ln2_sum"):
+                    norm = getattr(block_of(cache.model, later), place)
+                    written = through(cache, norm, f"blocks.{later}.{place}", written)
+            close(stack[layer, head], written)
 
 
 @every_config

@@ -401,6 +401,9 @@ CONFIG_FIELDS = {
     "a norm of sums without two of them": Case(
         lambda: config(norm_placement="sum", attn_only=True), ValueError, "no parallel or attention-only block"
     ),
+    "outputs scaled, and then their sums": Case(
+        lambda: config(norm_placement="sum", residual_scale=0.5), ValueError, "no residual_scale"
+    ),
     "a shared expert of none": Case(
         lambda: config(d_shared_expert=3), ValueError, "d_shared_expert is 3, which means nothing in this model"
     ),

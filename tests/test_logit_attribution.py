@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from mistakes import Case, unreached
-from models import ADDITIVE, model, tokens
+from models import CONFIGS, model, tokens
 from test_decomposition import EVERY, MASK, cache_of, made, ran
 from test_hook_api import compilations
 from test_models import close
@@ -206,4 +206,4 @@ def test_every_error_is_reached_by_a_case():
 
 def test_the_names_are_public():
     assert jaxlens.DirectLogitAttribution is logit_attribution.DirectLogitAttribution
-    assert set(ADDITIVE) < set(EVERY)
+    assert set(CONFIGS) < set(EVERY)

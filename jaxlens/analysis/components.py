@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens.analysis.final_norm import IDENTITY, FixedNorm
-from jaxlens.analysis.terms import Biases, Units, UnitsByLayer, runs_of
+from jaxlens.analysis.final_norm import IDENTITY, Chain, FixedNorm
+from jaxlens.analysis.terms import Biases, Units, UnitsByLayer, carried, runs_of
 from jaxlens.config import Config
-from jaxlens.config_checks import check_adds_up
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hook_table import sites, split_name
 from jaxlens.nn.moe import MoE, choose
@@ -35,6 +34,11 @@ class Station:
     n_attn: int
     stream: tuple[str, ...]
     norm: str
+
+    @property
+    def n_sums(self) -> int:
+        """How many sums of a sequential block were made on the way."""
+        return self.n_attn + self.layer
 
     @classmethod
     def of(cls, cfg: Config, layer: int | None = None, mlp_input: bool = False) -> "Station":
@@ -114,9 +118,13 @@ def _cut(cache: Any, name: str, value: jax.Array, positions: Slice) -> jax.Array
 
 def norm_of(cache: Any, station: Station) -> Norm | None:
     """The norm through which a station is read, if there is one."""
-    if f"{station.norm}.hook_scale" not in sites(cache.cfg):
+    return _norm(cache, station.norm)
+
+
+def _norm(cache: Any, name: str) -> Norm | None:
+    if f"{name}.hook_scale" not in sites(cache.cfg):
         return None
-    place, layer = split_name(station.norm)
+    place, layer = split_name(name)
     if layer is None:
         return cache.needs_model().parts.ln_final
     block, row = next((block, rows.index(layer)) for block, rows in _stacks(cache) if layer in rows)
@@ -139,13 +147,11 @@ def _stacks(cache: Any):
 # --- terms
 
 
-def head_units(cache: Any, layers: Sequence[int], positions: Slice) -> UnitsByLayer:
+def head_units(cache: Any, layers: Sequence[int], positions: Slice, n_sums: int) -> UnitsByLayer:
     """What the heads of some layers write; from hook_result where the cache holds it, otherwise from z and W_O."""
 
-    check_adds_up(cache.cfg)
-
     def units(block, some, cut):
-        after = _after(cache, block.ln1_post, "ln1_post", some, positions)
+        after = _after(cache, block, "attn", some, positions, n_sums)
         if all(f"blocks.{layer}.attn.hook_result" in cache for layer in some):
             return Units(read_layers(cache, "attn.hook_result", some, positions), None, after)
         return Units(read_layers(cache, "attn.hook_z", some, positions), cut(block.attn.W_O), after)
@@ -153,11 +159,9 @@ def head_units(cache: Any, layers: Sequence[int], positions: Slice) -> UnitsByLa
     return _by_layer(cache, layers, units)
 
 
-def neuron_units(cache: Any, layers: Sequence[int], positions: Slice, which: Slice) -> UnitsByLayer:
+def neuron_units(cache: Any, layers: Sequence[int], positions: Slice, which: Slice, n_sums: int) -> UnitsByLayer:
     """What the neurons of some layers write; of a mixture of experts those of every expert, times its weight, then the
     experts' biases times these weights, then the neurons of the shared expert."""
-
-    check_adds_up(cache.cfg)
 
     def units(block, some, cut):
         held, W_out = read_layers(cache, "mlp.hook_post", some, positions), cut(block.mlp.W_out)
@@ -168,7 +172,7 @@ def neuron_units(cache: Any, layers: Sequence[int], positions: Slice, which: Sli
         if which.mode != "identity":
             W_out = which.apply(W_out.reshape(len(some), -1, W_out.shape[-1]), 1)
             held = which.apply(held, -2)
-        return Units(held, W_out, _after(cache, block.ln2_post, "ln2_post", some, positions))
+        return Units(held, W_out, _after(cache, block, "mlp", some, positions, n_sums))
 
     return _by_layer(cache, layers, units)
 
@@ -187,22 +191,64 @@ def neuron_labels(cfg: Config, layers: Sequence[int], which: Slice) -> list[str]
     return labels
 
 
-def biases(cache: Any, n_attn: int, n_mlp: int, positions: Slice, like: jax.Array) -> Biases:
+def layer_outputs(cache: Any, kind: str, layers: Sequence[int], positions: Slice, n_sums: int) -> Float[Array, "l ..."]:
+    """What attention or the MLPs ("attn" or "mlp") of some layers add; where the sum passes a norm, with its bias."""
+    passed = onward(cache, [_sums_before(kind, layer) for layer in layers], positions, n_sums)
+    added = [(read_layers(cache, f"hook_{kind}_out", layers, positions), passed)]
+    added += _biases_of_sums(cache, kind, layers, positions, n_sums)
+    return sum(carried(term, passed) for term, passed in added)
+
+
+def biases(cache: Any, n_attn: int, n_mlp: int, positions: Slice, like: jax.Array, n_sums: int) -> Biases:
     """The sum of what the biases of the first attentions and MLPs add; one row, of the shape `like`."""
     found = []
-    for place, part, name, n_layers in (("ln1_post", "attn", "b_O", n_attn), ("ln2_post", "mlp", "b_out", n_mlp)):
+    for kind, name, norm, n_layers in (("attn", "b_O", "ln1_post", n_attn), ("mlp", "b_out", "ln2_post", n_mlp)):
         for block, layers in _stacks(cache):
             if some := [layer for layer in layers if layer < n_layers]:
-                bias, norm = constant_of(getattr(block, part), name), getattr(block, place)
-                if bias is not None or getattr(norm, "b", None) is not None:
-                    bias = None if bias is None else bias[: len(some)]
-                    found.append((bias, _after(cache, norm, place, some, positions)))
+                if (bias := constant_of(getattr(block, kind), name)) is not None:
+                    found.append((bias[: len(some)], _after(cache, block, kind, some, positions, n_sums)))
+                if (bias := getattr(getattr(block, norm), "b", None)) is not None:
+                    found.append((bias[: len(some)], IDENTITY))
+        found += _biases_of_sums(cache, kind, range(n_layers), positions, n_sums)
     return Biases(tuple(found), like)
 
 
 def constant_of(part: Any, name: str) -> Float[Array, "l d"] | None:
     """The bias that attention or an MLP adds whatever it reads; those of experts depend on their weights."""
     return None if isinstance(part, MoE) else getattr(part, name, None)
+
+
+# --- norms of sums
+
+
+def onward(cache: Any, skipped: Sequence[int], positions: Slice, n_sums: int) -> FixedNorm | Chain:
+    """The norms that terms pass on their way through `n_sums` sums, each of them behind the first so many."""
+    names = [_norm_of_sum(number) for number in range(n_sums)]
+    if not names or (norms := [_norm(cache, name) for name in names])[0] is None:
+        return IDENTITY
+    scales = [read(cache, f"{name}.hook_scale", positions) for name in names]
+    return Chain.of_norms([FixedNorm.at(*of) for of in zip(norms, scales, strict=True)], skipped)
+
+
+def _biases_of_sums(cache: Any, kind: str, layers: Sequence[int], positions: Slice, n_sums: int) -> list[tuple]:
+    """The biases of the norms that sums with what attention or MLPs added pass, and the norms that come after them."""
+    norms = [_norm(cache, _norm_of_sum(_sums_before(kind, layer))) for layer in layers]
+    if not norms or norms[0] is None or norms[0].b is None:
+        return []
+    passed = onward(cache, [_sums_before(kind, layer) + 1 for layer in layers], positions, n_sums)
+    return [(jnp.stack([norm.b for norm in norms]), passed)]
+
+
+def _sums_before(kind: str, layer: int) -> int:
+    """How many sums were made before attention, or the MLP, of a layer adds to the residual stream."""
+    return 2 * layer + (kind == "mlp")
+
+
+def _norm_of_sum(number: int) -> str:
+    return f"blocks.{number // 2}.ln{number % 2 + 1}_sum"
+
+
+# --- what units hold
 
 
 def _by_layer(cache: Any, layers: Sequence[int], units) -> UnitsByLayer:
@@ -219,10 +265,14 @@ def _rows_of(rows: Sequence[int], some: Sequence[int], weight: jax.Array) -> jax
     return weight if len(some) == len(rows) else weight[first : first + len(some)]
 
 
-def _after(cache: Any, norm: Any, place: str, layers: Sequence[int], positions: Slice) -> FixedNorm:
-    """The norm after attention or MLP in some layers of a stack, at its scales."""
+def _after(
+    cache: Any, block: Any, kind: str, layers: Sequence[int], positions: Slice, n_sums: int
+) -> FixedNorm | Chain:  # fmt: skip
+    """What comes after attention or MLP in some layers of a stack: a norm at its scales, a factor, or norms of sums."""
+    place = {"attn": "ln1_post", "mlp": "ln2_post"}[kind]
+    norm = getattr(block, place)
     if isinstance(norm, NoNorm):
-        return IDENTITY
+        return onward(cache, [_sums_before(kind, layer) for layer in layers], positions, n_sums)
     if isinstance(norm, OutputScale):
         return FixedNorm(w=jnp.broadcast_to(FixedNorm.at(norm).w, (len(layers), 1)))
     rows = next(rows for rows in cache.cfg.stacks if layers[0] in rows)

@@ -6,8 +6,9 @@ projection; "..." is batch and position, whichever the cache and its slices leav
     resid_post = embed + pos_embed + Σ_layers (Σ_heads + Σ_neurons) + bias
 
 Every stack has its components first and adds up to the residual stream, in every architecture: a norm after attention
-or MLP acts on each head and neuron at the scale it had in the run, and its bias counts as a bias. Which activations a
-method reads is what it names where the cache does not hold it.
+or MLP acts on each head and neuron at the scale it had in the run, and its bias counts as a bias. Where every sum
+passes a norm, a component is what those that come after it make of what was written. Which activations a method reads
+is what it names where the cache does not hold it.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,18 +22,19 @@ from jaxlens.analysis.components import (
     Station,
     biases,
     head_units,
+    layer_outputs,
     neuron_labels,
     neuron_units,
     norm_at,
     norm_of,
+    onward,
     read,
     read_layers,
 )
 from jaxlens.analysis.final_norm import IDENTITY, logit_direction
 from jaxlens.analysis.logit_lens import Kind, LogitLensResult, logit_lens, renormalise
-from jaxlens.analysis.terms import Reading, Rows, Term, stacked
+from jaxlens.analysis.terms import Reading, Rows, Term, carried, stacked
 from jaxlens.config import Config
-from jaxlens.config_checks import check_adds_up
 from jaxlens.slices import Slice
 
 Stack = Float[Array, "c ... d"] | tuple[Float[Array, "c ... d"], list[str]]
@@ -139,13 +141,13 @@ class Decomposition:
             raise ValueError(f'mode is {mode!r}; wanted "all", "mlp" or "attn"')
         station, positions = Station.of(self.cfg, layer, mlp_input), Slice(pos_slice)
         names = ["attn"] * (mode != "mlp") + ["mlp"] * (mode != "attn" and not self.cfg.attn_only)
-        terms, labels = self._embeds(positions) if incl_embeds else ([], [])
+        terms, labels = self._embeds(positions, station.n_sums) if incl_embeds else ([], [])
         if station.layer and names:
-            columns = [read_layers(self, f"hook_{name}_out", range(station.layer), positions) for name in names]
+            columns = [layer_outputs(self, name, range(station.layer), positions, station.n_sums) for name in names]
             terms.append(Rows(tuple(columns)))
             labels += [f"{number}_{name}_out" for number in range(station.layer) for name in names]
         if station.n_attn > station.layer and "attn" in names:
-            terms.append(Rows((read(self, f"blocks.{station.layer}.hook_attn_out", positions)[None],)))
+            terms.append(Rows((layer_outputs(self, "attn", (station.layer,), positions, station.n_sums),)))
             labels.append(f"{station.layer}_attn_out")
         return self._stack(terms, labels, station, positions, apply_ln, return_labels, project_output_onto)
 
@@ -155,7 +157,7 @@ class Decomposition:
     ) -> Stack:  # fmt: skip
         """What every head in the layers before `layer` adds to the residual stream: [(layer head) ... d]."""
         station, positions = Station.of(self.cfg, layer), Slice(pos_slice)
-        terms, labels = self._heads(station.n_attn, positions)
+        terms, labels = self._heads(station.n_attn, positions, station.n_sums)
         return self._stack(
             terms, labels, station, positions, apply_ln, return_labels, project_output_onto, incl_remainder
         )
@@ -170,7 +172,7 @@ class Decomposition:
             raise ValueError(f"layer is {layer}; wanted {-n} to {n - 1}")
         which = Slice([chosen.index]) if chosen.mode == "int" else chosen
         reading = Reading.along(project_output_onto, self.cfg.d_model)
-        results = stacked((neuron_units(self, (layer % n,), Slice(pos_slice), which),), reading)
+        results = stacked((neuron_units(self, (layer % n,), Slice(pos_slice), which, n_sums=0),), reading)
         return results[0] if chosen.mode == "int" else jnp.moveaxis(results, 0, -1 if reading.single else -2)
 
     def stack_neuron_results(
@@ -183,7 +185,7 @@ class Decomposition:
         the router gave it (zero where it was not chosen); `neuron_slice` counts through them.
         """
         station, positions = Station.of(self.cfg, layer, mlp_input), Slice(pos_slice)
-        terms, labels = self._neurons(station.layer, positions, Slice(neuron_slice))
+        terms, labels = self._neurons(station.layer, positions, Slice(neuron_slice), station.n_sums)
         return self._stack(
             terms, labels, station, positions, apply_ln, return_labels, project_output_onto, incl_remainder
         )
@@ -206,18 +208,18 @@ class Decomposition:
             True
         """
         station, positions = Station.of(self.cfg, layer, mlp_input), Slice(pos_slice)
-        n_mlp = 0 if self.cfg.attn_only else station.layer
-        heads, head_labels = self._heads(station.n_attn, positions)
+        n_mlp, n_sums = 0 if self.cfg.attn_only else station.layer, station.n_sums
+        heads, head_labels = self._heads(station.n_attn, positions, n_sums)
         if n_mlp and expand_neurons:
-            mlps, mlp_labels = self._neurons(n_mlp, positions, Slice())
+            mlps, mlp_labels = self._neurons(n_mlp, positions, Slice(), n_sums)
         elif n_mlp:
-            mlps = [Rows((read_layers(self, "hook_mlp_out", range(n_mlp), positions),))]
+            mlps = [Rows((layer_outputs(self, "mlp", range(n_mlp), positions, n_sums),))]
             mlp_labels = [f"{number}_mlp_out" for number in range(n_mlp)]
         else:
             mlps, mlp_labels = [], []
-        embeds, embed_labels = self._embeds(positions)
+        embeds, embed_labels = self._embeds(positions, n_sums)
         like = read(self, "hook_embed", positions)
-        bias = biases(self, station.n_attn, n_mlp * expand_neurons, positions, like)
+        bias = biases(self, station.n_attn, n_mlp * expand_neurons, positions, like, n_sums)
         terms, labels = [*heads, *mlps, *embeds, bias], [*head_labels, *mlp_labels, *embed_labels, "bias"]
         return self._stack(terms, labels, station, positions, apply_ln, return_labels, project_output_onto)
 
@@ -263,23 +265,26 @@ class Decomposition:
 
     # --- what the methods are made of
 
-    def _embeds(self, positions: Slice) -> tuple[list[Term], list[str]]:
+    def _embeds(self, positions: Slice, n_sums: int) -> tuple[list[Term], list[str]]:
         """The embeddings that are terms of the stream; a shortformer's positions are not."""
-        check_adds_up(self.cfg)
         names = ["embed"] + ["pos_embed"] * (self.cfg.positional_embedding_type in ("standard", "sinusoidal"))
-        return [Rows((read(self, f"hook_{name}", positions)[None],)) for name in names], names
+        passed = onward(self, [0], positions, n_sums)
+        embeds = [read(self, f"hook_{name}", positions)[None] for name in names]
+        return [Rows((carried(embed, passed),)) for embed in embeds], names
 
-    def _heads(self, n_layers: int, positions: Slice) -> tuple[list[Term], list[str]]:
+    def _heads(self, n_layers: int, positions: Slice, n_sums: int) -> tuple[list[Term], list[str]]:
         labels = [f"L{layer}H{head}" for layer in range(n_layers) for head in range(self.cfg.n_heads)]
-        return [head_units(self, range(n_layers), positions)] if n_layers else [], labels
+        return [head_units(self, range(n_layers), positions, n_sums)] if n_layers else [], labels
 
-    def _neurons(self, n_layers: int, positions: Slice, which: Slice) -> tuple[list[Term], list[str]]:
+    def _neurons(
+        self, n_layers: int, positions: Slice, which: Slice, n_sums: int
+    ) -> tuple[list[Term], list[str]]:  # fmt: skip
         self._needs_neurons()
         if not n_layers:
             return [], []
         which = Slice([which.index]) if which.mode == "int" else which
         labels = neuron_labels(self.cfg, range(n_layers), which)
-        return [neuron_units(self, range(n_layers), positions, which)], labels
+        return [neuron_units(self, range(n_layers), positions, which, n_sums)], labels
 
     def _needs_neurons(self) -> None:
         if self.cfg.attn_only:

@@ -1,17 +1,19 @@
 """Norms taken apart: at the scale that a norm had in a run it is linear, so every term of its input counts by itself.
 
-Axes: d d_model, v vocabulary; "..." is batch and position, whichever there are.
+Axes: d d_model, v vocabulary, k norm of a chain; "..." is batch and position, whichever there are.
 
     x = Σ terms ─ centre (LN only) ─ ÷ scale ─ × w ─┬─ + b ─ W_U ─ + b_U ─ logits (before a soft cap)
                 └────────── linear: term by term ───┘ └── the same for every x: a constant ──┘
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from jaxlens.nn.norm import NoNorm, Norm, OutputScale
 
@@ -60,6 +62,59 @@ class FixedNorm:
 
 
 IDENTITY = FixedNorm()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Norms one after another, without the first `skipped`: what terms go through where every sum is normalised.
+
+    It is used as a FixedNorm is. Only scales differ from position to position, so a direction goes through the norms
+    without them. The mean of each scale stands with its norm's weight: a product of what is left remains near one.
+    """
+
+    w: Float[Array, "*l k d"]
+    scale: Float[Array, "... 1"]
+    skipped: Int[Array, "*l"]
+    centres: bool = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of_norms(cls, norms: Sequence[FixedNorm], skipped: Sequence[int]) -> "Chain":
+        """A chain for each number in `skipped`, on a leading axis."""
+        scales = jnp.stack([norm.scale for norm in norms]).astype(jnp.float32)
+        typical = jnp.mean(scales.reshape(len(norms), -1), axis=1)
+        w = jnp.stack([norm.w for norm in norms]) / typical[:, None]
+        left = scales / typical.reshape(-1, *(1,) * (scales.ndim - 1))
+        onward = jnp.concatenate((jnp.cumprod(left[::-1], axis=0)[::-1], jnp.ones_like(left[:1])))
+        rows = np.asarray(skipped, np.int32)
+        return cls(jnp.broadcast_to(w, (len(rows), *w.shape)), onward[rows], jnp.asarray(rows), norms[0].centres)
+
+    def of(self, x: Float[Array, "*terms d"]) -> Float[Array, "*terms d"]:
+        """What the norms make of terms of the first one's input, their biases apart."""
+
+        def one(x, norm):
+            w, number = norm
+            return jnp.where(number < self.skipped, x, (_centred(x) if self.centres else x) * w), None
+
+        return self.divide(jax.lax.scan(one, x.astype(jnp.promote_types(x.dtype, self.w.dtype)), self._numbered())[0])
+
+    def before(self, direction: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """A direction behind the norms, from in front of them, apart from their scales."""
+
+        def one(direction, norm):
+            w, number = norm
+            moved = direction * w
+            return jnp.where(number < self.skipped, direction, _centred(moved) if self.centres else moved), None
+
+        wide = direction.astype(jnp.promote_types(direction.dtype, self.w.dtype))
+        return jax.lax.scan(one, wide, self._numbered(), reverse=True)[0]
+
+    def divide(self, x: Float[Array, "*terms d"]) -> Float[Array, "*terms d"]:
+        """x divided by the scales alone, as far as they differ from their means."""
+        return x / self.scale
+
+    def _numbered(self) -> tuple[Array, Array]:
+        return self.w, jnp.arange(len(self.w))
 
 
 def _centred(x):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens.analysis.final_norm import IDENTITY, FixedNorm
+from jaxlens.analysis.final_norm import IDENTITY, Chain, FixedNorm
 
 einsum = functools.partial(jnp.einsum, precision="highest")  # sums are checked to 1e-5, on accelerators too
 
@@ -63,7 +63,7 @@ class Reading:
             return self.norm.of(x)
         return self.norm.divide(einsum("c...d,...od->c...o", x, self.norm.before(_wide(self.onto))))
 
-    def units(self, held, W, after: FixedNorm) -> Float[Array, "u ... o"]:
+    def units(self, held, W, after: FixedNorm | Chain) -> Float[Array, "u ... o"]:
         """What the units of one layer write. Without W they hold it already, before the norm after them."""
         if self.onto is None:
             written = jnp.moveaxis(held, -2, 0) if W is None else einsum("...uh,uhd->u...d", held, W)
@@ -106,7 +106,7 @@ class Units:
 
     held: Float[Array, "l ... u h"]
     W: Float[Array, "l *u h d"] | Float[Array, "l *u d"] | None
-    after: FixedNorm
+    after: FixedNorm | Chain
 
     def written(self, reading: Reading) -> Float[Array, "l u ... o"]:
         n_layers, (u, h) = len(self.held), self.held.shape[-2:]
@@ -132,14 +132,13 @@ class UnitsByLayer:
 class Biases:
     """The sum of what some layers' biases add, norms' biases included: one row."""
 
-    biases: tuple[tuple[Float[Array, "l d"] | None, FixedNorm], ...]
+    biases: tuple[tuple[Float[Array, "l d"], FixedNorm | Chain], ...]
     like: Float[Array, "... d"]
 
     def read(self, reading: Reading) -> Float[Array, "c ... o"]:
         total = jnp.zeros_like(self.like)
         for b, after in self.biases:
-            added = ([] if b is None else [jax.vmap(FixedNorm.of)(after, b)]) + ([] if after.b is None else [after.b])
-            total = total + sum(jnp.sum(by_layer, axis=0) for by_layer in added)
+            total = total + jnp.sum(carried(b, after), axis=0)
         return reading.rows(total[None])
 
 
@@ -152,6 +151,12 @@ def stacked(terms: tuple[Term, ...], reading: Reading, whole: Float[Array, "... 
         rows.append(rest)
     stack = rows[0] if len(rows) == 1 else jnp.concatenate(rows)
     return stack[..., 0] if reading.single else stack
+
+
+@jax.jit
+def carried(x: Float[Array, "l ..."], passed: FixedNorm | Chain) -> Float[Array, "l ..."]:
+    """Terms of several layers behind the norms that each of them passes."""
+    return jax.vmap(type(passed).of)(passed, x)
 
 
 @jax.jit
