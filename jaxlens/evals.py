@@ -245,7 +245,8 @@ def ioi_eval(
     differ. Without a `dataset`, `num_samples` prompts of an `IOIDataset` are drawn with `seed`.
 
     Raises:
-        ValueError: there is no prompt, one does not end with its indirect object, or its names have the same tokens.
+        ValueError: there is no prompt, one does not end with its indirect object, its names have the same tokens, or
+            batch_size is not positive.
     """
     if dataset is None:
         tokenizer = model.tokenizer if tokenizer is None else tokenizer
@@ -253,6 +254,8 @@ def ioi_eval(
     questions = [_question(dataset[i]) for i in range(len(dataset))]
     if not questions:
         raise ValueError(f"there is no prompt to ask; the dataset is empty, num_samples is {num_samples}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; wanted how many prompts to run at once, 1 or more")
     length = max(len(prompt) for prompt, *_ in questions)
     differences = []
     for first in tqdm(range(0, len(questions), batch_size), disable=None):

@@ -244,6 +244,10 @@ MISTAKES = {
     "no prompts": Case(
         lambda: evals.ioi_eval(reading(), num_samples=1, symmetric=True), ValueError, "no prompt to ask; the dataset"
     ),
+    "a batch of no prompt": Case(
+        lambda: evals.ioi_eval(reading(), [{"prompt": [0, 3], "IO": [3], "S": [4]}], batch_size=0), ValueError,
+        "batch_size is 0; wanted how many prompts",
+    ),
     "a prompt that ends with something else": Case(
         lambda: evals.ioi_eval(reading(), [{"prompt": [0, 3, 2], "IO": [3], "S": [4]}]), ValueError,
         "a prompt [0, 3, 2] does not end with its indirect object, [3]",

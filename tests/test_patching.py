@@ -586,6 +586,9 @@ MISTAKES = {
     "a misspelt argument": Case(lambda: generic(bach_size=3), TypeError, "no argument 'bach_size'"),
     "a batch of nothing": Case(lambda: generic(batch_size=0), ValueError, "wanted a number of cells"),
     "half a cell": Case(lambda: generic(batch_size=2.5), ValueError, "wanted a number of cells"),
+    "no metric by any name": Case(
+        lambda: ablate(model("gpt2"), tokens(), {}, **QUIET), ValueError, "there is no metric in the mapping"
+    ),
     "no cache": Case(
         lambda: patching.get_act_patch_mlp_out(model("gpt2"), tokens(), None, metric), TypeError, "clean_cache is None"
     ),

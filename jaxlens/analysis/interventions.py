@@ -229,4 +229,6 @@ def position_labels(model: HookedTransformer, tokens: Any) -> list[str]:
 
 
 def _named(metric: Any) -> dict[str, Metric]:
+    if isinstance(metric, Mapping) and not metric:
+        raise ValueError("there is no metric in the mapping; wanted a function of the logits, or several by name")
     return dict(metric) if isinstance(metric, Mapping) else {"": metric}
