@@ -69,8 +69,11 @@ def test_rows_add_up_to_the_logit_difference_of_processed_weights(name):
 
 @pytest.mark.parametrize(
     ("name", "unit"),
-    [("gpt2", "component"), ("gpt2", "layer"), ("gemma", "head"), ("moe", "neuron"), ("norms after, centred", "all")],
-)
+    [
+        ("gpt2", "component"), ("gpt2", "layer"), ("gemma", "head"), ("moe", "neuron"), ("norms after, centred", "all"),
+        ("original", "component"), ("original", "head"), ("original", "neuron"),
+    ],
+)  # fmt: skip
 def test_without_a_cache_the_model_runs_and_keeps_what_the_unit_needs(name, unit):
     result = direct_logit_attribution(made(name), tokens(), [3, 30], [7, 7], unit=unit, attention_mask=MASK)
     close(result.values, direct_logit_attribution(made(name), None, [3, 30], [7, 7], unit, cache=ran(name)).values)

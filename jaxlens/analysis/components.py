@@ -194,9 +194,10 @@ def neuron_labels(cfg: Config, layers: Sequence[int], which: Slice) -> list[str]
 def layer_outputs(cache: Any, kind: str, layers: Sequence[int], positions: Slice, n_sums: int) -> Float[Array, "l ..."]:
     """What attention or the MLPs ("attn" or "mlp") of some layers add; where the sum passes a norm, with its bias."""
     passed = onward(cache, [_sums_before(kind, layer) for layer in layers], positions, n_sums)
-    added = [(read_layers(cache, f"hook_{kind}_out", layers, positions), passed)]
-    added += _biases_of_sums(cache, kind, layers, positions, n_sums)
-    return sum(carried(term, passed) for term, passed in added)
+    added = carried(read_layers(cache, f"hook_{kind}_out", layers, positions), passed)
+    for bias, passed in _biases_of_sums(cache, kind, layers, positions, n_sums):
+        added = added + carried(bias, passed)
+    return added
 
 
 def biases(cache: Any, n_attn: int, n_mlp: int, positions: Slice, like: jax.Array, n_sums: int) -> Biases:

@@ -81,7 +81,7 @@ class Chain:
     @classmethod
     def of_norms(cls, norms: Sequence[FixedNorm], skipped: Sequence[int]) -> "Chain":
         """A chain for each number in `skipped`, on a leading axis."""
-        scales = jnp.stack([norm.scale for norm in norms]).astype(jnp.float32)
+        scales = jnp.stack([norm.scale for norm in norms])  # in float32 at least, as norms compute them
         typical = jnp.mean(scales.reshape(len(norms), -1), axis=1)
         w = jnp.stack([norm.w for norm in norms]) / typical[:, None]
         left = scales / typical.reshape(-1, *(1,) * (scales.ndim - 1))

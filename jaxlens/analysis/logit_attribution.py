@@ -24,13 +24,14 @@ from jaxlens.slices import Slice
 
 Unit = Literal["component", "head", "neuron", "all", "layer"]
 
-HEADS = ("attn.hook_z", "ln1_post.hook_scale", "hook_resid_post")
+SUMS = ("ln1_sum.hook_scale", "ln2_sum.hook_scale")
+HEADS = ("attn.hook_z", "ln1_post.hook_scale", *SUMS, "hook_resid_post")
 NEURONS = (
     "mlp.hook_post", "mlp.hook_expert_weights", "mlp.shared.hook_post", "mlp.hook_shared_gate", "ln2_post.hook_scale",
-    "hook_resid_post",
+    *SUMS, "hook_resid_post",
 )  # fmt: skip
 READS = {
-    "component": ("hook_embed", "hook_attn_out", "hook_mlp_out"),
+    "component": ("hook_embed", "hook_attn_out", "hook_mlp_out", *SUMS),
     "head": HEADS,
     "neuron": NEURONS,
     "all": ("hook_embed", *HEADS, *NEURONS),
