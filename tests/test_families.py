@@ -53,11 +53,7 @@ def assert_same_tensors(ours, theirs):
 
 @pytest.mark.parametrize(
     ("model_type", "fields"),
-    [
-        pytest.param(kind, case, id=f"{kind}-{i}", marks=[pytest.mark.slow] if i > 1 else [])
-        for kind in CASES
-        for i, case in enumerate(CASES[kind])
-    ],
+    [pytest.param(kind, case, id=f"{kind}-{i}") for kind in CASES for i, case in enumerate(CASES[kind])],
 )
 def test_logits_and_round_trip(tmp_path, model_type, fields):
     for seed in range(2):

@@ -67,7 +67,6 @@ def test_weight_processing_keeps_the_log_probabilities_or_says_why_not(loaded, m
     close(after, before)
 
 
-@pytest.mark.slow
 @every_family
 def test_components_add_up_and_their_attributions_to_the_logits(loaded, model_type):
     model = loaded(model_type)
