@@ -14,6 +14,21 @@ SIZES = {"text_config": {**GEMMA, "num_hidden_layers": 4}, "vision_config": VISI
 CASES = [
     {},
     {"text_config": {**SIZES["text_config"], "sliding_window_pattern": 2}, "tie_word_embeddings": True},
+    {"text_config": {**SIZES["text_config"], "attention_bias": True, "head_dim": 8, "query_pre_attn_scalar": 3}},
+    {
+        "text_config": {
+            **SIZES["text_config"],
+            "num_key_value_heads": 6,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "rms_norm_eps": 0.1,
+        }
+    },
+]
+REFUSED = [
+    (
+        {"text_config": {**SIZES["text_config"], "final_logit_softcapping": 3.0}},
+        "final_logit_softcapping is 3.0; null is wanted: transformers' multimodal Gemma 3 does not apply it",
+    ),
 ]
 PUBLISHED = {  # without what sees: 416,866,032 parameters, and a projection of 1152 × d_model with a norm
     "gemma-3-4b-it (text part)": (4_300_079_472 - 416_866_032 - 1152 * 2560 - 1152, {

@@ -14,7 +14,10 @@ from jaxlens.convert.rules import Family
 
 
 def config(hf: Reader) -> Config:
-    text = hf.inside("text_config") if hf("model_type") == "gemma3" else hf
+    text = hf
+    if hf("model_type") == "gemma3":
+        text = hf.inside("text_config")
+        text.expect("final_logit_softcapping", because="transformers' multimodal Gemma 3 does not apply it")
     text.expect("attn_logit_softcapping", because="transformers' Gemma 3 does not apply it")
     return gemma_config(
         text,
