@@ -6,8 +6,8 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-# XLA's optimisation of programs that run once would be three quarters of the time. What it fuses, and what a program
-# needs of memory, stay the same. With XLA_FLAGS set, if only to nothing as by `make test-all`, all is as users have it.
+# XLA's optimisation of programs that run once would be three quarters of the time. With XLA_FLAGS set, if only to
+# nothing, programs are as users have them: in `make test-all`, and in `make test` where compiled code is read.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "

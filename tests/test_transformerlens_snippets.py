@@ -78,25 +78,13 @@ def test_it_gives_what_transformerlens_gives(snippet, name, state):
 
 
 def same(found, wanted) -> None:
-    """The same structure, and the same numbers to 1e-5 of the largest: of an array, or of the list they stand in."""
+    """The same structure, and the same numbers to 1e-5 of the largest."""
     assert found[0] == wanted[0]
-    largest: dict[int, float] = {}
-    places = list(standing(wanted[0]))
-    for place, theirs in zip(places, wanted[1], strict=True):
-        largest[place] = np.abs(theirs[np.isfinite(theirs)]).max(initial=largest.get(place, 0.0))
-    for place, ours, theirs in zip(places, found[1], wanted[1], strict=True):
+    for ours, theirs in zip(found[1], wanted[1], strict=True):
         assert np.isinf(ours).tolist() == np.isinf(theirs).tolist()
         finite = np.isfinite(theirs)
-        np.testing.assert_allclose(ours[finite], theirs[finite], rtol=0, atol=1e-5 * max(largest[place], 1e-30))
-
-
-def standing(structure, around=None):
-    """For each array of a digest a number of its own; for single numbers that of the list around them."""
-    if isinstance(structure, dict) and "array" in structure:
-        yield id(structure if structure["array"] or around is None else around)
-    elif isinstance(structure, dict | list):
-        for one in structure.values() if isinstance(structure, dict) else structure:
-            yield from standing(one, structure if isinstance(structure, list) else None)
+        largest = np.abs(theirs[finite]).max(initial=0.0)
+        np.testing.assert_allclose(ours[finite], theirs[finite], rtol=0, atol=1e-5 * max(largest, 1e-30))
 
 
 @pytest.mark.parametrize("snippet", [one for one in snippets() if "in_place" in one.marks], ids=lambda one: one.title)
