@@ -21,10 +21,11 @@ test-all: $(VENV)/.test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 docs: $(VENV)/.demo
-	$(BIN)/python -c "from jaxlens.hook_table import page; print(page(), end='')" > docs/hook_points.md
-	$(BIN)/jaxlens families --update conversion/README.md
+	$(BIN)/python docs/hook_points.py
+	$(BIN)/jaxlens families --update docs/models.md
 
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.hooks

@@ -1,5 +1,5 @@
-"""What jaxlens costs, measured: `python -m benchmarks.hooks` and `python -m benchmarks.memory`.
+"""Benchmarks: `python -m benchmarks.hooks`, `.memory`, `.patching` and `.attribution`.
 
-Every number is a ratio to something timed in the same run, beside its own warm-up and compilations. A benchmark is no
-test: it prints which targets hold on this machine and never fails.
+Times are compared with a baseline of the same process, and warm-up and compilation are measured separately. Benchmarks
+are not tests: they print which targets hold on this machine, and never fail.
 """

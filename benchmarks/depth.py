@@ -1,6 +1,6 @@
-"""Compile time against depth: how long a model of `n_layers` takes to compile, in a process where nothing is reused.
+"""Compile time as a function of depth, each time in a new process without a compilation cache.
 
-`python -m benchmarks.depth N` is the child that measures one depth and prints it as JSON; `measure` starts children.
+`measure` starts a process for each depth: `python -m benchmarks.depth N` compiles a model of N layers and prints JSON.
 """
 
 import json
@@ -21,19 +21,16 @@ LENGTH = 128
 
 
 def measure(depths: tuple[int, ...], repeats: int, quick: bool) -> dict[str, dict[int, float]]:
-    """Compile seconds by program and depth: the least of `repeats` fresh processes that take turns, since whatever else
-    a machine does only adds to them."""
-    found: dict[str, dict[int, list[float]]] = {}
+    """Compile seconds by program and depth. The minimum over `repeats` processes is least affected by other load."""
+    measured: dict[str, dict[int, list[float]]] = {}
     for _ in range(repeats):
         for n_layers in depths:
-            for program, seconds in _child(n_layers, quick).items():
-                found.setdefault(program, {}).setdefault(n_layers, []).append(seconds)
-    return {
-        program: {n_layers: min(times) for n_layers, times in by_depth.items()} for program, by_depth in found.items()
-    }
+            for program, seconds in _measure_in_process(n_layers, quick).items():
+                measured.setdefault(program, {}).setdefault(n_layers, []).append(seconds)
+    return {program: {n: min(times) for n, times in by_depth.items()} for program, by_depth in measured.items()}
 
 
-def _child(n_layers: int, quick: bool) -> dict[str, float]:
+def _measure_in_process(n_layers: int, quick: bool) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.depth", str(n_layers), *(["--quick"] if quick else [])]
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     run = subprocess.run(
@@ -43,9 +40,9 @@ def _child(n_layers: int, quick: bool) -> dict[str, float]:
 
 
 def compile_seconds(n_layers: int, quick: bool = False) -> dict[str, float]:
-    """Seconds of tracing, lowering and compiling of a model's programs, each for the first time in this process."""
+    """Seconds to trace, lower and compile each program of a model, for the first time in this process."""
     cfg = Config(**{**(SMALL if quick else SMOLLM2), "n_layers": n_layers})
-    model = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(lambda: HookedTransformer(cfg)))
+    model = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: HookedTransformer(cfg)))
     tokens = np.zeros((1, LENGTH), np.int32)
     loss = jax.grad(lambda model, tokens: model(tokens, return_type="loss"))
     programs = {
@@ -53,12 +50,12 @@ def compile_seconds(n_layers: int, quick: bool = False) -> dict[str, float]:
         "run_with_cache, everything": lambda: model.run_with_cache(tokens),
         "gradient of the loss, jitted": lambda: jax.jit(loss).lower(model, tokens).compile(),
     }
-    found = {}
+    seconds = {}
     for name, program in programs.items():
         with compilations() as compiled:
             program()
-        found[name] = compiled.seconds
-    return found
+        seconds[name] = compiled.seconds
+    return seconds
 
 
 if __name__ == "__main__":

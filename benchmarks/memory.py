@@ -1,10 +1,10 @@
-"""What a long context costs in memory: nothing until it is used, and then no more than a block of queries at a time.
+"""The memory of a long context: nothing while it is unused, and then the scores of one block of queries.
 
     python -m benchmarks.memory           prints both tables and writes results/memory-<device>.json
     python -m benchmarks.memory --quick   shorter sequences; writes nothing
 
-Bytes are those of arrays, and those that the compiler plans for (XLA's own `memory_analysis`), so they do not depend on
-how busy the machine is. The second table is of models without MLPs, whose activations would hide what attention takes.
+The numbers are the sizes of arrays and XLA's `memory_analysis` of compiled programs. They do not depend on the load of
+the machine. The second table uses models without MLPs, because the activations of an MLP would dominate.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ATTENTION: dict[str, Any] = {
     "biases": (),
     "positional_embedding_type": "rotary",
 }
-WHOLE: dict[str, Any] = {**ATTENTION, "d_mlp": 1024, "act_fn": "silu", "gated_mlp": True}
+WITH_MLP: dict[str, Any] = {**ATTENTION, "d_mlp": 1024, "act_fn": "silu", "gated_mlp": True}
 CONTEXTS = (1024, 131072)
 SHORT = 512
 WINDOW = 512
@@ -48,7 +48,7 @@ PROGRAMS = {"forward": logits, "gradient of the loss": gradient}
 
 
 def planned_bytes(cfg: Config, length: int, program: Callable) -> dict[str, int]:
-    """The memory that the compiler plans for a program on one sequence of this length."""
+    """The memory of a compiled program for a single sequence of this length."""
     model = jax.eval_shape(lambda: HookedTransformer(cfg))
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     plan = jax.jit(program).lower(model, tokens).compile().memory_analysis()
@@ -60,7 +60,7 @@ def planned_bytes(cfg: Config, length: int, program: Callable) -> dict[str, int]
 
 
 def array_bytes(cfg: Config) -> dict[str, int]:
-    """The parameters of a model, and every array that is alive after it was made and has run."""
+    """The bytes of a model's parameters, and of all arrays that are alive after its construction and a forward."""
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
     model = HookedTransformer(cfg)
@@ -71,32 +71,32 @@ def array_bytes(cfg: Config) -> dict[str, int]:
 
 
 def compare_contexts() -> dict[str, Any]:
-    """The same model with a short and a long context, at the same sequence length."""
-    found: dict[str, dict[str, int]] = {}
+    """Compares a model with a short and a long context, at the same sequence length."""
+    results: dict[str, dict[str, int]] = {}
     for n_ctx in CONTEXTS:
-        cfg = Config(**WHOLE, n_ctx=n_ctx)
-        bytes_of = array_bytes(cfg)
-        found[f"{n_ctx}"] = {
-            "parameters": bytes_of["parameters"],
-            "all arrays alive after construction and a forward": bytes_of["alive"],
+        cfg = Config(**WITH_MLP, n_ctx=n_ctx)
+        arrays = array_bytes(cfg)
+        results[f"{n_ctx}"] = {
+            "parameters": arrays["parameters"],
+            "all arrays alive after construction and a forward": arrays["alive"],
             **{
                 f"{name}, {kind}": n_bytes
                 for name, program in PROGRAMS.items()
                 for kind, n_bytes in planned_bytes(cfg, SHORT, program).items()
             },
         }
-    short, long = found.values()
+    short, long = results.values()
     rows = [[name, mib(short[name]), mib(long[name])] for name in short]
-    rows.append(["a mask of [n_ctx, n_ctx] would be", *(mib(n_ctx**2) for n_ctx in CONTEXTS)])
+    rows.append(["for comparison, a mask [n_ctx, n_ctx]", *(mib(n_ctx**2) for n_ctx in CONTEXTS)])
     header = [f"MiB at {SHORT} tokens", *(f"n_ctx = {n_ctx}" for n_ctx in CONTEXTS)]
-    print_table("A longer context that is not used", header, rows)
+    print_table("A longer context at the same sequence length", header, rows)
     print("  equal to the byte" if short == long else "  NOT equal")
-    return {"tokens": SHORT, "bytes_by_n_ctx": found, "equal": short == long}
+    return {"tokens": SHORT, "bytes_by_n_ctx": results, "equal": short == long}
 
 
 def compare_attention(lengths: tuple[int, ...], block: int) -> list[dict[str, Any]]:
-    """Explicit against blockwise attention, for layers that see everything, a window, or take turns."""
-    found = []
+    """Compares explicit and blockwise attention, for global layers, local layers, and alternating layers."""
+    results = []
     for name, program in PROGRAMS.items():
         for kind, windows in WINDOWS.items():
             for length in lengths:
@@ -105,17 +105,17 @@ def compare_attention(lengths: tuple[int, ...], block: int) -> list[dict[str, An
                     planned_bytes(cfg.replace(attn_block=queries), length, program)["temporary"]
                     for queries in (length, block)
                 )
-                found.append({
+                results.append({
                     "program": name, "layers": kind, "tokens": length, "explicit": explicit, "blockwise": blockwise,
                 })  # fmt: skip
     rows = [
         [f"{e['program']}, {e['layers']}", str(e["tokens"]), mib(e["explicit"]), mib(e["blockwise"]),
          f"{e['blockwise'] / e['explicit']:.3f}", mib(4 * ATTENTION["n_heads"] * e["tokens"] ** 2)]
-        for e in found
+        for e in results
     ]  # fmt: skip
     header = ["temporary MiB", "tokens", "explicit", "blockwise", "ratio", "scores of one layer"]
     print_table(f"Attention in blocks of {block} queries; windows of {WINDOW}", header, rows)
-    return found
+    return results
 
 
 def mib(n_bytes: int) -> str:
@@ -123,22 +123,22 @@ def mib(n_bytes: int) -> str:
 
 
 def main() -> None:
-    """Prints both tables and saves them."""
+    """Prints both tables, and saves them unless `--quick`."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="shorter sequences; nothing is saved")
     options = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
 
-    where = environment()
-    print_environment(where)
+    machine = environment()
+    print_environment(machine)
     lengths, block = ((1024, 2048), 256) if options.quick else ((2048, 8192), 1024)
     results = {
-        "shape": WHOLE,
+        "shape": WITH_MLP,
         "unused_context": compare_contexts(),
         "attention": {"block": block, "window": WINDOW, "temporary_bytes": compare_attention(lengths, block)},
     }
     if not options.quick:
-        write("memory", where, results)
+        write("memory", machine, results)
 
 
 if __name__ == "__main__":

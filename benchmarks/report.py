@@ -1,4 +1,4 @@
-"""Where a benchmark ran, the table it prints and the file it leaves."""
+"""The environment of a benchmark, its printed tables and its results file."""
 
 import datetime
 import importlib.metadata
@@ -18,7 +18,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 
 
 def environment() -> dict[str, Any]:
-    """The device, the versions, the commit, and how busy the machine was before the benchmark added to it."""
+    """The device, the package versions, the commit, and the load of the machine before the benchmark."""
     return {
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -38,7 +38,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, marked if files differ from it; None where there is no git or no repository."""
+    """The commit of this checkout, with a note if files were changed. None without git or a repository."""
 
     def git(*arguments: str) -> str:
         run = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
@@ -51,15 +51,15 @@ def _commit() -> str | None:
     return f"{commit} with local changes" if changed else commit
 
 
-def print_environment(where: dict[str, Any]) -> None:
-    """One line about the machine and the versions."""
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    busy = f"load average {where['load_average_at_start']:.1f} at the start"
-    print(f"{where['device']}, {where['cores']} cores, {busy}; Python {where['python']}, {versions}")
+def print_environment(machine: dict[str, Any]) -> None:
+    """Prints a line with the machine and the versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    load = f"load average {machine['load_average_at_start']:.1f} at the start"
+    print(f"{machine['device']}, {machine['cores']} cores, {load}; Python {machine['python']}, {versions}")
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Rows of text under a header, the first column flush left and the others flush right."""
+    """Prints rows of text under a header. The first column is aligned left, the others right."""
     rows = [list(row) for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
 
@@ -72,17 +72,17 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
 
 
 def verdict(value: float, target: float | None) -> str:
-    """The last cell of a row: whether a target, if there is one, was met."""
+    """Whether a value is within its target, for the last column of a table. Empty without a target."""
     if target is None:
         return ""
     return f"≤ {target:g} {'holds' if value <= target else 'MISSED'}"
 
 
-def write(name: str, where: dict[str, Any], results: dict[str, Any]) -> None:
-    """Saves the numbers as results/<name>-<device>.json."""
-    device = re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
+def write(name: str, machine: dict[str, Any], results: dict[str, Any]) -> None:
+    """Saves the results as results/<name>-<device>.json."""
+    device = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
     path = RESULTS / f"{name}-{device}.json"
     path.parent.mkdir(exist_ok=True)
-    where = {**where, "load_average_at_end": os.getloadavg()[0]}
-    path.write_text(json.dumps({"environment": where, **results}, indent=2) + "\n")
-    print(f"\nwritten to {path}")
+    machine = {**machine, "load_average_at_end": os.getloadavg()[0]}
+    path.write_text(json.dumps({"environment": machine, **results}, indent=2) + "\n")
+    print(f"\nResults saved to {path}")

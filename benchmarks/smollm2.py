@@ -1,4 +1,4 @@
-"""The model that everything is measured on: SmolLM2-135M, or random weights of its shape."""
+"""The model of the benchmarks: SmolLM2-135M, or random weights of the same shape."""
 
 from typing import Any
 
@@ -28,11 +28,11 @@ SMALL = {**SMOLLM2, "n_layers": 4, "d_model": 96, "n_heads": 3, "n_key_value_hea
 
 
 def load(quick: bool = False) -> tuple[HookedTransformer, str]:
-    """The model, and where its weights come from: the checkpoint, or chance if it is not installed or too large."""
+    """The model and the origin of its weights. Weights are random if the checkpoint cannot be loaded."""
     if quick:
         return HookedTransformer(Config(**SMALL)), "random, small"
     try:
         return HookedTransformer.from_pretrained_no_processing(PRETRAINED), PRETRAINED
     except CheckpointError as error:
-        print(f"{PRETRAINED} cannot be loaded, so its shape gets random weights: {error}")
+        print(f"{PRETRAINED} cannot be loaded; using random weights of the same shape: {error}")
     return HookedTransformer(Config(**SMOLLM2)), "random"

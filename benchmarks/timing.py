@@ -1,4 +1,4 @@
-"""Times that can be compared on a machine that is doing other things too, and what was compiled meanwhile."""
+"""Times that are comparable on a busy machine, and the programs that are compiled meanwhile."""
 
 import contextlib
 import dataclasses
@@ -16,8 +16,7 @@ _TRACE, _LOWER, _COMPILE = (
 
 @dataclasses.dataclass
 class Compilations:
-    """What JAX compiled during a `with compilations()` block: the programs by name, and the seconds they took in all
-    (tracing, lowering, compiling)."""
+    """The names of compiled programs, and the total time of tracing, lowering and compiling them."""
 
     programs: list[str] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
@@ -28,24 +27,24 @@ class Compilations:
 
 @contextlib.contextmanager
 def compilations() -> Iterator[Compilations]:
-    """Counts every program that JAX compiles while the block runs."""
-    found = Compilations()
+    """A context manager that records every program that JAX compiles."""
+    record = Compilations()
 
-    def listen(event: str, seconds: float, **details: Any) -> None:
+    def on_event(event: str, seconds: float, **details: Any) -> None:
         if event in (_TRACE, _LOWER, _COMPILE):
-            found.seconds += seconds
+            record.seconds += seconds
         if event == _COMPILE:
-            found.programs.append(str(details.get("fun_name", "?")))
+            record.programs.append(str(details.get("fun_name", "?")))
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.monitoring.register_event_duration_secs_listener(on_event)
     try:
-        yield found
+        yield record
     finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+        jax.monitoring.unregister_event_duration_listener(on_event)
 
 
 class Clocks(NamedTuple):
-    """Seconds on the wall, and on processors, summed over this process's threads: others' load hardly changes those."""
+    """Wall time and the processor time of this process in seconds. Other load hardly affects processor time."""
 
     wall: float
     processor: float
@@ -55,25 +54,25 @@ class Clocks(NamedTuple):
 
 
 def clocks(run: Callable[[], Any]) -> Clocks:
-    """What `run` takes until every array it returns is there."""
+    """The time of `run` until all arrays that it returns are ready."""
     wall, processor = time.perf_counter(), time.process_time()
     jax.block_until_ready(run())
     return Clocks(time.perf_counter() - wall, time.process_time() - processor)
 
 
 def median(times: Sequence[Clocks]) -> Clocks:
-    """Clock by clock."""
+    """The median wall time and the median processor time."""
     return Clocks(*map(statistics.median, zip(*times, strict=True)))
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """The wall time alone."""
+    """The wall time of `run`."""
     return clocks(run).wall
 
 
 @dataclasses.dataclass
 class Timing:
-    """One case: its first call with what that compiled, then its warm calls, each paired with one of the baseline."""
+    """The times and compilations of a case: its first call, and its warm calls, each next to a call of the baseline."""
 
     first: float
     compiled_first: Compilations
@@ -83,11 +82,11 @@ class Timing:
 
 
 def interleaved(cases: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[str, Timing]:
-    """Times every case against the first one, the baseline, which runs right beside it each time.
+    """Times every case relative to the first case, the baseline, which runs before or after each of its calls.
 
-    A case is called with the number of the call (0 is the first one), so that it can do something new every time.
-    `warm` is the median of its times after the first, `ratio` the median of the quotients of neighbours: a load that
-    comes and goes slows both of a pair.
+    A case is called with the number of the call, starting at 0, so that every call can differ. `warm` is the median
+    time after the first call. `ratio` is the median ratio to the adjacent call of the baseline, because temporary load
+    slows both calls.
     """
     timings = {}
     for name, case in cases.items():
@@ -103,15 +102,15 @@ def interleaved(cases: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[
             timings[name].compiled_warm.programs += compiled.programs
             timings[name].compiled_warm.seconds += compiled.seconds
     for name in others:
-        timings[name].warm = statistics.median(own for _, own in pairs[name])
-        timings[name].ratio = statistics.median(own / base for base, own in pairs[name])
+        timings[name].warm = statistics.median(time for _, time in pairs[name])
+        timings[name].ratio = statistics.median(time / base for base, time in pairs[name])
     timings[baseline].warm = statistics.median(base for name in others for base, _ in pairs[name])
     return timings
 
 
 def _pair(baseline: Callable[[int], Any], case: Callable[[int], Any], call: int) -> tuple[float, float]:
-    """The times of both, which take turns at going first."""
+    """The times of baseline and case. They alternate in which runs first."""
     if call % 2:
         return seconds(lambda: baseline(call)), seconds(lambda: case(call))
-    own = seconds(lambda: case(call))
-    return seconds(lambda: baseline(call)), own
+    time_of_case = seconds(lambda: case(call))
+    return seconds(lambda: baseline(call)), time_of_case

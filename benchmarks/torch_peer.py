@@ -1,4 +1,4 @@
-"""The same shape in PyTorch, as Hugging Face runs it eagerly in float32: what a warm forward is compared with."""
+"""A PyTorch model of the same shape for comparison: Hugging Face's eager implementation in float32."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +12,7 @@ THREADS = 2
 
 
 def build(cfg: Config, tokens: np.ndarray) -> dict[str, Callable[[int], Any]]:
-    """The peer's forward and loss gradient on these tokens, to be timed; none, with the reason printed, if it cannot
-    run here."""
+    """The forward and the loss gradient of the PyTorch model. If it cannot run, prints the reason and returns {}."""
     try:
         import torch
         import transformers
@@ -22,22 +21,22 @@ def build(cfg: Config, tokens: np.ndarray) -> dict[str, Callable[[int], Any]]:
         return {}
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and not torch.cuda.is_available():
-        print("no comparison with PyTorch: JAX runs on a GPU, this PyTorch does not")
+        print("no comparison with PyTorch: JAX runs on a GPU, and this PyTorch is built without CUDA")
         return {}
     torch.set_num_threads(THREADS)
     config = transformers.LlamaConfig(**_fields(cfg), attn_implementation="eager")
     model = transformers.LlamaForCausalLM(config).eval().to("cuda" if on_gpu else "cpu")
-    given = torch.tensor(tokens, device=model.device)
+    inputs = torch.tensor(tokens, device=model.device)
 
     def forward(call: int) -> None:
         with torch.inference_mode():
-            model(input_ids=given, use_cache=False)
+            model(input_ids=inputs, use_cache=False)
         if on_gpu:
             torch.cuda.synchronize()
 
     def gradient(call: int) -> None:
         model.zero_grad(set_to_none=True)
-        model(input_ids=given, labels=given, use_cache=False).loss.backward()
+        model(input_ids=inputs, labels=inputs, use_cache=False).loss.backward()
         if on_gpu:
             torch.cuda.synchronize()
 

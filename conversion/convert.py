@@ -1,4 +1,4 @@
-"""`python conversion/convert.py --help`: any checkpoint into jaxlens's own folder."""
+"""`python conversion/convert.py --help`: writes a checkpoint of any format in jaxlens's native format."""
 
 from script import run
 

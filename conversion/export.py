@@ -1,4 +1,4 @@
-"""`python conversion/export.py --help`: back to what Hugging Face's transformers reads."""
+"""`python conversion/export.py --help`: writes a checkpoint for Hugging Face's transformers."""
 
 from script import run
 

@@ -1,4 +1,4 @@
-"""`python conversion/inspect.py --help`: what a checkpoint holds, without its weights."""
+"""`python conversion/inspect.py --help`: shows the contents of a checkpoint without loading it."""
 
 from script import run
 

@@ -1,4 +1,4 @@
-"""What the scripts here share: each runs the command of `jaxlens` that has its name."""
+"""Runs the `jaxlens` command that has the name of a script."""
 
 import sys
 from pathlib import Path
@@ -7,9 +7,9 @@ HERE = Path(__file__).resolve().parent
 
 
 def run(command: str, *defaults: str) -> None:
-    """Runs a command with the arguments of the script, after `defaults`, and ends with its exit status.
+    """Runs a command with `defaults` and the arguments of the script, and exits with its status.
 
-    This folder leaves the path first, where inspect.py would be taken for Python's own module of that name.
+    Removes this folder from the path, because inspect.py would replace Python's module `inspect`.
     """
     sys.path = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).resolve() != HERE)]
     from jaxlens.cli import main

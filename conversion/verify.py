@@ -1,4 +1,4 @@
-"""`python conversion/verify.py --help`: a checkpoint against transformers; its row goes to RESULTS.md."""
+"""`python conversion/verify.py --help`: compares a checkpoint with transformers and appends a row to RESULTS.md."""
 
 from script import HERE, run
 

@@ -1,4 +1,4 @@
-"""Makes the images of pictures.md: `python docs/pictures.py`. Needs SmolLM2, Pillow, and Chromium to take photos."""
+"""Makes the images of pictures.md: `python docs/pictures.py`. Needs SmolLM2, Pillow and Chromium."""
 
 import shutil
 import subprocess
@@ -8,8 +8,7 @@ from pathlib import Path
 import jax
 from PIL import Image, ImageChops
 
-from jaxlens import HookedTransformer, direct_logit_attribution, plot
-from jaxlens.analysis.patching import get_act_patch_resid_pre
+from jaxlens import HookedTransformer, direct_logit_attribution, patching, plot
 
 FOLDER = Path(__file__).with_suffix("")
 CLEAN = "When John and Mary went to the shops, John gave the bag to"
@@ -17,7 +16,7 @@ CORRUPTED = "When John and Mary went to the shops, Mary gave the bag to"
 
 
 def pictures() -> dict[str, plot.Picture]:
-    """What pictures.md shows, by name."""
+    """The pictures of pictures.md by name."""
     model = HookedTransformer.from_pretrained_no_processing("smollm2-135m-instruct")
     logits, cache = model.run_with_cache(CLEAN)
     names = model.to_str_tokens(CLEAN)
@@ -28,7 +27,7 @@ def pictures() -> dict[str, plot.Picture]:
         return (logits[:, -1, mary] - logits[:, -1, john]).mean()
 
     clean, baseline = difference(logits), difference(model(corrupted))
-    patched = get_act_patch_resid_pre(
+    patched = patching.get_act_patch_resid_pre(
         model, corrupted, cache, lambda logits: (difference(logits) - baseline) / (clean - baseline)
     )
     attribution = direct_logit_attribution(model, CLEAN, mary, john, unit="head").heads()[..., 0]
@@ -45,22 +44,22 @@ def pictures() -> dict[str, plot.Picture]:
     }  # fmt: skip
 
 
-def photograph(picture: plot.Picture, path: Path, width: int = 900, height: int = 1000) -> None:
-    """A photo of a page, without the blank space around it, in few colours."""
+def save_screenshot(picture: plot.Picture, path: Path, width: int = 900, height: int = 1000) -> None:
+    """Saves a screenshot of a page, without the margins and with 64 colours."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
-        raise SystemExit("a photo of a page needs Chromium, and none was found")
+        raise SystemExit("a screenshot needs Chromium, but no chromium or google-chrome is on PATH; install Chromium")
     with tempfile.TemporaryDirectory() as folder:
-        page, photo = picture.save(Path(folder) / "page.html"), Path(folder) / "photo.png"
-        size = ["--hide-scrollbars", f"--window-size={width},{height}", f"--screenshot={photo}"]
+        page, screenshot = picture.save(Path(folder) / "page.html"), Path(folder) / "page.png"
+        size = ["--hide-scrollbars", f"--window-size={width},{height}", f"--screenshot={screenshot}"]
         subprocess.run([browser, "--headless", "--no-sandbox", *size, page.as_uri()], check=True, capture_output=True)
-        image = Image.open(photo).convert("RGB")
-    drawn = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
-    image.crop((0, 0, drawn[2] + 12, drawn[3] + 12)).quantize(64).save(path, optimize=True)
+        image = Image.open(screenshot).convert("RGB")
+    _, _, right, bottom = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
+    image.crop((0, 0, right + 12, bottom + 12)).quantize(64).save(path, optimize=True)
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for name, picture in pictures().items():
-        photograph(picture, FOLDER / f"{name}.png", width=1240 if name == "lens" else 900)
+        save_screenshot(picture, FOLDER / f"{name}.png", width=1240 if name == "lens" else 900)
         print(picture.title, (FOLDER / f"{name}.png").stat().st_size)

@@ -1,31 +1,80 @@
-"""TransformerLens's vocabulary on JAX: load a transformer, read, write and differentiate any activation, compiled."""
+"""TransformerLens's interface on JAX: load a transformer, then read, edit and differentiate any activation, compiled.
 
-from jaxlens.config import Config
-from jaxlens.config import Rotary as Rotary
-from jaxlens.HookedTransformer import HookedTransformer
-from jaxlens.HookedTransformerConfig import HookedTransformerConfig
-from jaxlens.ActivationCache import ActivationCache
-from jaxlens.analysis.logit_attribution import DirectLogitAttribution, direct_logit_attribution
-from jaxlens.SVDInterpreter import SVDInterpreter
-from jaxlens.FactoredMatrix import FactoredMatrix
-from jaxlens.hook_points import HookedRootModule as HookedRootModule
-from jaxlens.hooks import HookPoint, hook
-from jaxlens.loss import Output, lm_accuracy, lm_cross_entropy_loss
-from jaxlens.names import get_act_name
-from jaxlens.slices import Slice
-from jaxlens.tokenizer import Tokenizer
-from jaxlens.errors import ActivationNotFound, CheckpointError, HookError
-from jaxlens import evals as evals
-from jaxlens import head_detector as head_detector
-from jaxlens import hook_points as hook_points
-from jaxlens import patching as patching
-from jaxlens import utilities as utilities
-from jaxlens import utils as utils
-from jaxlens.compat.names import find as __getattr__  # noqa: F401  (Python asks it for names that are not here)
+Names are imported when they are first used, so `import jaxlens` is fast.
+"""
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from jaxlens.transformer_lens import names
+
+if TYPE_CHECKING:
+    from jaxlens.analysis.logit_attribution import DirectLogitAttribution, direct_logit_attribution
+    from jaxlens.analysis.svd import SVDInterpreter
+    from jaxlens.config import Config, Rotary
+    from jaxlens.errors import ActivationNotFound, CheckpointError, HookError
+    from jaxlens.hooks import HookPoint, Slice, get_act_name, hook
+    from jaxlens.model.cache.activation_cache import ActivationCache
+    from jaxlens.model.hook_methods import HookMethods as HookedRootModule
+    from jaxlens.model.loss import Output, lm_accuracy, lm_cross_entropy_loss
+    from jaxlens.model.transformer import HookedTransformer
+    from jaxlens.text.tokenizer import Tokenizer
+    from jaxlens.transformer_lens.config import HookedTransformerConfig
+    from jaxlens.weights.factored_matrix import FactoredMatrix
+
+_EXPORTS = {
+    "ActivationCache": "model.cache.activation_cache",
+    "ActivationNotFound": "errors",
+    "CheckpointError": "errors",
+    "Config": "config",
+    "DirectLogitAttribution": "analysis.logit_attribution",
+    "FactoredMatrix": "weights.factored_matrix",
+    "HookError": "errors",
+    "HookPoint": "hooks",
+    "HookedRootModule": "transformer_lens.hook_points",
+    "HookedTransformer": "model.transformer",
+    "HookedTransformerConfig": "transformer_lens.config",
+    "Output": "model.loss",
+    "Rotary": "config",
+    "SVDInterpreter": "analysis.svd",
+    "Slice": "hooks",
+    "Tokenizer": "text.tokenizer",
+    "direct_logit_attribution": "analysis.logit_attribution",
+    "get_act_name": "hooks",
+    "hook": "hooks",
+    "lm_accuracy": "model.loss",
+    "lm_cross_entropy_loss": "model.loss",
+}
+"""The module that defines each public name."""
 
 __all__ = [
-    "ActivationCache", "ActivationNotFound", "CheckpointError", "Config", "DirectLogitAttribution",
-    "FactoredMatrix", "HookError", "HookPoint", "HookedTransformer", "HookedTransformerConfig", "Output", "Rotary",
+    "ActivationCache", "ActivationNotFound", "CheckpointError", "Config", "DirectLogitAttribution", "FactoredMatrix",
+    "HookError", "HookPoint", "HookedRootModule", "HookedTransformer", "HookedTransformerConfig", "Output", "Rotary",
     "SVDInterpreter", "Slice", "Tokenizer", "direct_logit_attribution", "get_act_name", "hook", "lm_accuracy",
     "lm_cross_entropy_loss",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+        globals()[name] = value
+        return value
+    return names.find_module(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *names.TOP_LEVEL})
+
+
+class _Package(types.ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `import jaxlens.FactoredMatrix` sets the attribute to the module of that name, which must not hide the class.
+        if not (name in _EXPORTS and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+names.install()

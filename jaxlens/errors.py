@@ -1,16 +1,27 @@
-"""The package's own exceptions: one for each thing a caller may want to catch."""
+"""The package's exceptions, and `require` for optional packages."""
+
+import importlib
+from types import ModuleType
 
 
 class CheckpointError(ValueError):
-    """A checkpoint, its config or its tokenizer cannot be read as it stands; nothing was loaded."""
+    """A checkpoint, its config or its tokenizer cannot be read. Nothing was loaded."""
 
 
 class HookError(ValueError):
-    """A hook names nothing, or returned something other than what it was given."""
+    """A hook name matches no hook point, or a hook is invalid or returned an invalid value."""
 
 
 class ActivationNotFound(KeyError):
-    """A cache was asked for an activation that it does not hold."""
+    """A cache does not contain the requested activation."""
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0])
+
+
+def require(package: str, purpose: str) -> ModuleType:
+    """Imports an optional package. The error for a missing package names the purpose and the `pip` command."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{purpose} needs the package {package}; run `pip install {package}`") from error

@@ -1,7 +1,6 @@
 """Shapes are checked while the tests run, and compiled programs are kept between runs."""
 
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,7 +12,6 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true",
 )
-sys.path.insert(0, str(Path(__file__).parent))
 
 import jax
 import pytest
@@ -27,7 +25,7 @@ EVERY_CONFIG_IN = {
 }  # fmt: skip
 
 # Where arrays are computed with. What users call checks its own arguments, and its errors are tested as they are.
-install_import_hook(["jaxlens.nn", "jaxlens.loss"], "beartype.beartype")
+install_import_hook(["jaxlens.nn", "jaxlens.model.loss"], "beartype.beartype")
 
 cache = Path(os.environ.get("JAXLENS_TEST_CACHE", Path(__file__).parents[1] / ".cache" / "xla"))
 jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -46,7 +44,7 @@ def programs_of_one_file():
 @pytest.hookimpl(tryfirst=True)  # before those that are not wanted are left out
 def pytest_collection_modifyitems(items):
     """Leaves most analyses on most configs to `make test-all`."""
-    from models import CONFIGS
+    from support.models import CONFIGS
 
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {}).values()

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import CONFIGS, model, tokens
+from support.models import CONFIGS, model, tokens
 from test_hook_api import few_tokens, small_model
 from test_models import close
 
 from jaxlens import ActivationCache, ActivationNotFound, Config, HookedTransformer, Slice, hook
-from jaxlens.hook_table import sites, split_name
-from jaxlens.parameters import parameter_shapes
+from jaxlens.hooks.names import split_name
+from jaxlens.hooks.table import sites
+from jaxlens.nn.parameters import parameter_shapes
 
 FEW = ["hook_embed", "blocks.*.attn.hook_pattern", "blocks.*.hook_resid_post"]
 

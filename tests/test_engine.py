@@ -1,16 +1,17 @@
-"""The plan of runs: what is compiled, when, and for how much."""
+"""The stretches of runs: what is compiled, when, and for how much."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hlo import buffers
-from models import CONFIGS, LLAMA, model, tokens
+from support.hlo import buffers
+from support.models import CONFIGS, LLAMA, model, tokens
 from test_models import close
 
 from jaxlens import Config, HookedTransformer, hook
-from jaxlens.engine import is_traced, plan
-from jaxlens.hooks import Listening, add
+from jaxlens._jax import is_traced
+from jaxlens.hooks.plan import HookPlan, register
+from jaxlens.model.engine import stretches
 
 
 @pytest.fixture
@@ -27,40 +28,40 @@ def compilations():
     jax.monitoring.clear_event_listeners()
 
 
-def listening(cfg, *hooks, wanted=()):
-    added = tuple(add(cfg, name, fn) for name, fn in hooks)
-    return Listening.of(cfg, added, frozenset(wanted), None, None)
+def plan_of(cfg, *hooks, wanted=()):
+    added = tuple(register(cfg, name, fn) for name, fn in hooks)
+    return HookPlan.of(cfg, added, frozenset(wanted), None, None)
 
 
-def stretches(cfg, asked, start=0, stop=None):
-    return [(s.stack, s.layers, s.edited) for s in plan(asked, start, cfg.n_layers if stop is None else stop)]
+def planned(cfg, plan, start=0, stop=None):
+    return [(s.stack, s.layers, s.edited) for s in stretches(plan, start, cfg.n_layers if stop is None else stop)]
 
 
 def test_an_unhooked_forward_is_one_stretch():
     cfg = CONFIGS["llama"]
-    assert stretches(cfg, listening(cfg)) == [(0, (0, 1, 2, 3), False)]
-    assert stretches(cfg, listening(cfg), 1, 3) == [(0, (1, 2), False)]
-    assert stretches(cfg, listening(cfg), 2, 2) == []
+    assert planned(cfg, plan_of(cfg)) == [(0, (0, 1, 2, 3), False)]
+    assert planned(cfg, plan_of(cfg), 1, 3) == [(0, (1, 2), False)]
+    assert planned(cfg, plan_of(cfg), 2, 2) == []
 
 
 def test_only_the_layer_that_python_edits_leaves_the_loop():
     cfg = CONFIGS["llama"]
-    asked = listening(cfg, ("blocks.2.attn.hook_z", print), ("blocks.0.hook_resid_pre", hook(print)))
-    assert stretches(cfg, asked) == [(0, (0, 1), False), (0, (2,), True), (0, (3,), False)]
+    plan = plan_of(cfg, ("blocks.2.attn.hook_z", print), ("blocks.0.hook_resid_pre", hook(print)))
+    assert planned(cfg, plan) == [(0, (0, 1), False), (0, (2,), True), (0, (3,), False)]
 
 
 def test_captures_are_of_a_whole_stack_or_of_single_layers():
     cfg = CONFIGS["llama"]
     everywhere = [f"blocks.{layer}.attn.hook_z" for layer in range(4)]
-    assert stretches(cfg, listening(cfg, wanted=everywhere)) == [(0, (0, 1, 2, 3), False)]
-    some = stretches(cfg, listening(cfg, wanted=everywhere[1:3]))
+    assert planned(cfg, plan_of(cfg, wanted=everywhere)) == [(0, (0, 1, 2, 3), False)]
+    some = planned(cfg, plan_of(cfg, wanted=everywhere[1:3]))
     assert some == [(0, (0,), False), (0, (1,), False), (0, (2,), False), (0, (3,), False)]
 
 
 def test_blocks_of_different_shape_are_a_few_stacks_in_order():
     cfg = CONFIGS["moe"]  # dense, mixed, mixed, dense
     assert cfg.stacks == ((0, 3), (1, 2))
-    assert stretches(cfg, listening(cfg)) == [(0, (0,), False), (1, (1, 2), False), (0, (3,), False)]
+    assert planned(cfg, plan_of(cfg)) == [(0, (0,), False), (1, (1, 2), False), (0, (3,), False)]
     assert "blocks.0,3.mlp.W_in" in model("moe").params
     assert "blocks.1-2.mlp.W_router" in model("moe").params
     assert model("moe").blocks[2].mlp.W_in.shape == (5, 14, 22)

@@ -11,40 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mistakes import PACKAGE, Case, answer, unreached
-from models import CONFIGS, model, tokens
+from jaxlens.train import HookedTransformerTrainConfig, optimizer_of
+from support.mistakes import CASES_OF, Case, answer, unreached
+from support.models import CONFIGS, model, tokens
 from test_text import word_tokenizer
 
 import jaxlens
 from jaxlens import ActivationNotFound, Config, HookedTransformer, HookError, Slice, Tokenizer, hook
 from jaxlens.config import LongRope, Rotary
-from jaxlens.parameters import parameter_shapes
-from jaxlens.train import HookedTransformerTrainConfig, optimizer_of
+from jaxlens.nn.parameters import parameter_shapes
 from jaxlens.weights import center_unembed
 
-TESTED_ELSEWHERE = {  # where files are, by the beginning of their names: the test file that has their cases
-    "test_convert.py": ("convert/",),
-    "test_tokenizer.py": ("tokenizer.py",),
-    "test_checkpoint.py": ("checkpoint.py",),
-    "test_cli.py": ("cli.py", "commands/", "demo"),
-    "test_plot.py": ("plot/",),
-    "test_patching.py": tuple(
-        f"analysis/{name}.py" for name in ("interventions", "labelled", "metric", "patching", "path_patching", "sweep")
-    ),
-    "test_decomposition.py": tuple(
-        f"analysis/{name}.py" for name in ("components", "decomposition", "final_norm", "logit_lens", "terms")
-    ),
-    "test_logit_attribution.py": ("analysis/logit_attribution.py",),
-    "test_gradient_errors.py": tuple(
-        f"analysis/{name}.py"
-        for name in ("agreement", "attribution", "edges", "jacobian", "linearise", "path_integrals", "softmax")
-    ),
-    "test_heads.py": ("analysis/heads.py", "analysis/prompts.py", "analysis/svd.py"),
-    "test_factored_matrix.py": ("factored_matrix.py",),
-    "test_evals.py": ("evals.py", "mmlu.py"),
-    "test_utils.py": ("utils.py", "data.py", "sampling.py", "optional.py"),
-    "test_compat.py": ("compat/", "hook_call.py"),
-}
 Z, RESID_PRE = "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
 
 
@@ -115,22 +92,22 @@ HOOK_NAMES = {
         lambda: hooked("blocks.4.hook_resid_pre"), HookError, "the model has layers 0 to 3"
     ),
     "a part that this model lacks": Case(
-        lambda: hooked("blocks.0.attn.hook_rot_q"), HookError, "in this model: its config leaves that part out"
+        lambda: hooked("blocks.0.attn.hook_rot_q"), HookError, "in this model: its config leaves that module out"
     ),
     "a part that no layer has": Case(
-        lambda: hooked("blocks.*.mlp.hook_pre_linear"), HookError, "in this model: its config leaves that part out"
+        lambda: hooked("blocks.*.mlp.hook_pre_linear"), HookError, "in this model: its config leaves that module out"
     ),
     "a position embedding that this model lacks": Case(
-        lambda: hooked("hook_pos_embed", name="qwen3"), HookError, "its config leaves that part out"
+        lambda: hooked("hook_pos_embed", name="qwen3"), HookError, "its config leaves that module out"
     ),
     "an input of all heads in a grouped model": Case(
-        lambda: hooked("blocks.0.hook_attn_in", name="qwen3"), HookError, "its config leaves that part out"
+        lambda: hooked("blocks.0.hook_attn_in", name="qwen3"), HookError, "its config leaves that module out"
     ),
     "a filter that matches nothing": Case(
         lambda: hooked(lambda name: "hook_nothing" in name), HookError,
-        "matches none of the model's 98 hook points; they are listed by",
+        "the filter '<lambda>' matches none of the model's 98 hook points",
     ),
-    "a number for a name": Case(lambda: hooked(3), HookError, "named by a string or a filter function, not by int"),
+    "a number for a name": Case(lambda: hooked(3), HookError, "a hook name is a string or a filter function"),
     "a cache of nothing": Case(lambda: cached([]), HookError, "names_filter is an empty list; give at least one name"),
     "a cache of what does not exist": Case(
         lambda: cached(["hook_embed", "blocks.1.hook_resid_prae"]), HookError, 'did you mean "blocks.1.hook_resid_pre"'
@@ -171,15 +148,15 @@ HOOK_FUNCTIONS = {
         "changed the dtype from float32 to bfloat16; return `.astype(value.dtype)`",
     ),
     "a number for an array": Case(
-        lambda: hooked(Z, lambda z, hook: 0.0), HookError, f'the hook on "{Z}" returned float; wanted an array or None'
+        lambda: hooked(Z, lambda z, hook: 0.0), HookError, f'the hook on "{Z}" returned float; expected an array or'
     ),
     "a list for an array": Case(
-        lambda: hooked("hook_embed", lambda x, hook: [x]), HookError, "returned list; wanted an"
+        lambda: hooked("hook_embed", lambda x, hook: [x]), HookError, 'the hook on "hook_embed" returned list'
     ),
     "no function": Case(lambda: hooked(Z, 0.5), HookError, "a hook is a function of (value, hook); got float for"),
-    "no function in a data hook": Case(lambda: hook(0.5, by=1), HookError, "wants a function first; got float"),
+    "no function in a data hook": Case(lambda: hook(0.5, by=1), HookError, "hook(fn, **data) needs a function as its"),
     "a string as data": Case(
-        lambda: hook(keep, mode="zero"), HookError, "hook(fn, mode=...) holds str, which no compiled program can take"
+        lambda: hook(keep, mode="zero"), HookError, "hook(fn, mode=...) holds a str, but data must be arrays and"
     ),
     "a function deep in data": Case(lambda: hook(keep, terms=[1, {"f": keep}]), HookError, "hook(fn, terms=...) holds"),
     "a pair instead of a list of pairs": Case(
@@ -188,10 +165,10 @@ HOOK_FUNCTIONS = {
     ),
     "names without functions": Case(lambda: run(hooks=[Z]), HookError, "hooks are a list of (name or filter function,"),
     "a direction that does not exist": Case(
-        lambda: model("gpt2").add_hook(Z, keep, dir="both"), HookError, 'direction is "fwd" or "bwd", not \'both\''
+        lambda: model("gpt2").add_hook(Z, keep, dir="both"), HookError, 'the direction of a hook is "fwd" or "bwd"'
     ),
     "the layer of what is in no layer": Case(
-        lambda: hooked("hook_embed", lambda x, hook: x * hook.layer()), HookError, '"hook_embed" is in no layer'
+        lambda: hooked("hook_embed", lambda x, hook: x * hook.layer()), HookError, '"hook_embed" is outside the blocks'
     ),
 }  # fmt: skip
 
@@ -201,11 +178,11 @@ INPUTS = {
     ),
     "a negative token": Case(lambda: run(given=np.array([[1, -1]])), ValueError, "token -1 is out of the vocabulary"),
     "fractions for tokens": Case(
-        lambda: run(given=jnp.ones((1, 3))), TypeError, "tokens must be whole numbers; got dtype float32"
+        lambda: run(given=jnp.ones((1, 3))), TypeError, "tokens must be integers"
     ),
     "truth values for tokens": Case(lambda: run(given=np.ones((1, 3), bool)), TypeError, "got dtype bool"),
     "tokens and text together": Case(
-        lambda: run(given=[1, "two"]), TypeError, "tokens must be whole numbers; got dtype"
+        lambda: run(given=[1, "two"]), TypeError, "tokens must be integers"
     ),
     "rows of different lengths": Case(
         lambda: run(given=[[1, 2], [3]]), ValueError, "tokens must be rectangular, [batch, pos]; pad rows"
@@ -214,7 +191,7 @@ INPUTS = {
         lambda: run(given=jnp.ones((1, 2, 3), int)), ValueError, "must be [batch, pos] or [pos]; got shape (1, 2, 3)"
     ),
     "a single number": Case(lambda: run(given=5), ValueError, "must be [batch, pos] or [pos]; got shape ()"),
-    "an empty list": Case(lambda: run(given=[]), ValueError, "the input is empty (shape (0,)); wanted at least one"),
+    "an empty list": Case(lambda: run(given=[]), ValueError, "the input is empty (shape (0,))"),
     "an empty array": Case(lambda: run(given=np.ones((2, 0), int)), ValueError, "the input is empty (shape (2, 0))"),
     "an empty string": Case(
         lambda: reading()("", prepend_bos=False), ValueError, "the input is empty: '' has no tokens, and no BOS"
@@ -239,33 +216,33 @@ INPUTS = {
     ),
     "a residual stream of the wrong dtype": Case(
         lambda: run(given=jnp.zeros((1, 3, 14), jnp.bfloat16), start_at_layer=1), TypeError,
-        "the residual stream is bfloat16; the model's dtype is float32",
+        "the residual stream is bfloat16",
     ),
     "a residual stream alone has no loss": Case(
         lambda: run(given=jnp.zeros((1, 3, 14)), start_at_layer=1, return_type="loss"), ValueError,
-        "the loss needs tokens; give `tokens=` beside a residual stream",
+        "the loss needs tokens",
     ),
     "a start past the last layer": Case(
         lambda: run(given=jnp.zeros((1, 3, 14)), start_at_layer=5), ValueError,
-        "start_at_layer is 5; the model has 4 layers, so wanted an integer, -4 to 4",
+        "start_at_layer is 5",
     ),
     "a stop before the first layer": Case(
-        lambda: run(stop_at_layer=-5), ValueError, "stop_at_layer is -5; the model has 4"
+        lambda: run(stop_at_layer=-5), ValueError, "stop_at_layer is -5"
     ),
-    "half a layer": Case(lambda: run(stop_at_layer=1.5), ValueError, "stop_at_layer is 1.5; the model has 4 layers"),
+    "half a layer": Case(lambda: run(stop_at_layer=1.5), ValueError, "stop_at_layer is 1.5"),
     "an unknown return_type": Case(
         lambda: run(return_type="logit"), ValueError,
-        "return_type is 'logit'; wanted \"logits\", \"loss\", \"both\" or None",
+        "return_type is 'logit'",
     ),
     "a mask of the wrong shape": Case(
         lambda: run(attention_mask=np.ones((2, 10))), ValueError,
-        "attention_mask has shape (2, 10); wanted (2, 11), one entry for every token",
+        "attention_mask has shape (2, 10)",
     ),
     "gradients of many numbers": Case(
-        lambda: cached(Z, incl_bwd=True), ValueError, 'incl_bwd differentiates one number; run with return_type="loss"'
+        lambda: cached(Z, incl_bwd=True), ValueError, "incl_bwd needs a scalar to differentiate"
     ),
     "gradients of a residual stream": Case(
-        lambda: cached(Z, incl_bwd=True, stop_at_layer=2, return_type="loss"), ValueError, "incl_bwd differentiates one"
+        lambda: cached(Z, incl_bwd=True, stop_at_layer=2, return_type="loss"), ValueError, "incl_bwd needs a scalar to"
     ),
     "a position that is not there": Case(
         lambda: cached(Z, pos_slice=11), IndexError, "index 11 is out of range for an axis of length 11"
@@ -281,11 +258,11 @@ TEXT = {
     "texts without a tokenizer": Case(lambda: run(given=["a", "b"]), ValueError, "this model has no tokenizer"),
     "a vocabulary larger than the model's": Case(
         lambda: reading().set_tokenizer(word_tokenizer(tuple(f"word{i}" for i in range(38)))), ValueError,
-        "the tokenizer has 40 tokens; the model's d_vocab is 37",
+        "the tokenizer has 40 tokens, more than the model's d_vocab = 37",
     ),
     "too long a text": Case(lambda: reading()("mary " * 40), ValueError, "41 positions, more than the model's n_ctx"),
     "text and a number": Case(
-        lambda: reading()(["mary", 1]), TypeError, "to_tokens wants a string or a list of strings"
+        lambda: reading()(["mary", 1]), TypeError, "expected a string or a list of strings"
     ),
     "the direction of two words": Case(
         lambda: reading().tokens_to_residual_directions("mary went"), ValueError, "'mary went' is 2 tokens, not one"
@@ -306,157 +283,159 @@ CACHES = {
     ),
     "a layer before the first": Case(lambda: small_cache()["z", -5], ActivationNotFound, 'no "blocks.-1.attn.hook_z"'),
     "an activation like no other": Case(
-        lambda: small_cache()["xyzzy"], ActivationNotFound, "it holds 2 others, listed by cache.keys()"
+        lambda: small_cache()["xyzzy"], ActivationNotFound, 'the cache holds no "hook_xyzzy"'
     ),
     "a wildcard that holds nothing": Case(
         lambda: small_cache()["blocks.*.hook_mlp_out"], ActivationNotFound, 'no "blocks.*.hook_mlp_out" in any layer'
     ),
     "a key that is no name": Case(
-        lambda: small_cache()[3], TypeError, 'an activation is named "name" or ("name", layer, "sublayer"); got 3'
+        lambda: small_cache()[3], TypeError, 'the name of an activation is "name" or ("name", layer, "sublayer")'
     ),
     "a key with a layer that is no number": Case(
         lambda: small_cache()["z", 1.5], TypeError, "a layer is a number; got 1.5"
     ),
     "two prompts without a batch axis": Case(
-        lambda: small_cache().remove_batch_dim(), ValueError, "the batch has 2 prompts; only a batch of one"
+        lambda: small_cache().remove_batch_dim(), ValueError, "the batch has 2 prompts"
     ),
     "two prompts run without a batch axis": Case(
         lambda: cached([RESID_PRE, Z], remove_batch_dim=True), ValueError, "the batch has 2 prompts"
     ),
     "a prompt of a cache without a batch axis": Case(
         lambda: small_cache().apply_slice_to_batch_dim(0).apply_slice_to_batch_dim(0), ValueError,
-        "has no batch axis any",
+        "the cache has no batch axis, so there is nothing to slice",
     ),
     "a prompt that is not there": Case(
         lambda: small_cache().apply_slice_to_batch_dim([0, 2]), IndexError,
         "index 2 is out of range for an axis of length 2",
     ),
     "more layers stacked than there are": Case(
-        lambda: small_cache().stack_activation("z", 5), ValueError, "layer is 5; wanted 1 to 4, or -1 for all layers"
+        lambda: small_cache().stack_activation("z", 5), ValueError, "layer is 5"
     ),
 }  # fmt: skip
 
 SLICES = {
-    "a string": Case(lambda: Slice("first"), TypeError, "a number, slice, tuple, list or array; got str"),
-    "a truth value": Case(lambda: Slice(True), TypeError, "a number, slice, tuple, list or array; got bool"),
-    "a tuple of four": Case(lambda: Slice((1, 2, 3, 4)), TypeError, "a number, slice, tuple, list or array; got tuple"),
-    "fractions": Case(lambda: Slice([0.5, 1.5]), TypeError, "an index is a list of whole numbers; got float64"),
+    "a string": Case(lambda: Slice("first"), TypeError, "a slice is an integer, slice, tuple, list or array"),
+    "a truth value": Case(lambda: Slice(True), TypeError, "a slice is an integer, slice, tuple, list or array"),
+    "a tuple of four": Case(lambda: Slice((1, 2, 3, 4)), TypeError, "a slice is an integer, slice, tuple, list or"),
+    "fractions": Case(lambda: Slice([0.5, 1.5]), TypeError, "a slice given as a list must hold integers"),
     "a matrix": Case(
-        lambda: cached(Z, pos_slice=[[0, 1]]), TypeError, "a list of whole numbers; got int64 of shape (1, 2)"
+        lambda: cached(Z, pos_slice=[[0, 1]]), TypeError, "a slice given as a list must hold integers"
     ),
-    "indices of an unknown length": Case(lambda: Slice((1, 3)).indices(), ValueError, "max_ctx must be given to list"),
+    "indices of an unknown length": Case(lambda: Slice((1, 3)).indices(), ValueError, "Slice(mode='slice', index=(1"),
 }  # fmt: skip
 
 CONFIG_FIELDS = {
-    "no layers": Case(lambda: config(n_layers=0), ValueError, "n_layers is 0; wanted a positive whole number"),
+    "a private name": Case(lambda: config()._nothing, AttributeError, "Config has no field '_nothing'"),
+    "a name that the module lacks": Case(lambda: jaxlens.config.Confg, AttributeError, "has no attribute 'Confg'"),
+    "no layers": Case(lambda: config(n_layers=0), ValueError, "n_layers is 0"),
     "a truth value for a size": Case(
-        lambda: config(n_heads=True), ValueError, "n_heads is True; wanted a positive whole"
+        lambda: config(n_heads=True), ValueError, "n_heads is True"
     ),
-    "a fraction for a size": Case(lambda: config(d_model=1.5), ValueError, "d_model is 1.5; wanted a positive whole"),
-    "an empty d_mlp": Case(lambda: config(d_mlp=0), ValueError, "d_mlp is 0; wanted a positive whole number"),
-    "an empty attn_block": Case(lambda: config(attn_block=0), ValueError, "attn_block is 0; wanted a positive whole"),
+    "a fraction for a size": Case(lambda: config(d_model=1.5), ValueError, "d_model is 1.5"),
+    "an empty d_mlp": Case(lambda: config(d_mlp=0), ValueError, "d_mlp is 0"),
+    "an empty attn_block": Case(lambda: config(attn_block=0), ValueError, "attn_block is 0"),
     "heads that do not divide": Case(
-        lambda: config(n_key_value_heads=3), ValueError, "n_key_value_heads is 3, which does not divide n_heads = 4"
+        lambda: config(n_key_value_heads=3), ValueError, "n_key_value_heads is 3"
     ),
     "too few windows": Case(
         lambda: config(windows=(1, 2, 3)), ValueError,
-        "windows has 3 entries for 2 layers; give one per layer, or a single",
+        "windows has 3 entries",
     ),
-    "an empty window": Case(lambda: config(windows=(None, 0)), ValueError, "windows[1] is 0; wanted a positive whole"),
+    "an empty window": Case(lambda: config(windows=(None, 0)), ValueError, "windows[1] is 0"),
     "an unknown norm": Case(
         lambda: config(normalization_type="Layer"), ValueError,
-        "normalization_type is 'Layer'; wanted one of 'LN', 'LNPre', 'RMS', 'RMSPre', None",
+        "normalization_type is 'Layer'",
     ),
     "an unknown place of a norm": Case(
-        lambda: config(norm_placement="mid"), ValueError, "norm_placement is 'mid'; wanted"
+        lambda: config(norm_placement="mid"), ValueError, "norm_placement is 'mid'"
     ),
     "an unknown activation": Case(
-        lambda: config(act_fn="swish"), ValueError, "act_fn is 'swish'; wanted one of 'relu'"
+        lambda: config(act_fn="swish"), ValueError, "act_fn is 'swish'"
     ),
     "unknown positions": Case(
         lambda: config(positional_embedding_type="rope"), ValueError,
-        "positional_embedding_type is 'rope'; wanted one of",
+        "positional_embedding_type is 'rope'",
     ),
     "an unknown QK-norm": Case(
-        lambda: config(qk_norm=True), ValueError, "qk_norm is True; wanted one of 'head', 'heads', 'full'"
+        lambda: config(qk_norm=True), ValueError, "qk_norm is True"
     ),
     "an unknown init_mode": Case(
-        lambda: config(init_mode="muP"), ValueError, "init_mode is 'muP'; wanted one of 'gpt2'"
+        lambda: config(init_mode="muP"), ValueError, "init_mode is 'muP'"
     ),
     "an unknown dtype": Case(
-        lambda: config(dtype="int8"), ValueError, "dtype is 'int8'; wanted one of float32, bfloat16"
+        lambda: config(dtype="int8"), ValueError, "dtype is 'int8'"
     ),
     "an unknown bias": Case(
-        lambda: config(biases=("b_Q", "b_q")), ValueError, "biases has ('b_q',); wanted a tuple of 'b_Q'"
+        lambda: config(biases=("b_Q", "b_q")), ValueError, "biases contains ('b_q',)"
     ),
-    "a bias that is no tuple": Case(lambda: config(biases="b_Q"), ValueError, "biases has 'b_Q'; wanted a tuple of"),
+    "a bias that is no tuple": Case(lambda: config(biases="b_Q"), ValueError, "biases contains 'b_Q'"),
     "rotary with other positions": Case(
         lambda: config(rotary=Rotary()), ValueError,
-        'rotary is given but positional_embedding_type is "standard"; set it',
+        'rotary is set, but positional_embedding_type is "standard"',
     ),
     "a norm shared one after the other": Case(
         lambda: config(shared_norm=True), ValueError,
-        "shared_norm means one norm before attention and MLP; it needs parallel",
+        "shared_norm means one norm for attention and MLP",
     ),
     "a norm of sums without two of them": Case(
-        lambda: config(norm_placement="sum", attn_only=True), ValueError, "no parallel or attention-only block"
+        lambda: config(norm_placement="sum", attn_only=True), ValueError, 'norm_placement="sum" needs a sequential'
     ),
     "outputs scaled, and then their sums": Case(
-        lambda: config(norm_placement="sum", residual_scale=0.5), ValueError, "no residual_scale"
+        lambda: config(norm_placement="sum", residual_scale=0.5), ValueError, 'norm_placement="sum" needs a sequential'
     ),
     "a shared expert of none": Case(
-        lambda: config(d_shared_expert=3), ValueError, "d_shared_expert is 3, which means nothing in this model"
+        lambda: config(d_shared_expert=3), ValueError, "d_shared_expert is 3, which has no effect without num_experts"
     ),
     "groups that experts do not fill": Case(
-        lambda: config(num_experts=4, experts_per_token=1, router_groups=(3, 1)), ValueError, "a divisor of num_experts"
+        lambda: config(num_experts=4, experts_per_token=1, router_groups=(3, 1)), ValueError, "router_groups is (3, 1)"
     ),
     "latents of grouped heads": Case(
-        lambda: config(kv_lora_rank=3, n_heads=4, n_key_value_heads=2), ValueError, "as many key as query heads"
+        lambda: config(kv_lora_rank=3, n_heads=4, n_key_value_heads=2), ValueError, "kv_lora_rank requires rotary"
     ),
-    "half of a gate": Case(lambda: config(act_fn="clamped_swiglu"), ValueError, "set gated_mlp=True"),
+    "half of a gate": Case(lambda: config(act_fn="clamped_swiglu"), ValueError, 'act_fn="clamped_swiglu" needs'),
     "an activation with weights in a gate": Case(
-        lambda: config(act_fn="xielu", gated_mlp=True), ValueError, "set gated_mlp=False"
+        lambda: config(act_fn="xielu", gated_mlp=True), ValueError, 'act_fn="xielu" needs a plain MLP'
     ),
     "a gate without an MLP": Case(
         lambda: config(attn_only=True, gated_mlp=True), ValueError,
-        "attn_only leaves no MLP; gated_mlp, num_experts and",
+        "an attn_only model has no MLP",
     ),
     "a norm in a gated MLP": Case(
         lambda: config(gated_mlp=True, act_fn="solu_ln"), ValueError,
-        "act_fn 'solu_ln' normalises inside the MLP; no gated MLP",
+        "act_fn='solu_ln' has a norm inside the MLP, which a gated MLP does not have",
     ),
     "tied embeddings of two sizes": Case(
         lambda: config(tie_word_embeddings=True, d_vocab_out=3), ValueError,
-        "tied embeddings give d_vocab = 9 logits; d_vo",
+        "d_vocab_out is 3",
     ),
     "a cap of zero": Case(
         lambda: config(attn_scores_soft_cap=0.0), ValueError,
-        "attn_scores_soft_cap is 0.0; wanted a positive number, or None",
+        "attn_scores_soft_cap is 0.0",
     ),
     "experts nowhere": Case(
         lambda: config(moe_layers=(True, False)), ValueError,
-        "moe_layers names layers that mix experts, but num_experts is",
+        "moe_layers selects layers with experts, but num_experts is None",
     ),
     "a choice of no experts": Case(
         lambda: config(experts_per_token=2), ValueError,
-        "experts_per_token is 2, but num_experts is None; give num_experts",
+        "experts_per_token is 2, but num_experts is None",
     ),
     "a choice of too many experts": Case(
         lambda: config(num_experts=2, experts_per_token=3), ValueError,
-        "experts_per_token is 3; wanted 1 to num_experts = 2",
+        "experts_per_token is 3",
     ),
     "layers that turn differently": Case(
-        lambda: rotary(Rotary(dim=2), Rotary(dim=4)), ValueError, "rotary layers turn different dimensions"
+        lambda: rotary(Rotary(dim=2), Rotary(dim=4)), ValueError, "all rotary layers must have the same dim and"
     ),
     "an odd rotary dim": Case(
-        lambda: rotary(*[Rotary(dim=3)] * 2), ValueError, "rotary dim is 3; wanted an even number up to d_head = 4"
+        lambda: rotary(*[Rotary(dim=3)] * 2), ValueError, "rotary dim is 3"
     ),
     "a divisor for each dimension": Case(
         lambda: rotary(*[Rotary(scaling=LongRope((1.0,) * 4, (1.0,) * 2, 8, 1.0))] * 2), ValueError,
-        "LongRope short_factor has 4 entries; wanted 2, one per frequency",
+        "LongRope short_factor has 4 entries",
     ),
     "more layers than there are": Case(
-        lambda: config().first_layers(3), ValueError, "first_n_layers is 3; the model has 1 to 2 layers"
+        lambda: config().first_layers(3), ValueError, "first_n_layers is 3"
     ),
     "an unknown field": Case(
         lambda: Config.from_dict({**config().to_dict(), "d_hidden": 3}), ValueError, "Config has no field ['d_hidden']"
@@ -466,7 +445,7 @@ CONFIG_FIELDS = {
     ),
     "an unknown scaling": Case(
         lambda: Config.from_dict({**config().to_dict(), "rotary": [{"scaling": {"kind": "Ntk"}}] * 2}), ValueError,
-        "rotary scaling 'Ntk' is none of ['Dynamic', 'Linear'",
+        "rotary scaling is 'Ntk'",
     ),
 }  # fmt: skip
 
@@ -475,23 +454,23 @@ WEIGHTS = {
         lambda: with_params(**{"embed.W_E": None}), ValueError, "do not fit the config: embed.W_E is missing"
     ),
     "an unknown parameter": Case(
-        lambda: with_params(**{"embed.W_e": jnp.ones(3)}), ValueError, "embed.W_e is none of this config's"
+        lambda: with_params(**{"embed.W_e": jnp.ones(3)}), ValueError, "these parameters do not fit the config:"
     ),
     "a parameter of the wrong shape": Case(
-        lambda: with_params(**{"unembed.b_U": jnp.ones(36)}), ValueError, "unembed.b_U has shape (36,); wanted (37,)"
+        lambda: with_params(**{"unembed.b_U": jnp.ones(36)}), ValueError, "these parameters do not fit the config:"
     ),
     "a parameter of another dtype": Case(
         lambda: with_params(**{"unembed.b_U": jnp.ones(37, jnp.bfloat16)}), ValueError,
         "unembed.b_U is bfloat16; the config's dtype is float32",
     ),
     "one token has no loss": Case(
-        lambda: run(given=tokens(1, 1), return_type="loss"), ValueError, "one token has none"
+        lambda: run(given=tokens(1, 1), return_type="loss"), ValueError, "the loss compares each token with the next"
     ),
     "an additive mask": Case(
         lambda: run(attention_mask=jnp.zeros((2, 11)).at[0, 0].set(-1e9)), ValueError,
-        "attention_mask holds other numbers",
+        "attention_mask must hold only 1 (a token) and 0 (padding)",
     ),
-    "a layer that is no number": Case(lambda: model("gpt2").blocks["a"], TypeError, "a layer is a number; got str"),
+    "a layer that is no number": Case(lambda: model("gpt2").blocks["a"], TypeError, "model.blocks is indexed by a"),
     "hooks removed in no direction": Case(
         lambda: model("gpt2").reset_hooks(direction="sideways"), HookError, 'a direction is "fwd", "bwd" or "both"'
     ),
@@ -499,8 +478,8 @@ WEIGHTS = {
         lambda: HookedTransformer(config(dtype="float64")), ValueError,
         'needs jax.config.update("jax_enable_x64", True)',
     ),
-    "no positions": Case(lambda: cached(pos_slice=[]), TypeError, "an index is a list of whole numbers"),
-    "tokens beside tokens": Case(lambda: run(given=tokens(), tokens=tokens()), ValueError, "the input has tokens"),
+    "no positions": Case(lambda: cached(pos_slice=[]), TypeError, "a slice given as a list must hold integers"),
+    "tokens beside tokens": Case(lambda: run(given=tokens(), tokens=tokens()), ValueError, "tokens= belongs to a"),
     "padding on no side": Case(lambda: run(padding_side="centre"), ValueError, "padding_side is 'centre'"),
     "several parameters at once": Case(
         lambda: with_params(**{"embed.W_E": None, "unembed.b_U": jnp.ones(36)}), ValueError,
@@ -521,7 +500,7 @@ WEIGHTS = {
     ),
     "weights of two shapes in one array": Case(
         lambda: unrandomised("moe").W_in, AttributeError,
-        "W_in differs in shape from layer to layer: [(5, 14, 22), (14, 22)]; read it per layer",
+        "W_in differs in shape between layers: [(5, 14, 22), (14, 22)]",
     ),
     "an unknown attribute": Case(
         lambda: model("gpt2").W_q, AttributeError, "HookedTransformer has no attribute 'W_q'"
@@ -531,7 +510,7 @@ WEIGHTS = {
     ),
     "weight processing that changes what is computed": Case(
         lambda: center_unembed(model("gemma").params, CONFIGS["gemma"]), ValueError,
-        "center_unembed would change what this model computes: a soft cap on logits tells them from logits moved",
+        "center_unembed would change what this model computes: the logit soft cap is not",
     ),
     "a state dict with other names": Case(
         lambda: unrandomised("gpt2").load_state_dict({"embed.W_e": jnp.ones(3)}), ValueError,
@@ -540,12 +519,12 @@ WEIGHTS = {
 }  # fmt: skip
 
 ANALYSES = {
-    "circuits of latent attention": Case(lambda: model("latent").OV, ValueError, "have no QK and OV circuits"),
+    "circuits of latent attention": Case(lambda: model("latent").OV, ValueError, "latent attention has no QK and OV"),
     "the parts of a stream that is no sum": Case(
-        lambda: model("original").accumulated_bias(1), ValueError, "is no sum of what was written to it"
+        lambda: model("original").accumulated_bias(1), ValueError, 'this analysis needs an additive residual stream'
     ),
     "no such composition": Case(lambda: model("gpt2").all_composition_scores("q"), ValueError, "mode is 'q'"),
-    "a bias past the last layer": Case(lambda: model("gpt2").accumulated_bias(5), ValueError, "so wanted 0 to 4"),
+    "a bias past the last layer": Case(lambda: model("gpt2").accumulated_bias(5), ValueError, "layer is 5"),
     "no such device": Case(lambda: small_cache().to("abacus"), ValueError, "no device 'abacus'"),
     "an edit that is lost": Case(lambda: hooked(Z, in_place), HookError, "Return the new value"),
     "hooks that could stay": Case(lambda: cached(reset_hooks_end=False), ValueError, "add_caching_hooks"),
@@ -553,13 +532,13 @@ ANALYSES = {
         lambda: model("moe").run_with_cache(tokens())[1].stack_activation("post"), ValueError, "differs in shape"
     ),
     "results of heads without z": Case(
-        lambda: cached([RESID_PRE])[1].compute_head_results(), ActivationNotFound, "to compute the results of heads"
+        lambda: cached([RESID_PRE])[1].compute_head_results(), ActivationNotFound, 'the cache holds no'
     ),
     "a cache without its model": Case(
-        lambda: jax.jit(lambda cache: cache)(small_cache()).needs_model(), ValueError, "cache.with_model(model)"
+        lambda: jax.jit(lambda cache: cache)(small_cache()).require_model(), ValueError, "cache.with_model(model)"
     ),
     "a cache with another model": Case(
-        lambda: small_cache().with_model(model("llama")), ValueError, "the cache is of a model with"
+        lambda: small_cache().with_model(model("llama")), ValueError, "the cache belongs to a model with"
     ),
     "no such optimizer": Case(
         lambda: optimizer_of(HookedTransformerTrainConfig(1, 2, optimizer_name="Lion")), ValueError, '"AdamW" or "SGD"'
@@ -628,7 +607,5 @@ def test_a_failed_hook_leaves_the_hooks_that_were_there():
 
 
 def test_every_error_of_the_package_is_reached_by_a_case():
-    assert all((Path(__file__).parent / name).exists() for name in TESTED_ELSEWHERE)
-    elsewhere = tuple(name for names in TESTED_ELSEWHERE.values() for name in names)
-    files = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
-    assert unreached([path for name, path in files.items() if not name.startswith(elsewhere)], CASES.values()) == []
+    assert all((Path(__file__).parent / f"{name}.py").exists() for name in CASES_OF)
+    assert unreached(__file__, CASES.values()) == []

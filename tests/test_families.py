@@ -1,4 +1,4 @@
-"""Laws 7 and 8: a checkpoint that transformers wrote gives transformers' logits, and exporting it gives it back."""
+"""Laws 7 and 8: a checkpoint of transformers gives the same logits here, and its export has the same tensors."""
 
 import json
 import math
@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import transformers
 from families import CASES, PUBLISHED, REFUSED
-from families.common import LLAMA3, LONG, ROPE
+from families.common import LLAMA3, LONGROPE, ROPE
 from safetensors.numpy import load_file, save_file
-from tiny import hf_logits, random_tokens, write_checkpoint
+from support.tiny import hf_logits, random_tokens, write_checkpoint
 
 from jaxlens import CheckpointError, HookedTransformer
-from jaxlens.convert import all_families, export, load
-from jaxlens.convert.opening import read_config
-from jaxlens.parameters import parameter_shapes
+from jaxlens.checkpoints import all_families, export, load
+from jaxlens.checkpoints.open import read_config
+from jaxlens.nn.parameters import parameter_shapes
 
 TOLERANCE = 1e-5
-"""Of the largest logit, in float32, for every family: a difference above it is a mistake to be found."""
+"""The allowed difference relative to the largest logit, in float32, for every family. Any larger one is a bug."""
 
 LENGTH = 40
 
@@ -65,33 +65,33 @@ def test_logits_and_round_trip(tmp_path, model_type, fields):
         assert_equal_logits(np.asarray(model(tokens)), expected)
 
     ours = export(tmp_path / "ours", load(theirs).cfg, model.params, model.source)
-    wanted = {
+    language_model = {
         name: value for name, value in tensors(theirs).items() if "vision" not in name and "multi_modal" not in name
     }
-    assert_same_tensors(tensors(ours), {spelled_by_us(name): value for name, value in wanted.items()})
+    assert_same_tensors(tensors(ours), {exported_name(name): value for name, value in language_model.items()})
     assert np.array_equal(hf_logits(ours, tokens), expected)
 
 
-def spelled_by_us(name):
+def exported_name(name):
     return name.replace("language_model.model.", "model.").replace("model.language_model.", "model.")
 
 
 @pytest.mark.parametrize(("model_type", "fields", "text"), REFUSED)
-def test_what_a_family_cannot_express_is_refused(tmp_path, model_type, fields, text):
+def test_unsupported_fields_are_refused(tmp_path, model_type, fields, text):
     theirs = json.loads((write_checkpoint(tmp_path, model_type) / "config.json").read_text())
     with pytest.raises(CheckpointError, match=re.escape(text)):
         read_config({**theirs, **fields})
 
 
 def test_every_family_has_cases():
-    with_a_class = {kind for kind in all_families() if kind in transformers.CONFIG_MAPPING}
-    assert with_a_class == set(CASES) and set(all_families()) - with_a_class == {"jaxlens", "qwen"}
+    in_transformers = {kind for kind in all_families() if kind in transformers.CONFIG_MAPPING}
+    assert in_transformers == set(CASES) and set(all_families()) - in_transformers == {"jaxlens", "qwen"}
     assert all(len(cases) >= 4 for cases in CASES.values())
 
 
-def test_short_sequences_do_not_stretch(tmp_path):
-    """Below the original context, dynamic and longrope turn by their short frequencies."""
-    for i, parameters in enumerate((LONG, {**ROPE, "rope_type": "dynamic", "factor": 4.0})):
+def test_short_sequences_are_not_scaled(tmp_path):
+    """Below the original context, dynamic and longrope use the frequencies for short sequences."""
+    for i, parameters in enumerate((LONGROPE, {**ROPE, "rope_type": "dynamic", "factor": 4.0})):
         folder = write_checkpoint(tmp_path / str(i), "llama", rope_parameters=parameters)
         tokens = random_tokens(0, 12)
         assert_equal_logits(logits(folder, tokens), hf_logits(folder, tokens))
@@ -120,7 +120,7 @@ def rename_tensors(folder, rename, **more):
     ids=str,
 )
 def test_rope_fields_of_older_files(tmp_path, scaling):
-    """`rope_theta` and `rope_scaling` side by side mean what `rope_parameters` means now."""
+    """The older fields `rope_theta` and `rope_scaling` together mean the same as `rope_parameters`."""
     folder = write_checkpoint(tmp_path, "llama")
     edit_config(folder, rope_parameters=..., rope_theta=500.0, rope_scaling=scaling, torch_dtype="float32", dtype=...)
     tokens = random_tokens(0, LENGTH)
@@ -134,12 +134,12 @@ def test_rope_fields_of_older_gemma3_files(tmp_path):
     edit_config(folder, rope_parameters=..., layer_types=..., _sliding_window_pattern=..., **older)
     tokens = random_tokens(0, LENGTH)
     loaded = load(folder)
-    assert [turn.base for turn in loaded.cfg.rotary] == [100.0, 1000.0, 100.0, 1000.0]
+    assert [rotary.base for rotary in loaded.cfg.rotary] == [100.0, 1000.0, 100.0, 1000.0]
     assert_equal_logits(logits(folder, tokens), hf_logits(folder, tokens))
 
 
 def test_gpt2_as_openai_published_it(tmp_path):
-    """Without the prefix "transformer.", with causal masks among the tensors, with the fields of 2019."""
+    """Tensor names without the prefix "transformer.", causal masks as tensors, and the config.json fields of 2019."""
     folder = write_checkpoint(tmp_path / "theirs", "gpt2")
     expected = hf_logits(folder, random_tokens(0))
     masks = {f"h.{layer}.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)) for layer in range(3)}
@@ -162,7 +162,7 @@ def test_gpt2_as_openai_published_it(tmp_path):
         ("qwen3", "model.layers.0.self_attn.rotary_emb.inv_freq"),
     ],
 )
-def test_masks_and_frequencies_in_older_files_are_passed_over(tmp_path, model_type, buffer):
+def test_masks_and_frequencies_in_older_files_are_ignored(tmp_path, model_type, buffer):
     folder = write_checkpoint(tmp_path, model_type)
     plain = load(folder).params
     rename_tensors(folder, lambda name: name.replace("embed_out", "lm_head"), **{buffer: np.ones((2, 2), bool)})
@@ -174,19 +174,19 @@ def test_masks_and_frequencies_in_older_files_are_passed_over(tmp_path, model_ty
 def test_gemma3_text_inside_a_multimodal_checkpoint(tmp_path, layout):
     folder = write_checkpoint(tmp_path / "theirs", "gemma3")
     expected = hf_logits(folder, random_tokens(0))
-    images = {"multi_modal_projector": "x", "vision_tower": "x"} if layout.startswith("language") else {}
+    is_older = layout.startswith("language")
 
-    def spell(name):
-        if any(part in name for part in ("multi_modal_projector", "vision_tower")):
-            return name.removeprefix("model.") if images else "model." + name.removeprefix("model.")
+    def rename(name):
+        if any(module in name for module in ("multi_modal_projector", "vision_tower")):
+            return name.removeprefix("model.") if is_older else "model." + name.removeprefix("model.")
         return layout + name.removeprefix("model.language_model.").removeprefix("language_model.model.")
 
-    rename_tensors(folder, spell)
+    rename_tensors(folder, rename)
     assert_equal_logits(logits(folder, random_tokens(0)), expected)
 
 
-def test_gates_far_beyond_their_clamps(tmp_path):
-    """Random weights hardly reach gpt-oss's ±7; these biases go past it on every side."""
+def test_gates_beyond_the_clamps(tmp_path):
+    """Random weights rarely exceed gpt-oss's clamps at ±7. These biases exceed them on both sides."""
     folder = write_checkpoint(tmp_path, "gpt_oss")
     biases = {name: 150 * value for name, value in tensors(folder).items() if name.endswith("gate_up_proj_bias")}
     assert biases and all((value[..., ::2] > 7).any() and (abs(value) > 7).any() for value in biases.values())
@@ -221,14 +221,14 @@ def test_sharded_folders(tmp_path):
 @pytest.mark.parametrize(
     "model_type", ["gpt2", "gpt_neo", "qwen2", "gemma2", "gemma3_text", "codegen", "smollm3", "exaone4", "qwen3_moe"]
 )
-def test_the_first_layers_are_a_model_of_their_own(tmp_path, model_type):
-    """Its logits are those of the same layers of the whole model, and it can be exported."""
+def test_the_first_layers_are_a_complete_model(tmp_path, model_type):
+    """Its weights are those of the same layers of the full model, and it can be exported."""
     theirs = write_checkpoint(tmp_path / "theirs", model_type)
-    whole, cut = load(theirs), load(theirs, first_n_layers=2)
+    full, cut = load(theirs), load(theirs, first_n_layers=2)
     assert cut.cfg.n_layers == 2
     for name, value in cut.params.items():
-        kept = whole.params[name][:2] if name.startswith("blocks") else whole.params[name]
-        assert np.array_equal(value, kept), name
+        expected = full.params[name][:2] if name.startswith("blocks") else full.params[name]
+        assert np.array_equal(value, expected), name
     exported = export(tmp_path / "ours", cut.cfg, cut.params, cut.source)
     tokens = random_tokens(0)
     assert_equal_logits(logits(theirs, tokens, first_n_layers=2), hf_logits(exported, tokens))
@@ -236,15 +236,15 @@ def test_the_first_layers_are_a_model_of_their_own(tmp_path, model_type):
 
 def test_a_shorter_context_has_fewer_learned_positions(tmp_path):
     theirs = write_checkpoint(tmp_path / "theirs", "gpt2")
-    whole, short = load(theirs), load(theirs, n_ctx=50)
-    assert np.array_equal(short.params["pos_embed.W_pos"], whole.params["pos_embed.W_pos"][:50])
+    full, short = load(theirs), load(theirs, n_ctx=50)
+    assert np.array_equal(short.params["pos_embed.W_pos"], full.params["pos_embed.W_pos"][:50])
     exported = export(tmp_path / "ours", short.cfg, short.params, short.source)
     assert json.loads((exported / "config.json").read_text())["n_positions"] == 50
     assert np.array_equal(hf_logits(exported, random_tokens(0)), hf_logits(theirs, random_tokens(0)))
 
 
 @pytest.mark.parametrize(("model_type", "field"), [("bloom", "seq_length"), ("mpt", "max_seq_len")])
-def test_a_shorter_context_is_written_where_the_family_has_it(tmp_path, model_type, field):
+def test_a_shorter_context_is_exported_in_the_field_of_the_family(tmp_path, model_type, field):
     short = load(write_checkpoint(tmp_path / "theirs", model_type), n_ctx=50)
     exported = export(tmp_path / "ours", short.cfg, short.params, short.source)
     assert json.loads((exported / "config.json").read_text())[field] == 50

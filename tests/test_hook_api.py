@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import CONFIGS, model, tokens
+from support.models import CONFIGS, model, tokens
 from test_models import close
 
 from jaxlens import Config, HookedTransformer, HookError, hook
-from jaxlens.hook_table import sites
-from jaxlens.parameters import parameter_shapes
+from jaxlens.hooks.table import sites
+from jaxlens.nn.parameters import parameter_shapes
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 RESID_PRE, RESID_POST, Z = "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.1.attn.hook_z"
@@ -382,7 +382,7 @@ def test_a_data_hook_is_told_its_layer_as_a_traced_number(the_model):
     as_data = the_model.run_with_hooks(tokens(), fwd_hooks=[(everywhere, hook(by_depth, step=0.3))])
     in_python = lambda value, hook: value * (1 + 0.3 * hook.layer())  # noqa: E731
     close(as_data, the_model.run_with_hooks(tokens(), fwd_hooks=[(everywhere, in_python)]))
-    with pytest.raises(HookError, match=r'"hook_embed" is in no layer'):
+    with pytest.raises(HookError, match=r'"hook_embed" is outside the blocks'):
         the_model.run_with_hooks(tokens(), fwd_hooks=[("hook_embed", hook(by_depth, step=0.3))])
 
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import CONFIGS, model, randomised, tokens
+from support.models import CONFIGS, model, randomised, tokens
 from test_attribution import CLEAN, CORRUPT, in_x64, score
 from test_engine import compilations  # noqa: F401  (a fixture)
 from test_models import close, every_config
 
-from jaxlens.analysis.jacobian import residual_jacobian
-from jaxlens.analysis.path_integrals import integrated_gradients
+from jaxlens.analysis.attribution.integrated_gradients import integrated_gradients
+from jaxlens.analysis.attribution.jacobian import residual_jacobian
 
 SMOOTH = [
     name for name, cfg in CONFIGS.items() if not cfg.num_experts and cfg.clip_qkv is None and cfg.act_fn != "relu2"

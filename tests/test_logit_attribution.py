@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mistakes import Case, unreached
-from models import CONFIGS, model, tokens
+from support.mistakes import Case, unreached
+from support.models import CONFIGS, model, tokens
 from test_decomposition import EVERY, MASK, cache_of, made, ran
 from test_hook_api import compilations
 from test_models import close
@@ -175,7 +175,7 @@ def test_a_table_has_a_row_for_every_value(monkeypatch):
 ERRORS = {
     "an unknown unit": Case(
         lambda: direct_logit_attribution(model("gpt2"), tokens(), 3, unit="heads"), ValueError,
-        "unit is 'heads'; wanted one of 'component', 'head', 'neuron', 'all', 'layer'",
+        "unit is 'heads'",
     ),
     "no answer": Case(
         lambda: direct_logit_attribution(model("gpt2"), tokens()), ValueError, "answer_tokens is missing"
@@ -185,11 +185,11 @@ ERRORS = {
     ),
     "how to run without a run": Case(
         lambda: direct_logit_attribution(model("gpt2"), None, 3, cache=ran("gpt2"), attention_mask=MASK), ValueError,
-        "attention_mask would be of a run, but a cache was given",
+        "attention_mask cannot be given with a cache, because the model is not run",
     ),
     "heads of components": Case(
         lambda: direct_logit_attribution(model("gpt2"), tokens(), 3).heads(), ValueError,
-        'this attribution is by component; heads are in those by "head" or "all"',
+        'heads() needs an attribution with unit="head" or unit="all"',
     ),
     "a cache without what is needed": Case(
         lambda: direct_logit_attribution(model("gpt2"), None, 3, unit="head", cache=cache_of("ln_final.hook_scale")),
@@ -204,7 +204,7 @@ def test_a_mistake_is_answered_with_what_was_wanted(case):
 
 
 def test_every_error_is_reached_by_a_case():
-    assert unreached([logit_attribution], ERRORS.values()) == []
+    assert unreached(__file__, ERRORS.values()) == []
 
 
 def test_the_names_are_public():

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hlo import mask_buffers
-from models import LLAMA
+from support.hlo import mask_buffers
+from support.models import LLAMA
 
 from jaxlens import Config, HookedTransformer
-from jaxlens.engine import _loop
-from jaxlens.hooks import Tap
-from jaxlens.nn.context import make_context
-from jaxlens.nn.masks import band, masked_softmax, softmax, visible
+from jaxlens.hooks.tap import Tap
+from jaxlens.model.engine import _loop
+from jaxlens.nn.attention import masked_softmax, softmax, visible
+from jaxlens.nn.sequence import band, sequence_info
 
 LENGTH = 2048
 WINDOWS = {
@@ -69,12 +69,18 @@ def test_no_mask_in_the_loop_with_data_as_bounds(windows, attn_block):
 
     def loop(stack, x, mask, first, last, wanted):
         return _loop(
-            stack, x, make_context(model.cfg, mask), first, last, (),
-            layers=model.cfg.stacks[0], wanted=wanted, positions=None, n_caught=4 if wanted else 0,
+            stack, x, sequence_info(model.cfg, mask), first, last, (),
+            layers=model.cfg.stacks[0], wanted=wanted, positions=None, n_captured=4 if wanted else 0,
         )  # fmt: skip
 
     for wanted in (frozenset(), frozenset({"hook_resid_post"})):
-        args = model.parts.stacks[0], model.parts.embed(tokens, Tap(())), mask.astype(bool), np.int32(0), np.int32(4)
+        args = (
+            model.modules.stacks[0],
+            model.modules.embed(tokens, Tap(())),
+            mask.astype(bool),
+            np.int32(0),
+            np.int32(4),
+        )
         compiled = jax.jit(loop, static_argnums=5).lower(*args, wanted).compile()
         assert not mask_buffers(compiled.as_text(), LENGTH)
 
@@ -85,9 +91,9 @@ def test_no_mask_in_a_single_layer(windows, attn_block):
     model, (tokens, mask) = long_model(windows, attn_block), padded()
 
     def layer(block, x, mask):
-        return block(x, make_context(model.cfg, mask).at_layer(jnp.int32(1)), Tap((), layer=1))
+        return block(x, sequence_info(model.cfg, mask).at_layer(jnp.int32(1)), Tap((), layer=1))
 
-    args = model.blocks[1].part, model.parts.embed(tokens, Tap(())), mask.astype(bool)
+    args = model.blocks[1].module, model.modules.embed(tokens, Tap(())), mask.astype(bool)
     for run in (layer, jax.grad(lambda *args: layer(*args).sum(), argnums=1)):
         assert not mask_buffers(jax.jit(run).lower(*args).compile().as_text(), LENGTH)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hlo import buffers
+from support.hlo import buffers
 
 from jaxlens import Config, HookedTransformer, Rotary
 

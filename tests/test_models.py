@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import CONFIGS, model, tokens
+from support.models import CONFIGS, model, tokens
 
 from jaxlens import hook
-from jaxlens.hook_table import sites, split_name
-from jaxlens.hooks import Tap
+from jaxlens.hooks.names import split_name
+from jaxlens.hooks.table import sites
+from jaxlens.hooks.tap import Tap
 
 TOLERANCE = 1e-5  # of the largest value compared, everywhere
 
@@ -50,7 +51,7 @@ def test_the_residual_stream_adds_up_exactly(name):
         close(a, b) if norms_sums else close(a, b, tolerance=0)
 
     def after_sum(layer, norm, x):
-        block = jax.tree.map(lambda w: w[layer], model(name).parts.stacks[0]) if norms_sums else None
+        block = jax.tree.map(lambda w: w[layer], model(name).modules.stacks[0]) if norms_sums else None
         return getattr(block, norm)(x, Tap(())) if norms_sums else x
 
     for layer in range(cfg.n_layers):

@@ -1,4 +1,4 @@
-"""Checkpoints in MXFP4: every number transformers makes of them, and a whole gpt-oss."""
+"""Checkpoints in MXFP4: all values equal those of transformers, and so do the logits of a gpt-oss."""
 
 import json
 import re
@@ -9,34 +9,34 @@ import pytest
 import torch
 from families.gpt_oss import MXFP4
 from safetensors.numpy import load_file, save_file
-from tiny import hf_logits, random_tokens, write_checkpoint
+from support.tiny import hf_logits, random_tokens, write_checkpoint
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from jaxlens import CheckpointError, HookedTransformer
-from jaxlens.convert import export, load, open_checkpoint
-from jaxlens.convert.mxfp4 import unpacked
+from jaxlens.checkpoints import export, load, open_checkpoint
+from jaxlens.checkpoints.mxfp4 import unpack
 
 SIZES = {"hidden_size": 64, "intermediate_size": 32, "head_dim": 8, "num_local_experts": 3}
 FUSED = {"gate_up_proj": (3, 64, 2, 16), "down_proj": (3, 64, 1, 16)}
 
 
 def theirs(blocks, scales):
-    """What transformers makes of blocks and scales."""
+    """The values that transformers computes from blocks and scales."""
     return convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales)).float().numpy()
 
 
 def test_every_byte_and_every_scale():
     blocks = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(255, axis=1)
     scales = np.arange(255, dtype=np.uint8)[None, :, None].repeat(16, axis=2)
-    ours = unpacked(blocks, scales)
+    ours = unpack(blocks, scales)
     assert ours.dtype == ml_dtypes.bfloat16
     assert np.array_equal(ours.astype(np.float32), theirs(blocks, scales))
-    assert np.isnan(unpacked(blocks[:, :1], np.full((1, 1, 16), 255, np.uint8)).astype(np.float32)).all()
+    assert np.isnan(unpack(blocks[:, :1], np.full((1, 1, 16), 255, np.uint8)).astype(np.float32)).all()
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """A gpt-oss whose experts are stored in MXFP4, and the same with what transformers makes of those."""
+    """A gpt-oss with experts in MXFP4, and the same model after transformers has dequantised them: (plain, packed)."""
     plain = write_checkpoint(tmp_path / "plain", "gpt_oss", **SIZES)
     packed = write_checkpoint(tmp_path / "packed", "gpt_oss", **SIZES)
     tensors, random = load_file(plain / "model.safetensors"), np.random.default_rng(0)
@@ -56,37 +56,37 @@ def folders(tmp_path):
     return plain, packed
 
 
-def test_a_whole_checkpoint(folders, tmp_path):
+def test_loading_and_exporting_a_checkpoint(folders, tmp_path):
     plain, packed = folders
     loaded, expected = load(packed), load(plain)
     for name, value in expected.params.items():
         assert np.array_equal(loaded.params[name], value), name
     tokens = random_tokens(0)
     ours = np.asarray(HookedTransformer(loaded.cfg, params=loaded.params, source=loaded.source)(tokens))
-    there = hf_logits(plain, tokens)
-    assert np.abs(ours - there).max() <= 1e-5 * np.abs(there).max()
+    reference = hf_logits(plain, tokens)
+    assert np.abs(ours - reference).max() <= 1e-5 * np.abs(reference).max()
     exported = export(tmp_path / "ours", loaded.cfg, loaded.params, loaded.source)
     assert "quantization_config" not in json.loads((exported / "config.json").read_text())
-    assert np.array_equal(hf_logits(exported, tokens), there)
+    assert np.array_equal(hf_logits(exported, tokens), reference)
 
 
-def test_it_is_unpacked_only_when_it_is_read(folders):
+def test_tensors_are_unpacked_when_they_are_read(folders):
     tensors, name = open_checkpoint(folders[1]).tensors, "model.layers.0.mlp.experts.gate_up_proj"
     assert (tensors.dtype(name), tensors.shape(name)) == ("BF16", (3, 64, 64))
-    assert not [one for one in tensors.names() if one.endswith(("_blocks", "_scales"))]
+    assert not [stored for stored in tensors.names() if stored.endswith(("_blocks", "_scales"))]
     assert tensors.dtype("model.norm.weight") == "F32"
 
 
 @pytest.mark.parametrize("scales", [np.zeros((3, 64, 3), np.uint8), np.zeros((3, 64, 2), np.float32)])
-def test_blocks_and_scales_that_do_not_fit(folders, scales):
+def test_blocks_and_scales_that_do_not_match(folders, scales):
     name, file = "model.layers.0.mlp.experts.gate_up_proj", folders[1] / "model.safetensors"
     save_file({**load_file(file), f"{name}_scales": scales}, file)
-    with pytest.raises(CheckpointError, match=re.escape("MXFP4 has 16 bytes of blocks to each byte of scales")):
+    with pytest.raises(CheckpointError, match="expected U8 and 16 bytes of blocks per byte of scales"):
         load(folders[1])
 
 
 def test_blocks_without_scales(folders):
     name, file = "model.layers.0.mlp.experts.down_proj", folders[1] / "model.safetensors"
-    save_file({one: value for one, value in load_file(file).items() if one != f"{name}_scales"}, file)
+    save_file({stored: value for stored, value in load_file(file).items() if stored != f"{name}_scales"}, file)
     with pytest.raises(CheckpointError, match=re.escape(f"missing: {name}. 1 tensor is not part of this")):
         load(folders[1])

@@ -6,26 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mistakes import Case, unreached
-from models import CONFIGS, model, randomised, tokens
+from jaxlens.patching import get_act_patch_direct_path, get_act_patch_direct_path_all_sources
+from support.mistakes import Case, unreached
+from support.models import CONFIGS, model, randomised, tokens
 from test_engine import compilations  # noqa: F401, a fixture
 from test_models import close
 
-from jaxlens import ActivationNotFound, HookError, hook
-from jaxlens.analysis import interventions, labelled, patching, path_patching
-from jaxlens.analysis import metric as metric_module
-from jaxlens.analysis import sweep as sweep_module
-from jaxlens.analysis.batches import Room
-from jaxlens.analysis.interventions import ablate, activation_patch
-from jaxlens.analysis.labelled import Labelled
-from jaxlens.analysis.metric import Metric
-from jaxlens.analysis.path_patching import (
-    get_act_patch_direct_path,
-    get_act_patch_direct_path_all_sources,
-    path_patch,
-)
-from jaxlens.analysis.sweep import Cells, known_run, sweep
-from jaxlens.names import get_act_name
+from jaxlens import ActivationNotFound, HookError, hook, patching
+from jaxlens.analysis.interventions.activation_patching import ablate, activation_patch
+from jaxlens.analysis.interventions.cells import Cells
+from jaxlens.analysis.interventions.metric import Metric
+from jaxlens.analysis.interventions.path_patching import path_patch
+from jaxlens.analysis.interventions.sweep import baseline_run, sweep
+from jaxlens.analysis.interventions.sweep_batches import BatchShape
+from jaxlens.analysis.labelled_array import Labelled
+from jaxlens.hooks.names import get_act_name
 
 LENGTH = 7
 QUIET = {"progress": False}
@@ -162,6 +157,19 @@ def test_noising_is_denoising_with_the_runs_exchanged():
     assert np.array_equal(noising.start, exchanged.start)
 
 
+def test_activation_patch_runs_the_model_twice(monkeypatch):
+    the_model, runs = model("llama"), []
+    run = type(the_model).run
+
+    def recorded(self, model_input, *args, **kwargs):
+        runs.append(model_input.residual is None)  # a run from the tokens on, not from a layer
+        return run(self, model_input, *args, **kwargs)
+
+    monkeypatch.setattr(type(the_model), "run", recorded)
+    activation_patch(the_model, *reversed(pair()), metric, **QUIET)
+    assert sum(runs) == 2  # the clean run and the corrupted run, which is also the baseline
+
+
 # --- what a sweep may be given
 
 
@@ -171,11 +179,13 @@ def test_the_size_of_a_batch_changes_nothing(batch_size):
 
 
 def test_a_batch_of_cells_has_room_for_a_whole_run_at_least():
-    known, _ = known_run(model("gpt2"), tokens(2, LENGTH), None, "hook_resid_pre", [0, 1, 2, 3])
+    the_model = model("gpt2")
+    given = the_model.read_input(tokens(2, LENGTH))
+    baseline, _ = baseline_run(the_model, given, "hook_resid_pre", [0, 1, 2, 3])
     for batch_size in (None, 1, 3, 1000):
-        room = Room.for_sweep(CONFIGS["gpt2"], known, 1, batch_size)
-        assert room.rows >= 2 * LENGTH
-        assert room.cells >= 1
+        shape = BatchShape.for_sweep(CONFIGS["gpt2"], baseline, 1, batch_size)
+        assert shape.rows >= 2 * LENGTH
+        assert shape.cells >= 1
 
 
 @pytest.mark.parametrize(("name", "block"), [("mistral", 2), ("neo", 3)])
@@ -389,7 +399,7 @@ def test_neurons_and_experts_are_ablated():
 
 def test_the_mean_leaves_padding_out():
     the_model = model("gpt2")
-    from jaxlens.analysis.interventions import _mean
+    from jaxlens.analysis.interventions.activation_patching import _mean
 
     value = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
     real = jnp.array([[0, 1, 1, 1, 1], [0, 0, 0, 1, 1]], bool)
@@ -457,10 +467,12 @@ def test_senders_write_what_is_added_to_the_residual_stream(config):
     the_model = model(config)
     clean, corrupted = pair()
     (_, clean_cache), (_, cache) = (the_model.run_with_cache(run) for run in (clean, corrupted))
-    from jaxlens.analysis.path_patching import _outputs
+    from jaxlens.analysis.interventions.path_patching import _outputs
 
     heads = [(1, head) for head in range(6)]
-    (_, of_clean), (_, of_corrupted) = (_outputs(the_model, run, heads, metric) for run in (clean, corrupted))
+    (_, of_clean), (_, of_corrupted) = (
+        _outputs(the_model, the_model.read_input(run), heads, metric) for run in (clean, corrupted)
+    )
     close((of_clean - of_corrupted).sum(0), clean_cache["attn_out", 1] - cache["attn_out", 1])
 
 
@@ -479,7 +491,7 @@ def test_linear_direct_paths_keep_the_receivers_scale(config, component):
     moved = outputs(the_model, clean_cache, 1, 2) - outputs(the_model, cache, 1, 2)
     block = the_model.blocks[3]
     moved = (moved - moved.mean(-1, keepdims=True) if config == "gpt2" else moved) * block.ln1.w
-    W = getattr(block.attn.part, f"W_{component.upper()}")[1]
+    W = getattr(block.attn.module, f"W_{component.upper()}")[1]
     edit = lambda v, hook: v.at[:, :, 1].add(moved / cache["scale", 3, "ln1"] @ W)  # noqa: E731
     edited = the_model.run_with_hooks(corrupted, fwd_hooks=[(f"blocks.3.attn.hook_{component}", edit)])
     close(found[3, 1], metric(edited))
@@ -519,7 +531,9 @@ def test_any_activation_of_a_layer_can_be_swept(config, layer, names):
     put = hook(lambda activation, index, source: source)
     for name in names:
         cells = Cells(name, np.array([layer]), np.array([[layer]]))
-        found = sweep(the_model, corrupted, cells, put, cache, {"": metric}, progress=False)[""]
+        found = sweep(
+            the_model, the_model.read_input(corrupted), cells, put, cache, {"": metric}, progress=False
+        ).cells[""]
         edit = lambda v, hook: cache[hook.name]  # noqa: E731
         edited = the_model.run_with_hooks(corrupted, fwd_hooks=[(f"blocks.{layer}.{name}", edit)])
         close(found[0], metric(edited))
@@ -584,10 +598,10 @@ MISTAKES = {
         lambda: jax.jit(lambda t: generic(source={}, tokens=t))(pair()[1]), ValueError, "outside jit, grad and vmap"
     ),
     "a misspelt argument": Case(lambda: generic(bach_size=3), TypeError, "no argument 'bach_size'"),
-    "a batch of nothing": Case(lambda: generic(batch_size=0), ValueError, "wanted a number of cells"),
-    "half a cell": Case(lambda: generic(batch_size=2.5), ValueError, "wanted a number of cells"),
+    "a batch of nothing": Case(lambda: generic(batch_size=0), ValueError, "batch_size is 0; expected a number"),
+    "half a cell": Case(lambda: generic(batch_size=2.5), ValueError, "batch_size is 2.5; expected a number"),
     "no metric by any name": Case(
-        lambda: ablate(model("gpt2"), tokens(), {}, **QUIET), ValueError, "there is no metric in the mapping"
+        lambda: ablate(model("gpt2"), tokens(), {}, **QUIET), ValueError, "the dict of metrics is empty"
     ),
     "no cache": Case(
         lambda: patching.get_act_patch_mlp_out(model("gpt2"), tokens(), None, metric), TypeError, "clean_cache is None"
@@ -597,17 +611,17 @@ MISTAKES = {
         lambda: generic(lambda a, i, c: a if i[1] == 1 else c), TypeError, "use jnp.where"
     ),
     "a position past the end": Case(
-        lambda: generic(axes=None, index_df=Table([(1, 50)], "layer", "pos")), ValueError, "pos 50 to 50; there are 7"
+        lambda: generic(axes=None, index_df=Table([(1, 50)], "layer", "pos")), ValueError, "index_df has pos 50 to 50"
     ),
     "half a position": Case(
-        lambda: generic(axes=None, index_df=Table([(1, 1.5)], "layer", "pos")), TypeError, "whole numbers"
+        lambda: generic(axes=None, index_df=Table([(1, 1.5)], "layer", "pos")), TypeError, "index_df holds float64"
     ),
-    "axes as one string": Case(lambda: generic(axes="layer"), ValueError, "wanted a tuple of axes"),
-    "one layer's name": Case(lambda: generic(name="blocks.1.hook_attn_out"), ValueError, "is of one layer"),
+    "axes as one string": Case(lambda: generic(axes="layer"), ValueError, "index_axis_names is the string 'layer'"),
+    "one layer's name": Case(lambda: generic(name="blocks.1.hook_attn_out"), ValueError, '"blocks.1.hook_attn_out"'),
     "a metric without a value": Case(
         lambda: activation_patch(model("gpt2"), *pair(), lambda x: None, **QUIET), TypeError, "got NoneType"
     ),
-    "hooks on the model": Case(lambda: generic(the_model=with_hook()), ValueError, "reset_hooks()"),
+    "hooks on the model": Case(lambda: generic(the_model=with_hook()), ValueError, "a sweep runs many interventions"),
     "a cache of other positions": Case(lambda: generic(source=shorter()), ValueError, "need the same positions"),
     "a setter without a result": Case(lambda: generic(lambda a, i, c: None), ValueError, ".at[:, pos].set(...)"),
     "a setter of one position": Case(lambda: generic(lambda a, i, c: c[:, 0]), ValueError, "the whole activation"),
@@ -619,13 +633,13 @@ MISTAKES = {
     ),
     "no row": Case(lambda: generic(axes=None, index_df=Table([], "layer", "pos")), ValueError, "at least one row"),
     "layers not first": Case(
-        lambda: generic(axes=None, index_df=Table([(0, 1)], "pos", "layer")), ValueError, '"layer" first'
+        lambda: generic(axes=None, index_df=Table([(0, 1)], "pos", "layer")), ValueError, "index_df has columns ['pos'"
     ),
     "axes and indices": Case(lambda: generic(index_df=Table([(0, 1)], "layer", "pos")), ValueError, "exactly one"),
     "neither axes nor indices": Case(lambda: generic(axes=None), ValueError, "exactly one"),
     "no such axis": Case(lambda: generic(axes=("layer", "token")), ValueError, "no axis 'token'"),
-    "no layer axis": Case(lambda: generic(axes=("pos",)), ValueError, 'first axis of a sweep is "layer"'),
-    "an activation outside the layers": Case(lambda: generic(name="hook_embed"), ValueError, "in no layer"),
+    "no layer axis": Case(lambda: generic(axes=("pos",)), ValueError, 'the first axis of a sweep must be "layer"'),
+    "an activation outside the layers": Case(lambda: generic(name="hook_embed"), ValueError, '"hook_embed" is outside'),
     "no such activation": Case(lambda: generic(name="resid_past"), HookError, "did you mean"),
     "no experts in that layer": Case(
         lambda: patching.generic_activation_patch(
@@ -636,28 +650,28 @@ MISTAKES = {
     "layers of several shapes": Case(lambda: moe_neurons([(0, 1), (1, 1)]), ValueError, "layers of one shape"),
     "no such direction": Case(lambda: patch(direction="sideways"), ValueError, "denoising"),
     "runs of other shapes": Case(
-        lambda: activation_patch(model("gpt2"), tokens(2, 5), tokens(2, 6), metric), ValueError, "same prompts"
+        lambda: activation_patch(model("gpt2"), tokens(2, 5), tokens(2, 6), metric), ValueError, "the same number of"
     ),
-    "an axis that the activation lacks": Case(lambda: patch("z", ("layer", "neuron")), ValueError, "cannot go along"),
-    "the same axis twice": Case(lambda: patch("z", ("layer", "head", "head_index")), ValueError, "cannot go along"),
+    "an axis that the activation lacks": Case(lambda: patch("z", ("layer", "neuron")), ValueError, "cannot be swept"),
+    "the same axis twice": Case(lambda: patch("z", ("layer", "head", "head_index")), ValueError, "cannot be swept"),
     "nothing to normalise by": Case(
-        lambda: ablate(model("gpt2"), tokens(1, 3), lambda x: x.mean(), **QUIET).normalised, ValueError, "nothing"
+        lambda: ablate(model("gpt2"), tokens(1, 3), lambda x: x.mean(), **QUIET).normalised, ValueError, "and None in"
     ),
     "no such ablation": Case(lambda: ablate(model("gpt2"), tokens(), metric, by="noise"), ValueError, '"resample"'),
     "no other prompt": Case(
         lambda: ablate(model("gpt2"), tokens(1, 4), metric, by="resample"), ValueError, "at least two prompts"
     ),
     "the mean of patterns": Case(
-        lambda: ablate(model("gpt2"), tokens(), metric, "pattern", by="mean"), ValueError, "each see those after it"
+        lambda: ablate(model("gpt2"), tokens(), metric, "pattern", by="mean"), ValueError, 'the mean of "pattern" over'
     ),
     "paths between runs of other shapes": Case(
-        lambda: path_patch(model("gpt2"), tokens(2, 5), tokens(2, 6), metric), ValueError, "same prompts"
+        lambda: path_patch(model("gpt2"), tokens(2, 5), tokens(2, 6), metric), ValueError, "the same number of prompts"
     ),
     "no such component": Case(lambda: path("z"), ValueError, "component is 'z'"),
     "no MLP to receive": Case(lambda: path("mlp", name="attn_only"), ValueError, "component is 'mlp'"),
     "no such sender": Case(lambda: path("q", [(0, 6)]), ValueError, "no sender (0, 6)"),
     "no such receiver": Case(lambda: path("mlp", None, [(0, 1)]), ValueError, "no receiver (0, 1)"),
-    "no sender": Case(lambda: path("q", []), ValueError, "no sender in the list"),
+    "no sender": Case(lambda: path("q", []), ValueError, "the list of senders is empty"),
     "no norm to keep the scale of": Case(
         lambda: get_act_patch_direct_path(model("post_norm"), tokens(), {}, {}, metric, 0, 0), ValueError, "path_patch"
     ),
@@ -673,5 +687,4 @@ def test_a_mistake_is_answered_with_what_was_wanted(case):
 
 
 def test_every_error_is_reached_by_a_case():
-    modules = (interventions, labelled, metric_module, patching, path_patching, sweep_module)
-    assert unreached(modules, MISTAKES.values()) == []
+    assert unreached(__file__, MISTAKES.values()) == []

@@ -1,17 +1,19 @@
-"""Qwen 1, which transformers cannot run any more: its arithmetic is that of a Qwen 2 (of a Llama, where all maps have
-biases), whose tensors are renamed and joined here as Qwen 1 had them."""
+"""Qwen 1, which transformers no longer supports.
+
+The references are Qwen 2 and, with biases everywhere, Llama. Their tensors are renamed and fused as in Qwen 1.
+"""
 
 import json
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.tiny import hf_logits, random_tokens, write_checkpoint
 from test_families import assert_equal_logits, assert_same_tensors, logits, tensors
-from tiny import hf_logits, random_tokens, write_checkpoint
 
 from jaxlens import CheckpointError
-from jaxlens.convert import export, load
-from jaxlens.convert.opening import read_config
+from jaxlens.checkpoints import export, load
+from jaxlens.checkpoints.open import read_config
 
 SIZES = {"hidden_size": 36, "intermediate_size": 44, "num_attention_heads": 6, "head_dim": 6}
 CONFIG = {
@@ -41,20 +43,21 @@ NAMES = {
 
 
 def as_qwen(theirs, folder, **fields):
-    """A folder as Qwen 1 would have published the model in `theirs`."""
-    renamed, parts = {}, {}
+    """A folder with the model in `theirs`, in the format of Qwen 1."""
+    renamed, projections = {}, {}
     for name, value in load_file(theirs / "model.safetensors").items():
         for old, new in NAMES.items():
             name = name.replace(old, new)
         name = name if name.startswith("lm_head") else f"transformer.{name}"
         if "self_attn" in name:
             block, letter, kind = name.replace("_proj", "").rsplit(".", 2)
-            parts.setdefault(f"{block.replace('self_attn', 'attn')}.c_attn.{kind}", {})[letter] = value
+            fused_name = f"{block.replace('self_attn', 'attn')}.c_attn.{kind}"
+            projections.setdefault(fused_name, {})[letter] = value
         else:
             renamed[name] = value
-    joined = {name: np.concatenate([part[letter] for letter in "qkv"]) for name, part in parts.items()}
+    fused = {name: np.concatenate([qkv[letter] for letter in "qkv"]) for name, qkv in projections.items()}
     folder.mkdir()
-    save_file({**renamed, **joined}, folder / "model.safetensors")
+    save_file({**renamed, **fused}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({**CONFIG, **fields}))
     return folder
 
@@ -90,11 +93,11 @@ def test_the_first_layers_and_a_shorter_context(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"kv_channels": 8}, "kv_channels is 8; 6 is wanted: the heads together are as wide as the residual stream"),
-        ({"rotary_pct": 0.5}, "rotary_pct is 0.5; 1 is wanted: whole heads turn here"),
-        ({"scale_attn_weights": False}, "scale_attn_weights is False; True is wanted: its attention always scales"),
+        ({"kv_channels": 8}, "kv_channels is 8; expected 6: it must equal hidden_size / num_attention_heads"),
+        ({"rotary_pct": 0.5}, "rotary_pct is 0.5; expected 1: Qwen 1 rotates all dimensions of a head"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False; expected True: Qwen 1 always scales"),
     ],
 )
-def test_what_is_refused(fields, text):
+def test_unsupported_fields_are_refused(fields, text):
     with pytest.raises(CheckpointError, match=text):
         read_config({**CONFIG, **fields})

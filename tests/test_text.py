@@ -1,10 +1,10 @@
-"""Text on a model: strings go in, padding on either side changes nothing, and the loss counts real tokens only."""
+"""Models with text input: padding on either side has no effect, and the loss leaves padding out."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from models import CONFIGS, model
+from support.models import CONFIGS, model
 from test_models import close
 from tokenizers import pre_tokenizers
 
@@ -16,7 +16,7 @@ SHORT = "mary gave john a bag the"  # 6 words
 
 
 def word_tokenizer(words: tuple[str, ...] = WORDS) -> tokenizers.Tokenizer:
-    """One token for every word, in that order; unknown words are "?"."""
+    """A tokenizer whose token ids are the indices of `words`. Unknown words become "?"."""
     ids = {word: index for index, word in enumerate(words)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -30,7 +30,7 @@ def ids(text: str) -> list[int]:
 
 @pytest.fixture
 def the_model() -> HookedTransformer:
-    """A model with a tokenizer of its own; weights and compiled programs are shared."""
+    """A model with a new tokenizer. Weights and compiled programs are shared."""
     twin = model("gpt2").with_params(model("gpt2").params)
     twin.set_tokenizer(Tokenizer(word_tokenizer(), bos_token="<s>", pad_token="<pad>"))
     return twin
@@ -42,22 +42,22 @@ either_side = pytest.mark.parametrize("side", ["left", "right"])
 # --- text to tokens and back
 
 
-def test_text_becomes_tokens_with_the_first_token_in_front_or_not(the_model):
+def test_text_is_encoded_with_or_without_bos(the_model):
     assert the_model.to_tokens(SHORT).tolist() == [[0, *ids(SHORT)]]
     assert the_model.to_tokens(SHORT, prepend_bos=False).tolist() == [ids(SHORT)]
     assert the_model.to_tokens(SHORT).dtype == jnp.int32
 
 
 @either_side
-def test_the_shorter_texts_of_a_list_are_padded_on_the_side_that_is_asked_for(the_model, side):
+def test_shorter_texts_are_padded_on_the_requested_side(the_model, side):
     rows = the_model.to_tokens([LONG, SHORT], padding_side=side).tolist()
-    real, padding = [0, *ids(SHORT)], [1] * 4
-    assert rows == [[0, *ids(LONG)], padding + real if side == "left" else real + padding]
+    text, padding = [0, *ids(SHORT)], [1] * 4
+    assert rows == [[0, *ids(LONG)], padding + text if side == "left" else text + padding]
     the_model.set_tokenizer(the_model.tokenizer, default_padding_side=side)
     assert the_model.to_tokens([LONG, SHORT]).tolist() == rows
 
 
-def test_tokens_become_text(the_model):
+def test_tokens_are_decoded(the_model):
     assert the_model.to_string(ids(SHORT)) == SHORT
     assert the_model.to_string(the_model.to_tokens([LONG, LONG], prepend_bos=False)) == [LONG, LONG]
     assert the_model.to_str_tokens("john gave") == ["<s>", "john", "gave"]
@@ -65,7 +65,7 @@ def test_tokens_become_text(the_model):
     assert the_model.to_str_tokens(["john", "mary gave"], prepend_bos=False) == [["john"], ["mary", "gave"]]
 
 
-def test_single_tokens_are_found_by_text_and_by_number(the_model):
+def test_single_tokens_by_text_and_by_id(the_model):
     assert the_model.to_single_token("mary") == 6
     assert the_model.to_single_str_token(6) == "mary"
     assert the_model.get_token_position("john", LONG) == 2
@@ -73,28 +73,28 @@ def test_single_tokens_are_found_by_text_and_by_number(the_model):
     assert the_model.get_token_position(6, jnp.array([4, 5, 6])) == 2
 
 
-def test_text_that_is_too_long_is_cut_with_a_warning_by_to_tokens_and_refused_by_a_run(the_model):
+def test_long_text_is_truncated_with_a_warning_by_to_tokens_and_rejected_by_a_run(the_model):
     long = " ".join([SHORT] * 6)
-    with pytest.warns(UserWarning, match="an input of 37 tokens was cut to the context of 32"):
+    with pytest.warns(UserWarning, match="an input of 37 tokens was truncated to n_ctx = 32"):
         assert the_model.to_tokens(long).shape == (1, 32)
     assert the_model.to_tokens(long, truncate=False).shape == (1, 37)
     with pytest.raises(ValueError, match="the input has 37 positions, more than the model's n_ctx = 32"):
         the_model(long)
 
 
-def test_any_kind_of_tokenizer_will_do_and_none_as_well(the_model):
+def test_set_tokenizer_accepts_any_tokenizer_or_none(the_model):
     the_model.set_tokenizer(word_tokenizer())
     assert isinstance(the_model.tokenizer, Tokenizer)
-    assert the_model.to_tokens("john").tolist() == [[4]]  # this one knows of no first token
+    assert the_model.to_tokens("john").tolist() == [[4]]  # this tokenizer has no BOS token
     the_model.set_tokenizer(None)
     assert the_model.tokenizer is None
     assert HookedTransformer(CONFIGS["gpt2"], word_tokenizer()).to_single_token("john") == 4
 
 
-# --- a model reads text
+# --- text as input
 
 
-def test_a_model_reads_a_string_or_a_list_of_strings(the_model):
+def test_the_input_is_a_string_or_a_list_of_strings(the_model):
     tokens = the_model.to_tokens(LONG)
     close(the_model(LONG), the_model(tokens))
     close(the_model(LONG, prepend_bos=False), the_model(tokens[:, 1:]))
@@ -107,37 +107,37 @@ def test_a_model_reads_a_string_or_a_list_of_strings(the_model):
 
 
 @either_side
-def test_padded_texts_give_what_they_give_alone(the_model, side):
+def test_padding_does_not_change_logits_and_losses(the_model, side):
     logits, loss = the_model([LONG, SHORT], return_type="both", padding_side=side, loss_per_token=True)
-    real = slice(4, None) if side == "left" else slice(None, 7)
+    text = slice(4, None) if side == "left" else slice(None, 7)
     close(logits[:1], the_model(LONG))
-    close(logits[1:, real], the_model(SHORT))
+    close(logits[1:, text], the_model(SHORT))
     predictions = slice(4, None) if side == "left" else slice(None, 6)
     close(loss[1:, predictions], the_model(SHORT, return_type="loss", loss_per_token=True))
     assert int(jnp.sum(loss[1] != 0)) == 6
 
 
 @either_side
-def test_the_loss_of_a_padded_batch_is_the_mean_over_real_predictions(the_model, side):
+def test_the_loss_of_a_padded_batch_is_the_mean_over_predictions_of_text(the_model, side):
     per_token = [the_model(text, return_type="loss", loss_per_token=True) for text in (LONG, SHORT)]
     assert [losses.shape for losses in per_token] == [(1, 10), (1, 6)]
     close(the_model([LONG, SHORT], return_type="loss", padding_side=side), np.concatenate(per_token, axis=1).mean())
 
 
-def test_tokens_that_were_padded_on_the_left_are_masked_like_the_text(the_model):
-    """A tokenizer that pads on the left says so of tokens too; on the right they need no mask."""
+def test_tokens_padded_on_the_left_are_masked_like_text(the_model):
+    """The padding side of the tokenizer applies to tokens too. Padding on the right needs no mask."""
     the_model.tokenizer.padding_side = "left"
     tokens = the_model.to_tokens([LONG, SHORT])
     close(the_model(tokens)[1:, 4:], the_model(SHORT))
     close(the_model(tokens, return_type="loss"), the_model([LONG, SHORT], return_type="loss"))
 
 
-def test_the_loss_is_the_surprise_at_each_next_token(the_model):
+def test_the_loss_is_the_negative_log_probability_of_each_next_token(the_model):
     logits, loss = the_model(LONG, return_type="both")
     assert isinstance(the_model(LONG, return_type="both"), Output)
     tokens = np.asarray(the_model.to_tokens(LONG))[0]
-    shifted = np.asarray(logits, np.float64)[0]
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    row = np.asarray(logits, np.float64)[0]
+    log_probabilities = row - np.log(np.exp(row).sum(-1, keepdims=True))
     expected = -log_probabilities[np.arange(10), tokens[1:]]
     close(loss, expected.mean())
     close(the_model.loss_fn(logits, the_model.to_tokens(LONG), per_token=True)[0], expected)
@@ -149,13 +149,13 @@ def test_the_loss_is_the_surprise_at_each_next_token(the_model):
 @pytest.mark.parametrize("name", ["gpt2", "llama"], ids=["untied", "tied"])
 def test_tokens_have_directions_in_the_residual_stream(name):
     the_model = model(name)
-    many = the_model.tokens_to_residual_directions(jnp.array([[3, 1], [0, 36], [5, 5]]))
-    assert many.shape == (3, 2, 14)
-    assert jnp.array_equal(many[1, 1], the_model.W_U[:, 36])
+    directions = the_model.tokens_to_residual_directions(jnp.array([[3, 1], [0, 36], [5, 5]]))
+    assert directions.shape == (3, 2, 14)
+    assert jnp.array_equal(directions[1, 1], the_model.W_U[:, 36])
     assert the_model.tokens_to_residual_directions([3, 1]).shape == (2, 14)
     for single in (3, np.int64(3), jnp.array(3), jnp.array([3]), jnp.array([[3]])):
         assert jnp.array_equal(the_model.tokens_to_residual_directions(single), the_model.W_U[:, 3])
 
 
-def test_a_string_that_is_one_token_has_a_direction(the_model):
+def test_a_string_that_is_a_single_token_has_a_direction(the_model):
     assert jnp.array_equal(the_model.tokens_to_residual_directions("mary"), the_model.W_U[:, 6])

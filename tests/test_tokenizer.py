@@ -1,4 +1,4 @@
-"""Text to tokens and back: the BOS policy, the padding policy, and agreement with transformers on the same files."""
+"""The tokenizer: BOS, padding, and agreement with transformers on the same files."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from jaxlens.errors import CheckpointError
-from jaxlens.tokenizer import Tokenizer
+from jaxlens.text.tokenizer import Tokenizer
 
 SENTENCES = [
     "The cat sat on the mat, and the dog sat on the cat.",
@@ -25,7 +25,7 @@ STRINGS = ["The cat", " the mat", "", "  two  spaces ", "naïve 😀 日本", "1
 
 
 def byte_level(adds_bos: bool = False) -> tokenizers.Tokenizer:
-    """A GPT-2-like tokenizer; `adds_bos` gives it Llama 3's post-processor."""
+    """A tokenizer like GPT-2's, with `adds_bos` like Llama 3's, whose post-processor adds BOS."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -38,7 +38,7 @@ def byte_level(adds_bos: bool = False) -> tokenizers.Tokenizer:
 
 
 def metaspace(llama: bool) -> tokenizers.Tokenizer:
-    """A SentencePiece-like tokenizer: the Metaspace pair that T5 has, or Llama 2's normaliser and decoder instead."""
+    """A tokenizer like SentencePiece, with T5's Metaspace, or with Llama 2's normalizer and decoder."""
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     backend.decoder = decoders.Metaspace(prepend_scheme="always")
@@ -72,7 +72,7 @@ def hugging_face(backend: tokenizers.Tokenizer, **special: str):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-def test_bos_is_never_doubled_and_never_lost(plain, adding):
+def test_bos_is_never_duplicated_and_never_missing(plain, adding):
     body = plain.encode("The cat")
     assert (plain.prepends_bos, adding.prepends_bos) == (False, True)
     for tokenizer in (plain, adding):
@@ -81,11 +81,11 @@ def test_bos_is_never_doubled_and_never_lost(plain, adding):
         assert tokenizer.to_tokens("The cat", prepend_bos=False).tolist() == [body]
         assert tokenizer.to_tokens("").tolist() == [[0]]
         assert tokenizer.to_tokens("", prepend_bos=False).shape == (1, 0)
-        assert tokenizer.to_tokens("<s>The cat", prepend_bos=False).tolist() == [[0, *body]], "what was written stays"
+        assert tokenizer.to_tokens("<s>The cat", prepend_bos=False).tolist() == [[0, *body]], "BOS in the text stays"
     assert adding.encode("The cat", add_special_tokens=True) == [0, *body] == adding.encode("<s>The cat")
 
 
-def test_the_default_decides_where_nothing_is_said():
+def test_default_prepend_bos_applies_without_an_argument():
     tokenizer = Tokenizer(byte_level(adds_bos=True), bos_token="<s>", default_prepend_bos=False)
     assert tokenizer.to_tokens("cat")[0, 0] != 0
     assert tokenizer.to_tokens("cat", prepend_bos=True)[0, 0] == 0
@@ -97,31 +97,31 @@ def test_without_a_bos_token(without_bos):
     assert without_bos.bos_token is None and without_bos.bos_token_id is None and not without_bos.prepends_bos
     assert without_bos.to_tokens("cat").tolist() == without_bos.to_tokens("cat", prepend_bos=False).tolist()
     for method in (without_bos.to_tokens, without_bos.to_str_tokens):
-        with pytest.raises(ValueError, match="prepend_bos=True wants a BOS token, and the tokenizer has none"):
+        with pytest.raises(ValueError, match="prepend_bos=True needs a BOS token"):
             method("cat", prepend_bos=True)
 
 
 def test_padding_on_either_side(plain):
     short, long = plain.encode("cat"), plain.encode("The cat sat")
-    fill = [2] * (len(long) - len(short))
+    pads = [2] * (len(long) - len(short))
     right = plain.to_tokens(["cat", "The cat sat"])
-    assert right.dtype == jnp.int32 and right.tolist() == [[0, *short, *fill], [0, *long]]
-    assert plain.to_tokens(["cat", "The cat sat"], padding_side="left").tolist() == [[*fill, 0, *short], [0, *long]]
+    assert right.dtype == jnp.int32 and right.tolist() == [[0, *short, *pads], [0, *long]]
+    assert plain.to_tokens(["cat", "The cat sat"], padding_side="left").tolist() == [[*pads, 0, *short], [0, *long]]
     left = copy.copy(plain)
     left.padding_side = "left"
-    assert left.to_tokens(["cat", "The cat sat"]).tolist() == [[*fill, 0, *short], [0, *long]]
-    with pytest.raises(ValueError, match="padding_side is 'up'; give 'left' or 'right'"):
+    assert left.to_tokens(["cat", "The cat sat"]).tolist() == [[*pads, 0, *short], [0, *long]]
+    with pytest.raises(ValueError, match='padding_side is \'up\'; expected "left" or "right"'):
         plain.to_tokens("cat", padding_side="up")
     with pytest.raises(ValueError, match="padding_side is 'middle'"):
         Tokenizer(byte_level(), padding_side="middle")
 
 
-def test_the_pad_token_is_eos_or_bos_when_there_is_none(without_bos):
+def test_the_pad_token_defaults_to_eos_or_bos(without_bos):
     assert Tokenizer(byte_level(), bos_token="<s>", eos_token="</s>").pad_token == "</s>"
     assert Tokenizer(byte_level(), bos_token="<s>").pad_token_id == 0
     assert without_bos.pad_token is None
     assert without_bos.to_tokens(["cat", "cat"]).shape[0] == 2, "equal lengths need no padding"
-    with pytest.raises(ValueError, match="inputs of different lengths need a pad token, and there is none"):
+    with pytest.raises(ValueError, match="inputs of different lengths need a pad token"):
         without_bos.to_tokens(["cat", "The cat sat"])
 
 
@@ -130,32 +130,32 @@ def test_a_special_token_can_be_set_to_a_token_of_the_vocabulary():
     tokenizer.pad_token = "<pad>"
     tokenizer.eos_token = tokenizer.bos_token
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (2, 0, None)
-    with pytest.raises(ValueError, match=r"eos_token '<none>' is none of the tokenizer's \d+ tokens"):
+    with pytest.raises(ValueError, match=r"eos_token is '<none>'; expected one of the tokenizer's \d+ tokens"):
         tokenizer.eos_token = "<none>"
-    with pytest.raises(ValueError, match="bos_token '<none>'"):
+    with pytest.raises(ValueError, match="bos_token is '<none>'"):
         Tokenizer(byte_level(), bos_token="<none>")
 
 
 @pytest.mark.parametrize("pad", ["<pad>", "</s>", "<s>"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("prepend_bos", [True, False])
-def test_attention_mask_hides_the_padding_and_nothing_else(pad, side, prepend_bos):
+def test_attention_mask_is_zero_on_padding_only(pad, side, prepend_bos):
     tokenizer = Tokenizer(byte_level(), bos_token="<s>", eos_token="</s>", pad_token=pad)
     texts = ["cat", "The cat sat on the mat", "a</s>b<pad>c", ""]
     tokens = tokenizer.to_tokens(texts, prepend_bos, side)
     rows = [[0] * prepend_bos + tokenizer.encode(text) for text in texts]
-    want = [[1] * len(row) + [0] * (tokens.shape[1] - len(row)) for row in rows]
-    want = [row[::-1] for row in want] if side == "left" else want
+    expected = [[1] * len(row) + [0] * (tokens.shape[1] - len(row)) for row in rows]
+    expected = [row[::-1] for row in expected] if side == "left" else expected
     mask = tokenizer.attention_mask(tokens, prepend_bos, side)
-    assert mask.dtype == jnp.int32 and mask.tolist() == want
+    assert mask.dtype == jnp.int32 and mask.tolist() == expected
     traced = jax.jit(lambda tokens: tokenizer.attention_mask(tokens, prepend_bos, side))(tokens)
-    assert traced.tolist() == want
-    assert tokenizer.attention_mask(tokens[0], prepend_bos, side).tolist() == want[:1], "one sequence: a batch of one"
+    assert traced.tolist() == expected
+    assert tokenizer.attention_mask(tokens[0], prepend_bos, side).tolist() == expected[:1], "batch of one"
 
 
-def test_attention_mask_cannot_tell_pads_from_ends_that_are_the_same_token(adding):
+def test_attention_mask_treats_a_final_eos_as_padding(adding):
     ended = np.array([[*adding.encode("cat</s>"), 1, 1]])
-    assert adding.attention_mask(ended).sum() == len(adding.encode("cat")), "the EOS counts as padding, as in HF's pads"
+    assert adding.attention_mask(ended).sum() == len(adding.encode("cat")), "EOS counts as padding"
     assert Tokenizer(byte_level()).attention_mask([[5, 6]]).tolist() == [[1, 1]]
     with pytest.raises(ValueError, match=r"tokens have shape \(1, 1, 2\)"):
         adding.attention_mask([[[5, 6]]])
@@ -165,19 +165,19 @@ def test_attention_mask_cannot_tell_pads_from_ends_that_are_the_same_token(addin
 
 def test_truncation_keeps_the_start_and_warns(plain):
     whole = plain.to_tokens("The cat sat on the mat")
-    with pytest.warns(UserWarning, match=rf"an input of {whole.shape[1]} tokens was cut to the context of 4"):
+    with pytest.warns(UserWarning, match=rf"an input of {whole.shape[1]} tokens was truncated to n_ctx = 4"):
         cut = plain.to_tokens(["The cat sat on the mat", "a"], n_ctx=4)
     assert cut[0].tolist() == whole[0, :4].tolist() and cut.shape == (2, 4)
     assert plain.to_tokens("The cat sat on the mat", n_ctx=4, truncate=False).shape == whole.shape
     assert plain.to_tokens("a", n_ctx=4).shape == (1, 2)
 
 
-def test_wrong_input_to_to_tokens(plain):
-    with pytest.raises(ValueError, match="to_tokens got an empty list"):
+def test_invalid_input_of_to_tokens(plain):
+    with pytest.raises(ValueError, match="input is an empty list"):
         plain.to_tokens([])
-    for wrong in (5, None, [1, 2], ["a", 3], b"a"):
-        with pytest.raises(TypeError, match="to_tokens wants a string or a list of strings, not "):
-            plain.to_tokens(wrong)
+    for invalid in (5, None, [1, 2], ["a", 3], b"a"):
+        with pytest.raises(TypeError, match=r"input is .*; expected a string or a list of strings"):
+            plain.to_tokens(invalid)
 
 
 def test_to_string_is_exact(plain):
@@ -195,29 +195,29 @@ def test_tokens_are_checked(plain):
     size = plain.vocab_size
     assert size == len(plain) == max(plain.get_vocab().values()) + 1
     for method in (plain.to_string, plain.to_str_tokens, plain.to_single_str_token, plain.decode):
-        for wrong in (size, -1):
-            with pytest.raises(ValueError, match=f"token {wrong} is outside the vocabulary of {size} tokens"):
-                method([wrong])
-        with pytest.raises(TypeError, match="tokens are integers, not float64"):
+        for invalid in (size, -1):
+            with pytest.raises(ValueError, match=f"token {invalid} is outside the vocabulary; expected 0 to"):
+                method([invalid])
+        with pytest.raises(TypeError, match="tokens have dtype float64; expected integers"):
             method(np.array([1.5]))
-    with pytest.raises(ValueError, match=r"tokens have shape \(1, 1, 1\); at most 2 axes"):
+    with pytest.raises(ValueError, match=r"tokens have shape \(1, 1, 1\); expected at most 2 axes"):
         plain.to_string([[[1]]])
-    with pytest.raises(ValueError, match=r"tokens have shape \(1, 1\); at most 1 axes"):
+    with pytest.raises(ValueError, match=r"tokens have shape \(1, 1\); expected at most 1 axes"):
         plain.decode([[1]])
     with pytest.raises(ValueError, match="the sequences of tokens differ in length"):
         plain.to_string([[1, 2], [3]])
 
 
 def test_to_str_tokens(plain):
-    pieces = plain.to_str_tokens("The cat sat")
-    assert pieces[0] == "<s>" and "".join(pieces[1:]) == "The cat sat" and " cat" in pieces
-    assert plain.to_str_tokens("The cat sat", prepend_bos=False) == pieces[1:]
-    assert plain.to_str_tokens(["The cat sat", "cat"]) == [pieces, plain.to_str_tokens("cat")], "no padding"
+    strings = plain.to_str_tokens("The cat sat")
+    assert strings[0] == "<s>" and "".join(strings[1:]) == "The cat sat" and " cat" in strings
+    assert plain.to_str_tokens("The cat sat", prepend_bos=False) == strings[1:]
+    assert plain.to_str_tokens(["The cat sat", "cat"]) == [strings, plain.to_str_tokens("cat")], "no padding"
     tokens = plain.to_tokens("The cat sat")
     for same in (tokens, tokens[0], tokens[0].tolist(), np.asarray(tokens)):
-        assert plain.to_str_tokens(same) == pieces
-    assert plain.to_str_tokens([tokens[0], tokens]) == [pieces, pieces]
-    assert plain.to_str_tokens(jnp.concatenate([tokens, tokens])) == [pieces, pieces]
+        assert plain.to_str_tokens(same) == strings
+    assert plain.to_str_tokens([tokens[0], tokens]) == [strings, strings]
+    assert plain.to_str_tokens(jnp.concatenate([tokens, tokens])) == [strings, strings]
     assert plain.to_str_tokens(5) == [plain.to_single_str_token(5)]
     assert plain.to_str_tokens([]) == [] == plain.to_str_tokens("", prepend_bos=False)
     assert "�" in "".join(plain.to_str_tokens("日"))
@@ -231,14 +231,14 @@ def test_single_tokens(plain):
         plain.to_single_token(" cat the")
     with pytest.raises(ValueError, match=r"'' is 0 tokens, not one: \[\]"):
         plain.to_single_token("")
-    with pytest.raises(ValueError, match=r"one token was wanted, not tokens of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"int_token has shape \(2,\); expected a single token"):
         plain.to_single_str_token([1, 2])
 
 
 def test_get_token_position(plain):
     text = "The cat sat on the cat"
-    pieces = plain.to_str_tokens(text)
-    first, last = pieces.index(" cat"), len(pieces) - 1
+    strings = plain.to_str_tokens(text)
+    first, last = strings.index(" cat"), len(strings) - 1
     assert plain.get_token_position(" cat", text) == first
     assert plain.get_token_position(" cat", text, mode="last") == last
     assert plain.get_token_position(" cat", text, prepend_bos=False) == first - 1
@@ -246,46 +246,46 @@ def test_get_token_position(plain):
     assert plain.get_token_position(plain.to_single_token(" cat"), tokens) == first
     assert plain.get_token_position(jnp.asarray(plain.to_single_token(" cat")), tokens[0]) == first
     assert plain.get_token_position("<s>", text) == 0
-    with pytest.raises(ValueError, match=r"the token ' the' \(\d+\) is not in \['<s>'"):
+    with pytest.raises(ValueError, match=r"the token ' the' \(id \d+\) is not in \['<s>'"):
         plain.get_token_position(" the", "cat")
-    with pytest.raises(ValueError, match="mode is 'middle'; give 'first' or 'last'"):
+    with pytest.raises(ValueError, match='mode is \'middle\'; expected "first" or "last"'):
         plain.get_token_position(" cat", text, mode="middle")
-    with pytest.raises(ValueError, match=r"a single sequence was wanted to look in, not a batch of shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"input is a batch of shape \(2, 2\); expected a string"):
         plain.get_token_position(5, [[5, 6], [6, 5]])
 
 
 @pytest.mark.parametrize("kind", ["byte level", "llama", "metaspace"])
 def test_agrees_with_transformers_on_the_same_file(kind):
     backend = byte_level(adds_bos=True) if kind == "byte level" else metaspace(llama=kind == "llama")
-    theirs = hugging_face(backend, bos_token="<s>", eos_token="</s>")
-    for ours in (Tokenizer(backend, bos_token="<s>", eos_token="</s>"), Tokenizer(theirs)):
-        assert (ours.bos_token_id, ours.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
+    hf = hugging_face(backend, bos_token="<s>", eos_token="</s>")
+    for ours in (Tokenizer(backend, bos_token="<s>", eos_token="</s>"), Tokenizer(hf)):
+        assert (ours.bos_token_id, ours.eos_token_id) == (hf.bos_token_id, hf.eos_token_id)
         for text in STRINGS:
-            ids = theirs.encode(text, add_special_tokens=False)
-            assert ours.encode(text) == ids and ours.to_tokens(text).tolist() == [[theirs.bos_token_id, *ids]]
-            assert ours.encode(text, add_special_tokens=True) == theirs.encode(text)
-            assert ours.to_str_tokens(text, prepend_bos=False) == [theirs.decode([index]) for index in ids]
-            assert ours.to_string(ids) == theirs.decode(ids)
-        assert ours.to_str_tokens(np.arange(len(ours))) == [theirs.decode([index]) for index in range(len(ours))]
+            ids = hf.encode(text, add_special_tokens=False)
+            assert ours.encode(text) == ids and ours.to_tokens(text).tolist() == [[hf.bos_token_id, *ids]]
+            assert ours.encode(text, add_special_tokens=True) == hf.encode(text)
+            assert ours.to_str_tokens(text, prepend_bos=False) == [hf.decode([index]) for index in ids]
+            assert ours.to_string(ids) == hf.decode(ids)
+        assert ours.to_str_tokens(np.arange(len(ours))) == [hf.decode([index]) for index in range(len(ours))]
 
 
-def test_what_a_leading_space_becomes():
+def test_tokens_with_a_leading_space():
     byte, llama = (Tokenizer(make) for make in (byte_level(), metaspace(llama=True)))
     assert byte.to_single_str_token(byte.get_vocab()["Ġthe"]) == " the"
     assert llama.to_single_str_token(llama.get_vocab()["▁the"]) == "the", "as transformers' decode of one token"
     assert llama.to_string(llama.encode("on the mat")) == "on the mat"
 
 
-def test_a_transformers_backend_keeps_its_tokens_side_and_template():
+def test_a_transformers_backend_provides_the_defaults():
     settings = {"padding_side": "left", "chat_template": "{{ 1 }}"}
-    theirs = hugging_face(byte_level(), bos_token="<s>", pad_token="<pad>", **settings)
-    ours = Tokenizer(theirs, eos_token="</s>")
+    hf = hugging_face(byte_level(), bos_token="<s>", pad_token="<pad>", **settings)
+    ours = Tokenizer(hf, eos_token="</s>")
     assert (ours.bos_token, ours.eos_token, ours.pad_token, ours.padding_side) == ("<s>", "</s>", "<pad>", "left")
-    assert ours.chat_template == "{{ 1 }}" and ours.as_transformers() is theirs and Tokenizer(theirs).eos_token is None
-    assert Tokenizer(theirs, padding_side="right").padding_side == "right"
+    assert ours.chat_template == "{{ 1 }}" and ours.as_transformers() is hf and Tokenizer(hf).eos_token is None
+    assert Tokenizer(hf, padding_side="right").padding_side == "right"
 
 
-def test_what_is_not_here_is_done_by_transformers(plain):
+def test_other_methods_are_those_of_transformers(plain):
     pytest.importorskip("transformers")
     template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }};{% endfor %}"
     tokenizer = Tokenizer(byte_level(), bos_token="<s>", eos_token="</s>", chat_template=template)
@@ -294,27 +294,27 @@ def test_what_is_not_here_is_done_by_transformers(plain):
     assert tokenizer.apply_chat_template(messages, return_dict=False) == tokenizer.encode("user:the cat;")
     assert tokenizer.convert_ids_to_tokens([0]) == ["<s>"] and tokenizer("cat")["input_ids"] == tokenizer.encode("cat")
     tokenizer.pad_token = "<pad>"
-    assert tokenizer(["cat", "The cat sat"], padding=True)["input_ids"][0][-1] == 2, "a token set later counts"
+    assert tokenizer(["cat", "The cat sat"], padding=True)["input_ids"][0][-1] == 2, "the new pad token is used"
     with pytest.raises(ValueError, match="the tokenizer has no chat template"):
         plain.apply_chat_template(messages)
-    with pytest.raises(AttributeError, match="add_tokens: add tokens to the backend before it is wrapped"):
+    with pytest.raises(AttributeError, match="Tokenizer has no add_tokens; add tokens to the backend"):
         tokenizer.add_tokens(["new"])
     with pytest.raises(AttributeError, match="nonsense"):
         tokenizer.nonsense()
 
 
-def test_what_can_be_wrapped(plain):
-    for wrong in (5, "gpt2", plain):
-        with pytest.raises(TypeError, match=r"give a tokenizers\.Tokenizer or a transformers tokenizer"):
-            Tokenizer(wrong)
+def test_the_types_of_backends(plain):
+    for invalid in (5, "gpt2", plain):
+        with pytest.raises(TypeError, match=r"expected a tokenizers\.Tokenizer or a transformers tokenizer"):
+            Tokenizer(invalid)
     backend = byte_level()
     backend.enable_padding(length=32)
     backend.enable_truncation(2)
     assert Tokenizer(backend).encode("The cat sat") == plain.encode("The cat sat")
-    assert backend.padding and backend.truncation, "the caller's object is left as it was"
+    assert backend.padding and backend.truncation, "the caller's object is unchanged"
 
 
-def test_copies_and_prints(plain):
+def test_copy_pickle_and_repr(plain):
     for other in (copy.deepcopy(plain), pickle.loads(pickle.dumps(plain))):
         assert other.to_tokens("The cat").tolist() == plain.to_tokens("The cat").tolist()
     assert repr(plain).startswith(f"Tokenizer({len(plain)} tokens, bos='<s>', eos='</s>', pad='<pad>', unk=None, ")
@@ -328,18 +328,18 @@ def test_save_and_from_folder_are_inverse(tmp_path):
         loaded = Tokenizer.from_folder(tmp_path / str(number))
         assert repr(loaded) == repr(saved) and loaded.chat_template == template and loaded.prepends_bos
         assert all(loaded.encode(text) == saved.encode(text) for text in STRINGS)
-    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "1", local_files_only=True)
-    assert theirs.encode("The cat") == saved.encode("The cat", add_special_tokens=True)
-    assert theirs.padding_side == "left"
-    Tokenizer(theirs).save(tmp_path / "theirs")
-    assert Tokenizer.from_folder(tmp_path / "theirs").encode("The cat") == saved.encode("The cat")
+    hf = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "1", local_files_only=True)
+    assert hf.encode("The cat") == saved.encode("The cat", add_special_tokens=True)
+    assert hf.padding_side == "left"
+    Tokenizer(hf).save(tmp_path / "copy")
+    assert Tokenizer.from_folder(tmp_path / "copy").encode("The cat") == saved.encode("The cat")
 
 
-def test_a_tokenizer_that_transformers_wrote_in_python(tmp_path):
-    theirs = pytest.importorskip("transformers").ByT5Tokenizer()
-    ours = Tokenizer(theirs, padding_side="left")
+def test_a_slow_transformers_tokenizer(tmp_path):
+    hf = pytest.importorskip("transformers").ByT5Tokenizer()
+    ours = Tokenizer(hf, padding_side="left")
     assert ours.bos_token is None and ours.pad_token == "<pad>"
-    assert ours.to_tokens("né").tolist() == [theirs.encode("né", add_special_tokens=False)]
+    assert ours.to_tokens("né").tolist() == [hf.encode("né", add_special_tokens=False)]
     assert ours.to_string(ours.to_tokens("né")) == ["né"]
     ours.save(tmp_path)
     loaded = Tokenizer.from_folder(tmp_path)
@@ -351,7 +351,7 @@ def write(folder, **files: dict) -> None:
         (folder / f"{name}.json").write_text(json.dumps(content), "utf-8")
 
 
-def test_where_from_folder_finds_the_special_tokens(tmp_path):
+def test_from_folder_reads_special_tokens_from_several_files(tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer.from_folder(tmp_path).bos_token is None
     write(tmp_path, config={"bos_token_id": 0, "eos_token_id": [1, 2], "pad_token_id": None})
@@ -365,7 +365,7 @@ def test_where_from_folder_finds_the_special_tokens(tmp_path):
     assert Tokenizer.from_folder(tmp_path).chat_template == "y"
 
 
-def test_tokens_that_only_tokenizer_config_names_are_added(tmp_path):
+def test_tokens_that_only_tokenizer_config_lists_are_added(tmp_path):
     backend = byte_level()
     backend.save(str(tmp_path / "tokenizer.json"))
     size = backend.get_vocab_size()
@@ -374,7 +374,7 @@ def test_tokens_that_only_tokenizer_config_names_are_added(tmp_path):
     loaded = Tokenizer.from_folder(tmp_path)
     assert loaded.encode("a<new>")[-1] == size and loaded.pad_token_id == size + 1 and len(loaded) == size + 2
     write(tmp_path, tokenizer_config={"added_tokens_decoder": {"7": {"content": "<s>"}}})
-    with pytest.raises(CheckpointError, match=r"'<s>' is 7 in tokenizer_config\.json, 0 in tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=r"'<s>' has id 7 in tokenizer_config\.json and id 0 in"):
         Tokenizer.from_folder(tmp_path)
 
 
@@ -382,17 +382,17 @@ def test_a_folder_without_a_readable_tokenizer(tmp_path):
     with pytest.raises(CheckpointError, match="missing is not a folder"):
         Tokenizer.from_folder(tmp_path / "missing")
     pytest.importorskip("transformers")
-    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json nor another tokenizer: "):
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json and no other tokenizer: "):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read: "):
         Tokenizer.from_folder(tmp_path)
     for broken in ("{", "[1]"):
         (tmp_path / "tokenizer_config.json").write_text(broken)
-        with pytest.raises(CheckpointError, match=r"tokenizer_config\.json does not hold a JSON object"):
+        with pytest.raises(CheckpointError, match=r"tokenizer_config\.json does not contain a JSON object"):
             Tokenizer.from_folder(tmp_path)
 
 
-def test_importing_takes_neither_torch_nor_transformers():
-    code = "import sys, jaxlens.tokenizer; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+def test_the_import_loads_neither_torch_nor_transformers():
+    code = "import sys, jaxlens.text.tokenizer; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

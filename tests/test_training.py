@@ -1,16 +1,20 @@
-"""Models learn: from scratch with optax under jit, through an intervention, and until induction heads appear."""
+"""Training with optax, through interventions, and until induction heads appear; tokenized datasets."""
 
 import functools
 import math
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_text import WORDS, word_tokenizer
 
-from jaxlens import Config, HookedTransformer, hook
+from jaxlens import Config, HookedTransformer, Tokenizer, hook, utils
 from jaxlens.config import INIT_MODES
+from jaxlens.training.data import Batches, TokenDataset, keep_single_column, tokenize_and_concatenate
 
 TINY = {"n_layers": 2, "d_model": 16, "n_heads": 4, "d_head": 4, "d_mlp": 32, "d_vocab": 23, "n_ctx": 12}
 WIDE = {"n_layers": 3, "d_model": 96, "n_heads": 6, "d_head": 32, "d_mlp": 160, "d_vocab": 200, "n_ctx": 64}
@@ -28,7 +32,7 @@ def loss_of(model, tokens):
 
 
 def expected_deviation(mode: str, shape: tuple[int, ...], d_model: int) -> float:
-    """What the paper of each mode says for a weight of one layer, [in, out] or [heads, in, out]."""
+    """The standard deviation that the paper of each mode specifies for a weight [in, out] or [heads, in, out]."""
     fan_in = shape[-2]
     fan_out = math.prod(shape) // fan_in
     if mode == "gpt2":
@@ -37,7 +41,7 @@ def expected_deviation(mode: str, shape: tuple[int, ...], d_model: int) -> float
 
 
 @pytest.mark.parametrize("mode", INIT_MODES)
-def test_initial_weights_have_the_deviation_of_their_mode(mode):
+def test_initial_weights_have_the_standard_deviation_of_their_mode(mode):
     params = HookedTransformer(Config(**WIDE, init_mode=mode), seed=1).params
     for name, value in params.items():
         if not name.rpartition(".")[2].startswith("W_"):
@@ -53,21 +57,21 @@ def test_initial_weights_have_the_deviation_of_their_mode(mode):
             assert jnp.max(jnp.abs(value)) > 3 * expected, name
 
 
-def test_the_initializer_range_is_a_deviation_or_a_gain():
+def test_the_initializer_range_is_a_standard_deviation_or_a_gain():
     small, large = (
         HookedTransformer(Config(**WIDE, init_mode="xavier_normal", initializer_range=gain)).params["blocks.*.mlp.W_in"]
         for gain in (0.5, 1.0)
     )
     np.testing.assert_allclose(2 * small, large, rtol=1e-6)
-    chosen = HookedTransformer(Config(**WIDE, initializer_range=0.02)).params["embed.W_E"]
-    assert jnp.std(chosen) == pytest.approx(0.02, rel=0.03)
+    embedding = HookedTransformer(Config(**WIDE, initializer_range=0.02)).params["embed.W_E"]
+    assert jnp.std(embedding) == pytest.approx(0.02, rel=0.03)
 
 
-def test_a_seed_decides_the_weights():
-    first, again, other = (HookedTransformer(Config(**TINY), seed=seed).params for seed in (0, 0, 1))
-    assert all(jnp.array_equal(first[name], again[name]) for name in first)
-    drawn = [name for name in first if name.rpartition(".")[2].startswith("W_")]
-    assert not any(jnp.array_equal(first[name], other[name]) for name in drawn)
+def test_the_seed_determines_the_weights():
+    first, same, other = (HookedTransformer(Config(**TINY), seed=seed).params for seed in (0, 0, 1))
+    assert all(jnp.array_equal(first[name], same[name]) for name in first)
+    random = [name for name in first if name.rpartition(".")[2].startswith("W_")]
+    assert not any(jnp.array_equal(first[name], other[name]) for name in random)
 
 
 # --- training from scratch
@@ -77,7 +81,7 @@ def test_a_seed_decides_the_weights():
 def test_a_model_learns_a_batch(mode):
     model = HookedTransformer(Config(**TINY, init_mode=mode), seed=0)
     optimizer, tokens = optax.adamw(1e-2), fixed_batch()
-    untouched = model.params
+    initial = model.params
 
     @jax.jit
     def step(params, state):
@@ -85,18 +89,18 @@ def test_a_model_learns_a_batch(mode):
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    params, state, losses = untouched, optimizer.init(untouched), []
+    params, state, losses = initial, optimizer.init(initial), []
     for _ in range(60):
         params, state, loss = step(params, state)
         losses.append(float(loss))
     assert losses[-1] < 0.2 * losses[0]
     assert float(loss_of(model, tokens)) == pytest.approx(losses[0], rel=1e-5)
-    moved = {name for name in params if not jnp.array_equal(params[name], untouched[name])}
-    # a bias of the keys adds the same to all scores of a query, which a softmax does not see
-    assert moved >= set(params) - {"blocks.*.attn.b_K"}
+    changed = {name for name in params if not jnp.array_equal(params[name], initial[name])}
+    # a bias of the keys adds the same number to all scores of a query, which does not change the softmax
+    assert changed >= set(params) - {"blocks.*.attn.b_K"}
 
 
-def test_the_model_itself_is_what_the_optimizer_trains():
+def test_the_optimizer_can_train_the_model_object():
     model, tokens = HookedTransformer(Config(**TINY), seed=0), fixed_batch()
     optimizer = optax.adamw(1e-2, mask=lambda model: jax.tree.map(lambda weight: weight.ndim > 1, model))
 
@@ -118,7 +122,7 @@ def test_the_model_itself_is_what_the_optimizer_trains():
     assert trained.params.keys() == model.params.keys()
 
 
-def test_both_ways_of_training_are_the_same():
+def test_gradients_of_model_and_params_are_equal():
     model, tokens = HookedTransformer(Config(**TINY), seed=0), fixed_batch()
     by_model = jax.jit(jax.grad(loss_of))(model, tokens).params
     by_params = jax.jit(jax.grad(lambda params: loss_of(model.with_params(params), tokens)))(model.params)
@@ -133,14 +137,14 @@ def steer(value, hook, vector):
     return value + vector
 
 
-def test_a_steering_vector_learns_to_make_the_model_say_a_token():
-    model, tokens, wanted = HookedTransformer(Config(**TINY), seed=0), fixed_batch(), 5
+def test_a_steering_vector_learns_to_make_a_token_likely():
+    model, tokens, target = HookedTransformer(Config(**TINY), seed=0), fixed_batch(), 5
     optimizer = optax.adam(0.1)
 
     def loss(vector, model):
-        edit = hook(steer, vector=vector)
-        logits = model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_resid_post", edit)])
-        return -jnp.mean(jax.nn.log_softmax(logits)[..., wanted])
+        hooks = [("blocks.0.hook_resid_post", hook(steer, vector=vector))]
+        logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+        return -jnp.mean(jax.nn.log_softmax(logits)[..., target])
 
     @jax.jit
     def step(vector, state, model):
@@ -154,15 +158,15 @@ def test_a_steering_vector_learns_to_make_the_model_say_a_token():
         vector, state, value = step(vector, state, model)
         losses.append(float(value))
     assert losses[-1] < 0.5 * losses[0]
-    # the vector means the same to every kind of hook, eager ones too
-    plain = [("blocks.0.hook_resid_post", lambda value, hook: value + vector)]
-    assert (jnp.argmax(model(tokens), -1) == wanted).mean() < 0.5
-    assert (jnp.argmax(model.run_with_hooks(tokens, fwd_hooks=plain), -1) == wanted).mean() > 0.9
+    # the vector has the same effect in a Python hook
+    python_hook = [("blocks.0.hook_resid_post", lambda value, hook: value + vector)]
+    assert (jnp.argmax(model(tokens), -1) == target).mean() < 0.5
+    assert (jnp.argmax(model.run_with_hooks(tokens, fwd_hooks=python_hook), -1) == target).mean() > 0.9
     np.testing.assert_allclose(loss(vector, model), jax.jit(loss)(vector, model), rtol=1e-5)
 
 
 def test_a_vector_for_every_layer_gets_a_gradient_from_every_layer():
-    """One hook on all layers, whose data has a row for each: the gradient of a row is that layer's own."""
+    """A hook on all layers with a row of data per layer. The gradient of each row is that of its layer."""
     model, tokens = HookedTransformer(Config(**TINY), seed=0), fixed_batch()
 
     def steer_rows(value, hook, rows):
@@ -187,25 +191,24 @@ CHANCE = math.log(VOCABULARY)
 
 
 def repeated_tokens(key, periods=PERIODS) -> tuple[jax.Array, jax.Array]:
-    """Random sequences that repeat, each with a period of its own: with one period for all, looking back by a fixed
-    distance would do. Gives tokens [b p] and periods [b 1]."""
-    of_period, of_tokens = jax.random.split(key)
-    period = jax.random.randint(of_period, (BATCH, 1), periods[0], periods[1] + 1)
-    tokens = jax.random.randint(of_tokens, (BATCH, LENGTH), 0, VOCABULARY)
+    """Periodic sequences: tokens [b p] and random periods [b 1], so that attending a fixed distance back fails."""
+    period_key, token_key = jax.random.split(key)
+    period = jax.random.randint(period_key, (BATCH, 1), periods[0], periods[1] + 1)
+    tokens = jax.random.randint(token_key, (BATCH, LENGTH), 0, VOCABULARY)
     return jnp.take_along_axis(tokens, jnp.arange(LENGTH) % period, axis=1), period
 
 
 def repetition_loss(model, key, fwd_hooks=(), periods=PERIODS):
-    """How surprised the model is by tokens that it can know: those whose predecessor has occurred one period before."""
+    """The mean loss on the tokens that induction can predict: those whose predecessor occurred one period before."""
     tokens, period = repeated_tokens(key, periods)
     losses = model.run_with_hooks(tokens, return_type="loss", loss_per_token=True, fwd_hooks=fwd_hooks)
-    known = jnp.arange(LENGTH - 1) >= period
-    return jnp.sum(losses * known) / jnp.sum(known)
+    predictable = jnp.arange(LENGTH - 1) >= period
+    return jnp.sum(losses * predictable) / jnp.sum(predictable)
 
 
 def untrained() -> HookedTransformer:
-    """Positions only where attention decides where to look: with positions in the residual stream about one run in ten
-    finds the answer a place further on, where a head of layer 0 has left it, and the scores below miss that."""
+    """A model with positions in queries and keys only. With positions in the residual stream, a tenth of the runs learn
+    a circuit that the scores below miss: layer 1 attends to the next position, to which layer 0 has moved the token."""
     cfg = Config(
         n_layers=2, d_model=64, n_heads=4, d_head=16, d_vocab=VOCABULARY, n_ctx=LENGTH, attn_only=True,
         positional_embedding_type="shortformer",
@@ -230,15 +233,15 @@ def trained() -> HookedTransformer:
 
 
 def attention_to(pattern: np.ndarray, queries: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """The mean attention of every head [n] from marked queries [b p] to the position `offset` [b 1] before them."""
+    """The mean attention of every head [n] from masked queries [b p] to the position `offset` [b 1] before them."""
     source = np.maximum(np.arange(LENGTH) - offset, 0)
     attention = np.take_along_axis(pattern, source[:, None, :, None], axis=-1)[..., 0]
     return (attention * queries[:, None]).sum((0, 2)) / queries.sum()
 
 
 def head_scores(model, key) -> tuple[np.ndarray, np.ndarray]:
-    """How much each head of layer 0 attends to the previous token, and each head of layer 1 to the token that followed
-    the previous occurrence of the current one."""
+    """The attention of layer 0's heads to the previous token, and that of layer 1's heads to the token that followed
+    the previous occurrence of the query's token."""
     tokens, period = (np.asarray(array) for array in repeated_tokens(key))
     _, cache = model.run_with_cache(tokens, names_filter="blocks.*.attn.hook_pattern")
     first, second = (np.asarray(cache["pattern", layer]) for layer in range(2))
@@ -255,28 +258,134 @@ def test_induction_heads_appear(trained):
     previous_before, induction_before = head_scores(before, key)
     assert induction_before.max() < 0.1
     assert induction.max() > 0.4
-    # heads share this work as they please
+    # the heads may share the work
     assert previous.sum() > 2 * previous_before.sum()
     assert previous.max() > 0.25
 
 
 def test_induction_needs_the_layer_before(trained):
-    """Layer 1 finds what followed a token because layer 0 has told each position what preceded it."""
+    """Layer 0 writes the previous token to each position, and layer 1 uses it to find what followed a token."""
 
     def ablate(value, hook):
         return jnp.zeros_like(value)
 
-    def spread(value, hook):
-        """Every query looks alike at all it can see: the layer still writes, but not about the previous token."""
+    def uniform(value, hook):
+        """Uniform attention: the layer still writes, but the previous token is not distinguished."""
         return jnp.tril(jnp.ones_like(value)) / jnp.arange(1, LENGTH + 1)[:, None]
 
     key = jax.random.key(3)
     assert repetition_loss(trained, key, [("blocks.0.hook_attn_out", ablate)]) > 0.9 * CHANCE
-    assert repetition_loss(trained, key, [("blocks.0.attn.hook_pattern", spread)]) > 0.5 * CHANCE
+    assert repetition_loss(trained, key, [("blocks.0.attn.hook_pattern", uniform)]) > 0.5 * CHANCE
     assert repetition_loss(trained, key, [("blocks.1.hook_attn_out", ablate)]) > 0.9 * CHANCE
 
 
 @pytest.mark.parametrize("periods", [(9, 13), (21, 26)])
-def test_induction_is_no_matter_of_distance(trained, periods):
-    """Periods that it was not trained on."""
+def test_induction_works_for_periods_outside_the_training_data(trained, periods):
     assert repetition_loss(trained, jax.random.key(4), periods=periods) < 0.5 * CHANCE
+
+
+# --- tokenized datasets
+
+
+def documents(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS[3:], rng.integers(0, 20))) for _ in range(count)]
+
+
+def rows_by_definition(texts, tokenizer, length, bos):
+    rows = []
+    for start in range(0, len(texts), 1000):
+        joined = []
+        for n, text in enumerate(texts[start : start + 1000]):
+            joined += ([tokenizer.eos_token_id] if n else []) + [WORDS.index(word) for word in text.split()]
+        size = length - bos
+        if len(joined) < size:
+            joined += [tokenizer.pad_token_id] * (size - len(joined))
+        rows += [[0] * bos + joined[i * size : (i + 1) * size] for i in range(len(joined) // size)]
+    return rows
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize(("count", "length"), [(2503, 20), (4, 11), (1, 64), (3, 400)])
+def test_documents_are_joined_and_cut(bos, count, length):
+    tokenizer = Tokenizer(word_tokenizer(), bos_token="<s>", eos_token="?", pad_token="<pad>")
+    texts = documents(count)
+    expected = rows_by_definition(texts, tokenizer, length, bos)
+    rows = tokenize_and_concatenate(texts, tokenizer, max_length=length, add_bos_token=bos)
+    assert rows["tokens"].tolist() == expected and rows["tokens"].dtype == np.int32
+    records = ({"body": text, "other": 1} for text in texts)
+    options = {"max_length": length, "add_bos_token": bos, "column_name": "body"}
+    streamed = tokenize_and_concatenate(records, tokenizer, streaming=True, **options)
+    assert [row["tokens"].tolist() for row in streamed] == expected
+
+
+def test_no_documents_give_no_rows_and_the_pad_token_defaults_to_eos():
+    tokenizer = Tokenizer(word_tokenizer(), bos_token="<s>", eos_token="?")
+    assert tokenize_and_concatenate([], tokenizer, max_length=5)["tokens"].shape == (0, 5)
+    assert tokenize_and_concatenate(["went"], tokenizer, max_length=4)["tokens"].tolist() == [[0, 7, 2, 2]]
+    assert tokenize_and_concatenate([""], tokenizer, max_length=3)["tokens"].tolist() == [[0, 2, 2]]
+
+
+class Dataset:
+    """The part of `datasets.Dataset` that jaxlens uses."""
+
+    def __init__(self, columns):
+        self.columns, self.features, self.format = columns, dict.fromkeys(columns), None
+
+    def map(self, function, batched, batch_size, remove_columns, num_proc=1):
+        assert batched and set(remove_columns) == set(self.columns)
+        self.processes, size = num_proc, len(next(iter(self.columns.values())))
+        groups = [{c: v[i : i + batch_size] for c, v in self.columns.items()} for i in range(0, size, batch_size)]
+        mapped = type(self)({"tokens": np.concatenate([function(group)["tokens"] for group in groups])})
+        mapped.processes = num_proc
+        return mapped
+
+    def remove_columns(self, names):
+        return Dataset({column: values for column, values in self.columns.items() if column not in names})
+
+    def set_format(self, type, columns):
+        self.format = type, columns
+
+
+def test_a_hugging_face_dataset_gives_a_dataset():
+    tokenizer = Tokenizer(word_tokenizer(), bos_token="<s>", eos_token="?", pad_token="<pad>")
+    texts = documents(1200)
+    dataset = Dataset({"text": texts, "n": list(range(1200))})
+    rows = tokenize_and_concatenate(dataset, tokenizer, max_length=9, num_proc=4)
+    assert rows.columns["tokens"].tolist() == rows_by_definition(texts, tokenizer, 9, True)
+    assert rows.processes == 4 and rows.format == ("numpy", ["tokens"])
+    streamed = tokenize_and_concatenate(dataset, tokenizer, streaming=True, max_length=9, set_format=False)
+    assert streamed.processes == 1 and streamed.format is None
+    assert list(keep_single_column(dataset, "n").columns) == ["n"]
+    assert keep_single_column([{"a": 1, "b": 2}], "b") == [{"b": 2}]
+
+
+def test_a_transformers_tokenizer_is_accepted():
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(), bos_token="<s>", eos_token="?")
+    rows = tokenize_and_concatenate(["went to", "the"], tokenizer, max_length=5)
+    assert rows["tokens"].tolist() == [[0, 7, 8, 2, 9]] and tokenizer.pad_token is None
+
+
+def test_rows_are_indexed_like_a_dataset_and_batched():
+    rows = TokenDataset(np.arange(22).reshape(11, 2))
+    assert len(rows) == 11 and rows[3]["tokens"].tolist() == [6, 7] and rows[-1]["tokens"].tolist() == [20, 21]
+    assert rows[2:4]["tokens"].tolist() == rows[[2, 3]]["tokens"].tolist() == [[4, 5], [6, 7]]
+    assert sum(row["tokens"].sum() for row in rows) == rows["tokens"].sum()
+    shuffled = rows.shuffle(seed=0)
+    assert sorted(shuffled["tokens"].tolist()) == rows["tokens"].tolist() != shuffled["tokens"].tolist()
+    batches = Batches(rows, 4, seed=1)
+    passes = [[batch["tokens"].tolist() for batch in batches] for _ in range(2)]
+    assert passes[0] == passes[1] and len(passes[0]) == len(batches) == 2
+    assert [len(batch) for batch in passes[0]] == [4, 4]
+    assert len({tuple(row) for batch in passes[0] for row in batch}) == 8
+    assert [batch["tokens"].tolist() for batch in Batches(rows, 4, seed=2)] != passes[0]
+
+
+def test_datasets_have_short_names(monkeypatch):
+    calls = []
+    fake = types.SimpleNamespace(load_dataset=lambda *args, **options: calls.append((args, options)) or "rows")
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    assert utils.get_dataset("owt", data_dir="x") == utils.get_dataset("c4-code") == "rows"
+    assert calls[0] == (("stas/openwebtext-10k",), {"split": "train", "data_dir": "x"})
+    assert calls[1][0] == ("NeelNanda/c4-code-20k",)

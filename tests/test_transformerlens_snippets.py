@@ -1,6 +1,6 @@
-"""Code written for TransformerLens 3 runs in jaxlens with its imports changed, and gives TransformerLens's numbers.
+"""Code written for TransformerLens 3 runs in jaxlens with changed imports, and gives the same values.
 
-The snippets are in tests/snippets, their values in TransformerLens 3.5.1 in transformerlens_snippets.npz.
+The snippets are in tests/snippets. Their values in TransformerLens 3.5.1 are in transformerlens_snippets.npz.
 """
 
 import functools
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from snippet_worlds import (
+from support.snippet_worlds import (
     MODELS,
     PAGE,
     REFERENCE,
@@ -42,16 +42,16 @@ def loaded(name: str, state: str) -> HookedTransformer:
 
 @functools.cache
 def reference() -> dict[str, tuple[object, list[np.ndarray]]]:
-    """Every stored value, and its numbers."""
+    """The stored values and the numbers of their arrays, by snippet and model."""
     with np.load(REFERENCE) as stored:
         index = json.loads(stored["index"].tobytes())
         arrays = np.split(stored["numbers"], np.cumsum(stored["lengths"])[:-1])
-    found, taken = {}, 0
+    values, start = {}, 0
     for key, value in index.items():
         n_arrays = json.dumps(value).count('"array":')
-        found[key] = value, arrays[taken : taken + n_arrays]
-        taken += n_arrays
-    return found
+        values[key] = value, arrays[start : start + n_arrays]
+        start += n_arrays
+    return values
 
 
 CASES = [
@@ -61,45 +61,48 @@ CASES = [
 ]
 
 
-def given(name: str, state: str):
+def names_of(name: str, state: str):
     twin = loaded(name, state).with_params(loaded(name, state).params)
     twin.clear_contexts()
     return names_for(LIBRARIES, twin, jnp.asarray)
 
 
 @pytest.mark.parametrize(("snippet", "name", "state"), CASES)
-def test_it_gives_what_transformerlens_gives(snippet, name, state):
-    names = given(name, state)
-    found = digest(run(snippet.after, names))
+def test_a_snippet_gives_the_value_of_transformerlens(snippet, name, state):
+    names = names_of(name, state)
+    result = digest(run(snippet.after, names))
     if snippet.definition:
-        same(found, digest(run(snippet.definition, names)))
+        check_equal(result, digest(run(snippet.definition, names)))
     else:
-        same(found, reference()[f"{snippet.theme}: {snippet.title} [{name} {state}]"])
+        check_equal(result, reference()[f"{snippet.theme}: {snippet.title} [{name} {state}]"])
 
 
-def same(found, wanted) -> None:
-    """The same structure, and the same numbers to 1e-5 of the largest."""
-    assert found[0] == wanted[0]
-    for ours, theirs in zip(found[1], wanted[1], strict=True):
-        assert np.isinf(ours).tolist() == np.isinf(theirs).tolist()
-        finite = np.isfinite(theirs)
-        largest = np.abs(theirs[finite]).max(initial=0.0)
-        np.testing.assert_allclose(ours[finite], theirs[finite], rtol=0, atol=1e-5 * max(largest, 1e-30))
+def check_equal(result, expected) -> None:
+    """The structures are equal, and the numbers agree within 1e-5 of the largest."""
+    assert result[0] == expected[0]
+    for actual, desired in zip(result[1], expected[1], strict=True):
+        assert np.isinf(actual).tolist() == np.isinf(desired).tolist()
+        finite = np.isfinite(desired)
+        largest = np.abs(desired[finite]).max(initial=0.0)
+        np.testing.assert_allclose(actual[finite], desired[finite], rtol=0, atol=1e-5 * max(largest, 1e-30))
 
 
-@pytest.mark.parametrize("snippet", [one for one in snippets() if "in_place" in one.marks], ids=lambda one: one.title)
-def test_an_edit_in_place_is_refused_with_the_form_to_write_instead(snippet):
+IN_PLACE = [snippet for snippet in snippets() if "in_place" in snippet.marks]
+
+
+@pytest.mark.parametrize("snippet", IN_PLACE, ids=lambda snippet: snippet.title)
+def test_an_edit_in_place_raises_an_error_that_shows_the_form_to_use(snippet):
     with pytest.raises((TypeError, HookError)) as raised:
-        run(snippet.before.replace("transformer_lens", "jaxlens"), given("gpt2", "processed"))
-    said = "\n".join([str(raised.value), *getattr(raised.value, "__notes__", ())])
-    assert 'the hook on "blocks.' in said
-    assert "return value.at[:, 0].set(new)" in said
+        run(snippet.before.replace("transformer_lens", "jaxlens"), names_of("gpt2", "processed"))
+    message = "\n".join([str(raised.value), *getattr(raised.value, "__notes__", ())])
+    assert 'the hook on "blocks.' in message
+    assert "return value.at[:, 0].set(new)" in message
 
 
 def test_the_page_is_current():
     assert PAGE.read_text("utf-8") == page()
 
 
-def test_there_are_many_snippets_with_names_of_their_own():
+def test_there_are_many_snippets_with_unique_titles():
     names = [(snippet.theme, snippet.title) for snippet in snippets()]
     assert len(names) == len(set(names)) > 200

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import CONFIGS, LLAMA, SIZES, model, randomised, tokens
+from support.models import CONFIGS, LLAMA, SIZES, model, randomised, tokens
+from support.tiny import hf_logits, random_tokens, write_checkpoint
 from test_errors import Case
-from tiny import hf_logits, random_tokens, write_checkpoint
 
 from jaxlens import Config, HookedTransformer, Rotary, weights
-from jaxlens.convert import export
+from jaxlens.checkpoints import export
 from jaxlens.errors import CheckpointError
-from jaxlens.parameters import parameter_axes
+from jaxlens.nn.parameters import parameter_axes
 from jaxlens.weights import PASSES, arithmetic, process_weights
 
 GPT2 = {**SIZES, "act_fn": "gelu_new"}
@@ -315,7 +315,7 @@ def test_at_most_one_weight_exists_twice_when_the_old_ones_are_given_up(name, mo
     monkeypatch.setattr(jax, "block_until_ready", lambda leaf: live.append(bytes_alive()) or wait(leaf))
     gc.collect()
     before = bytes_alive()
-    processed, _, _ = process_weights(params, cfg, donate=True)
+    processed, _, _ = process_weights(params, cfg, consume=True)
     assert params == {}
     growth = sum(value.nbytes for value in processed.values()) - sum(sizes.values())
     small = 16 * sizes["blocks.*.ln1.w"]  # norms, which go last, and means
@@ -330,7 +330,7 @@ def test_no_weight_is_copied_to_float32_on_the_way(shape, axis, dtype):
     W = jax.ShapeDtypeStruct(shape, dtype)
     w = jax.ShapeDtypeStruct((*shape[:1], shape[axis]) if len(shape) > 2 else (shape[axis],), dtype)
     how = {"axis": axis, "offset": False}
-    programs = arithmetic.mean_of.lower(W, w, **how), arithmetic.scale.lower(W, w, 0.0, **how)
+    programs = arithmetic.mean_of.lower(W, w, **how), arithmetic.times_norm_weight_centred.lower(W, w, 0.0, **how)
     for program in (*programs, arithmetic.fold_bias.lower(W, w, None, axis=axis)):
         assert program.compile().memory_analysis().temp_size_in_bytes < np.prod(shape)
 
@@ -356,14 +356,14 @@ def test_a_model_says_what_was_done_to_it():
         "\n  processing:\n    fold_ln\n    center_writing_weights\n    fold_value_biases"
     )
     assert [str(entry) for entry in made("gemma").processed(**EVERYTHING).processing] == [
-        "fold_ln: ln1_post and ln2_post keep their weights: no linear map follows",
-        "not center_writing_weights: an RMSNorm reads the residual stream with its mean",
-        "not center_unembed: a soft cap on logits tells them from logits moved by a constant",
-        "not fold_value_biases: it has no value biases",
-        "not refactor_factored_attn_matrices: queries and keys are turned by their positions (rotary)",
+        "fold_ln: ln1_post and ln2_post keep their weights: no linear map follows them",
+        "not center_writing_weights: an RMSNorm reads the residual stream, and depends on its mean",
+        "not center_unembed: the logit soft cap is not invariant to adding a constant",
+        "not fold_value_biases: the model has no value biases",
+        "not refactor_factored_attn_matrices: queries and keys are rotated by their positions (rotary)",
     ]
-    assert str(made("shortformer").processed().processing[0]) == "not fold_ln: it has no norms"
-    assert str(made("solu_ln").processed().processing[0]) == "not fold_ln: its norms are folded already"
+    assert str(made("shortformer").processed().processing[0]) == "not fold_ln: the model has no norms"
+    assert str(made("solu_ln").processed().processing[0]) == "not fold_ln: the norms are already folded"
 
 
 def test_in_place_and_beside():
@@ -456,8 +456,8 @@ def test_what_a_checkpoint_can_express_is_exported(tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "passes", "text"),
     [
-        ("gpt2", {}, "normalization_type is 'LNPre', there 'LN'.* fold_ln has put the weights of norms into"),
-        ("qwen2", only("fold_value_biases"), "cannot express this model: biases.*fold_value_biases has made b_O: "),
+        ("gpt2", {}, "normalization_type is 'LNPre', not 'LN'.* fold_ln folded the weights of norms into"),
+        ("qwen2", only("fold_value_biases"), "cannot express this model: biases.*fold_value_biases added b_O: "),
     ],
 )
 def test_what_no_checkpoint_can_express_is_refused_by_name(tmp_path, model_type, passes, text):
@@ -478,14 +478,14 @@ WRONG = "would change what this model computes: "
 NORMED = Config(**GPT2, attn_only=True, qk_norm="head")
 SHARED = Config(**GPT2, attn_only=True, n_key_value_heads=2)
 INVALID = {
-    ("fold_ln", "LN, shortformer"): "positions are added between ln1 and the maps of queries and keys",
-    ("fold_ln", "LN with bias, experts"): "experts have no biases to take up the bias of ln2",
-    ("center_writing_weights", "llama"): "an RMSNorm reads the residual stream with its mean",
-    ("center_writing_weights", "shortformer"): "linear maps read the residual stream with its mean",
-    ("center_writing_weights", "LN after"): "attention and MLP read the residual stream itself, with its mean",
+    ("fold_ln", "LN, shortformer"): "positions are added between ln1 and W_Q, W_K",
+    ("fold_ln", "LN with bias, experts"): "experts have no bias that could absorb the bias of ln2",
+    ("center_writing_weights", "llama"): "an RMSNorm reads the residual stream, and depends on its mean",
+    ("center_writing_weights", "shortformer"): "a linear map reads the residual stream, and depends on its mean",
+    ("center_writing_weights", "LN after"): "attention and MLP read the residual stream without a norm",
     ("center_writing_weights", "LN before and after"): "ln1_post and ln2_post write a mean to the residual stream",
-    ("center_unembed", "gemma"): "a soft cap on logits tells them from logits moved by a constant",
-    ("refactor_factored_attn_matrices", "parallel"): "queries and keys are turned by their positions (rotary)",
+    ("center_unembed", "gemma"): "the logit soft cap is not invariant to adding a constant",
+    ("refactor_factored_attn_matrices", "parallel"): "queries and keys are rotated by their positions (rotary)",
 }  # fmt: skip
 MISTAKES = {
     f"{name} of {of}": Case(functools.partial(run_pass, name, of), ValueError, f"{name} {WRONG}{reason}")
@@ -493,22 +493,22 @@ MISTAKES = {
 } | {
     "a refactoring of normalised queries": Case(
         lambda: weights.refactor_factored_attn_matrices(HookedTransformer(NORMED).params, NORMED), ValueError,
-        f"refactor_factored_attn_matrices {WRONG}queries and keys are normalised (qk_norm)",
+        f"refactor_factored_attn_matrices {WRONG}queries and keys are normalized (qk_norm)",
     ),
     "a refactoring of shared keys": Case(
         lambda: weights.refactor_factored_attn_matrices(HookedTransformer(SHARED).params, SHARED), ValueError,
-        f"refactor_factored_attn_matrices {WRONG}6 query heads share 2 keys and values",
+        f"refactor_factored_attn_matrices {WRONG}6 query heads share 2 key/value heads",
     ),
     "parameters of another config": Case(
         lambda: weights.center_unembed(made("gpt2").params, CONFIGS["llama"]), ValueError, "do not fit the config",
     ),
     "parameters of another config, processed": Case(
-        lambda: process_weights(made("gpt2").params, CONFIGS["llama"], donate=True), ValueError, "do not fit the",
+        lambda: process_weights(made("gpt2").params, CONFIGS["llama"], consume=True), ValueError, "do not fit the",
     ),
     "a state dict with a missing layer": Case(
         lambda: made("gpt2").load_state_dict(
             {key: value for key, value in made("gpt2").state_dict().items() if key != "blocks.3.attn.W_Q"}
-        ), ValueError, "the state dict does not fit the config: missing ['blocks.3.attn.W_Q']; not of this model []",
+        ), ValueError, "the state dict does not fit the config: missing ['blocks.3.attn.W_Q']; unknown []",
     ),
 }  # fmt: skip
 
@@ -524,7 +524,7 @@ def test_a_mistake_is_answered_with_what_was_wanted(mistake):
 @pytest.mark.parametrize("name", PASSES)
 def test_a_pass_is_refused_alone_exactly_where_it_is_not_applied_for_a_reason_in_a_model(name):
     """Nothing to do is no mistake: then a pass gives back what it got."""
-    idle = ("it has no norms", "its norms are folded already", "it has no value biases")
+    idle = ("the model has no norms", "the norms are already folded", "the model has no value biases")
     for of in ("gpt2", "solu_ln", "shortformer", "qwen2", "gemma", "moe", "LN with bias, experts"):
         whole = made(of)
         (entry,) = whole.processed(**only(name)).processing

@@ -1,36 +1,32 @@
-"""Analyses: what is done with a model and its activations.
+"""Analyses of a model and its activations.
 
-Each is one import away, `from jaxlens.analysis import activation_patch`, and imported when it is asked for: the model
-itself needs none of them.
+Import them from this package, as in `from jaxlens.analysis import activation_patch`. Modules are loaded on first use.
 """
 
 import importlib
 from typing import Any
 
-_FILES = {
-    "activation_cache": ("ActivationCache",),
-    "agreement": ("Agreement", "compare_with_patching", "correlation"),
-    "attribution": ("Attributions", "attribution_patch"),
-    "edges": ("EdgeScores", "edge_attribution_patch"),
-    "heads": (
-        "compute_head_attention_similarity_score", "detect_head", "duplicate_token_scores", "induction_scores",
-        "previous_token_scores",
-    ),
-    "path_integrals": ("integrated_gradients",),
-    "interventions": ("Patched", "ablate", "activation_patch"),
-    "jacobian": ("ResidualJacobian", "residual_jacobian"),
-    "labelled": ("Labelled",),
-    "logit_attribution": ("DirectLogitAttribution", "direct_logit_attribution"),
-    "path_patching": ("path_patch",),
-    "patching": ("generic_activation_patch",),
-    "prompts": ("test_prompt",),
+_MODULES = {
+    "attribution.compare": ("Agreement", "compare_with_patching", "correlation"),
+    "attribution.edges": ("EdgeScores", "edge_attribution_patch"),
+    "attribution.integrated_gradients": ("integrated_gradients",),
+    "attribution.jacobian": ("ResidualJacobian", "residual_jacobian"),
+    "attribution.nodes": ("Attributions", "attribution_patch"),
+    "heads": ("compute_head_attention_similarity_score", "detect_head", "duplicate_token_scores", "induction_scores",
+              "previous_token_scores"),
+    "interventions.activation_patching": ("Patched", "ablate", "activation_patch"),
+    "interventions.generic": ("generic_activation_patch",),
+    "interventions.path_patching": ("path_patch",),
+    "labelled_array": ("Labelled",),
+    "logit_attribution": ("ActivationCache", "DirectLogitAttribution", "direct_logit_attribution"),
+    "prompt_test": ("test_prompt",),
     "svd": ("SVDInterpreter",),
 }  # fmt: skip
-_WHERE = {name: file for file, names in _FILES.items() for name in names}
-__all__ = sorted(_WHERE)
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _HOME:
         raise AttributeError(f"jaxlens.analysis has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"jaxlens.analysis.{_WHERE[name]}"), name)
+    return getattr(importlib.import_module(f"jaxlens.analysis.{_HOME[name]}"), name)

@@ -1,10 +1,11 @@
-"""Direct logit attribution: how much each part of the model adds to the logit of a token, or to a logit difference.
+"""Direct logit attribution: the contribution of each component to the logit of a token, or to a logit difference.
 
 Axes: c component, n head, d d_model, l layer; "..." is batch and position, whichever there are.
 
-At the scale that the final norm had, a logit is linear in the residual stream, which is a sum: every term counts by its
-dot product with one direction (Elhage et al. 2021, transformer-circuits.pub/2021/framework; Wang et al. 2022, arXiv
-2211.00593). It leaves out what a part does through the parts after it.
+With the final norm's scale held fixed, a logit is linear in the residual stream, and the residual stream is a sum. So a
+component contributes the dot product of its output with one direction (Elhage et al. 2021,
+transformer-circuits.pub/2021/framework; Wang et al. 2022, arXiv 2211.00593). Its effect through later components is not
+included.
 """
 
 import dataclasses
@@ -15,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens.analysis.activation_cache import ActivationCache
-from jaxlens.analysis.components import read
-from jaxlens.analysis.final_norm import logit_constant, logit_direction
-from jaxlens.analysis.terms import einsum
-from jaxlens.optional import needed
-from jaxlens.slices import Slice
+from jaxlens._jax import full_precision
+from jaxlens.errors import require
+from jaxlens.hooks.slice import Slice
+from jaxlens.model.cache.activation_cache import ActivationCache
+from jaxlens.model.cache.linear_norm import logit_constant, logit_direction
+from jaxlens.model.cache.writers import read
 
 Unit = Literal["component", "head", "neuron", "all", "layer"]
 
@@ -37,18 +38,17 @@ READS = {
     "all": ("hook_embed", *HEADS, *NEURONS),
     "layer": ("hook_resid_pre", "hook_resid_mid", "hook_resid_post"),
 }
-"""The activations that a unit needs, besides the position embedding and the final norm's scale."""
+"""The activations that each unit needs, besides the position embedding and the final norm's scale."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class DirectLogitAttribution:
-    """What every component adds to a logit or a logit difference, in logits before a soft cap.
+    """The contribution of every component to a logit or a logit difference, in logits before a soft cap.
 
-    `axes` names the axes of `values` after the first: "batch", "pos". The last row, "constant", is what no component
-    adds: the unembedding's bias and the final norm's. The rows add up to the logits (those of unit "layer" do not: each
-    is what all that came before it adds).
-    """
+    `axes` names the axes of `values` after the first: "batch", "pos". The last row, "constant", comes from the biases
+    of the unembedding and of the final norm. The rows sum to the logits, except for the unit "layer", where each row is
+    the logit of the residual stream up to that layer."""
 
     values: Float[Array, "c ..."]
     labels: tuple[str, ...] = dataclasses.field(metadata={"static": True})
@@ -66,36 +66,35 @@ class DirectLogitAttribution:
         return jnp.sum(self.values[-2:] if self.unit == "layer" else self.values, axis=0)
 
     def heads(self) -> Float[Array, "l n ..."]:
-        """The heads alone, by layer and head.
+        """The rows of heads, with an axis for the layer and an axis for the head.
 
         Raises:
-            ValueError: this attribution is of other units.
+            ValueError: This attribution has another unit.
         """
         layer_head = [label[1:].split("H") for label in self.labels if label.startswith("L") and "H" in label]
         if not layer_head:
-            raise ValueError(f'this attribution is by {self.unit}; heads are in those by "head" or "all"')
+            raise ValueError(f'heads() needs an attribution with unit="head" or unit="all"; got unit="{self.unit}"')
         n_layers = int(layer_head[-1][0]) + 1
         return self.values[: len(layer_head)].reshape(n_layers, -1, *self.values.shape[1:])
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The components that add most, with the mean over batch and position of what they add."""
+        """The k components with the largest contribution, each with its mean over batch and position."""
         means = self._means()
         return [(self.labels[row], float(means[row])) for row in np.argsort(-means, kind="stable")[:k]]
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame with a row for every value: its component, its place along `axes`, and the "value"."""
-        pandas = needed("pandas", "a DataFrame")
-
-        places = np.indices(self.values.shape).reshape(self.values.ndim, -1)
-        columns = {"component": np.asarray(self.labels, object)[places[0]]}
-        columns |= dict(zip(self.axes, places[1:], strict=True))
+        """A pandas DataFrame with one row per value: the component, the index along each of `axes`, and the "value"."""
+        pandas = require("pandas", "a DataFrame")
+        indices = np.indices(self.values.shape).reshape(self.values.ndim, -1)
+        columns = {"component": np.asarray(self.labels, object)[indices[0]]}
+        columns |= dict(zip(self.axes, indices[1:], strict=True))
         return pandas.DataFrame(columns | {"value": np.asarray(self.values).ravel()})
 
     def _means(self) -> Float[np.ndarray, " c"]:
         return np.asarray(self.values, np.float32).reshape(len(self.labels), -1).mean(1)
 
     def __repr__(self, n_shown: int = 10) -> str:
-        """The components that matter most, of either sign."""
+        """The components of largest absolute contribution."""
         means = self._means()
         shown = np.argsort(-np.abs(means), kind="stable")[:n_shown]
         over = f", mean over {' and '.join(self.axes)} {self.values.shape[1:]}" if self.axes else ""
@@ -106,28 +105,28 @@ class DirectLogitAttribution:
 
 def direct_logit_attribution(
     model: Any, input: Any = None, answer_tokens: Any = None, incorrect_tokens: Any = None, unit: Unit = "component",
-    pos: Any = -1, cache: ActivationCache | None = None, **how: Any,
+    pos: Any = -1, cache: ActivationCache | None = None, **run_options: Any,
 ) -> DirectLogitAttribution:  # fmt: skip
-    """What each part of the model adds to the logits of `answer_tokens`, or to their distance from `incorrect_tokens`.
+    """The contribution of each component to the logits of `answer_tokens`, minus those of `incorrect_tokens` if given.
 
-    Works on raw and processed weights alike. The rows add up to the logits before a soft cap.
+    The weights may be raw or processed. The rows sum to the logits before a soft cap.
 
     Args:
-        model: a HookedTransformer.
-        input: prompts or tokens to run it on, if no cache is given. Prompts are padded on the left, so that position
-            -1 is the last token of each.
-        answer_tokens: a string, a number, a list with one for each prompt, or an array [batch], [pos] or [batch pos].
-        incorrect_tokens: as many, if logit differences are attributed.
-        unit: what is told apart. "component": embeddings, attention and MLP of each layer; "head" and "neuron": these,
-            and the rest as "remainder"; "all": heads, neurons, embeddings and biases; "layer": not parts, but the
-            stream as it grows.
-        pos: a position, several, or None for all.
-        cache: of a run, to be read instead of running the model.
-        how: how to run it: attention_mask, prepend_bos, padding_side.
+        model: A HookedTransformer.
+        input: Prompts or tokens to run the model on, if no cache is given. Prompts are padded on the left, so that
+            position -1 is the last token of each.
+        answer_tokens: A string or a token id, a list with one per prompt, or an array [batch], [pos] or [batch pos].
+        incorrect_tokens: The tokens to compare with, of the same shape as `answer_tokens`.
+        unit: The kind of component. "component": embeddings, and the attention and MLP of each layer. "head" and
+            "neuron": each head or neuron, and the sum of the rest as "remainder". "all": heads, neurons, embeddings and
+            biases. "layer": the accumulated residual stream before each layer.
+        pos: One position, several, or None for all.
+        cache: The cache of a run. The model is then not run.
+        run_options: Options of the run: attention_mask, prepend_bos, padding_side.
 
     Raises:
-        ValueError: no answer, no input, no such unit, or tokens that do not fit the prompts.
-        ActivationNotFound: the cache lacks something; the message says what to cache.
+        ValueError: `answer_tokens` or the input is missing, the unit is unknown, or the tokens do not fit the prompts.
+        ActivationNotFound: The cache lacks an activation. The message names it.
 
     Example:
         >>> import jaxlens
@@ -142,49 +141,54 @@ def direct_logit_attribution(
         True
     """
     if unit not in get_args(Unit):
-        raise ValueError(f"unit is {unit!r}; wanted one of {', '.join(map(repr, get_args(Unit)))}")
+        raise ValueError(f"unit is {unit!r}; expected one of {', '.join(map(repr, get_args(Unit)))}")
     if answer_tokens is None:
-        raise ValueError("answer_tokens is missing: the tokens whose logits are attributed")
+        raise ValueError("answer_tokens is missing; give the tokens whose logits are attributed")
     if cache is None:
-        cache, pos = _run(model, input, unit, pos, how), None
-    elif how:
-        raise ValueError(f"{', '.join(how)} would be of a run, but a cache was given and nothing is run")
+        cache, pos = _run(model, input, unit, pos, run_options), None
+    elif run_options:
+        raise ValueError(f"{', '.join(run_options)} cannot be given with a cache, because the model is not run")
     return _attribute(cache.with_model(model), answer_tokens, incorrect_tokens, unit, pos)
 
 
-def _run(model: Any, input: Any, unit: Unit, pos: Any, how: dict[str, Any]) -> ActivationCache:
-    """The cache of a run that keeps what the unit needs, at the positions that are asked for."""
+def _run(model: Any, input: Any, unit: Unit, pos: Any, run_options: dict[str, Any]) -> ActivationCache:
+    """The cache of a run, with the activations that the unit needs at the selected positions."""
     if input is None:
-        raise ValueError("there is nothing to attribute: give an input to run the model on, or the cache of a run")
+        raise ValueError("input is missing; give an input to run the model on, or cache= with the cache of a run")
     if isinstance(input, list | tuple) and input and isinstance(input[0], str):
-        how = {"padding_side": "left"} | how
+        run_options = {"padding_side": "left"} | run_options
     reads = (*READS[unit], "hook_pos_embed", "ln_final.hook_scale")
-    return model.run_with_cache(input, names_filter=lambda name: name.endswith(reads), pos_slice=Slice(pos), **how)[1]
+    return model.run_with_cache(
+        input, names_filter=lambda name: name.endswith(reads), pos_slice=Slice(pos), **run_options
+    )[1]  # fmt: skip
 
 
 def _attribute(cache: ActivationCache, answers: Any, incorrect: Any, unit: Unit, pos: Any) -> DirectLogitAttribution:
-    """The attribution of a run."""
     last = f"blocks.{cache.cfg.n_layers - 1}.hook_resid_post"
-    rows = read(cache, ("ln_final.hook_scale", "hook_embed", last), Slice(pos)).shape[:-1]
-    asked = cache.model, answers, incorrect, rows, cache.has_batch_dim
-    values, labels = _by_unit(cache, unit, pos, logit_direction(*asked)[..., None])
-    values = jnp.concatenate([values[..., 0], jnp.broadcast_to(logit_constant(*asked), (1, *rows))])
-    axes = ("batch",) * cache.has_batch_dim + ("pos",) * (len(rows) > cache.has_batch_dim)
+    shape = read(cache, ("ln_final.hook_scale", "hook_embed", last), Slice(pos)).shape[:-1]
+    target = cache.model, answers, incorrect, shape, cache.has_batch_dim
+    values, labels = _by_unit(cache, unit, pos, logit_direction(*target)[..., None])
+    values = jnp.concatenate([values[..., 0], jnp.broadcast_to(logit_constant(*target), (1, *shape))])
+    axes = ("batch",) * cache.has_batch_dim + ("pos",) * (len(shape) > cache.has_batch_dim)
     return DirectLogitAttribution(values, (*labels, "constant"), unit, axes)
 
 
 def _by_unit(cache: ActivationCache, unit: Unit, pos: Any, direction: Float[Array, "... d 1"]):
-    """What each component is along a direction behind the final norm; no vector of d_model is made for it."""
-    how = {"apply_ln": True, "pos_slice": pos, "return_labels": True, "project_output_onto": direction}
+    """The dot product of each component with a direction at the final norm's output, and the labels of components.
+
+    The direction is pulled back through the weights, so no vector of length d_model is computed per component.
+    """
+    options = {"apply_ln": True, "pos_slice": pos, "return_labels": True, "project_output_onto": direction}
     match unit:
         case "component":
-            return cache.decompose_resid(**how)
+            return cache.decompose_resid(**options)
         case "head":
-            return cache.stack_head_results(incl_remainder=True, **how)
+            return cache.stack_head_results(incl_remainder=True, **options)
         case "neuron":
-            return cache.stack_neuron_results(-1, incl_remainder=True, **how)
+            return cache.stack_neuron_results(-1, incl_remainder=True, **options)
         case "all":
-            return cache.get_full_resid_decomposition(**how)
-    between = not (cache.cfg.attn_only or cache.cfg.parallel_attn_mlp)
-    stack, labels = cache.accumulated_resid(incl_mid=between, pos_slice=pos, return_labels=True)
-    return einsum("c...d,...do->c...o", cache.apply_ln_to_stack(stack, pos_slice=pos), direction), labels
+            return cache.get_full_resid_decomposition(**options)
+    sequential = not (cache.cfg.attn_only or cache.cfg.parallel_attn_mlp)
+    stack, labels = cache.accumulated_resid(incl_mid=sequential, pos_slice=pos, return_labels=True)
+    with full_precision():
+        return jnp.einsum("c...d,...do->c...o", cache.apply_ln_to_stack(stack, pos_slice=pos), direction), labels

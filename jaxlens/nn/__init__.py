@@ -1,1 +1,1 @@
-"""The parts of a transformer, one per file: weights and the arithmetic they do."""
+"""The modules of a transformer and their arithmetic, one kind per file."""

@@ -1,15 +1,15 @@
-"""Attention: one class for grouped heads, windows, soft caps, QK-norm and every position scheme.
+"""Attention of one layer: grouped heads, windows, soft caps, QK-norm and every position scheme.
 
 Axes: b batch, p query position, s source position, d d_model, n query head, k key/value head, g query heads per
-key/value head, h d_head.
+key/value head, h d_head, t d_v_head (d_head in most models).
 
     x ─ W_Q ─(hook_q)─ q_norm ─ clip ─ rotate ─(hook_rot_q)─┐
-    x ─ W_K ─(hook_k)─ k_norm ─ clip ─ rotate ─(hook_rot_k)─┴─ ÷ scale, cap, distance, mask ─(hook_attn_scores)─┐
-    x ─ W_V ─(hook_v)─ clip ─────────────────────────────────── × ─(hook_pattern)────────── softmax (and sink) ─┘
+    x ─ W_K ─(hook_k)─ k_norm ─ clip ─ rotate ─(hook_rot_k)─┴─ ÷ scale, cap, bias, mask ─(hook_attn_scores)─┐
+    x ─ W_V ─(hook_v)─ clip ───────────────────────────────── × ─(hook_pattern)─────── softmax (and sink) ──┘
                         out ─ + b_O ─ Σ heads ─(hook_result)─ W_O ─(hook_z)
 
-Each piece between two hook points is a small jitted function: inside a compiled forward it is inlined, and in a layer
-that a Python function edits it is compiled once and shared by every layer and every hook.
+The class comes first; below it are its steps, in the order in which they run. A step between two hook points is a small
+jitted function: it is inlined into a compiled forward, and compiled once for all layers that a Python function edits.
 """
 
 import functools
@@ -18,72 +18,18 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxlens._jax import inlined, wide, wide_dtype
 from jaxlens.config import Config
-from jaxlens.config_checks import check_heads_are_linear
-from jaxlens.factored_matrix import FactoredMatrix
-from jaxlens.nn.blockwise import attend_blockwise
-from jaxlens.nn.context import LayerContext
-from jaxlens.nn.grouped import by_group, by_head, raw_scores, weigh_values
-from jaxlens.nn.masks import masked_softmax, softmax, visible
-from jaxlens.nn.norm import HeadNorm, NoNorm
-from jaxlens.nn.part import Part, prefixed, within
-from jaxlens.nn.positions import rotate
-
-piece = functools.partial(jax.jit, inline=True)
+from jaxlens.nn.module import Module, prefixed, within
+from jaxlens.nn.norm import HeadNorm, Identity
+from jaxlens.nn.position_bias import position_bias
+from jaxlens.nn.sequence import LayerInfo
 
 
-@piece
-def project(x, W, b):
-    """[b p d], or [b p n d] with an input of its own for every head, to [b p n h]."""
-    heads = jnp.einsum("bpd,ndh->bpnh" if x.ndim == 3 else "bpnd,ndh->bpnh", x, W)
-    return heads if b is None else heads + b
-
-
-@piece
-def mask_scores(scores, at: LayerContext):
-    return jnp.where(visible(at.low, at.high, at.real, scores.ndim), scores, -jnp.inf)
-
-
-plain_softmax = piece(softmax)
-
-
-@piece
-def masked_pattern(scores, at: LayerContext, sink):
-    return masked_softmax(scores, at.low, at.high, at.real, sink)
-
-
-@piece
-def grow(q, growth: Float[Array, "b p"]):
-    return q * growth.astype(q.dtype)[..., None, None]
-
-
-@functools.partial(piece, static_argnames=("most",))
-def clip(x, most: float):
-    return jnp.clip(x, -most, most)
-
-
-@piece
-def write_heads(z, W_O):
-    """What each head alone writes to the residual stream: [b p n d]."""
-    return jnp.einsum("bpnh,nhd->bpnd", z, W_O)
-
-
-@piece
-def write_all(z, W_O, b_O):
-    out = jnp.einsum("bpnh,nhd->bpd", z, W_O)
-    return out if b_O is None else out + b_O
-
-
-@piece
-def sum_heads(result, b_O):
-    out = jnp.sum(result, axis=2)
-    return out if b_O is None else out + b_O
-
-
-class Attention(Part):
-    """Multi-head, grouped-query or multi-query attention, by `cfg.n_key_value_heads`."""
+class Attention(Module):
+    """Multi-head, grouped-query or multi-query attention, depending on `cfg.n_key_value_heads`."""
 
     W_Q: Float[Array, "n d h"] = nnx.data()
     W_K: Float[Array, "k d h"] = nnx.data()
@@ -97,43 +43,32 @@ class Attention(Part):
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)
-        norm = functools.partial(HeadNorm, cfg) if cfg.qk_norm else lambda weights, heads: NoNorm(cfg, weights)
+        norm = functools.partial(HeadNorm, cfg) if cfg.qk_norm else lambda weights, heads: Identity(cfg, weights)
         self.q_norm, self.k_norm = norm(within("q_norm", weights), "n"), norm(within("k_norm", weights), "k")
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
         axes = {"W_Q": "n d h", "W_K": "k d h", "W_V": "k d h", "W_O": "n h d"}
-        biases = {"b_Q": "n h", "b_K": "k h", "b_V": "k h", "b_O": "d"}
-        axes |= {name: letters for name, letters in biases.items() if name in cfg.biases}
+        axes |= {name: letters for name, letters in cls.bias_axes().items() if name in cfg.biases}
         axes |= {"sinks": "n"} if cfg.attn_sinks else {}
         if cfg.qk_norm:
             axes |= prefixed("q_norm", HeadNorm.axes(cfg, "n")) | prefixed("k_norm", HeadNorm.axes(cfg, "k"))
         return axes
 
-    @property
-    def QK(self) -> FactoredMatrix:
-        """Every query head's QK circuit `W_Q @ W_K.T` [n d d], of a stack of layers [l n d d] (see `model.QK`)."""
-        check_heads_are_linear(self.cfg)
-        group = self.W_Q.shape[-3] // self.W_K.shape[-3]
-        return FactoredMatrix(self.W_Q, jnp.repeat(self.W_K, group, axis=-3).mT)
+    @classmethod
+    def bias_axes(cls) -> dict[str, str]:
+        return {"b_Q": "n h", "b_K": "k h", "b_V": "k h", "b_O": "d"}
 
-    @property
-    def OV(self) -> FactoredMatrix:
-        """Every query head's OV circuit `W_V @ W_O` [n d d], of a stack of layers [l n d d] (see `model.OV`)."""
-        check_heads_are_linear(self.cfg)
-        group = self.W_O.shape[-3] // self.W_V.shape[-3]
-        return FactoredMatrix(jnp.repeat(self.W_V, group, axis=-3), self.W_O)
-
-    def __call__(self, inputs, at: LayerContext, tap) -> Float[Array, "b p d"]:
-        """`inputs`: what queries, keys and values read, each [b p d] (or [b p n d], one for every head)."""
+    def __call__(self, inputs, info: LayerInfo, tap) -> Float[Array, "b p d"]:
+        """`inputs` holds the inputs of queries, keys and values: each [b p d], or [b p n d] with one input per head."""
         q, k, v = self.queries_keys_values(inputs, tap)
-        q, k, v = self.meeting(q, "q", at, tap), self.meeting(k, "k", at, tap), self.clipped(v)
-        if at.packing is None:
-            z = self.attend(q, k, v, at, tap)
+        q, k, v = self.prepared(q, "q", info, tap), self.prepared(k, "k", info, tap), self.clipped(v)
+        if info.packing is None:
+            z = self.attend(q, k, v, info, tap)
         else:
-            z = at.packing.pack(self.attend(*at.packing.spread(q, k, v), at, tap))
+            z = info.packing.pack(self.attend(*info.packing.unpack(q, k, v), info, tap))
         z = tap("hook_z", z)
-        if tap.listens("hook_result"):
+        if tap.needs("hook_result"):
             return sum_heads(tap("hook_result", write_heads(z, self.W_O)), self.b_O)
         return write_all(z, self.W_O, self.b_O)
 
@@ -143,46 +78,251 @@ class Attention(Part):
         v = tap("hook_v", project(inputs[2], self.W_V, self.b_V))
         return q, k, v
 
-    def meeting(self, x: Float[Array, "b p n h"], which: Literal["q", "k"], at: LayerContext, tap):
-        """Queries or keys as they meet each other: normalised, clipped, rotated, queries grown, where that is done."""
+    def prepared(self, x: Float[Array, "b p n h"], which: Literal["q", "k"], info: LayerInfo, tap):
+        """Queries or keys, ready for the dot product: after QK-norm, clip, RoPE and, for queries, growth."""
         norm = functools.partial(getattr(self, f"{which}_norm"), tap=tap.at(f"{which}_norm"))
         x = self.clipped(x if self.cfg.qk_norm_after_rotary else norm(x))
-        if at.cos is not None:
-            x = tap(f"hook_rot_{which}", self.rotated(x, at))
+        if info.cos is not None:
+            x = tap(f"hook_rot_{which}", self.rotated(x, info))
         x = norm(x) if self.cfg.qk_norm_after_rotary else x
-        return x if at.growth is None or which == "k" else grow(x, at.growth)
+        return x if info.growth is None or which == "k" else grow(x, info.growth)
 
-    def rotated(self, x: Float[Array, "b p n h"], at: LayerContext) -> Float[Array, "b p n h"]:
-        return rotate(x, at.cos, at.sin, next(rotary for rotary in self.cfg.rotary if rotary).adjacent_pairs)
+    def rotated(self, x: Float[Array, "b p n h"], info: LayerInfo) -> Float[Array, "b p n h"]:
+        return rotate(x, info.cos, info.sin, next(rotary for rotary in self.cfg.rotary if rotary).adjacent_pairs)
 
     def clipped(self, x):
         return x if self.cfg.clip_qkv is None else clip(x, self.cfg.clip_qkv)
 
-    def scores(self, q, k, at: LayerContext) -> Float[Array, "b k g p s"]:
-        """How well every query matches every source, not yet masked."""
-        cfg = self.cfg
-        distances = () if at.places is None else (cfg.slopes, at.places, at.places, cfg.alibi_in_bfloat16)
-        return raw_scores(q, k, at.scale, cfg.attn_scores_soft_cap, *distances)
+    def attend(self, q, k, v, info: LayerInfo, tap) -> Float[Array, "b p n t"]:
+        """The sum of values, weighted by the pattern.
+
+        Scores and pattern are stored only if a hook or a capture needs them, or if the sequence has at most
+        `cfg.attn_block` tokens.
+        """
+        needs_scores, needs_pattern = tap.needs("hook_attn_scores"), tap.needs("hook_pattern")
+        if q.shape[1] > self.cfg.attn_block and not (needs_scores or needs_pattern):
+            return attend_blockwise(self.cfg, q, k, v, info, self.sink)
+        # A layer that runs stepwise always computes both, so that they are already compiled if a hook needs them later.
+        needs_scores, needs_pattern = needs_scores or tap.stepwise, needs_pattern or tap.stepwise
+        scores = self.scores(q, k, info)
+        if needs_scores:
+            pattern = plain_softmax(self.tapped("hook_attn_scores", mask_scores(scores, info), tap), self.sink)
+        else:
+            pattern = masked_pattern(scores, info, self.sink)
+        return weight_values(self.tapped("hook_pattern", pattern, tap) if needs_pattern else pattern, v)
+
+    def scores(self, q, k, info: LayerInfo) -> Float[Array, "b k g p s"]:
+        """Attention scores before the mask."""
+        indices = (info.token_indices, info.token_indices)
+        return raw_scores(q, k, info.scale, self.cfg.attn_scores_soft_cap, position_bias(self.cfg), indices)
 
     @property
     def sink(self) -> Float[Array, "k g 1 1"] | None:
-        """The score of attending to nothing, beside those of sources."""
+        """The sink logit of each head: a score whose probability goes to no source."""
         return None if self.sinks is None else self.sinks.reshape(self.cfg.n_key_value_heads, -1, 1, 1)
 
-    def attend(self, q, k, v, at: LayerContext, tap) -> Float[Array, "b p n h"]:
-        """The values each query gathers. Scores and pattern exist as arrays only for short sequences or listeners."""
-        watches_scores, watches_pattern = tap.listens("hook_attn_scores"), tap.listens("hook_pattern")
-        if q.shape[1] > self.cfg.attn_block and not (watches_scores or watches_pattern):
-            return attend_blockwise(self.cfg, q, k, v, at, self.sink)
-        # In a layer run piece by piece all is shown, so that a later hook on what nobody watched finds its pieces made.
-        watches_scores, watches_pattern = watches_scores or tap.in_pieces, watches_pattern or tap.in_pieces
-        scores = self.scores(q, k, at)
-        if watches_scores:  # masked where the listener can see it, and then a softmax without mask
-            pattern = plain_softmax(self.show("hook_attn_scores", mask_scores(scores, at), tap), self.sink)
-        else:
-            pattern = masked_pattern(scores, at, self.sink)
-        return weigh_values(self.show("hook_pattern", pattern, tap) if watches_pattern else pattern, v)
-
-    def show(self, name: str, grouped: Float[Array, "b k g p s"], tap) -> Float[Array, "b k g p s"]:
-        """Scores or a pattern at their hook point, where heads are not grouped."""
+    def tapped(self, name: str, grouped: Float[Array, "b k g p s"], tap) -> Float[Array, "b k g p s"]:
+        """Scores or a pattern after their hook point. Hooks receive them per head, as [b n p s]."""
         return by_group(tap(name, by_head(grouped)), self.cfg.n_key_value_heads)
+
+
+# --- queries, keys and values
+
+
+@inlined
+def project(x, W, b):
+    """[b p d], or [b p n d] with one input per head, to [b p n h]."""
+    heads = jnp.einsum("bpd,ndh->bpnh" if x.ndim == 3 else "bpnd,ndh->bpnh", x, W)
+    return heads if b is None else heads + b
+
+
+@functools.partial(inlined, static_argnames=("limit",))
+def clip(x, limit: float):
+    return jnp.clip(x, -limit, limit)
+
+
+@functools.partial(inlined, static_argnames=("adjacent_pairs",))
+def rotate(
+    x: Float[Array, "b p n h"], cos: Float[Array, "b p r"], sin: Float[Array, "b p r"], adjacent_pairs: bool
+) -> Float[Array, "b p n h"]:
+    """Rotates the first 2r dimensions of every head by the given angles: pairs (0, 1), (2, 3), … or (i, i + r)."""
+    rotating, still = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
+    cos, sin = (angle[:, :, None].astype(x.dtype) for angle in (cos, sin))
+    if adjacent_pairs:
+        first, second = rotating[..., 0::2], rotating[..., 1::2]
+    else:
+        first, second = jnp.split(rotating, 2, axis=-1)
+    pair = (first * cos - second * sin, second * cos + first * sin)
+    joined = jnp.stack(pair, axis=-1).reshape(rotating.shape) if adjacent_pairs else jnp.concatenate(pair, axis=-1)
+    return jnp.concatenate((joined, still), axis=-1)
+
+
+@inlined
+def grow(q, growth: Float[Array, "b p"]):
+    return q * growth.astype(q.dtype)[..., None, None]
+
+
+# --- scores and pattern. They stay grouped, [b k g p s], except at their hook points.
+
+
+@functools.partial(inlined, static_argnames=("cap",))
+def raw_scores(q, k, scale, cap: float | None, bias, indices) -> Float[Array, "b k g p s"]:
+    """Scores of queries [b p n h] and keys [b s k h]: scaled, soft-capped and with the position bias; not masked.
+
+    `indices` are the token indices of the queries [b p] and of the keys [b s], which the bias depends on.
+    """
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    scores = (jnp.einsum("bpkgh,bskh->bkgps", grouped, k) / scale).astype(q.dtype)
+    scores = scores if cap is None else cap * jnp.tanh(scores / cap)
+    return scores if bias is None else (scores + bias(*indices, k.shape[2], scale)).astype(scores.dtype)
+
+
+def visible(
+    low: Int[Array, "p"], high: Int[Array, "p"], mask: Bool[Array, "b s"], n_axes: int
+) -> Bool[Array, "b *one p s"]:
+    """The attention mask: source s is visible where `low < s <= high` and s is not padding. It has `n_axes` axes.
+
+    For use inside a fusion only, where it never becomes an array (tests/test_masks.py checks the compiled code). XLA
+    would hoist a plain `q - k < window` out of the loop over layers and keep it as a T×T array, and a gradient would
+    save one such array per layer. The bounds depend on the layer (`sequence.band`), so nothing T×T is loop-invariant.
+    The derivative of `masked_softmax` needs only its result, not the mask.
+    """
+    source = jax.lax.broadcasted_iota(jnp.int32, (1, mask.shape[-1]), 1)
+    inside = (source > low[:, None]) & (source <= high[:, None])
+    return jnp.expand_dims(inside & mask[:, None, :], tuple(range(1, n_axes - 2)))
+
+
+@inlined
+def mask_scores(scores, info: LayerInfo):
+    return jnp.where(visible(info.low, info.high, info.mask, scores.ndim), scores, -jnp.inf)
+
+
+@inlined
+def masked_pattern(scores, info: LayerInfo, sink):
+    return masked_softmax(scores, info.low, info.high, info.mask, sink)
+
+
+@jax.custom_jvp
+def masked_softmax(
+    scores: Float[Array, "b *n p s"], low: Int[Array, "p"], high: Int[Array, "p"], mask: Bool[Array, "b s"],
+    sink: Float[Array, "*n 1 1"] | None = None,
+) -> Float[Array, "b *n p s"]:  # fmt: skip
+    """Softmax over the visible sources, in float32 or wider. A query without visible sources gets a row of zeros."""
+    is_visible = visible(low, high, mask, scores.ndim)
+    # The fill value depends on the row: XLA would hoist a constant out of the layer loop as an array [p s].
+    floor = jnp.minimum(jnp.minimum(low, 0).astype(scores.dtype), jnp.finfo(scores.dtype).min)[:, None]
+    return softmax(jnp.where(is_visible, scores, floor), sink) * is_visible.astype(scores.dtype)
+
+
+@masked_softmax.defjvp
+def _masked_softmax_jvp(primals, tangents):
+    pattern, change = masked_softmax(*primals), tangents[0]
+    dtype = wide_dtype(pattern.dtype)
+    # Not jnp.sum(pattern * change): jaxlib 0.10.2 fuses the sum with later operations, and is then wrong under vmap.
+    mean = jnp.einsum("...s,...s->...", pattern, change, preferred_element_type=dtype)[..., None]
+    if primals[4] is not None:  # the sink gets the rest of the probability
+        mean = mean + (1 - jnp.sum(pattern, axis=-1, keepdims=True, dtype=dtype)) * tangents[4]
+    return pattern, pattern * (change - mean.astype(pattern.dtype))
+
+
+def softmax(scores: Float[Array, "*b s"], sink: Float[Array, "*n 1 1"] | None = None) -> Float[Array, "*b s"]:
+    """Softmax in float32 or wider, rounded to the dtype of `scores`. A row of -inf becomes zeros, not NaN.
+
+    A sink logit is an extra score in every row, whose probability is not returned (Xiao et al. 2023, arXiv 2309.17453).
+    """
+    scores, dtype = wide(scores), scores.dtype
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    highest = highest if sink is None else jnp.maximum(highest, sink.astype(scores.dtype))
+    highest = jnp.maximum(jax.lax.stop_gradient(highest), jnp.finfo(scores.dtype).min)
+    exponentials = jnp.exp(scores - highest)
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    total = total if sink is None else total + jnp.exp(sink.astype(scores.dtype) - highest)
+    return (exponentials / jnp.maximum(total, jnp.finfo(scores.dtype).tiny)).astype(dtype)
+
+
+plain_softmax = inlined(softmax)
+
+
+@inlined
+def by_head(grouped: Float[Array, "b k g p s"]) -> Float[Array, "b n p s"]:
+    """Scores or a pattern with one axis of heads, as at their hook points."""
+    return grouped.reshape(grouped.shape[0], -1, *grouped.shape[3:])
+
+
+@functools.partial(inlined, static_argnames=("n_groups",))
+def by_group(heads: Float[Array, "b n p s"], n_groups: int) -> Float[Array, "b k g p s"]:
+    """The reverse of `by_head`."""
+    return heads.reshape(heads.shape[0], n_groups, -1, *heads.shape[2:])
+
+
+@inlined
+def weight_values(pattern: Float[Array, "b k g p s"], v: Float[Array, "b s k t"]) -> Float[Array, "b p n t"]:
+    """The sum of the sources' values, weighted by the pattern."""
+    z = jnp.einsum("bkgps,bskt->bpkgt", pattern, v)
+    return z.reshape(*z.shape[:2], -1, z.shape[-1])
+
+
+# --- long sequences: one block of queries at a time, so that no array has two context-sized axes
+
+
+@functools.partial(inlined, static_argnames=("cfg",))
+def attend_blockwise(cfg: Config, q, k, v, info: LayerInfo, sink=None) -> Float[Array, "b p n t"]:
+    """Computes `Attention.attend`, up to rounding, in memory proportional to the length of the sequence.
+
+    In a layer with a window, a block of queries uses only the keys of one window before it and of the block itself.
+    """
+    local_windows = [window for window in cfg.windows if window is not None]
+    reach = max(local_windows, default=0) + cfg.attn_block
+    globally, locally = (functools.partial(_attend_by_block, cfg, n_keys) for n_keys in (k.shape[1], reach))
+    if not local_windows or reach >= k.shape[1]:
+        return globally(q, k, v, info, sink)
+    if len(local_windows) == cfg.n_layers:
+        return locally(q, k, v, info, sink)
+    return jax.lax.cond(info.window < k.shape[1], locally, globally, q, k, v, info, sink)
+
+
+def _attend_by_block(cfg: Config, reach: int, q, k, v, info: LayerInfo, sink):
+    """Attention of every block of queries to the last `reach` keys up to the end of the block."""
+    block, length = cfg.attn_block, q.shape[1]
+    cap, bias = cfg.attn_scores_soft_cap, position_bias(cfg)
+    n_blocks = -(-length // block)
+    padding = n_blocks * block - length
+    queries = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    low, high = (jnp.pad(bound, (0, padding), constant_values=-1) for bound in (info.low, info.high))
+    query_indices = None if bias is None else jnp.pad(info.token_indices, ((0, 0), (0, padding)))
+
+    @jax.checkpoint
+    def attend_block(i):
+        start = i * block
+        first_key = jnp.clip(start + block - reach, 0, k.shape[1] - reach)
+        rows = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block)
+        keys = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_key, slice_size=reach, axis=1)
+        indices = None if bias is None else (rows(query_indices, axis=1), keys(info.token_indices))
+        scores = raw_scores(rows(queries, axis=1), keys(k), info.scale, cap, bias, indices)
+        mask = info.mask if reach == k.shape[1] else keys(info.mask)  # a slice would be saved for the backward pass
+        pattern = masked_softmax(scores, rows(low) - first_key, rows(high) - first_key, mask, sink)
+        return weight_values(pattern, keys(v))
+
+    blocks = jax.lax.map(attend_block, jnp.arange(n_blocks))
+    return jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], -1, q.shape[2], v.shape[3])[:, :length]
+
+
+# --- the output
+
+
+@inlined
+def write_heads(z, W_O):
+    """The output of each head to the residual stream, [b p n d]."""
+    return jnp.einsum("bpnh,nhd->bpnd", z, W_O)
+
+
+@inlined
+def write_all(z, W_O, b_O):
+    out = jnp.einsum("bpnh,nhd->bpd", z, W_O)
+    return out if b_O is None else out + b_O
+
+
+@inlined
+def sum_heads(result, b_O):
+    out = jnp.sum(result, axis=2)
+    return out if b_O is None else out + b_O

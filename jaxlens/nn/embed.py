@@ -1,4 +1,4 @@
-"""Tokens into the residual stream, and the residual stream into logits.
+"""The token embedding, the position embedding, and the unembedding.
 
 Axes: b batch, p position, d d_model, v vocabulary, o output vocabulary, w d_embed, c n_ctx, u pos_offset.
 """
@@ -6,66 +6,57 @@ Axes: b batch, p position, d d_model, v vocabulary, o output vocabulary, w d_emb
 import functools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlens._jax import inlined
 from jaxlens.config import Config
-from jaxlens.nn.norm import NoNorm, OutputNorm
-from jaxlens.nn.part import Part, prefixed, within
-
-piece = functools.partial(jax.jit, inline=True)
+from jaxlens.nn.module import Module, prefixed, within
+from jaxlens.nn.norm import Identity, OutputNorm, scaled
 
 
-@functools.partial(piece, static_argnames=("scale",))
+@functools.partial(inlined, static_argnames=("scale",))
 def look_up(W_E, tokens, scale: float):
     return W_E[tokens] * jnp.asarray(scale, W_E.dtype) if scale != 1 else W_E[tokens]
 
 
-@piece
+@inlined
 def project(x, W):
     return jnp.einsum("bpw,wd->bpd", x, W)
 
 
-@piece
-def look_up_positions(W_pos, positions, real):
-    return jnp.where(real[..., None], W_pos[positions], 0)
+@inlined
+def look_up_positions(W_pos, positions, mask):
+    return jnp.where(mask[..., None], W_pos[positions], 0)
 
 
-@functools.partial(piece, static_argnames=("d_model", "offset", "dtype"))
-def sinusoids(positions, real, d_model: int, offset: int, dtype: str):
-    """Sines of d_model / 2 frequencies, and then their cosines."""
+@functools.partial(inlined, static_argnames=("d_model", "offset", "dtype"))
+def sinusoids(positions, mask, d_model: int, offset: int, dtype: str):
+    """Sines of d_model / 2 frequencies, followed by their cosines."""
     powers = np.arange(d_model // 2, dtype=np.float32) * np.float32(-math.log(1e4) / max(d_model // 2 - 1, 1))
-    frequencies = np.exp(powers.astype(np.float64)).astype(np.float32)  # to the bit those of training
+    frequencies = np.exp(powers.astype(np.float64)).astype(np.float32)  # bit for bit those of torch
     angles = (positions + offset).astype(jnp.float32)[..., None] * frequencies
     waves = jnp.concatenate((jnp.sin(angles), jnp.cos(angles), jnp.zeros((*angles.shape[:-1], d_model % 2))), axis=-1)
-    return jnp.where(real[..., None], waves, 0).astype(dtype)
+    return jnp.where(mask[..., None], waves, 0).astype(dtype)
 
 
-@functools.partial(piece, static_argnames=("factor",))
-def scale(x, factor: float):
-    return x * jnp.asarray(factor, x.dtype)
-
-
-@functools.partial(piece, static_argnames=("letters",))
+@functools.partial(inlined, static_argnames=("letters",))
 def unembed(x, W, b, letters: str):
     logits = jnp.einsum(f"bpd,{letters}->bpo", x, W)
     return logits if b is None else logits + b
 
 
-@functools.partial(piece, static_argnames=("cap",))
+@functools.partial(inlined, static_argnames=("cap",))
 def soft_cap(logits, cap: float):
     return cap * jnp.tanh(logits / cap)
 
 
-class Embed(Part):
-    """The token embedding, times `cfg.embed_scale` (rounded to the model's dtype, as the checkpoints expect).
+class Embed(Module):
+    """The token embedding. The factor `cfg.embed_scale` is rounded to the model's dtype, as in transformers.
 
-        tokens ─ W_E ─ W_proj (from d_embed to d_model) ─ ln
-
-    Most models have W_E alone.
+    tokens ─ W_E ─ × cfg.embed_scale ─ W_proj (from d_embed to d_model; few models) ─ ln (few models)
     """
 
     W_E: Float[Array, "v w"] = nnx.data()
@@ -73,7 +64,7 @@ class Embed(Part):
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)
-        self.ln = OutputNorm(cfg, within("ln", weights)) if cfg.post_embedding_ln else NoNorm(cfg, {})
+        self.ln = OutputNorm(cfg, within("ln", weights)) if cfg.post_embedding_ln else Identity(cfg, {})
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
@@ -86,10 +77,10 @@ class Embed(Part):
         return self.ln(x, tap.at("ln"))
 
 
-class PosEmbed(Part):
-    """The embedding of positions, zero on padding: learned, or sines and cosines (Vaswani et al. 2017, 1706.03762).
+class PosEmbed(Module):
+    """The position embedding, zero on padding: learned, or sines and cosines (Vaswani et al. 2017, arXiv 1706.03762).
 
-    `W_before` are rows of a learned table that stand before the first position and are not read.
+    `W_before` holds the rows of a learned table that precede the row of the first position. They are not used.
     """
 
     W_pos: Float[Array, "c d"] | None = nnx.data()
@@ -105,16 +96,16 @@ class PosEmbed(Part):
             return {}
         return {"W_pos": "c d"} | ({"W_before": "u d"} if cfg.pos_offset else {})
 
-    def __call__(self, positions: Int[Array, "b p"], real: Bool[Array, "b p"]) -> Float[Array, "b p d"]:
+    def __call__(self, positions: Int[Array, "b p"], mask: Bool[Array, "b p"]) -> Float[Array, "b p d"]:
         if self.W_pos is None:
-            return sinusoids(positions, real, self.cfg.d_model, self.cfg.pos_offset, self.cfg.dtype)
-        return look_up_positions(self.W_pos, positions, real)
+            return sinusoids(positions, mask, self.cfg.d_model, self.cfg.pos_offset, self.cfg.dtype)
+        return look_up_positions(self.W_pos, positions, mask)
 
 
-class Unembed(Part):
-    """The map to logits. A tied model has no W_U of its own and is given the embedding's W_E.
+class Unembed(Module):
+    """The map to logits. In a model with tied embeddings, W_U is None and the argument W_E is used.
 
-        (hook_in)─ W_proj (from d_model to d_embed) ─ × cfg.output_logits_scale ─ W_U + b_U ─ soft cap ─(hook_out)
+    (hook_in)─ W_proj (from d_model to d_embed) ─ × cfg.output_logits_scale ─ W_U + b_U ─ soft cap ─(hook_out)
     """
 
     W_U: Float[Array, "w o"] | None = nnx.data()
@@ -131,7 +122,7 @@ class Unembed(Part):
         x = tap("hook_in", x)
         tied, factor = self.W_U is None, self.cfg.output_logits_scale
         x = x if self.W_proj is None else project(x, self.W_proj)
-        x = x if factor == 1 else scale(x, factor)
+        x = x if factor == 1 else scaled(x, factor)
         logits = unembed(x, W_E if tied else self.W_U, self.b_U, "od" if tied else "do")
         cap = self.cfg.output_logits_soft_cap
         return tap("hook_out", logits if cap is None else soft_cap(logits, cap))

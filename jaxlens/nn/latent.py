@@ -1,52 +1,49 @@
-"""Multi-head latent attention: keys and values are made from a small vector per token (DeepSeek-V2, arXiv 2405.04434).
+"""Multi-head latent attention: keys and values are computed from a small vector per token, the latent.
 
-Axes: b batch, p position, d d_model, n head, h d_head (of queries and keys), y its part that is not rotated, j its part
-that is, t d_v_head, r q_lora_rank, z kv_lora_rank.
+DeepSeek-V2 (arXiv 2405.04434). Axes: b batch, p position, d d_model, n head, h d_head (of queries and keys), y the
+unrotated dimensions of h, j the rotated ones, t d_v_head, r q_lora_rank, z kv_lora_rank.
 
     x ─ W_Q_down ─(hook_q_latent)─ q_latent_norm ─ W_Q ─(hook_q)                     (x ─ W_Q, without a q_lora_rank)
     x ─ W_KV_down ─(hook_kv_latent)─ kv_latent_norm ─┬─ W_K ─┬─(hook_k)
-                                         x ─ W_K_rot ┼───────┘  (one for all heads)
+                                         x ─ W_K_rot ┼───────┘  (shared by all heads)
                                                      └─ W_V ─(hook_v)
 
-From there on it is Attention, but that only the last part of each query and key is rotated.
+The rest is as in Attention, except that only the last dimensions of each query and key are rotated.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxlens._jax import inlined
 from jaxlens.config import Config
 from jaxlens.nn.attention import Attention
+from jaxlens.nn.module import prefixed, within
 from jaxlens.nn.norm import Norm
-from jaxlens.nn.part import prefixed, within
 
-piece = functools.partial(jax.jit, inline=True)
 EPS = 1e-6
-"""Of the norms of latents, whatever that of the others is."""
+"""The epsilon of the norms of the latents. `cfg.eps` does not apply to them."""
 
 
-@piece
+@inlined
 def down(x, W):
     return jnp.einsum("bpd,dz->bpz", x, W)
 
 
-@piece
+@inlined
 def up(latent, W):
     return jnp.einsum("bpz,nzy->bpny", latent, W)
 
 
-@piece
-def whole_keys(still, turning):
-    """Keys [b p n h]: what each head has of its own [b p n y], and the part that is rotated [b p j], shared by all."""
-    turning = jnp.broadcast_to(turning[:, :, None], (*still.shape[:3], turning.shape[-1]))
-    return jnp.concatenate((still, turning), axis=-1)
+@inlined
+def whole_keys(still, rotating):
+    """Keys [b p n h] from the unrotated dimensions [b p n y] and the rotated ones [b p j], which all heads share."""
+    rotating = jnp.broadcast_to(rotating[:, :, None], (*still.shape[:3], rotating.shape[-1]))
+    return jnp.concatenate((still, rotating), axis=-1)
 
 
 class LatentAttention(Attention):
-    """Attention whose keys and values, and with a `q_lora_rank` queries, pass through fewer dimensions than d_model."""
+    """Attention whose keys and values are computed from a latent; with a `q_lora_rank`, queries too."""
 
     W_Q: Float[Array, "n r h"] | Float[Array, "n d h"] = nnx.data()
     W_K: Float[Array, "n z y"] = nnx.data()
@@ -69,7 +66,7 @@ class LatentAttention(Attention):
         return axes | prefixed("kv_latent_norm", Norm.axes(cfg, "z", "RMS"))
 
     def queries_keys_values(self, inputs, tap):
-        x = inputs[0]  # what all three read: heads that share a latent have no inputs of their own
+        x = inputs[0]  # all three inputs are equal: heads that share a latent have no separate inputs
         q = x
         if self.W_Q_down is not None:
             q = self.q_latent_norm(tap("hook_q_latent", down(x, self.W_Q_down)), tap.at("q_latent_norm"))
@@ -79,6 +76,6 @@ class LatentAttention(Attention):
         k = tap("hook_k", whole_keys(up(latent, self.W_K), down(x, self.W_K_rot)))
         return q, k, tap("hook_v", up(latent, self.W_V))
 
-    def rotated(self, x, at):
-        still, turning = jnp.split(x, [x.shape[-1] - 2 * at.cos.shape[-1]], axis=-1)
-        return jnp.concatenate((still, super().rotated(turning, at)), axis=-1)
+    def rotated(self, x, info):
+        still, rotating = jnp.split(x, [x.shape[-1] - 2 * info.cos.shape[-1]], axis=-1)
+        return jnp.concatenate((still, super().rotated(rotating, info)), axis=-1)

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxlens._jax import inlined
 from jaxlens.config import Config
+from jaxlens.nn.module import Module, prefixed, within
 from jaxlens.nn.norm import Norm
-from jaxlens.nn.part import Part, prefixed, within
-
-piece = functools.partial(jax.jit, inline=True)
 
 
 def solu(x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
@@ -28,12 +27,12 @@ def solu(x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
 
 
 def gelu_fast(x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
-    """The tanh approximation with its constant written out to eight digits, as some checkpoints were trained."""
+    """GELU's tanh approximation with sqrt(2 / π) rounded to ten digits, as in the training of some checkpoints."""
     return 0.5 * x * (1 + jnp.tanh(x * 0.7978845608 * (1 + 0.044715 * x * x)))
 
 
 def xielu(x: Float[Array, "*b m"], alpha_p: Float[Array, "1"], alpha_n: Float[Array, "1"]) -> Float[Array, "*b m"]:
-    """The integral of an ELU on both sides, whose curvatures are learned (Huang & Schlag 2024, arXiv 2411.13010)."""
+    """xIELU: the integral of an ELU on both sides, with learned curvatures (Huang & Schlag 2024, arXiv 2411.13010)."""
     beta, least = 0.5, jnp.asarray(-1e-6, x.dtype)
     alpha_p, alpha_n = jax.nn.softplus(alpha_p), beta + jax.nn.softplus(alpha_n)
     negative = (jnp.expm1(jnp.minimum(x, least)) - x) * alpha_n + beta * x
@@ -41,7 +40,7 @@ def xielu(x: Float[Array, "*b m"], alpha_p: Float[Array, "1"], alpha_n: Float[Ar
 
 
 def clamped_swiglu(gate: Float[Array, "*b m"], linear: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
-    """gpt-oss's gate (arXiv 2508.10925): σ(1.702 x) x with x at most 7, times 1 + the linear part within ±7."""
+    """The gate of gpt-oss (arXiv 2508.10925): g σ(1.702 g) (1 + clip(linear, ±7)), where g = min(gate, 7)."""
     gate, linear = jnp.minimum(gate, 7.0), jnp.clip(linear, -7.0, 7.0)
     return gate * jax.nn.sigmoid(1.702 * gate) * (linear + 1)
 
@@ -60,29 +59,32 @@ ACTIVATION_FUNCTIONS = {
 }
 
 
-@piece
+@inlined
 def linear(x, W, b):
     y = jnp.einsum("bpd,dm->bpm", x, W)
     return y if b is None else y + b
 
 
-@functools.partial(piece, static_argnames=("act_fn",))
+@functools.partial(inlined, static_argnames=("act_fn",))
 def activate(pre, act_fn: str):
     return ACTIVATION_FUNCTIONS[act_fn](pre)
 
 
-@functools.partial(piece, static_argnames=("act_fn",))
+@functools.partial(inlined, static_argnames=("act_fn",))
 def gate(pre, pre_linear, act_fn: str):
     if act_fn == "clamped_swiglu":
         return clamped_swiglu(pre, pre_linear)
     return ACTIVATION_FUNCTIONS[act_fn](pre) * pre_linear
 
 
-activate_xielu = piece(xielu)
+activate_xielu = inlined(xielu)
 
 
-class MLP(Part):
-    """Two linear maps with an activation between them, and a LayerNorm after it where `act_fn` ends in "_ln"."""
+class MLP(Module):
+    """Two linear maps with an activation function between them.
+
+    If `act_fn` ends in "_ln", a LayerNorm follows the activation function, before the second map.
+    """
 
     W_in: Float[Array, "d m"] = nnx.data()
     W_out: Float[Array, "m d"] = nnx.data()
@@ -97,17 +99,15 @@ class MLP(Part):
 
     @staticmethod
     def norm_kind(cfg: Config) -> str:
-        """The norm inside is a LayerNorm, folded or not as the others are."""
+        """The kind of the norm inside the MLP: a LayerNorm, without weights if those of the other norms are folded."""
         return "LNPre" if cfg.normalization_type in ("LNPre", "RMSPre") else "LN"
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
-        axes = {"W_in": "d m", "W_out": "m d", "b_in": "m", "b_out": "d"}
-        axes = {name: letters for name, letters in axes.items() if name.startswith("W") or name in cfg.biases}
-        if cfg.act_fn == "xielu":
-            return axes | {"alpha_p": "one", "alpha_n": "one"}
-        inner = prefixed("ln", Norm.axes(cfg, "m", cls.norm_kind(cfg))) if cfg.act_fn.endswith("_ln") else {}
-        return axes | inner
+        axes = {"W_in": "d m", "W_out": "m d"}
+        axes |= {name: letters for name, letters in {"b_in": "m", "b_out": "d"}.items() if name in cfg.biases}
+        axes |= {"alpha_p": "one", "alpha_n": "one"} if cfg.act_fn == "xielu" else {}
+        return axes | (prefixed("ln", Norm.axes(cfg, "m", cls.norm_kind(cfg))) if cfg.act_fn.endswith("_ln") else {})
 
     def __call__(self, x: Float[Array, "b p d"], tap) -> Float[Array, "b p d"]:
         pre = tap("hook_pre", linear(x, self.W_in, self.b_in))
@@ -120,8 +120,8 @@ class MLP(Part):
         return activate(pre, self.cfg.act_fn)
 
 
-class GatedMLP(Part):
-    """An MLP whose hidden layer is the product of an activated gate and a linear map (Shazeer 2020, 2002.05202)."""
+class GatedMLP(Module):
+    """An MLP whose hidden layer is an activated gate times a linear map (Shazeer 2020, arXiv 2002.05202)."""
 
     W_in: Float[Array, "d m"] = nnx.data()
     W_gate: Float[Array, "d m"] = nnx.data()
@@ -132,10 +132,13 @@ class GatedMLP(Part):
 
     @classmethod
     def axes(cls, cfg: Config, width: str = "m") -> dict[str, str]:
-        """`width` is the letter of the hidden layer."""
+        """`width` is the axis letter of the hidden layer."""
         weights = {"W_in": f"d {width}", "W_gate": f"d {width}", "W_out": f"{width} d"}
-        biases = {"b_in": width, "b_gate": width, "b_out": "d"}
-        return weights | {name: letters for name, letters in biases.items() if name in cfg.biases}
+        return weights | {name: letters for name, letters in cls.bias_axes(width).items() if name in cfg.biases}
+
+    @classmethod
+    def bias_axes(cls, width: str = "m") -> dict[str, str]:
+        return {"b_in": width, "b_gate": width, "b_out": "d"}
 
     def __call__(self, x: Float[Array, "b p d"], tap) -> Float[Array, "b p d"]:
         pre = tap("hook_pre", linear(x, self.W_gate, self.b_gate))

@@ -1,4 +1,4 @@
-"""Mixture of experts: a router chooses, for every token, the few gated MLPs that answer it.
+"""Mixture of experts: a router chooses a few gated MLPs for every token.
 
 Axes: b batch, p position, d d_model, e expert, f d_expert, x d_shared_expert.
 
@@ -6,8 +6,8 @@ Axes: b batch, p position, d d_model, e expert, f d_expert, x d_shared_expert.
     x ─ each expert's gated MLP, (hook_pre), (hook_pre_linear), (hook_post) ─┘    │
     x ─ the shared expert's, (shared.hook_pre), … ─ × (hook_shared_gate) ─────────┘
 
-Every expert answers every token and the unchosen answers get weight 0: shapes stay static, and an expert that was not
-chosen can still be read and edited. It costs num_experts / experts_per_token times the arithmetic of dispatching.
+Every expert runs on every token, and those that the router did not choose get weight 0. So shapes are static, and
+hooks can read and edit unchosen experts. The cost is num_experts / experts_per_token times the necessary arithmetic.
 """
 
 import functools
@@ -17,27 +17,27 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxlens._jax import inlined, wide
 from jaxlens.config import Config
 from jaxlens.nn.mlp import GatedMLP, gate
-from jaxlens.nn.part import Part, prefixed, within
-
-piece = functools.partial(jax.jit, inline=True)
+from jaxlens.nn.module import Module, prefixed, within
 
 
-@functools.partial(piece, static_argnames=("cfg",))
+@functools.partial(inlined, static_argnames=("cfg",))
 def route(x, W_router, b_router, cfg: Config) -> Float[Array, "b p e"]:
-    """How much each expert would weigh, by `cfg.router`; in float32 at least."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    logits = jnp.einsum("bpd,de->bpe", x.astype(wide), W_router.astype(wide))
-    logits = logits if b_router is None else logits + b_router.astype(wide)
+    """The weight of each expert before the top k are chosen, computed by `cfg.router` in float32 or wider."""
+    logits = jnp.einsum("bpd,de->bpe", wide(x), wide(W_router))
+    logits = logits if b_router is None else logits + wide(b_router)
     if cfg.router == "sparsemixer":
         return sparsemixer(logits, cfg.router_tolerance)
     return jax.nn.sigmoid(logits) if cfg.router == "sigmoid" else jax.nn.softmax(logits, axis=-1)
 
 
 def sparsemixer(logits: Float[Array, "b p e"], tolerance: float) -> Float[Array, "b p e"]:
-    """Weights of the best expert and of the second, each by a softmax over those not much worse (Liu et al. 2024,
-    arXiv 2409.12136); no other has any."""
+    """SparseMixer (Liu et al. 2024, arXiv 2409.12136): weights of the best and second-best expert, 0 for others.
+
+    Each weight is a softmax over the experts whose logits are lower by at most twice the tolerance (relative).
+    """
     best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
     second = jax.nn.one_hot(jnp.argmax(jnp.where(best, -jnp.inf, logits), axis=-1), logits.shape[-1], dtype=bool)
 
@@ -49,20 +49,20 @@ def sparsemixer(logits: Float[Array, "b p e"], tolerance: float) -> Float[Array,
     return weight(best, jnp.ones_like(best)) + weight(second, ~best)
 
 
-@functools.partial(piece, static_argnames=("cfg",))
+@functools.partial(inlined, static_argnames=("cfg",))
 def choose(weights: Float[Array, "*b e"], b_choice: Float[Array, "*l e"] | None, cfg: Config) -> Float[Array, "*b e"]:
-    """The weights of the experts that are asked, the others zero: the top k, of the best groups if there are groups.
+    """The weights of the top k experts, and 0 for the others. With `cfg.router_groups`, within the best groups only.
 
-    `b_choice` counts in the choice alone. The best groups are those with the largest sum of their two largest entries,
-    or under a softmax with the largest entry (DeepSeek-V3 and V2, arXiv 2412.19437 and 2405.04434).
+    `b_choice` affects only which experts are chosen. A group's rank is the sum of its two largest entries, or with a
+    softmax router its largest entry (DeepSeek-V3 and V2, arXiv 2412.19437 and 2405.04434).
     """
     ranks = weights if b_choice is None else weights + b_choice
     if cfg.router_groups:
         n_groups, kept = cfg.router_groups
         grouped = ranks.reshape(*ranks.shape[:-1], n_groups, -1)
         best = jnp.sum(jax.lax.top_k(grouped, 2 if cfg.router == "sigmoid" else 1)[0], axis=-1)
-        asked = jnp.sum(jax.nn.one_hot(jax.lax.top_k(best, kept)[1], n_groups, dtype=bool), axis=-2, dtype=bool)
-        ranks = jnp.where(asked[..., None], grouped, -jnp.inf).reshape(ranks.shape)
+        is_kept = jnp.sum(jax.nn.one_hot(jax.lax.top_k(best, kept)[1], n_groups, dtype=bool), axis=-2, dtype=bool)
+        ranks = jnp.where(is_kept[..., None], grouped, -jnp.inf).reshape(ranks.shape)
     _, indices = jax.lax.top_k(ranks, cfg.experts_per_token)
     values = jnp.take_along_axis(weights, indices, axis=-1)
     if cfg.norm_topk_prob:
@@ -71,32 +71,34 @@ def choose(weights: Float[Array, "*b e"], b_choice: Float[Array, "*l e"] | None,
     return jnp.sum(jax.nn.one_hot(indices, weights.shape[-1], dtype=values.dtype) * values[..., None], axis=-2)
 
 
-@piece
+@inlined
 def into_experts(x, W, b):
     y = jnp.einsum("bpd,edf->bpef", x, W)
     return y if b is None else y + b
 
 
-@piece
+@inlined
 def out_of_experts(post, weights, W_out, b_out):
     weights = weights.astype(post.dtype)
     out = jnp.einsum("bpef,bpe,efd->bpd", post, weights, W_out)
     return out if b_out is None else out + jnp.einsum("bpe,ed->bpd", weights, b_out)
 
 
-@piece
+@inlined
 def open_gate(x, W):
     return jax.nn.sigmoid(jnp.einsum("bpd,d->bp", x, W))[..., None]
 
 
-@piece
-def join(out, shared, share):
-    return out + (shared if share is None else share * shared)
+@inlined
+def add_shared(out, shared, gate):
+    return out + (shared if gate is None else gate * shared)
 
 
-class MoE(Part):
-    """A router over gated experts (Shazeer et al. 2017, 1701.06538; Jiang et al. 2024, 2401.04088), and beside them one
-    that answers every token where `cfg.d_shared_expert` says so (Dai et al. 2024, 2401.06066)."""
+class MoE(Module):
+    """A router over gated experts (Shazeer et al. 2017, 1701.06538; Jiang et al. 2024, 2401.04088).
+
+    With `cfg.d_shared_expert` there is one more expert that every token uses (Dai et al. 2024, 2401.06066).
+    """
 
     W_router: Float[Array, "d e"] = nnx.data()
     W_in: Float[Array, "e d f"] = nnx.data()
@@ -129,5 +131,5 @@ class MoE(Part):
         out = out_of_experts(post, choose(weights, self.b_choice, self.cfg), self.W_out, self.b_out)
         if self.shared is None:
             return out
-        share = None if self.W_shared_gate is None else tap("hook_shared_gate", open_gate(x, self.W_shared_gate))
-        return join(out, self.shared(x, tap.at("shared")), share)
+        opening = None if self.W_shared_gate is None else tap("hook_shared_gate", open_gate(x, self.W_shared_gate))
+        return add_shared(out, self.shared(x, tap.at("shared")), opening)

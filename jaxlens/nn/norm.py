@@ -1,8 +1,8 @@
-"""LayerNorm and RMSNorm, and their "Pre" forms whose weights have been folded into what follows.
+"""LayerNorm and RMSNorm, and their "Pre" forms, whose weights have been folded into the maps that follow.
 
 Axes: b batch, p position, d d_model (or the axes of a head, for the norms of queries and keys).
 
-    x ─ centre (LN only) ─ ÷ (hook_scale) ─(hook_normalized)─ × w + b
+    x ─ center (LN only) ─ ÷ (hook_scale) ─(hook_normalized)─ × w + b
 """
 
 import functools
@@ -12,38 +12,39 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxlens._jax import inlined, wide, wide_dtype
 from jaxlens.config import Config
-from jaxlens.nn.part import Part
+from jaxlens.nn.module import Module
 
 
-@functools.partial(jax.jit, static_argnames=("centre", "eps", "n_axes"), inline=True)
-def spread(x, centre: bool, eps: float, n_axes: int):
-    """x (centred, if asked) and its root mean square over the last axes, in float32 at least."""
-    over = tuple(range(-n_axes, 0))
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if centre:
-        x = x - jnp.mean(x, axis=over, keepdims=True)
-    return x, jnp.sqrt(jnp.mean(jnp.square(x), axis=over, keepdims=True) + eps)
+@functools.partial(inlined, static_argnames=("center", "eps", "n_axes"))
+def center_and_scale(x, center: bool, eps: float, n_axes: int):
+    """x in float32 or wider, without its mean if `center`, and its root mean square over the last `n_axes` axes."""
+    axes = tuple(range(-n_axes, 0))
+    x = wide(x)
+    if center:
+        x = x - jnp.mean(x, axis=axes, keepdims=True)
+    return x, jnp.sqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=True) + eps)
 
 
-@functools.partial(jax.jit, static_argnames=("dtype",), inline=True)
+@functools.partial(inlined, static_argnames=("dtype",))
 def divide(x, scale, dtype):
     return (x / scale).astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("offset",), inline=True)
-def weigh(normalized, w, b, offset: bool):
+@functools.partial(inlined, static_argnames=("offset",))
+def apply_weight(normalized, w, b, offset: bool):
     if w is None:
         return normalized
     if not offset and b is None:
         return normalized * w
-    wide = jnp.promote_types(normalized.dtype, jnp.float32)  # and rounded once, as such checkpoints were trained
-    weighed = normalized.astype(wide) * (w.astype(wide) + offset)
-    return (weighed if b is None else weighed + b.astype(wide)).astype(normalized.dtype)
+    dtype = wide_dtype(normalized.dtype)  # rounded once at the end, as in the training of such checkpoints
+    weighted = normalized.astype(dtype) * (w.astype(dtype) + offset)
+    return (weighted if b is None else weighted + b.astype(dtype)).astype(normalized.dtype)
 
 
-class Norm(Part):
-    """A norm over the last axis of what it is given, or the last `n_axes`; its weights have the axes `letters`."""
+class Norm(Module):
+    """A norm over the last axis of its input, or the last `n_axes`. Its weights have the axes `letters`."""
 
     w: Float[Array, "*d"] | None = nnx.data()
     b: Float[Array, "*d"] | None = nnx.data()
@@ -54,26 +55,40 @@ class Norm(Part):
 
     @classmethod
     def axes(cls, cfg: Config, letters: str = "d", kind: str | None = None, bias: str = "norm") -> dict[str, str]:
-        """`bias` says by which of `cfg.biases` a LayerNorm has one."""
+        """The axes of each parameter. A LayerNorm has a bias if `cfg.biases` contains `bias`."""
         kind = kind or cfg.normalization_type
         if kind in ("LNPre", "RMSPre"):
             return {}
         return {"w": letters} | ({"b": letters} if kind == "LN" and bias in cfg.biases else {})
 
+    @property
+    def centres(self) -> bool:
+        """Whether the norm subtracts the mean."""
+        return self.kind.startswith("LN")
+
+    @property
+    def multiplier(self) -> Float[Array, "*d"] | None:
+        """The factor on the normalized input: w, or 1 + w in float32 or wider. None without weights."""
+        return 1 + wide(self.w) if self.w is not None and self.cfg.rmsnorm_uses_offset else self.w
+
     def __call__(self, x: Float[Array, "b p *d"], tap) -> Float[Array, "b p *d"]:
-        centred, scale = spread(x, self.kind.startswith("LN"), self.eps, self.n_axes)
+        centered, scale = center_and_scale(x, self.centres, self.eps, self.n_axes)
         scale = tap("hook_scale", scale)
-        normalized = tap("hook_normalized", divide(centred, scale, x.dtype))
+        normalized = tap("hook_normalized", divide(centered, scale, x.dtype))
         w, offset = self.w, self.cfg.rmsnorm_uses_offset
-        if offset and self.kind == "LN":  # 1 + w is rounded before it is used, as the checkpoints were trained
-            bits = jnp.finfo(w.dtype)  # said so, or XLA leaves the rounding out
+        if offset and self.kind == "LN":
+            # 1 + w is rounded before use, as in the training of such checkpoints. XLA may drop an implicit rounding.
+            bits = jnp.finfo(w.dtype)
             w, offset = jax.lax.reduce_precision(w + 1, bits.nexp, bits.nmant), False
-        return weigh(normalized, w, self.b, offset)
+        return apply_weight(normalized, w, self.b, offset)
 
 
 class HeadNorm(Norm):
-    """The norm of queries, or of keys, under `heads` ("n" or "k"): over each head, with one weight for all of them
-    ("head") or one for each ("heads"), or over all heads at once ("full")."""
+    """The norm of queries or of keys, whose head axis is `heads` ("n" or "k"). It depends on `cfg.qk_norm`.
+
+    "head": it normalizes each head, with weights shared by all heads. "heads": it normalizes each head, with weights
+    per head. "full": it normalizes all heads together.
+    """
 
     def __init__(self, cfg: Config, weights, heads: str):
         super().__init__(cfg, weights, cfg.qk_norm_type, n_axes=2 if cfg.qk_norm == "full" else 1)
@@ -84,43 +99,30 @@ class HeadNorm(Norm):
 
 
 class OutputNorm(Norm):
-    """A norm of what is written to the residual stream. No linear map follows it, so nothing can take up its weight and
-    bias: it keeps them where those of the other norms have been folded."""
+    """A norm whose output goes to the residual stream. No linear map follows, so its weights are never folded."""
 
     def __init__(self, cfg: Config, weights):
-        super().__init__(cfg, weights, kind=self.whole_kind(cfg))
-
-    @staticmethod
-    def whole_kind(cfg: Config) -> str:
-        return cfg.normalization_type.removesuffix("Pre")
+        super().__init__(cfg, weights, kind=cfg.normalization_type.removesuffix("Pre"))
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
-        return super().axes(cfg, kind=cls.whole_kind(cfg))
+        return super().axes(cfg, kind=cfg.normalization_type.removesuffix("Pre"))
 
 
-class NoNorm(Part):
-    """What stands where a block has no norm."""
-
-    @classmethod
-    def axes(cls, cfg: Config) -> dict[str, str]:
-        return {}
+class Identity(Module):
+    """Replaces a norm that the config leaves out."""
 
     def __call__(self, x, tap):
         return x
 
 
-@functools.partial(jax.jit, static_argnames=("factor",), inline=True)
+@functools.partial(inlined, static_argnames=("factor",))
 def scaled(x, factor: float):
     return x * jnp.asarray(factor, x.dtype)
 
 
-class OutputScale(Part):
-    """What stands in the place of an OutputNorm where outputs are multiplied by `cfg.residual_scale`."""
-
-    @classmethod
-    def axes(cls, cfg: Config) -> dict[str, str]:
-        return {}
+class OutputScale(Module):
+    """Replaces an OutputNorm in models that multiply outputs by `cfg.residual_scale`."""
 
     def __call__(self, x, tap):
         return scaled(x, self.cfg.residual_scale)

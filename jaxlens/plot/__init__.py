@@ -1,8 +1,8 @@
-"""Pictures of what is inside a model: for a browser, a notebook, a paper or a terminal.
+"""Pictures of model internals for a browser, a notebook, a paper or a terminal.
 
-Every function takes arrays, some a cache too, and returns a `Picture`. The names of its modules and arguments are those
-of CircuitsVis where that has the same picture: `plot.attention.attention_patterns`, `plot.tokens.colored_tokens`,
-`plot.logits.token_log_probs`.
+Every function takes arrays and returns a `Picture`. Some functions also take an `ActivationCache`. Functions that exist
+in CircuitsVis have the same module and argument names here: `plot.attention.attention_patterns`,
+`plot.tokens.colored_tokens`, `plot.logits.token_log_probs`.
 """
 
 from jaxlens.plot import attention, logits, tokens

@@ -1,7 +1,7 @@
-"""A picture: something to look at, as a page, as an image, as text in a terminal, and as plain numbers.
+"""`Picture`, the result of every plotting function: a web page, an image, terminal text, and numbers.
 
-The page is one file: the style and the scripts of the folder `page` stand in it, and it loads nothing. They draw every
-figure from JSON that stands beside it, which is what `Drawing._shown` gives.
+A page is a single file. It contains the style sheet and the scripts of the folder `page`, and loads no other file. The
+scripts draw every figure from its JSON, which `Drawing._page_data` returns.
 """
 
 import abc
@@ -18,16 +18,16 @@ import numpy as np
 
 SCRIPTS = ("basics.js", "grids.js", "attention.js", "charts.js", "lines.js", "page.js")
 IMAGES = (".png", ".svg", ".pdf")
-WRITES = (".html", ".json", ".txt", *IMAGES)
+SUFFIXES = (".html", ".json", ".txt", *IMAGES)
 TEXT_WIDTH = 110
-"""Columns of the text form inside a page."""
+"""The number of columns of text in files and pages."""
 
 
 class Picture(abc.ABC):
-    """What every function of `jaxlens.plot` returns; a notebook shows it, a terminal prints it.
+    """The result of every plotting function. A notebook displays the page, and `print` shows the text.
 
-    `html` is a whole page that needs no network, `data` its plain numbers by name, `json` the same as text, `text()` a
-    table for a terminal, and `save(path)` writes whichever of them the ending of `path` asks for, or an image.
+    `html` is a complete page that works offline, `data` contains the numbers by name, `json` is `data` as a string, and
+    `text()` is a table for a terminal. `save(path)` writes a file in the format of its extension.
 
     Example:
         >>> from jaxlens import plot
@@ -36,8 +36,8 @@ class Picture(abc.ABC):
         ('<!doctype html>', [[0.5, -1.0]])
         >>> print(picture)
         An example
-              0       1
-        0 +0.50   -1.00
+               0      1
+        0  +0.50  -1.00
     """
 
     title: str
@@ -46,28 +46,28 @@ class Picture(abc.ABC):
     @property
     @abc.abstractmethod
     def data(self) -> dict[str, Any]:
-        """The plain numbers, as they were given, and their labels."""
+        """The numbers, without rounding, and their labels."""
 
     @abc.abstractmethod
     def _drawings(self) -> tuple["Drawing", ...]:
-        """What it is made of."""
+        """The figures of the picture."""
 
     @abc.abstractmethod
-    def _lines(self, width: int, ansi: bool) -> list[str]:
-        """The lines of its text form, without the title."""
+    def _text_lines(self, width: int, ansi: bool) -> list[str]:
+        """The lines of the text form, without the title."""
 
     # --- a page
 
     @property
     def html(self) -> str:
-        """A whole page in one string: no file, no library and no address is loaded by it."""
-        figures = "\n".join(_figure(one) for one in self._drawings())
-        scripts = "".join(_asset(name) for name in SCRIPTS)
-        return _PAGE.format(title=_escape(self.title), style=_asset("style.css"), script=scripts, body=figures)
+        """A complete page as a string. It loads no other file and needs no network."""
+        figures = "\n".join(_figure(drawing) for drawing in self._drawings())
+        scripts = "".join(_page_file(name) for name in SCRIPTS)
+        return _PAGE.format(title=_escape(self.title), style=_page_file("style.css"), script=scripts, body=figures)
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own: pictures in one notebook share no names, and run no script outside."""
-        height = 30 + sum(110 + one._pixels() for one in self._drawings())
+        """The page in a sandboxed frame, so that its scripts and styles do not affect the notebook."""
+        height = 30 + sum(110 + drawing._page_height() for drawing in self._drawings())
         return (
             f'<iframe title="{_escape(self.title)}" sandbox="allow-scripts" srcdoc="{html.escape(self.html)}" '
             f'style="width:100%;height:{height}px;border:0;resize:vertical"></iframe>'
@@ -76,84 +76,82 @@ class Picture(abc.ABC):
     # --- text and numbers
 
     def text(self, width: int | None = None, ansi: bool | None = None) -> str:
-        """A table for a terminal of that many columns; with colours if `ansi`, by default where they will be seen."""
+        """A table of `width` columns, with colors if `ansi`. By default, both depend on standard output."""
         width = shutil.get_terminal_size((TEXT_WIDTH, 24)).columns if width is None else width
         ansi = sys.stdout.isatty() and "NO_COLOR" not in os.environ if ansi is None else ansi
-        return "\n".join([self.title, *(line.rstrip() for line in self._lines(width, ansi))])
+        return "\n".join([self.title, *(line.rstrip() for line in self._text_lines(width, ansi))])
 
     def __repr__(self) -> str:
         return self.text()
 
     @property
     def json(self) -> str:
-        """`data` as JSON, with null for what is not a finite number."""
+        """`data` as JSON. Numbers that are not finite are null."""
         return json.dumps({"title": self.title, "kind": self.kind, **_plain(self.data)}, allow_nan=False)
 
     # --- files
 
     def save(self, path: str | Path) -> Path:
-        """Writes a file: .html, .json or .txt, or by way of matplotlib .png, .svg or .pdf; returns its path.
+        """Writes a .html, .json or .txt file, or with matplotlib a .png, .svg or .pdf image. Returns the path.
 
         Raises:
-            ValueError: the path has another ending.
-            ImportError: an image is asked for and matplotlib, which the extra `plot` installs, is not there.
+            ValueError: The path has another extension.
+            ImportError: The file is an image and matplotlib, part of the extra `plot`, is not installed.
         """
         path = Path(path)
-        ending = path.suffix.lower()
-        if ending in IMAGES:
+        suffix = path.suffix.lower()
+        if suffix in IMAGES:
             self._figure().savefig(path)
             return path
-        if ending not in WRITES:
-            raise ValueError(f"{path.name!r} ends in {ending!r}; a picture is written as {', '.join(WRITES)}")
-        text = self.html if ending == ".html" else self.json if ending == ".json" else self.text(TEXT_WIDTH, False)
+        if suffix not in SUFFIXES:
+            raise ValueError(f"the file name {path.name!r} ends in {suffix!r}; expected one of {', '.join(SUFFIXES)}")
+        text = self.html if suffix == ".html" else self.json if suffix == ".json" else self.text(TEXT_WIDTH, False)
         path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         return path
 
     def _figure(self) -> Any:
-        """The picture as a matplotlib Figure."""
+        """The picture as a matplotlib figure."""
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise ImportError(
-                "an image needs matplotlib: pip install 'hooked-jaxlens[plot]'; .html, .json and .txt need nothing"
+                "an image needs the package matplotlib; run `pip install 'hooked-jaxlens[plot]'`, or save .html"
             ) from error
         drawings = self._drawings()
-        sizes = [one._inches() for one in drawings]
-        size = max(width for width, _ in sizes), sum(height for _, height in sizes)
-        figure = Figure(figsize=size, dpi=150, layout="constrained")
-        heights = [height for _, height in sizes]
-        places = figure.subfigures(len(sizes), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for one, place in zip(drawings, places, strict=True):
-            place.suptitle(one.title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
-            one._draw(place)
+        widths, heights = zip(*(drawing._image_size() for drawing in drawings), strict=True)
+        figure = Figure(figsize=(max(widths), sum(heights)), dpi=150, layout="constrained")
+        subfigures = figure.subfigures(len(drawings), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for drawing, subfigure in zip(drawings, subfigures, strict=True):
+            subfigure.suptitle(drawing.title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
+            drawing._draw(subfigure)
         return figure
 
 
 class Drawing(Picture):
-    """A picture that is drawn in one piece; its `kind` says by which function of page/page.js."""
+    """A picture with a single figure. Its `kind` selects the function in page/page.js that draws it."""
 
     def _drawings(self) -> tuple["Drawing", ...]:
         return (self,)
 
     @abc.abstractmethod
-    def _shown(self) -> dict[str, Any]:
-        """What the page draws: JSON, of numbers rounded to what can be seen."""
+    def _page_data(self) -> dict[str, Any]:
+        """The JSON that the page draws, with rounded numbers."""
 
     @abc.abstractmethod
-    def _pixels(self) -> int:
-        """About how high it is on a page, below the title."""
+    def _page_height(self) -> int:
+        """The approximate height on a page in pixels, without the title."""
 
     @abc.abstractmethod
     def _draw(self, figure: Any) -> None:
-        """Draws on a figure of matplotlib, below the title."""
+        """Draws the picture, without the title, on a matplotlib figure."""
 
     @abc.abstractmethod
-    def _inches(self) -> tuple[float, float]:
-        """How large it is as an image."""
+    def _image_size(self) -> tuple[float, float]:
+        """The width and height of the image in inches."""
 
 
 class Page(Picture):
-    """Several pictures under each other."""
+    """Several pictures, one below the other."""
 
     kind = "page"
 
@@ -162,17 +160,17 @@ class Page(Picture):
 
     @property
     def data(self) -> dict[str, Any]:
-        return {"pictures": [{"title": one.title, "kind": one.kind, **one.data} for one in self.pictures]}
+        return {"pictures": [{"title": item.title, "kind": item.kind, **item.data} for item in self.pictures]}
 
     def _drawings(self) -> tuple[Drawing, ...]:
-        return tuple(drawing for one in self.pictures for drawing in one._drawings())
+        return tuple(drawing for picture in self.pictures for drawing in picture._drawings())
 
-    def _lines(self, width: int, ansi: bool) -> list[str]:
-        return [line for one in self.pictures for line in ("", *one.text(width, ansi).split("\n"))]
+    def _text_lines(self, width: int, ansi: bool) -> list[str]:
+        return [line for picture in self.pictures for line in ("", *picture.text(width, ansi).split("\n"))]
 
 
 def together(first: Picture, *more: Picture, title: str = "") -> Page:
-    """Several pictures as one: on one page, in one image, one text after the other.
+    """Combines pictures into a single picture, one below the other.
 
     Example:
         >>> from jaxlens import plot
@@ -181,10 +179,10 @@ def together(first: Picture, *more: Picture, title: str = "") -> Page:
         2
     """
     pictures = (first, *more)
-    return Page(pictures, title or " · ".join(one.title for one in pictures))
+    return Page(pictures, title or " · ".join(picture.title for picture in pictures))
 
 
-# --- what a page is made of
+# --- HTML
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -209,36 +207,36 @@ _PAGE = """<!doctype html>
 
 
 def _figure(drawing: Drawing) -> str:
-    """One figure: its title, the place where the script draws, its text for those who cannot see it, and its JSON."""
+    """A figure: its title, an empty element for the drawing, its text form for screen readers, and its JSON."""
     return (
         f'<figure data-kind="{drawing.kind}">\n<figcaption>{_escape(drawing.title)}</figcaption>\n'
         '<div class="drawing"></div>\n'
         f"<details open><summary>As text</summary><pre>{_escape(drawing.text(TEXT_WIDTH, False))}</pre></details>\n"
-        f'<script type="application/json">{_script_json(drawing._shown())}</script>\n</figure>'
+        f'<script type="application/json">{_script_json(drawing._page_data())}</script>\n</figure>'
     )
 
 
 def _escape(text: str) -> str:
-    """Text as HTML, with what cannot be written as UTF-8 shown as an escape."""
+    """Text as HTML. Characters that UTF-8 cannot encode become backslash escapes."""
     return html.escape(text.encode("utf-8", "backslashreplace").decode())
 
 
-def _script_json(shown: dict[str, Any]) -> str:
-    """JSON that cannot end the script that it stands in, whatever the tokens are."""
-    text = json.dumps(shown, allow_nan=False, separators=(",", ":"))
+def _script_json(data: dict[str, Any]) -> str:
+    """JSON for a script element. Characters of HTML are escaped, so that no token can close the element."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _asset(name: str) -> str:
+def _page_file(name: str) -> str:
     return resources.files(__package__).joinpath("page", name).read_text(encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as nested lists, and None for numbers that JSON does not know."""
+    """Replaces arrays with nested lists, and numbers that are not finite with None."""
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

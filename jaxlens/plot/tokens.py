@@ -1,4 +1,4 @@
-"""Text whose tokens are coloured by a value: attributions, losses, activations of a neuron.
+"""Text with tokens colored by a value, such as an attribution, a loss or the activation of a neuron.
 
 Axes: p position, k row.
 """
@@ -11,31 +11,31 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from jaxlens.plot.colours import is_dark, on_colour, rgb
+from jaxlens.plot.colours import is_dark, rgb, with_background
 from jaxlens.plot.labels import (
     as_labels,
     as_numbers,
-    breadth,
+    as_strings,
     check_size,
-    largest,
+    display_width,
+    max_magnitude,
     printable,
-    read_tokens,
     rounded,
-    scale_end,
+    scale_limit,
 )
 from jaxlens.plot.picture import Drawing
 from jaxlens.plot.terminal import bars
 
-ACROSS = 88
-"""Characters in a line of an image."""
+IMAGE_COLUMNS = 88
+"""The number of characters in a line of an image."""
 
 Notes = list[list[tuple[str, float | None]]]
-"""For every token what else there is to say of it: texts, each with a number or None."""
+"""The notes of every token: pairs of a text and a number or None."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class ColoredTokens(Drawing):
-    """A text, or the same text in several rows, coloured by values [row token]."""
+    """A text, repeated in every row, with tokens colored by `values` [row token]."""
 
     tokens: list[str]
     values: Float[np.ndarray, "k p"]
@@ -50,20 +50,18 @@ class ColoredTokens(Drawing):
     def data(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "values": self.values, "names": self.names, "notes": self.notes or []}
 
-    def _signed(self) -> bool:
-        return bool((self.values < 0).any())
-
-    def _shown(self) -> dict[str, Any]:
+    def _page_data(self) -> dict[str, Any]:
         notes = [
-            [[printable(text), None if value is None else float(f"{value:.3g}")] for text, value in of]
-            for of in self.notes or []
+            [[printable(text), None if value is None else float(f"{value:.3g}")] for text, value in token_notes]
+            for token_notes in self.notes or []
         ]
+        signed = bool((self.values < 0).any())
         return {
-            "tokens": [printable(one) for one in self.tokens], "names": self.names, "values": rounded(self.values),
-            "notes": notes, "limit": self.limit, "signed": self._signed(), "unit": self.unit,
+            "tokens": [printable(token) for token in self.tokens], "names": self.names, "values": rounded(self.values),
+            "notes": notes, "limit": self.limit, "signed": signed, "unit": self.unit,
         }  # fmt: skip
 
-    def _lines(self, width: int, ansi: bool) -> list[str]:
+    def _text_lines(self, width: int, ansi: bool) -> list[str]:
         lines = []
         for name, values in zip(self.names, self.values, strict=True):
             lines += [name] if len(self.names) > 1 else []
@@ -71,65 +69,59 @@ class ColoredTokens(Drawing):
         return lines
 
     def _wrapped(self, values: Float[np.ndarray, " p"], width: int) -> list[str]:
-        """The running text, each token on its colour."""
-        places = self._places(width)
-        lines = [""] * (1 + places[-1][1])
-        for token, value, (_, line) in zip(self.tokens, values, places, strict=True):
-            lines[line] += on_colour(printable(token), value / self.limit)
+        """The lines of the text, with every token on a background of its color."""
+        positions = self._positions(width)
+        lines = [""] * (1 + positions[-1][1])
+        for token, value, (_, line) in zip(self.tokens, values, positions, strict=True):
+            lines[line] += with_background(printable(token), value / self.limit)
         return lines
 
-    def _inches(self) -> tuple[float, float]:
-        return 8, (0.6 + 0.28 * (1 + self._places()[-1][1])) * len(self.names)
+    def _image_size(self) -> tuple[float, float]:
+        return 8, (0.6 + 0.28 * (1 + self._positions()[-1][1])) * len(self.names)
 
-    def _pixels(self) -> int:
-        return (30 * (1 + self._places()[-1][1]) + 20) * len(self.names) + 30
+    def _page_height(self) -> int:
+        return (30 * (1 + self._positions()[-1][1]) + 20) * len(self.names) + 30
 
-    def _places(self, across: int = ACROSS) -> list[tuple[int, int]]:
-        """Where every token stands, as (column, line), in lines of `across` characters; a newline ends its line."""
-        places, column, line, ended = [], 0, 0, False
+    def _positions(self, columns: int = IMAGE_COLUMNS) -> list[tuple[int, int]]:
+        """The (column, line) of every token, in lines of `columns` characters. A newline ends the line."""
+        positions, column, line, ended = [], 0, 0, False
         for token in self.tokens:
-            width = breadth(printable(token))
-            if column and (ended or column + width > across):
+            width = display_width(printable(token))
+            if column and (ended or column + width > columns):
                 column, line = 0, line + 1
-            places.append((column, line))
+            positions.append((column, line))
             column, ended = column + width, token.endswith("\n")
-        return places
+        return positions
 
     def _draw(self, figure: Any) -> None:
-        places = self._places()
+        from matplotlib.patches import Rectangle
+
+        positions = self._positions()
         panels = figure.subplots(len(self.names), 1, squeeze=False)[:, 0]
         for panel, name, values in zip(panels, self.names, self.values, strict=True):
-            panel.set(xlim=(0, ACROSS), ylim=(places[-1][1] + 1, 0))
+            panel.set(xlim=(0, IMAGE_COLUMNS), ylim=(positions[-1][1] + 1, 0))
             panel.set_axis_off()
             panel.set_title(name, loc="left", fontsize=9, parse_math=False)
-            for token, value, (column, line) in zip(self.tokens, values, places, strict=True):
+            for token, value, (column, line) in zip(self.tokens, values, positions, strict=True):
                 text, fraction = printable(token), value / self.limit if np.isfinite(value) else 0.0
-                panel.add_patch(_box(column, line, breadth(text), rgb(fraction)))
+                corner, fill = (column, line + 0.06), [channel / 255 for channel in rgb(fraction)]
+                panel.add_patch(Rectangle(corner, display_width(text), 0.88, facecolor=fill, linewidth=0))
                 colour = "white" if is_dark(fraction) else "black"
                 panel.text(column, line + 0.5, text, va="center", family="monospace", color=colour, parse_math=False)
 
 
-def _box(column: int, line: int, width: int, colour: tuple[int, int, int]) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((column, line + 0.06), width, 0.88, facecolor=[part / 255 for part in colour], linewidth=0)
-
-
 def colored_tokens(
-    tokens: Any,
-    values: Float[ArrayLike, " p"] | Float[ArrayLike, "k p"],
-    *,
-    names: Sequence[str] | None = None,
-    max_value: float | None = None,
-    unit: str = "",
-    title: str = "",
-) -> ColoredTokens:
-    """Text with every token on a colour: blue above zero, orange below, full at `max_value` or the largest magnitude.
+    tokens: Any, values: Float[ArrayLike, " p"] | Float[ArrayLike, "k p"], *, names: Sequence[str] | None = None,
+    max_value: float | None = None, unit: str = "", title: str = "",
+) -> ColoredTokens:  # fmt: skip
+    """Text with tokens colored by a value: blue above zero, orange below.
 
-    `values` is an array [token], or [row token] for the same text several times, each row with its name.
+    `values` is an array [token] or [row token]. Each row repeats the text, and `names` are the titles of the rows. The
+    color scale ends at `max_value`, by default the largest magnitude.
 
     Raises:
-        TypeError, ValueError: the values are no numbers, or not as many as there are tokens.
+        TypeError: The values are not real numbers.
+        ValueError: The number of values is not the number of tokens, or the number of names is not the number of rows.
 
     Example:
         >>> from jaxlens import plot
@@ -140,5 +132,5 @@ def colored_tokens(
     check_size(array, "values")
     array = array[None] if array.ndim == 1 else array
     rows = [""] if names is None and len(array) == 1 else as_labels(names, len(array), "names")
-    limit = scale_end(max_value, largest(array))
-    return ColoredTokens(read_tokens(tokens, array.shape[1]), array, rows, limit, title or "Tokens", unit)
+    limit = scale_limit(max_value, max_magnitude(array))
+    return ColoredTokens(as_strings(tokens, array.shape[1]), array, rows, limit, title or "Tokens", unit)

@@ -1,9 +1,9 @@
-"""What every family is tested with, one file for each `model_type` (named by it, or by `MODEL_TYPE`):
+"""The test cases of every family, one file for each `model_type` (the file's name, or its `MODEL_TYPE`).
 
-- `SIZES`: a tiny config, to which the fields of a case are added.
-- `CASES`: at least four, with every switch that the family's config has.
-- `REFUSED`, where it has switches that cannot be expressed: fields, and what is said about them.
-- `PUBLISHED`: config.json files of published models, as far as they matter, and how many parameters those have.
+- `SIZES`: the fields of a tiny config. The fields of a case are added to them.
+- `CASES`: at least four cases, which together cover every switch of the family's config.
+- `REFUSED`, optional: unsupported fields, and the error message for each.
+- `PUBLISHED`: the relevant config.json fields of published models, and the number of parameters of each.
 """
 
 import importlib

@@ -9,7 +9,7 @@ CASES = [
     {"num_key_value_heads": None, "head_dim": 10, "rms_norm_eps": 0.1},
     {"num_key_value_heads": 1, "attention_bias": True, **rope(rope_type="linear", factor=2.0)},
 ]
-REFUSED = [({"post_norm": True}, "post_norm is True; False is wanted: transformers has no other Apertus")]
+REFUSED = [({"post_norm": True}, "post_norm is True; expected False: transformers' Apertus supports no other value")]
 PUBLISHED = {
     "Apertus-8B-2509": (8_053_338_176, {
         "model_type": "apertus", "attention_bias": False, "hidden_act": "xielu", "hidden_dropout": 0.0,
@@ -30,4 +30,4 @@ PUBLISHED = {
         "rope_theta": 12000000, "tie_word_embeddings": False, "vocab_size": 131072,
     }),
 }  # fmt: skip
-"""The 64 and 160 tensors beside these parameters hold one number each: the constants of every layer's activation."""
+"""The counts do not include 64 and 160 tensors of one number, the constants of the activations."""

@@ -1,13 +1,13 @@
 """Arcee."""
 
-from families.common import LLAMA, LLAMA3, WIDE, YARN
+from families.common import LLAMA, LLAMA3, WIDE_HEADS, YARN
 
 SIZES = LLAMA
 CASES = [
     {},
     {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 0.1},
     {"num_key_value_heads": None, "head_dim": None, "mlp_bias": True, "hidden_act": "gelu"},
-    {**WIDE, "rope_parameters": YARN, "attention_bias": True},
+    {**WIDE_HEADS, "rope_parameters": YARN, "attention_bias": True},
     {"num_key_value_heads": 1, "rope_parameters": LLAMA3},
 ]
 PUBLISHED = {

@@ -9,7 +9,7 @@ CASES = [
 ]
 REFUSED = [
     ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm is True;"),
-    ({"slow_but_exact": True}, "slow_but_exact is True; False is wanted: transformers leaves out two biases with it"),
+    ({"slow_but_exact": True}, "slow_but_exact is True; expected False: with it, transformers omits the output"),
 ]
 PUBLISHED = {
     "bloom-560m": (559_214_592, {

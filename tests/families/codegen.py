@@ -7,7 +7,7 @@ CASES = [
     {"n_inner": 50, "tie_word_embeddings": True, "activation_function": "relu", "n_ctx": 40},
     {"n_head": 4, "n_layer": 1, "rotary_dim": 2},
 ]
-REFUSED = [({"n_head": 6}, "n_head is 6; a multiple of 4 is wanted: the heads lie in so many parts")]
+REFUSED = [({"n_head": 6}, "n_head is 6; expected a multiple of 4, the number of groups of heads")]
 PUBLISHED = {
     "codegen-350M-mono": (356_712_448, {
         "model_type": "codegen", "n_ctx": 2048, "n_embd": 1024, "n_head": 16, "n_inner": None, "n_layer": 20,

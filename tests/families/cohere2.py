@@ -14,7 +14,7 @@ CASES = [
         **rope(rope_type="linear", factor=4.0),
     },
 ]
-REFUSED = [({"use_qk_norm": True}, "use_qk_norm is True; False is wanted: transformers' Cohere 2 knows no other")]
+REFUSED = [({"use_qk_norm": True}, "use_qk_norm is True; expected False: transformers' Cohere 2 supports no other")]
 PUBLISHED = {
     "c4ai-command-r7b-12-2024": (8_028_033_024, {
         "model_type": "cohere2", "attention_bias": False, "cache_implementation": "hybrid", "head_dim": 128,

@@ -1,7 +1,7 @@
-"""Sizes and rotary scalings that the families' cases are made of.
+"""Sizes and rotary scalings that the cases of several families use.
 
-Sizes are odd on purpose: heads not a power of two, together wider than the residual stream, three query heads to a key
-head.
+The sizes are unusual on purpose. The number of heads is not a power of two, the heads together are wider than the
+residual stream, and each key head has three query heads.
 """
 
 WINDOW = 7
@@ -17,12 +17,12 @@ LLAMA = {
     "head_dim": 8,
     "max_position_embeddings": 64,
 }
-WHOLE = {**{name: size for name, size in LLAMA.items() if name != "head_dim"}, "hidden_size": 60}
-"""Where the heads together are as wide as the residual stream."""
+DEFAULT_HEADS = {**{name: size for name, size in LLAMA.items() if name != "head_dim"}, "hidden_size": 60}
+"""`LLAMA` with the default head_dim: the heads together are as wide as the residual stream."""
 ROPE = {"rope_theta": 500.0}
 YARN = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
-WIDE = {"head_dim": 16}
-LONG = {
+WIDE_HEADS = {"head_dim": 16}
+LONGROPE = {
     **ROPE,
     "rope_type": "longrope",
     "original_max_position_embeddings": 16,

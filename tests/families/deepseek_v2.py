@@ -17,11 +17,11 @@ CASES = [
 ]
 REFUSED = [
     ({"attention_bias": True}, "attention_bias is True"),
-    ({"topk_method": "noaux_tc"}, "greedy or group_limited_greedy is wanted"),
-    ({"norm_topk_prob": True}, "norm_topk_prob is True; False is wanted: transformers knows no other"),
-    ({"moe_layer_freq": 2}, "moe_layer_freq is 2; 1 is wanted"),
+    ({"topk_method": "noaux_tc"}, "expected greedy or group_limited_greedy"),
+    ({"norm_topk_prob": True}, "norm_topk_prob is True; expected False: transformers' DeepSeek"),
+    ({"moe_layer_freq": 2}, "moe_layer_freq is 2; expected 1"),
 ]
-LITE = {
+V2_LITE = {
     "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 10944,
     "moe_intermediate_size": 1408, "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16,
     "n_shared_experts": 2, "n_routed_experts": 64, "num_experts_per_tok": 6, "first_k_dense_replace": 1,
@@ -32,9 +32,9 @@ LITE = {
         "mscale": 0.707, "mscale_all_dim": 0.707,
     },
 }  # fmt: skip
-WHOLE = {
-    **LITE, "hidden_size": 5120, "intermediate_size": 12288, "moe_intermediate_size": 1536, "num_hidden_layers": 60,
+V2 = {
+    **V2_LITE, "hidden_size": 5120, "intermediate_size": 12288, "moe_intermediate_size": 1536, "num_hidden_layers": 60,
     "num_attention_heads": 128, "num_key_value_heads": 128, "n_routed_experts": 160, "q_lora_rank": 1536,
     "n_group": 8, "topk_group": 3, "topk_method": "group_limited_greedy", "routed_scaling_factor": 16.0,
 }  # fmt: skip
-PUBLISHED = {"DeepSeek-V2-Lite": (15_706_484_224, LITE), "DeepSeek-V2": (235_741_434_880, WHOLE)}
+PUBLISHED = {"DeepSeek-V2-Lite": (15_706_484_224, V2_LITE), "DeepSeek-V2": (235_741_434_880, V2)}

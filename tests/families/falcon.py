@@ -27,17 +27,14 @@ CASES = [
     {"alibi": True, **GROUPED, "num_attention_heads": 4, "hidden_size": 40},
 ]
 REFUSED = [
-    (
-        {**GROUPED, "parallel_attn": False},
-        "parallel_attn is False; True is wanted: the new decoder architecture has no",
-    ),
-    ({**GROUPED, "num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn is 3; 1 or 2 is wanted"),
-    ({"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn is 2; 1 is wanted: only the new decoder architecture"),
-    ({"ff_factor": 3}, "ff_factor is 3; 4.0 is wanted: ffn_hidden_size says so"),
+    ({**GROUPED, "parallel_attn": False}, "parallel_attn is False; expected True: the new decoder architecture has"),
+    ({**GROUPED, "num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn is 3; expected 1 or 2"),
+    ({"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn is 2; expected 1: only the new decoder architecture"),
+    ({"ff_factor": 3}, "ff_factor is 3; expected 4.0: it must equal ffn_hidden_size / hidden_size"),
     ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm is True;"),
 ]
 PUBLISHED = {
-    "falcon-7b": (6_921_720_704, {  # its file holds the tied embedding twice: 7,217,189,760
+    "falcon-7b": (6_921_720_704, {  # 7,217,189,760 with the second copy of the tied embedding in the file
         "model_type": "falcon", "alibi": False, "apply_residual_connection_post_layernorm": False, "bias": False,
         "hidden_size": 4544, "layer_norm_epsilon": 1e-05, "multi_query": True, "new_decoder_architecture": False,
         "num_attention_heads": 71, "num_hidden_layers": 32, "num_kv_heads": 71, "parallel_attn": True,
@@ -49,7 +46,7 @@ PUBLISHED = {
         "num_attention_heads": 128, "num_hidden_layers": 60, "num_kv_heads": 8, "parallel_attn": True,
         "vocab_size": 65024,
     }),
-    "falcon-11B": (11_102_822_400, {  # added up by hand; the card says 11 billion
+    "falcon-11B": (11_102_822_400, {  # computed by hand; the model card says 11 billion
         "model_type": "falcon", "activation": "gelu", "alibi": False, "bias": False, "ff_factor": 4,
         "ffn_hidden_size": 16384, "hidden_size": 4096, "layer_norm_epsilon": 1e-05, "max_position_embeddings": 8192,
         "multi_query": True, "new_decoder_architecture": True, "num_attention_heads": 32, "num_hidden_layers": 60,

@@ -10,8 +10,8 @@ CASES = [
     {"num_key_value_heads": 6, "head_dim": 10, "rope_parameters": LLAMA3},
 ]
 REFUSED = [
-    ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True; False is wanted: attention here is"),
-    ({"hidden_activation": "silu"}, "hidden_activation is 'silu'; 'gelu_pytorch_tanh' is wanted: hidden_act decides"),
+    ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True; expected False: jaxlens implements"),
+    ({"hidden_activation": "silu"}, "hidden_activation is 'silu'; expected 'gelu_pytorch_tanh': it must equal"),
 ]
 PUBLISHED = {
     "gemma-2b": (2_506_172_416, {

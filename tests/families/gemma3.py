@@ -1,4 +1,4 @@
-"""Gemma 3's text part inside a model that also sees."""
+"""The text model inside multimodal Gemma 3."""
 
 from families.gemma2 import GEMMA
 
@@ -27,11 +27,11 @@ CASES = [
 REFUSED = [
     (
         {"text_config": {**SIZES["text_config"], "final_logit_softcapping": 3.0}},
-        "final_logit_softcapping is 3.0; null is wanted: transformers' multimodal Gemma 3 does not apply it",
+        "final_logit_softcapping is 3.0; expected null: transformers' multimodal Gemma 3 does not apply it",
     ),
 ]
-PUBLISHED = {  # without what sees: 416,866,032 parameters, and a projection of 1152 × d_model with a norm
-    "gemma-3-4b-it (text part)": (4_300_079_472 - 416_866_032 - 1152 * 2560 - 1152, {
+PUBLISHED = {  # without the vision tower (416,866,032) and its projection (1152 × d_model, and a norm)
+    "gemma-3-4b-it (text model)": (4_300_079_472 - 416_866_032 - 1152 * 2560 - 1152, {
         "model_type": "gemma3", "eos_token_id": [1, 106], "image_token_index": 262144, "mm_tokens_per_image": 256,
         "text_config": {
             "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
@@ -39,7 +39,7 @@ PUBLISHED = {  # without what sees: 416,866,032 parameters, and a projection of 
         },
         "vision_config": {"model_type": "siglip_vision_model"},
     }),
-    "gemma-3-27b-it (text part)": (27_432_406_640 - 416_866_032 - 1152 * 5376 - 1152, {
+    "gemma-3-27b-it (text model)": (27_432_406_640 - 416_866_032 - 1152 * 5376 - 1152, {
         "model_type": "gemma3", "eos_token_id": [1, 106], "image_token_index": 262144, "mm_tokens_per_image": 256,
         "text_config": {
             "model_type": "gemma3_text", "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62,

@@ -1,4 +1,4 @@
-"""Gemma 3."""
+"""Gemma 3 (text)."""
 
 from families.gemma2 import GEMMA
 

@@ -16,7 +16,7 @@ PUBLISHED = {
         "num_hidden_layers": 40, "num_key_value_heads": 2, "partial_rotary_factor": 0.5, "rms_norm_eps": 1.5625e-07,
         "rope_theta": 10000.0, "tie_word_embeddings": False, "vocab_size": 151552,
     }),
-    "glm-4-9b-chat-1m-hf": (9_483_857_920, {  # the card says 9.48 billion
+    "glm-4-9b-chat-1m-hf": (9_483_857_920, {  # the model card says 9.48 billion
         "model_type": "glm", "attention_bias": True, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
         "intermediate_size": 13696, "max_position_embeddings": 1048576, "num_attention_heads": 32,
         "num_hidden_layers": 40, "num_key_value_heads": 4, "partial_rotary_factor": 0.5, "rms_norm_eps": 1.5625e-07,

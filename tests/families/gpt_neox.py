@@ -20,8 +20,8 @@ CASES = [
 ]
 REFUSED = [
     ({"rotary_pct": 0.5}, "rotary_pct = 0.5"),
-    ({"rope_theta": 20.0}, "rope_theta is 20.0; 500.0 is wanted: rope_parameters, or rotary_emb_base, says so"),
-    (rope(partial_rotary_factor=0.5), "rotary dim is 5; wanted an even number up to d_head = 10"),
+    ({"rope_theta": 20.0}, "rope_theta is 20.0; expected 500.0: it must equal rope_parameters.rope_theta"),
+    (rope(partial_rotary_factor=0.5), "rotary dim is 5; expected an even number up to d_head = 10"),
 ]
 PUBLISHED = {
     "pythia-160m": (162_322_944, {

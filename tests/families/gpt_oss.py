@@ -22,12 +22,12 @@ CASES = [
     {"num_local_experts": 3, "head_dim": 10, "sliding_window": 5, "intermediate_size": 20},
 ]
 REFUSED = [
-    ({"swiglu_limit": 5.0}, "swiglu_limit is 5.0; 7.0 is wanted"),
-    ({"swiglu_alpha": 1.0}, "swiglu_alpha is 1.0; 1.702 is wanted"),
-    ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; 'silu' is wanted"),
-    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config.quant_method is 'fp8'; 'mxfp4' is wanted"),
-    ({"experts_per_token": 3}, "experts_per_token is 3; 2 is wanted"),
-    ({"initial_context_length": 3}, "initial_context_length is 3; 512 is wanted"),
+    ({"swiglu_limit": 5.0}, "swiglu_limit is 5.0; expected 7.0"),
+    ({"swiglu_alpha": 1.0}, "swiglu_alpha is 1.0; expected 1.702"),
+    ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected 'silu'"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config.quant_method is 'fp8'; expected 'mxfp4'"),
+    ({"experts_per_token": 3}, "experts_per_token is 3; expected 2"),
+    ({"initial_context_length": 3}, "initial_context_length is 3; expected 512"),
 ]
 MXFP4 = {
     "modules_to_not_convert": [

@@ -8,11 +8,11 @@ CASES = [
     {"n_head": 1, "n_layer": 1, "rotary_dim": 2},
 ]
 REFUSED = [
-    ({"rotary": False}, "rotary is False; True is wanted: transformers' GPT-J always does so"),
-    ({"scale_attn_weights": False}, "scale_attn_weights is False; True is wanted"),
+    ({"rotary": False}, "rotary is False; expected True: transformers' GPT-J supports no other value"),
+    ({"scale_attn_weights": False}, "scale_attn_weights is False; expected True"),
 ]
 PUBLISHED = {
-    # its card counts the copies that eight cores held of biases and norms
+    # the model card also counts the copies of biases and norms on eight cores
     "gpt-j-6b": (6_050_882_784, {
         "model_type": "gptj", "activation_function": "gelu_new", "gradient_checkpointing": False, "n_embd": 4096,
         "n_head": 16, "n_inner": None, "n_layer": 28, "n_positions": 2048, "rotary": True, "rotary_dim": 64,

@@ -10,7 +10,7 @@ CASES = [
     {"embedding_multiplier": 12.0, "attention_multiplier": 0.2, "num_key_value_heads": None, "rms_norm_eps": 0.1},
     {"logits_scaling": 1.0, "num_key_value_heads": 1, "head_dim": 12, "rope_parameters": LLAMA3, "hidden_act": "gelu"},
 ]
-REFUSED = [({"logits_scaling": 0.0}, "logits_scaling is 0.0; a number above zero is wanted")]
+REFUSED = [({"logits_scaling": 0.0}, "logits_scaling is 0.0; expected a number above zero")]
 PUBLISHED = {
     "granite-3.0-2b-instruct": (2_533_531_648, {
         "model_type": "granite", "attention_bias": False, "attention_multiplier": 0.015625,

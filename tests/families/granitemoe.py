@@ -1,4 +1,4 @@
-"""Granite with experts."""
+"""Granite (mixture of experts)."""
 
 from families.common import LLAMA, LLAMA3
 from families.granite import SCALES

@@ -2,7 +2,7 @@
 
 from families.common import LLAMA, LLAMA3
 
-SIZES = {**LLAMA, "hidden_size": 48}  # its output projection is square
+SIZES = {**LLAMA, "hidden_size": 48}  # transformers' Helium needs a square output projection
 CASES = [
     {},
     {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 0.1},

@@ -12,9 +12,9 @@ CASES = [
     {"max_position_embeddings": 16, **rope(rope_type="dynamic", factor=4.0)},
 ]
 REFUSED = [
-    ({"use_qk_norm": False}, "use_qk_norm is False; True is wanted: transformers has no other dense Hunyuan"),
-    ({"attention_head_dim": 9}, "attention_head_dim is 9; 8 is wanted: head_dim says so"),
-    (rope(rope_type="linear", factor=2.0, alpha=3.0), "rope_parameters.alpha is 3.0; null is wanted"),
+    ({"use_qk_norm": False}, "use_qk_norm is False; expected True: transformers' dense Hunyuan"),
+    ({"attention_head_dim": 9}, "attention_head_dim is 9; expected 8: it must equal head_dim"),
+    (rope(rope_type="linear", factor=2.0, alpha=3.0), "rope_parameters.alpha is 3.0; expected null"),
 ]
 PUBLISHED = {
     "Hunyuan-7B-Instruct": (7_504_568_320, {

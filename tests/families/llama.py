@@ -1,6 +1,6 @@
 """Llama."""
 
-from families.common import LLAMA, LLAMA3, LONG, WIDE, YARN, rope
+from families.common import LLAMA, LLAMA3, LONGROPE, WIDE_HEADS, YARN, rope
 
 SIZES = LLAMA
 CASES = [
@@ -12,13 +12,13 @@ CASES = [
     {**rope(rope_type="dynamic", factor=4.0), "max_position_embeddings": 16},
     {**rope(rope_type="dynamic", factor=2.0), "max_position_embeddings": 64},
     {"rope_parameters": LLAMA3},
-    {**WIDE, "rope_parameters": YARN},
-    {**WIDE, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7, "truncate": False}},
-    {**WIDE, "rope_parameters": {**YARN, "attention_factor": 1.5, "beta_fast": 4.0, "beta_slow": 2.0}},
-    {**WIDE, "rope_parameters": {**YARN, "factor": None, "original_max_position_embeddings": 16}},
-    {"rope_parameters": LONG},
-    {"rope_parameters": {**LONG, "factor": 8.0, "original_max_position_embeddings": 50}},
-    {"rope_parameters": {**LONG, "attention_factor": 1.25}, "max_position_embeddings": 48},
+    {**WIDE_HEADS, "rope_parameters": YARN},
+    {**WIDE_HEADS, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7, "truncate": False}},
+    {**WIDE_HEADS, "rope_parameters": {**YARN, "attention_factor": 1.5, "beta_fast": 4.0, "beta_slow": 2.0}},
+    {**WIDE_HEADS, "rope_parameters": {**YARN, "factor": None, "original_max_position_embeddings": 16}},
+    {"rope_parameters": LONGROPE},
+    {"rope_parameters": {**LONGROPE, "factor": 8.0, "original_max_position_embeddings": 50}},
+    {"rope_parameters": {**LONGROPE, "attention_factor": 1.25}, "max_position_embeddings": 48},
 ]
 PUBLISHED = {
     "SmolLM2-135M": (134_515_008, {

@@ -15,7 +15,7 @@ CASES = [
     },
 ]
 PUBLISHED = {
-    # published as "mistral", which leaves out which layers have a window: one in four is global
+    # published as "mistral", without layer_types; every fourth layer is global
     "Ministral-8B-Instruct-2410": (8_019_808_256, {
         "model_type": "ministral", "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
         "intermediate_size": 12288, "layer_types": ["full_attention", *["sliding_attention"] * 3] * 9,

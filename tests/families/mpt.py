@@ -8,12 +8,12 @@ CASES = [
     {"n_heads": 1, "n_layers": 1, "attn_config": {"clip_qkv": 0.0, "attn_impl": "triton"}},
 ]
 REFUSED = [
-    ({"no_bias": False}, "no_bias is False; True is wanted: transformers' MPT knows no other"),
-    ({"attn_config": {"alibi": False}}, "attn_config.alibi is False; True is wanted: transformers' MPT knows no other"),
-    ({"attn_config": {"qk_ln": True}}, "attn_config.qk_ln is True; False is wanted"),
-    ({"attn_config": {"alibi_bias_max": 4}}, "attn_config.alibi_bias_max is 4; 8 is wanted"),
-    ({"logit_scale": 0.5}, "logit_scale is 0.5; null is wanted: transformers' MPT does not scale logits"),
-    ({"norm_type": "rmsnorm"}, "norm_type is 'rmsnorm'; 'low_precision_layernorm' or 'layernorm' is wanted"),
+    ({"no_bias": False}, "no_bias is False; expected True: transformers' MPT supports no other value"),
+    ({"attn_config": {"alibi": False}}, "attn_config.alibi is False; expected True: transformers' MPT supports"),
+    ({"attn_config": {"qk_ln": True}}, "attn_config.qk_ln is True; expected False"),
+    ({"attn_config": {"alibi_bias_max": 4}}, "attn_config.alibi_bias_max is 4; expected 8"),
+    ({"logit_scale": 0.5}, "logit_scale is 0.5; expected null: transformers' MPT does not scale logits"),
+    ({"norm_type": "rmsnorm"}, "norm_type is 'rmsnorm'; expected 'low_precision_layernorm' or 'layernorm'"),
 ]
 PUBLISHED = {
     "mpt-7b": (6_649_286_656, {

@@ -10,7 +10,7 @@ CASES = [
     {"head_dim": None, "num_key_value_heads": 1, "rope_parameters": {**LLAMA3, "partial_rotary_factor": 0.7}},
     {**rope(partial_rotary_factor=0.25, rope_type="linear", factor=4.0), "attention_bias": True},
 ]
-REFUSED = [({"rope_percent": 0.3}, "rope_percent is 0.3; 0.5 is wanted: head_dim and partial_rotary_factor say so")]
+REFUSED = [({"rope_percent": 0.3}, "rope_percent is 0.3; expected 0.5: it must equal partial_rotary_factor")]
 PUBLISHED = {
     "Minitron-4B-Base": (4_190_509_056, {
         "model_type": "nemotron", "attention_bias": False, "head_dim": 128, "hidden_act": "relu2",

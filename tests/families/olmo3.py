@@ -1,6 +1,6 @@
 """OLMo 3."""
 
-from families.common import LLAMA, ROPE, WIDE, WINDOW, YARN
+from families.common import LLAMA, ROPE, WIDE_HEADS, WINDOW, YARN
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 SIZES = {**LLAMA, "sliding_window": WINDOW}
@@ -10,7 +10,7 @@ CASES = [
     {
         "layer_types": [GLOBAL, LOCAL, GLOBAL],
         "rope_parameters": {GLOBAL: YARN, LOCAL: {**ROPE, "rope_type": "default"}},
-        **WIDE,
+        **WIDE_HEADS,
         "num_key_value_heads": None,
     },
     {"layer_types": [LOCAL] * 3, "sliding_window": 1, "head_dim": 10, "rms_norm_eps": 0.1, "num_key_value_heads": 1},
@@ -18,7 +18,7 @@ CASES = [
 REFUSED = [
     (
         {"rope_parameters": {GLOBAL: {**YARN, "truncate": False}, LOCAL: {**ROPE, "rope_type": "default"}}},
-        "rope_parameters.full_attention.truncate is False; True is wanted: transformers looks for it elsewhere",
+        "rope_parameters.full_attention.truncate is False; expected True: transformers ignores it",
     ),
 ]
 PUBLISHED = {

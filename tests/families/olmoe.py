@@ -1,8 +1,8 @@
 """OLMoE."""
 
-from families.common import LLAMA3, WHOLE
+from families.common import DEFAULT_HEADS, LLAMA3
 
-SIZES = {**WHOLE, "intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 2}
+SIZES = {**DEFAULT_HEADS, "intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 2}
 CASES = [
     {},
     {"clip_qkv": 0.8, "attention_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 0.1},

@@ -8,7 +8,7 @@ CASES = [
     {"layer_norm_epsilon": 0.1, "afn": "relu"},
     {"n_head": 1, "n_layer": 1, "afn": "swish", "n_positions": 40},
 ]
-REFUSED = [({"afn": "gelu_new"}, "afn is 'gelu_new'; 'gelu' or 'relu' or 'silu' or 'swish' is wanted")]
+REFUSED = [({"afn": "gelu_new"}, "afn is 'gelu_new'; expected 'gelu' or 'relu' or 'silu' or 'swish'")]
 PUBLISHED = {
     "openai-gpt": (116_534_784, {
         "model_type": "openai-gpt", "afn": "gelu", "n_ctx": 512, "n_embd": 768, "n_head": 12, "n_layer": 12,

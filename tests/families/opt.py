@@ -20,10 +20,10 @@ CASES = [
 REFUSED = [
     (
         {"do_layer_norm_before": False, "layer_norm_elementwise_affine": False},
-        "layer_norm_elementwise_affine is False; True is wanted: norms of sums have weights here",
+        "layer_norm_elementwise_affine is False; expected True: norms after the residual additions need weights",
     ),
-    ({"learned_embeddings": False}, "learned_embeddings is False; True is wanted: transformers' OPT knows no other"),
-    ({"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True; False is wanted: where norms come first"),
+    ({"learned_embeddings": False}, "learned_embeddings is False; expected True: transformers' OPT supports no other"),
+    ({"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True; expected False: jaxlens implements"),
 ]
 PUBLISHED = {
     "opt-125m": (125_239_296, {
@@ -40,7 +40,7 @@ PUBLISHED = {
         "num_attention_heads": 16, "num_hidden_layers": 24, "prefix": "</s>", "vocab_size": 50272,
         "word_embed_proj_dim": 512,
     }),
-    "galactica-125m": (125_030_400, {  # added up by hand; the card says 125 million
+    "galactica-125m": (125_030_400, {  # computed by hand; the model card says 125 million
         "model_type": "opt", "_remove_final_layer_norm": False, "activation_function": "gelu",
         "do_layer_norm_before": True, "enable_bias": True, "ffn_dim": 3072, "hidden_size": 768,
         "layer_norm_elementwise_affine": True, "learned_embeddings": True, "max_position_embeddings": 2048,

@@ -1,8 +1,8 @@
 """Phi."""
 
-from families.common import WHOLE, rope
+from families.common import DEFAULT_HEADS, rope
 
-SIZES = {**WHOLE, **rope(partial_rotary_factor=0.4)}
+SIZES = {**DEFAULT_HEADS, **rope(partial_rotary_factor=0.4)}
 CASES = [
     {},
     {"qk_layernorm": True, **rope(partial_rotary_factor=0.6), "layer_norm_eps": 0.1},

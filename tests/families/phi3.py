@@ -1,16 +1,16 @@
 """Phi 3."""
 
-from families.common import LLAMA, LONG, WINDOW, rope
+from families.common import LLAMA, LONGROPE, WINDOW, rope
 
 SIZES = {**LLAMA, "hidden_size": 48}
 CASES = [
     {},
     {"sliding_window": WINDOW, "tie_word_embeddings": True, "hidden_act": "gelu", "rms_norm_eps": 0.1},
     {**rope(partial_rotary_factor=0.5), "num_key_value_heads": None},
-    {"rope_parameters": LONG, "original_max_position_embeddings": 16},
+    {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16},
     {
         "rope_parameters": {
-            **LONG,
+            **LONGROPE,
             "partial_rotary_factor": 0.75,
             "short_factor": [1.0, 1.2, 1.4],
             "long_factor": [1.5, 3.0, 6.0],
@@ -20,8 +20,8 @@ CASES = [
     },
 ]
 REFUSED = [
-    ({"attention_bias": True}, "attention_bias is True; False is wanted: transformers' Phi-3 has no biases"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; 1.0 is wanted: rope_parameters says so"),
+    ({"attention_bias": True}, "attention_bias is True; expected False: transformers' Phi-3 has no biases"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; expected 1.0: it must equal rope_parameters"),
 ]
 PUBLISHED = {
     "Phi-3-mini-4k-instruct": (3_821_079_552, {

@@ -1,8 +1,8 @@
 """Phi 3.5 MoE."""
 
-from families.common import LLAMA, LONG, WINDOW, rope
+from families.common import LLAMA, LONGROPE, WINDOW, rope
 
-# transformers never uses long_factor: where the two differ, sequences here stay within the original context
+# transformers never uses long_factor, so cases in which the two factors differ stay within the original context
 MSCALES = {"short_mscale": 1.2, "long_mscale": 1.3}
 SIZES = {**LLAMA, "num_local_experts": 5}
 CASES = [
@@ -12,16 +12,16 @@ CASES = [
         "tie_word_embeddings": True,
         "router_jitter_noise": 0.3,
         "hidden_act": "gelu",
-        **rope(**{**LONG, "original_max_position_embeddings": 48}, **MSCALES),
+        **rope(**{**LONGROPE, "original_max_position_embeddings": 48}, **MSCALES),
     },
     {"num_local_experts": 3, "num_key_value_heads": 6, "rms_norm_eps": 0.1, "router_jitter_noise": 0.0},
-    {"attention_bias": True, **rope(**{**LONG, "long_factor": LONG["short_factor"]}, **MSCALES)},
+    {"attention_bias": True, **rope(**{**LONGROPE, "long_factor": LONGROPE["short_factor"]}, **MSCALES)},
 ]
 REFUSED = [
-    ({"num_experts_per_tok": 1}, "num_experts_per_tok is 1; 2 is wanted: a SparseMixer chooses two experts"),
+    ({"num_experts_per_tok": 1}, "num_experts_per_tok is 1; expected 2: a SparseMixer chooses two experts"),
     (
         rope(rope_type="linear", factor=2.0, original_max_position_embeddings=16, **MSCALES),
-        "rope_parameters.rope_type is 'linear'; PhiMoE has default or longrope",
+        "rope_parameters.rope_type is 'linear'; expected default or longrope",
     ),
 ]
 PUBLISHED = {

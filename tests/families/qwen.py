@@ -1,4 +1,4 @@
-"""Qwen 1. transformers has no class for it: its cases are in test_qwen.py."""
+"""Qwen 1. transformers has no class for it, so its cases are in test_qwen.py."""
 
 PUBLISHED = {
     "Qwen-7B-Chat": (7_721_324_544, {

@@ -1,6 +1,6 @@
 """Qwen 2."""
 
-from families.common import LLAMA, WIDE, WINDOW, YARN
+from families.common import LLAMA, WIDE_HEADS, WINDOW, YARN
 
 SIZES = LLAMA
 CASES = [
@@ -16,7 +16,7 @@ CASES = [
         "use_sliding_window": False,
         "sliding_window": WINDOW,
         "max_window_layers": 0,
-        **WIDE,
+        **WIDE_HEADS,
         "rope_parameters": YARN,
     },
 ]

@@ -1,4 +1,4 @@
-"""Qwen 2 with experts."""
+"""Qwen 2 (mixture of experts)."""
 
 from families.common import LLAMA, LLAMA3, WINDOW
 
@@ -26,7 +26,7 @@ CASES = [
     {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1, "decoder_sparse_step": 3},
 ]
 REFUSED = [
-    ({"layer_types": ["sliding_attention"] * 3}, "a list of 'full_attention' is wanted"),
+    ({"layer_types": ["sliding_attention"] * 3}, "expected a list of 'full_attention', one entry per layer"),
 ]
 PUBLISHED = {
     "Qwen1.5-MoE-A2.7B": (14_315_784_192, {

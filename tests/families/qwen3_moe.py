@@ -1,4 +1,4 @@
-"""Qwen 3 with experts."""
+"""Qwen 3 (mixture of experts)."""
 
 from families.common import LLAMA, LLAMA3, WINDOW
 
@@ -16,7 +16,7 @@ CASES = [
     {"mlp_only_layers": [0, 2], "num_experts_per_tok": 5, "rope_parameters": LLAMA3, "hidden_act": "gelu"},
     {"decoder_sparse_step": 4, "norm_topk_prob": True},
 ]
-REFUSED = [({"use_qk_norm": False}, "use_qk_norm is False; True is wanted: transformers' Qwen 3 with experts knows")]
+REFUSED = [({"use_qk_norm": False}, "use_qk_norm is False; expected True: transformers' Qwen 3 MoE supports")]
 PUBLISHED = {
     "Qwen3-Coder-30B-A3B-Instruct": (30_532_122_624, {
         "model_type": "qwen3_moe", "attention_bias": False, "decoder_sparse_step": 1, "head_dim": 128,

@@ -1,13 +1,13 @@
 """Seed-OSS."""
 
-from families.common import LLAMA, WIDE, YARN
+from families.common import LLAMA, WIDE_HEADS, YARN
 
 SIZES = LLAMA
 CASES = [
     {},
     {"attention_bias": False, "attention_out_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 0.1},
     {"attention_out_bias": True, "mlp_bias": True, "num_key_value_heads": None, "head_dim": None},
-    {"attention_bias": False, "num_key_value_heads": 1, "hidden_act": "gelu", **WIDE, "rope_parameters": YARN},
+    {"attention_bias": False, "num_key_value_heads": 1, "hidden_act": "gelu", **WIDE_HEADS, "rope_parameters": YARN},
 ]
 PUBLISHED = {
     "Seed-OSS-36B-Instruct": (36_151_104_512, {

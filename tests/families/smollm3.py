@@ -1,6 +1,6 @@
 """SmolLM 3."""
 
-from families.common import LLAMA, WIDE, WINDOW, YARN
+from families.common import LLAMA, WIDE_HEADS, WINDOW, YARN
 
 SIZES = {**LLAMA, "no_rope_layer_interval": 2}
 CASES = [
@@ -12,14 +12,14 @@ CASES = [
         "sliding_window": WINDOW,
         "layer_types": ["sliding_attention", "full_attention", "full_attention"],
         "no_rope_layers": [1, 1, 1],
-        **WIDE,
+        **WIDE_HEADS,
         "rope_parameters": YARN,
     },
     {"no_rope_layers": [0, 0, 0], "hidden_act": "gelu"},
 ]
 REFUSED = [
-    ({"no_rope_layers": [1, 2, 0]}, "no_rope_layers is [1, 2, 0]; a list of 1 and 0 is wanted"),
-    ({"no_rope_layers": [1, 0]}, "rotary has 2 entries for 3 layers"),
+    ({"no_rope_layers": [1, 2, 0]}, "no_rope_layers is [1, 2, 0]; expected a list of 1 and 0"),
+    ({"no_rope_layers": [1, 0]}, "rotary has 2 entries; expected one value, or one for each of 3 layers"),
 ]
 PUBLISHED = {
     "SmolLM3-3B": (3_075_098_624, {

@@ -1,8 +1,8 @@
 """StableLM."""
 
-from families.common import LLAMA3, WHOLE, rope
+from families.common import DEFAULT_HEADS, LLAMA3, rope
 
-SIZES = {**WHOLE, **rope(partial_rotary_factor=0.4)}
+SIZES = {**DEFAULT_HEADS, **rope(partial_rotary_factor=0.4)}
 CASES = [
     {},
     {"qk_layernorm": True, "use_parallel_residual": True, "layer_norm_eps": 0.1, "tie_word_embeddings": True},
@@ -28,7 +28,7 @@ PUBLISHED = {
         "num_key_value_heads": 32, "partial_rotary_factor": 0.25, "rope_theta": 10000, "tie_word_embeddings": False,
         "use_qkv_bias": True, "vocab_size": 100352,
     }),
-    # its card counts 41 norms more: the blocks' second ones, which blocks side by side do not have, and another
+    # the model card counts 41 more norms: a second one in each of 40 blocks, which parallel blocks lack, and another
     "stablelm-2-12b": (12_143_605_760 - 41 * 2 * 5120, {
         "model_type": "stablelm", "hidden_act": "silu", "hidden_size": 5120, "intermediate_size": 13824,
         "layer_norm_eps": 1e-05, "max_position_embeddings": 4096, "num_attention_heads": 32, "num_hidden_layers": 40,

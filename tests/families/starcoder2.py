@@ -10,8 +10,8 @@ CASES = [
     {"head_dim": None, "num_key_value_heads": 1, "rope_parameters": LLAMA3},
 ]
 REFUSED = [
-    ({"mlp_type": "gated"}, "mlp_type is 'gated'; 'default' is wanted: transformers' StarCoder 2 knows no other"),
-    ({"norm_type": "rms_norm"}, "norm_type is 'rms_norm'; 'layer_norm' is wanted"),
+    ({"mlp_type": "gated"}, "mlp_type is 'gated'; expected 'default': transformers' StarCoder 2 supports no other"),
+    ({"norm_type": "rms_norm"}, "norm_type is 'rms_norm'; expected 'layer_norm'"),
 ]
 PUBLISHED = {
     "starcoder2-3b": (3_030_371_328, {

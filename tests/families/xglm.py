@@ -14,7 +14,7 @@ CASES = [
     {"d_model": 35, "attention_heads": 7, "num_layers": 1},
     {"attention_heads": 1, "activation_function": "gelu_new", "max_position_embeddings": 50},
 ]
-REFUSED = [({"pad_token_id": 2}, "pad_token_id is 2; 0 or 1 is wanted: transformers makes the position of this number")]
+REFUSED = [({"pad_token_id": 2}, "pad_token_id is 2; expected 0 or 1: transformers zeroes this row")]
 PUBLISHED = {
     "xglm-564M": (564_463_616, {
         "model_type": "xglm", "activation_dropout": 0, "activation_function": "gelu", "attention_dropout": 0.1,

@@ -3,13 +3,13 @@
 # %% logits
 model(tokens)
 
-# %% logits by name of the method
+# %% logits from the method `forward`
 model.forward(tokens, return_type="logits")
 
 # %% the mean loss
 model(tokens, return_type="loss")
 
-# %% the loss of every prediction
+# %% the loss per token
 model(tokens, return_type="loss", loss_per_token=True)
 
 # %% logits and loss
@@ -20,10 +20,10 @@ both.logits[:, -1], both.loss
 logits, loss = model(tokens, return_type="both", loss_per_token=True)
 logits[0, :3], loss
 
-# %% nothing returned
+# %% no return value
 model(tokens, return_type=None)
 
-# %% one prompt without a batch axis
+# %% a prompt without a batch axis
 model(tokens[0])
 
 # %% positional arguments
@@ -32,14 +32,14 @@ model(tokens, "loss", True)
 # %% stopping at a layer gives the residual stream
 model(tokens, stop_at_layer=2)
 
-# %% stopping before the last layer, counted from the end
+# %% stopping before the last layer, with a negative index
 model(tokens, stop_at_layer=-1)
 
 # %% starting at a layer
 resid = model(tokens, stop_at_layer=1)
 model(resid, start_at_layer=1)
 
-# %% starting at a layer and stopping at another
+# %% starting at a layer and stopping at a later layer
 resid = model(tokens, stop_at_layer=1)
 model(resid, start_at_layer=1, stop_at_layer=2)
 
@@ -47,32 +47,32 @@ model(resid, start_at_layer=1, stop_at_layer=2)
 resid = model(tokens, stop_at_layer=2)
 model(resid, start_at_layer=2, tokens=tokens, return_type="loss")
 
-# %% a cache of a run that starts late
+# %% the cache of a run that starts at a layer
 resid = model(tokens, stop_at_layer=2)
 _, late = model.run_with_cache(resid, start_at_layer=2)
 list(late.keys())
 
-# %% a cache of a run that stops early
+# %% the cache of a run that stops at a layer
 resid, early = model.run_with_cache(tokens, stop_at_layer=1)
 resid, list(early.keys())
 
-# %% logits without the embedding
+# %% logits from the residual stream before layer 0
 logits = model(cache["resid_pre", 0], start_at_layer=0)
 logits[:, -1]
 
-# %% a mask over the padding on the left
+# %% an attention mask for padding on the left
 mask = tokens != 0
 model(tokens, attention_mask=mask)[:, 1:]
 
-# %% loss of given logits
+# %% the loss of given logits
 model.loss_fn(logits, tokens), model.loss_fn(logits, tokens, per_token=True)
 
-# %% the cross-entropy by hand
+# %% the cross-entropy loss of logits
 from transformer_lens.utils import lm_cross_entropy_loss
 
 lm_cross_entropy_loss(logits, tokens), lm_cross_entropy_loss(logits, tokens, per_token=True)
 
-# %% how often the first guess is right
+# %% the accuracy of the most likely token
 from transformer_lens.utils import lm_accuracy
 
 lm_accuracy(logits, tokens), lm_accuracy(logits, tokens, per_token=True)
@@ -87,10 +87,10 @@ model.cpu()(tokens)
 # %% a model moved to the device of its config
 model.to(model.cfg.device)(tokens)
 
-# %% text in, logits out
+# %% the logits of a text
 model("When John and Mary went to the shops")
 
-# %% a batch of texts, padded
+# %% a padded batch of texts
 model(["When John and Mary went to the store", "Then Tom had a drink"])[:, :5]
 
 # %% the loss of a text
@@ -106,23 +106,23 @@ model(["When John and Mary went to the store", "Then Tom had a drink"], padding_
 both = model("When John and Mary went", return_type="both")
 both.logits, both.loss
 
-# %% the loss of given logits, without padding
+# %% the loss of given logits, with a mask
 mask = tokens != 9
 model.loss_fn(logits, tokens, attention_mask=mask), model.loss_fn(logits, tokens, mask, per_token=True)
 
-# %% hooks and the loss of every token
+# %% hooks and the loss per token
 hooks = [("blocks.1.hook_mlp_out", lambda value, hook: value * 0)]
 model.run_with_hooks(tokens, return_type="loss", loss_per_token=True, fwd_hooks=hooks)
 
-# %% hooks in a run that stops
+# %% hooks in a run that stops at a layer
 hooks = [("blocks.0.hook_resid_post", lambda value, hook: value * 2)]
 model.run_with_hooks(tokens, stop_at_layer=2, fwd_hooks=hooks)
 
-# %% hooks in a run that starts late
+# %% hooks in a run that starts at a layer
 hooks = [("blocks.2.hook_attn_out", lambda value, hook: value * 2)]
 model.run_with_hooks(cache["resid_pre", 2], start_at_layer=2, fwd_hooks=hooks)
 
-# %% the residual stream that a run starts from
+# %% the residual stream before layer 0
 residual, found_tokens, shortformer_pos_embed, mask = model.input_to_embed(tokens)
 residual, found_tokens, shortformer_pos_embed, mask
 
@@ -133,7 +133,7 @@ twin = copy.deepcopy(model)
 twin.add_hook("hook_embed", lambda value, hook: value * 0)
 model(tokens, return_type="loss"), twin(tokens, return_type="loss")
 
-# %% no gradients are kept
+# %% `zero_grad`, `requires_grad_` and `train`
 model.zero_grad()
 model.requires_grad_(False)
 model.train()
@@ -141,7 +141,7 @@ model(tokens, return_type="loss"), model.eval() is model
 
 # %% the loss of padded texts
 model(["When John and Mary went to the store", "Then Tom had a drink"], return_type="loss")
-# --- definition: TransformerLens counts predictions of padding on the right
+# --- definition: TransformerLens includes the predictions of padding on the right
 texts = ["When John and Mary went to the store", "Then Tom had a drink"]
 each = [model(text, return_type="loss", loss_per_token=True).sum() for text in texts]
 sum(each) / sum(len(model.to_str_tokens(text)) - 1 for text in texts)

@@ -12,7 +12,7 @@ def ablate(z, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", ablate)])
 
-# %% an edit in place that returns nothing @in_place
+# %% an edit in place without a return value @in_place
 def ablate(z, hook):
     z[:, :, 0, :] = 0
 
@@ -34,7 +34,7 @@ def steer(resid, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_pre", steer)])
 
-# %% adding to all of an activation in place @in_place
+# %% adding to a whole activation in place @in_place
 def steer(resid, hook):
     resid += 0.25
 
@@ -45,7 +45,7 @@ def steer(resid, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_pre", steer)])
 
-# %% multiplying some heads in place @in_place
+# %% scaling heads in place @in_place
 def damp(z, hook, heads):
     z[:, :, heads] *= 0.5
     return z
@@ -60,7 +60,7 @@ model.run_with_hooks(tokens, fwd_hooks=[("blocks.2.attn.hook_z", partial(damp, h
 # %% a hook that returns a new value
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_mlp_out", lambda mlp_out, hook: mlp_out * 2)])
 
-# %% a hook that returns nothing
+# %% a hook without a return value
 seen = []
 
 def look(resid, hook):
@@ -85,7 +85,7 @@ def store(value, hook):
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_attn_out", store)])
 model.hook_dict["blocks.1.hook_attn_out"].ctx["norm"]
 
-# %% a context that one run leaves for the next
+# %% a context shared by two runs
 def store(value, hook):
     hook.ctx["clean"] = value
 
@@ -102,10 +102,10 @@ def store(value, hook):
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_post", store)], clear_contexts=True)
 dict(model.hook_dict["blocks.1.hook_resid_post"].ctx)
 
-# %% a filter function for names
+# %% hooks selected by a function of the name
 model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith("hook_mlp_out"), lambda value, hook: value * 0)])
 
-# %% a filter over layers
+# %% a hook in every layer, selected by a function
 layers = []
 
 def mark(value, hook):
@@ -126,7 +126,7 @@ def mean_ablate(z, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", mean_ablate)])
 
-# %% replacing a pattern
+# %% replacing an attention pattern
 def uniform(pattern, hook):
     n = pattern.shape[-1]
     return (torch.ones(n, n).tril() / torch.arange(1, n + 1)[:, None]).expand(pattern.shape)
@@ -151,7 +151,7 @@ def knock_out(scores, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_attn_scores", knock_out)])
 
-# %% a partial of a hook
+# %% a partial as a hook
 def scale_head(z, hook, head, factor):
     scale = np.ones(z.shape[2], np.float32)
     scale[head] = factor
@@ -164,20 +164,20 @@ def scale_head(z, hook, head, factor):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", partial(scale_head, head=2, factor=3.0))])
 
-# %% a partial whose own argument stands before the hook
+# %% a partial with an argument before `hook`
 def scale(value, factor, hook):
     return value * factor
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_attn_out", partial(scale, factor=2.0))])
 
-# %% a partial that holds an array
+# %% a partial with an array
 def add_vector(resid, hook, vector):
     return resid + vector
 
 direction = model.W_U[:, 10] - model.W_U[:, 24]
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.2.hook_resid_pre", partial(add_vector, vector=direction))])
 
-# %% several hooks on one point act in order
+# %% several hooks on a hook point, in order
 double = lambda value, hook: value * 2
 add_one = lambda value, hook: value + 1
 name = "blocks.1.hook_resid_pre"
@@ -187,7 +187,7 @@ model.run_with_hooks(tokens, fwd_hooks=[(name, double), (name, add_one)])
 hooks = [(f"blocks.{layer}.hook_mlp_out", lambda value, hook: value * 0.5) for layer in range(model.cfg.n_layers)]
 model.run_with_hooks(tokens, return_type="loss", fwd_hooks=hooks)
 
-# %% names made by get_act_name
+# %% a hook name from `get_act_name`
 from transformer_lens import utils
 
 model.run_with_hooks(tokens, fwd_hooks=[(utils.get_act_name("resid_mid", 1), lambda value, hook: value * 1.5)])
@@ -213,7 +213,7 @@ model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.mlp.hook_pre", lambda gate, h
 # %% a hook on the up projection @llama
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.mlp.hook_pre_linear", lambda up, hook: up * 0.3)])
 
-# %% neurons set to zero @in_place
+# %% zero-ablating a neuron @in_place
 def ablate_neuron(neurons, hook):
     neurons[..., 5] = 0
     return neurons
@@ -225,36 +225,36 @@ def ablate_neuron(neurons, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.mlp.hook_post", ablate_neuron)])
 
-# %% hooks for the length of a block
+# %% hooks in a `with` block
 with model.hooks(fwd_hooks=[("blocks.0.hook_attn_out", lambda value, hook: value * 0)]):
     inside = model(tokens, return_type="loss")
 inside, model(tokens, return_type="loss")
 
-# %% nested blocks of hooks
+# %% hooks in nested `with` blocks
 with model.hooks(fwd_hooks=[("hook_embed", lambda value, hook: value * 2)]):
     with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda value, hook: value * 0)]):
         two = model(tokens, return_type="loss")
     one = model(tokens, return_type="loss")
 two, one, model(tokens, return_type="loss")
 
-# %% a cache inside a block of hooks
+# %% a cache in a `with` block
 with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: value * 2)]) as hooked:
     _, changed = hooked.run_with_cache(tokens)
 changed["resid_post", 0], changed["resid_post", -1]
 
-# %% hooks that stay until they are reset
+# %% adding and resetting hooks
 model.add_hook("blocks.1.hook_resid_pre", lambda value, hook: value + 1)
 with_hook = model(tokens, return_type="loss")
 model.reset_hooks()
 with_hook, model(tokens, return_type="loss")
 
-# %% hooks that a run leaves behind
+# %% keeping hooks after a run
 model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", lambda value, hook: value * 2)], reset_hooks_end=False)
 after = model(tokens, return_type="loss")
 model.reset_hooks()
 after, model(tokens, return_type="loss")
 
-# %% a hook added by a filter function
+# %% adding hooks selected by a function of the name
 model.add_hook(lambda name: name.endswith("resid_mid"), lambda value, hook: value * 1.1)
 model(tokens)
 
@@ -265,38 +265,38 @@ kept = model(tokens, return_type="loss")
 model.reset_hooks(including_permanent=True)
 kept, model(tokens, return_type="loss")
 
-# %% a hook put in front of the others
+# %% adding a hook before existing hooks
 name = "blocks.1.hook_resid_pre"
 model.add_hook(name, lambda value, hook: value * 2)
 model.add_hook(name, lambda value, hook: value + 1, prepend=True)
 model(tokens)
 
-# %% removing hooks of one direction
+# %% removing forward or backward hooks
 model.add_hook("hook_embed", lambda value, hook: value * 2, dir="fwd")
 model.reset_hooks(direction="bwd")
 kept = model(tokens, return_type="loss")
 model.remove_all_hook_fns(direction="fwd")
 kept, model(tokens, return_type="loss")
 
-# %% which hooks there are
+# %% listing hooks
 model.add_hook("hook_embed", lambda value, hook: None)
 model.add_hook("blocks.1.hook_resid_pre", lambda value, hook: None)
 {name: len(hooks) for name, hooks in model.list_hooks().items()}
 
-# %% which hooks there are on some points
+# %% listing hooks of selected hook points
 model.add_hook("hook_embed", lambda value, hook: None)
 model.add_perma_hook("blocks.1.hook_resid_pre", lambda value, hook: None)
 by_name = model.list_hooks(name_filter=["hook_embed"])
 by_filter = model.list_hooks(name_filter=lambda name: name.startswith("blocks"), dir="fwd")
 list(by_name), list(by_filter), list(model.list_hooks(including_permanent=False))
 
-# %% a hook point has hooks or not
+# %% whether a hook point has hooks
 point = model.hook_dict["hook_embed"]
 before = point.has_hooks()
 model.add_hook("hook_embed", lambda value, hook: value)
 before, point.has_hooks(), point.has_hooks(dir="bwd"), len(point.fwd_hooks)
 
-# %% a hook added to a hook point itself
+# %% adding a hook to a hook point
 model.hook_dict["blocks.0.hook_mlp_out"].add_hook(lambda value, hook: value * 0)
 edited = model(tokens, return_type="loss")
 model.hook_dict["blocks.0.hook_mlp_out"].remove_hooks()
@@ -308,20 +308,20 @@ edited = model(tokens, return_type="loss")
 model.reset_hooks()
 edited, model.blocks[0].attn.hook_z.name, model.hook_embed.name, model.blocks[2].hook_resid_post.layer()
 
-# %% what a hook point knows of itself
+# %% name and layer of a hook point
 point = model.hook_dict["blocks.2.attn.hook_pattern"]
 point.name, point.layer()
 
 # %% all hook points of a layer @gpt2
 sorted(name for name in model.hook_dict if name.startswith("blocks.1."))
 
-# %% how many hook points there are
+# %% iterating over hook points
 [point.name for point in model.hook_points() if point.name.endswith("resid_post")]
 
 # %% modules by name
 model.mod_dict["blocks.1.hook_resid_mid"].name
 
-# %% what each head writes, without a flag @in_place
+# %% zero-ablating the result of a head @in_place
 model.set_use_attn_result(True)
 def ablate(result, hook):
     result[:, :, 1] = 0.0
@@ -334,7 +334,7 @@ def ablate(result, hook):
 
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_result", ablate)])
 
-# %% the inputs of queries, keys and values apart
+# %% separate inputs of queries, keys and values
 model.set_use_split_qkv_input(True)
 model.run_with_hooks(tokens, fwd_hooks=[
     ("blocks.1.hook_q_input", lambda value, hook: value * 2),
@@ -349,7 +349,7 @@ model.run_with_hooks(tokens, fwd_hooks=[("blocks.2.hook_mlp_in", lambda value, h
 model.set_use_attn_in(True)
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_attn_in", lambda value, hook: value * 0.5)])
 
-# %% a hook on gradients
+# %% the gradient at a hook point
 name, seen = "blocks.1.hook_resid_pre", {}
 
 def keep(gradient, hook):
@@ -362,7 +362,7 @@ seen[name]
 _, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True)
 cache["blocks.1.hook_resid_pre_grad"]
 
-# %% changing gradients on the way
+# %% a backward hook that changes gradients
 def stop(gradient, hook):
     return (gradient * 0,)
 
@@ -379,12 +379,12 @@ def loss(params):
 
 jax.grad(loss)(model.params)["embed.W_E"]
 
-# %% a filter that takes everything
+# %% a hook on every hook point
 names = set()
 model.run_with_hooks(tokens, fwd_hooks=[(lambda name: True, lambda value, hook: names.add(hook.name))])
 sorted(names)
 
-# %% doubling what MLPs do, by a wide filter
+# %% scaling all activations of MLPs
 model.run_with_hooks(tokens, fwd_hooks=[(lambda name: "mlp" in name, lambda value, hook: value * 1.5)])
 
 # %% a class as a hook
@@ -409,18 +409,18 @@ recorder = Recorder()
 model.run_with_hooks(tokens, fwd_hooks=[(lambda name: "hook_q" in name, recorder.record)])
 recorder.seen
 
-# %% a hook with defaults
+# %% a hook with a default argument
 for layer in range(2):
     model.add_hook(f"blocks.{layer}.hook_attn_out", lambda value, hook, factor=layer: value * factor)
 model(tokens)
 
-# %% a hook whose hook is a keyword
+# %% a hook with `hook` as a keyword-only argument
 def scale(value, *, hook):
     return value * (hook.layer() + 1)
 
 model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith("attn_out"), scale)])
 
-# %% the handles of hooks
+# %% handles of hooks
 def double(value, hook):
     return value * 2
 
@@ -428,13 +428,13 @@ model.add_hook("hook_embed", double, is_permanent=True, level=1)
 handle = model.list_hooks()["hook_embed"][0]
 handle.user_hook is double, handle.is_permanent, handle.context_level
 
-# %% removing hooks of one level
+# %% removing the hooks of a level
 model.add_hook("hook_embed", lambda value, hook: value * 2, level=1)
 model.add_hook("hook_embed", lambda value, hook: value + 1, level=2)
 model.reset_hooks(level=1)
 model(tokens, return_type="loss"), len(model.list_hooks()["hook_embed"])
 
-# %% keys and values for every query head @llama
+# %% keys and values per query head @llama
 model.set_ungroup_grouped_query_attention(True)
 _, cache = model.run_with_cache(tokens)
 hooks = [("blocks.1.attn.hook_v", lambda v, hook: v * torch.tensor([1.0, 0, 1, 1, 1, 1])[:, None])]
@@ -445,10 +445,10 @@ _, cache = model.run_with_cache(tokens)
 hooks = [("blocks.1.attn.hook_v", lambda v, hook: v * jnp.array([1.0, 0, 1, 1, 1, 1])[:, None])]
 cache["k", 1], model.run_with_hooks(tokens, fwd_hooks=hooks)
 
-# %% the last norm edited
+# %% a hook on the output of the final norm
 model.run_with_hooks(tokens, fwd_hooks=[("ln_final.hook_normalized", lambda value, hook: value * 0.5)])
 
-# %% attention patterns sharpened
+# %% sharpening attention patterns
 def sharpen(pattern, hook):
     squared = pattern**2
     return squared / squared.sum(-1)[..., None]

@@ -1,40 +1,40 @@
 """Reading activations"""
 
-# %% a cache of everything
+# %% a cache of all activations
 logits, cache = model.run_with_cache(tokens)
 logits, list(cache.keys())
 
 # %% full names
 cache["blocks.1.attn.hook_pattern"], cache["hook_embed"], cache["ln_final.hook_scale"]
 
-# %% a name and a layer
+# %% name and layer
 cache["pattern", 1], cache["resid_post", 2], cache["z", 0]
 
 # %% layers counted from the end
 cache["resid_post", -1], cache["v", -2]
 
-# %% a name, a layer and its part
+# %% name, layer and module
 cache["q", 1, "attn"], cache["post", 1, "mlp"], cache["scale", 1, "ln1"], cache["normalized", 2, "ln2"]
 
-# %% the packed short form
+# %% compact short names
 cache["k1"], cache["scale1ln2"], cache["pre2"]
 
 # %% the final norm
 cache["scale"], cache["normalized"]
 
-# %% embeddings by short name
+# %% the short name of embeddings
 cache["embed"]
 
-# %% position embeddings by short name @gpt2
+# %% the short name of position embeddings @gpt2
 cache["pos_embed"]
 
-# %% other names for the same
+# %% aliases of names
 cache["attn", 1], cache["attn_scores", 0], cache["attn_logits", 0], cache["query", 2], cache["mlp_post", 0]
 
-# %% layer types by their aliases
+# %% aliases of layer types
 cache["k", 2, "a"], cache["resid_mid", 1, "block"], cache["resid_pre", 1, "b"]
 
-# %% every name that get_act_name makes
+# %% names from `get_act_name`
 from transformer_lens.utils import get_act_name
 
 short = ["k", "q", "v", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores", "pre", "post", "mid", "pre_linear",
@@ -45,59 +45,59 @@ short = ["k", "q", "v", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores
     get_act_name("hook_embed"), get_act_name("blocks.1.hook_resid_pre"), get_act_name("resid_pre", "*"),
 ]
 
-# %% as a mapping
+# %% a cache as a mapping
 len(cache), "blocks.0.hook_resid_pre" in cache.keys(), [name for name in cache][:3], len(list(cache.values()))
 
-# %% going through items
+# %% iterating over items
 {name: tuple(value.shape) for name, value in cache.items()}
 
-# %% the dictionary inside
+# %% the dictionary of a cache
 sorted(cache.cache_dict) == sorted(cache.keys()), cache.cache_dict["hook_embed"]
 
-# %% the model and the shape of a cache
+# %% attributes of a cache
 cache.model is model or cache.model.cfg.n_layers == model.cfg.n_layers, cache.has_batch_dim
 
-# %% only one activation
+# %% a single activation
 _, cache = model.run_with_cache(tokens, names_filter="blocks.1.hook_resid_post")
 dict(cache)
 
-# %% some activations by a list
+# %% activations selected by a list
 _, cache = model.run_with_cache(tokens, names_filter=["hook_embed", "blocks.2.attn.hook_z"])
 dict(cache)
 
-# %% some activations by a function
+# %% activations selected by a function
 _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_resid_post"))
 dict(cache)
 
-# %% results of heads
+# %% head results
 model.set_use_attn_result(True)
 _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_result"))
 dict(cache)
 
-# %% split inputs
+# %% separate inputs of queries and keys
 model.set_use_split_qkv_input(True)
 _, cache = model.run_with_cache(tokens, names_filter=["blocks.1.hook_q_input", "blocks.1.hook_k_input"])
 dict(cache)
 
-# %% a plain dictionary
+# %% a dictionary instead of a cache
 logits, cache = model.run_with_cache(tokens, return_cache_object=False)
 type(cache).__name__, cache["blocks.0.attn.hook_q"]
 
-# %% without the batch axis
+# %% a cache without the batch axis
 logits, cache = model.run_with_cache(tokens[:1], remove_batch_dim=True)
 cache["pattern", 0], cache["resid_post", 1], cache.has_batch_dim
 
-# %% the batch axis taken off later
+# %% removing the batch axis of a cache
 _, cache = model.run_with_cache(tokens[:1])
 cache.remove_batch_dim()
 cache["q", 1], cache.has_batch_dim
 
-# %% some prompts of the batch
+# %% slicing the batch axis
 first = cache.apply_slice_to_batch_dim(0)
 both = cache.apply_slice_to_batch_dim((0, 2))
 first["resid_post", 1], first.has_batch_dim, both["q", 0], both.has_batch_dim
 
-# %% the last position of everything
+# %% the last position of all activations
 _, cache = model.run_with_cache(tokens, pos_slice=-1)
 cache["resid_post", 1], cache["z", 1], cache["pattern", 1]
 
@@ -105,7 +105,7 @@ cache["resid_post", 1], cache["z", 1], cache["pattern", 1]
 _, cache = model.run_with_cache(tokens, pos_slice=(1, 4))
 cache["resid_pre", 2], cache["q", 0], cache["pattern", 2]
 
-# %% some positions
+# %% a list of positions
 _, cache = model.run_with_cache(tokens, pos_slice=[0, 3], names_filter=lambda name: "resid" in name)
 dict(cache)
 
@@ -113,7 +113,7 @@ dict(cache)
 _, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True)
 cache["blocks.0.hook_resid_pre_grad"], cache["blocks.1.attn.hook_pattern_grad"], cache["hook_embed_grad"]
 
-# %% gradients of some activations
+# %% gradients of selected activations
 loss, cache = model.run_with_cache(
     tokens, return_type="loss", incl_bwd=True, names_filter=lambda name: "hook_z" in name)
 loss, sorted(cache.keys()), cache["blocks.2.attn.hook_z_grad"]
@@ -127,27 +127,27 @@ cache["blocks.1.hook_attn_out_grad"]
 _, cache = model.run_with_cache(tokens, device="cpu", names_filter="hook_embed")
 cache["hook_embed"]
 
-# %% a cache moved
+# %% moving a cache to a device
 cache.to("cpu")["resid_post", 0]
 
-# %% other arguments of the run
+# %% model arguments in `run_with_cache`
 loss, cache = model.run_with_cache(tokens, return_type="loss", loss_per_token=True, stop_at_layer=None)
 loss, cache["mlp_out", 0]
 
-# %% logits at the last position only
+# %% logits at the last position
 logits, cache = model.run_with_cache(tokens, return_type="logits", clear_contexts=True, reset_hooks_end=True)
 logits[:, -1, :]
 
-# %% a cache made by hand
+# %% creating a cache
 from transformer_lens import ActivationCache
 
-mine = ActivationCache({name: value * 2 for name, value in cache.items()}, model)
-mine["resid_post", 0], mine.stack_activation("z").shape if hasattr(mine, "stack_activation") else None, len(mine)
+doubled = ActivationCache({name: value * 2 for name, value in cache.items()}, model)
+doubled["resid_post", 0], doubled.stack_activation("z").shape if hasattr(doubled, "stack_activation") else None, len(doubled)
 # --- jaxlens
 from jaxlens import ActivationCache
 
-mine = ActivationCache({name: value * 2 for name, value in cache.items()}, model)
-mine["resid_post", 0], mine.stack_activation("z").shape, len(mine)
+doubled = ActivationCache({name: value * 2 for name, value in cache.items()}, model)
+doubled["resid_post", 0], doubled.stack_activation("z").shape, len(doubled)
 
 # %% an activation stacked over layers
 cache.stack_activation("resid_pre"), cache.stack_activation("q", sublayer_type="attn")
@@ -155,65 +155,65 @@ cache.stack_activation("resid_pre"), cache.stack_activation("q", sublayer_type="
 # %% activations of the first layers
 cache.stack_activation("mlp_out", layer=2), cache.stack_activation("scale", -1, "ln1")
 
-# %% patterns without the batch axis, for a picture
+# %% attention patterns without the batch axis
 _, cache = model.run_with_cache(tokens[0], remove_batch_dim=True)
 [cache["pattern", layer].mean(-1) for layer in range(model.cfg.n_layers)]
 
-# %% storing everything with add_caching_hooks
+# %% storing activations with `add_caching_hooks`
 stored = model.add_caching_hooks(names_filter=lambda name: name.endswith("hook_attn_out"))
 model(tokens)
 dict(stored)
 
-# %% to numpy
+# %% conversion to NumPy
 from transformer_lens.utils import to_numpy
 
 to_numpy(cache["pattern", 0]), to_numpy([1, 2]), to_numpy(logits[0, -1])
 
-# %% results of heads in every cache
+# %% head results in every cache
 model.set_use_attn_result(True)
 _, cache = model.run_with_cache(tokens)
 cache["result", 1], cache["result", -1, "attn"].shape, model.cfg.use_attn_result
 
-# %% a filter that takes everything of a layer
+# %% all activations of a layer
 _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.startswith("blocks.1."))
 list(cache.keys())
 
-# %% a filter that takes what attention does
+# %% all activations of attention
 _, cache = model.run_with_cache(tokens, names_filter=lambda name: "attn" in name)
 list(cache.keys())
 
-# %% split inputs in every cache
+# %% separate inputs in every cache
 model.set_use_split_qkv_input(True)
 model.set_use_hook_mlp_in(True)
 _, cache = model.run_with_cache(tokens)
 cache["q_input", 1], cache["blocks.2.hook_mlp_in"], len(cache)
 
-# %% hooks that fill a dictionary
+# %% hooks that store activations in a dictionary
 stored, fwd_hooks, bwd_hooks = model.get_caching_hooks(names_filter=lambda name: "resid" in name)
 with model.hooks(fwd_hooks=fwd_hooks):
     model(tokens)
 list(stored), stored["blocks.2.hook_resid_mid"], bwd_hooks
 
-# %% what embeddings a cache has
+# %% which embeddings a cache contains
 cache.has_embed, cache.has_pos_embed
 
-# %% an entry added to a cache
-cache.cache_dict["mine"] = cache["resid_post", 0] * 2
-cache["mine"], len(cache)
+# %% adding an entry to a cache
+cache.cache_dict["doubled"] = cache["resid_post", 0] * 2
+cache["doubled"], len(cache)
 # --- jaxlens
 from jaxlens import ActivationCache
 
-cache = ActivationCache({**cache, "mine": cache["resid_post", 0] * 2}, model)
-cache["mine"], len(cache)
+cache = ActivationCache({**cache, "doubled": cache["resid_post", 0] * 2}, model)
+cache["doubled"], len(cache)
 
-# %% the batch axis taken off in one line
+# %% removing the batch axis in an expression
 _, cache = model.run_with_cache(tokens[:1])
 cache.remove_batch_dim()["pattern", 2]
 
-# %% all patterns at once
+# %% attention patterns stacked over layers
 _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("pattern"))
 cache.stack_activation("pattern").mean((1, 3))
 
-# %% gradients of what attention reads and writes
+# %% gradients of values
 _, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True, names_filter=lambda name: "hook_v" in name)
 cache["blocks.0.attn.hook_v_grad"], cache["blocks.2.attn.hook_v"]

@@ -4,7 +4,7 @@
 cfg = model.cfg
 cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_head, cfg.d_mlp, cfg.d_vocab, cfg.d_vocab_out, cfg.n_ctx
 
-# %% what kind of model it is
+# %% architecture
 cfg = model.cfg
 cfg.act_fn, cfg.normalization_type, cfg.positional_embedding_type, cfg.attn_only, cfg.gated_mlp, cfg.eps
 
@@ -12,23 +12,23 @@ cfg.act_fn, cfg.normalization_type, cfg.positional_embedding_type, cfg.attn_only
 cfg = model.cfg
 cfg.attention_dir, cfg.use_attn_scale, float(cfg.attn_scale), cfg.scale_attn_by_inverse_layer_idx, cfg.use_local_attn
 
-# %% grouped heads @llama
+# %% grouped-query attention @llama
 model.cfg.n_key_value_heads
 
-# %% rotary positions
+# %% rotary embeddings
 cfg = model.cfg
 cfg.rotary_dim, cfg.rotary_base, cfg.rotary_adjacent_pairs, cfg.use_NTK_by_parts_rope, cfg.use_yarn_rope
 
-# %% switches
+# %% switches of hook points
 cfg = model.cfg
 cfg.use_attn_result, cfg.use_split_qkv_input, cfg.use_hook_mlp_in, cfg.use_attn_in, cfg.ungroup_grouped_query_attention
 
-# %% what is left at its default
+# %% fields with default values
 cfg = model.cfg
 (cfg.parallel_attn_mlp, cfg.use_qk_norm, cfg.num_experts, cfg.experts_per_token, cfg.window_size, cfg.attn_types,
  cfg.use_normalization_before_and_after, cfg.post_embedding_ln, cfg.default_prepend_bos, cfg.n_devices, cfg.model_name, cfg.init_mode, cfg.tokenizer_name, cfg.load_in_4bit)
 
-# %% seed, and how weights are drawn
+# %% seed and initialization
 model.cfg.seed, model.cfg.init_mode, float(model.cfg.initializer_range)
 
 # %% a config and a model
@@ -48,7 +48,7 @@ cfg = HookedTransformerConfig(
 small = HookedTransformer(cfg)
 small.cfg.attn_only, small.cfg.n_params, list(small.run_with_cache(tokens)[1].keys())
 
-# %% the number of heads from the sizes
+# %% sizes computed from other sizes
 from transformer_lens import HookedTransformerConfig
 
 cfg = HookedTransformerConfig(n_layers=1, d_model=12, d_head=3, n_ctx=5, d_vocab=7, act_fn="gelu")
@@ -68,14 +68,14 @@ fields = model.cfg.to_dict()
 again = HookedTransformerConfig.from_dict(fields)
 fields["d_model"], fields["act_fn"], again.n_heads, again.normalization_type
 
-# %% a model like another
+# %% a model with the config and weights of another model
 from transformer_lens import HookedTransformer
 
 twin = HookedTransformer(model.cfg)
 twin.load_state_dict(model.state_dict())
 twin(tokens)
 
-# %% an algorithmic task with an output vocabulary of its own
+# %% an algorithmic task with a separate output vocabulary
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 cfg = HookedTransformerConfig(
@@ -93,7 +93,7 @@ local = HookedTransformer(cfg)
 _, cache = local.run_with_cache(tokens)
 cfg.window_size, cfg.attn_types, cfg.use_local_attn, (cache["pattern", 1] > 0), (cache["pattern", 0] > 0)
 
-# %% Llama 3's rotary positions
+# %% rotary embeddings of Llama 3
 from transformer_lens import HookedTransformerConfig
 
 cfg = HookedTransformerConfig(
@@ -103,7 +103,7 @@ cfg = HookedTransformerConfig(
     NTK_original_ctx_len=8192)
 cfg.rotary_base, cfg.use_NTK_by_parts_rope, cfg.NTK_by_parts_factor, cfg.NTK_original_ctx_len, cfg.rotary_dim
 
-# %% normalisation inside the activation
+# %% normalization inside the activation function
 from transformer_lens import HookedTransformerConfig
 
 cfg = HookedTransformerConfig(n_layers=1, d_model=12, d_head=3, n_ctx=5, d_vocab=7, act_fn="solu_ln")

@@ -52,25 +52,25 @@ from transformer_lens import patching
 metric = lambda logits: logits[:, -1, 10].mean()
 [getattr(patching, f"get_act_patch_attn_head_{what}_by_pos")(model, corrupted_tokens, cache, metric) for what in "qkv"]
 
-# %% patterns of heads
+# %% attention patterns of heads
 from transformer_lens import patching
 
 metric = lambda logits: logits[:, -1, 10].mean()
 (patching.get_act_patch_attn_head_pattern_all_pos(model, corrupted_tokens, cache, metric),
  patching.get_act_patch_attn_head_pattern_by_pos(model, corrupted_tokens, cache, metric))
 
-# %% single entries of patterns
+# %% single entries of attention patterns
 from transformer_lens import patching
 
 short, corrupted = tokens[:, :3], corrupted_tokens[:, 1:4]
 _, short_cache = model.run_with_cache(short)
 patching.get_act_patch_attn_head_pattern_dest_src_pos(model, corrupted, short_cache, lambda logits: logits[0, -1, 10])
 
-# %% every kind of head patch
+# %% all kinds of head patches
 from transformer_lens import patching
 
 patching.get_act_patch_attn_head_all_pos_every(model, corrupted_tokens, cache, lambda logits: logits[0, -1, 10])
-# --- definition: TransformerLens cannot stack patches of grouped heads; here missing heads are zeros
+# --- definition: TransformerLens cannot stack the results of grouped-query attention. In jaxlens, entries of missing key/value heads are zero
 from jaxlens import patching
 
 metric = lambda logits: logits[0, -1, 10]
@@ -78,22 +78,22 @@ each = [getattr(patching, f"get_act_patch_attn_head_{what}_all_pos")(model, corr
         for what in ("out", "q", "k", "v", "pattern")]
 jnp.stack([jnp.pad(one, [(0, 0), (0, model.cfg.n_heads - one.shape[1])]) for one in each])
 
-# %% every kind of head patch, ungrouped @gpt2
+# %% all kinds of head patches, without grouped-query attention @gpt2
 from transformer_lens import patching
 
 patching.get_act_patch_attn_head_all_pos_every(model, corrupted_tokens, cache, lambda logits: logits[0, -1, 10])
 
-# %% every kind of head patch by position @gpt2
+# %% all kinds of head patches by position @gpt2
 from transformer_lens import patching
 
 patching.get_act_patch_attn_head_by_pos_every(model, corrupted_tokens, cache, lambda logits: logits[0, -1, 10])
 
-# %% every kind of block patch
+# %% all kinds of block patches
 from transformer_lens import patching
 
 patching.get_act_patch_block_every(model, corrupted_tokens, cache, metric=lambda logits: logits[0, -1, 10])
 
-# %% patching of one's own
+# %% custom patching
 from transformer_lens import patching
 
 patching.generic_activation_patch(
@@ -101,7 +101,7 @@ patching.generic_activation_patch(
     patch_setter=patching.layer_pos_head_vector_patch_setter, activation_name="z",
     index_axis_names=("layer", "pos", "head"))
 
-# %% patching with the table of indices
+# %% patching that returns the table of indices
 from transformer_lens import patching
 
 values, table = patching.generic_activation_patch(
@@ -118,7 +118,7 @@ patching.generic_activation_patch(
     model, corrupted_tokens, cache, lambda logits: logits[0, -1, 10], patching.layer_pos_patch_setter, "attn_out",
     index_df=table)
 
-# %% a setter of one's own
+# %% a custom setter
 from transformer_lens import patching
 
 def set_neuron(corrupted, index, clean):
@@ -149,7 +149,7 @@ from transformer_lens.patching import make_df_from_ranges
 
 make_df_from_ranges([2, 3], ["layer", "head"])
 
-# %% patching by hand, layer and position
+# %% patching by hand, by layer and position
 def patch(resid, hook, position):
     resid[:, position] = cache[hook.name][:, position]
     return resid
@@ -185,7 +185,7 @@ def patch_head(z, hook, head, clean_cache):
 model.run_with_hooks(corrupted_tokens, return_type="loss", fwd_hooks=[
     ("blocks.1.attn.hook_z", partial(patch_head, head=2, clean_cache=cache))])
 
-# %% patching everything restores the clean run
+# %% patching the whole residual stream restores the clean run
 hooks = [("blocks.0.hook_resid_pre", lambda value, hook: cache[hook.name])]
 model.run_with_hooks(corrupted_tokens, fwd_hooks=hooks), logits
 
@@ -212,7 +212,7 @@ _, changed = model.run_with_cache(corrupted_tokens)
 with_sender = [("blocks.1.attn.hook_z", lambda value, hook: changed[hook.name])]
 model.run_with_hooks(tokens, fwd_hooks=with_sender + hooks)
 
-# %% path patching in three runs, as ARENA does it
+# %% path patching in three runs, as in ARENA
 from transformer_lens import utils
 
 _, corrupted_cache = model.run_with_cache(corrupted_tokens)
@@ -268,21 +268,21 @@ def metric(nudges):
 gradients = jax.grad(metric)({name: jnp.zeros_like(cache[name]) for name in names})
 jnp.stack([(gradients[name] * (cache[name] - corrupted_cache[name])).sum(axis=(0, 1, 3)) for name in names])
 
-# %% patching scores
+# %% patching attention scores
 from transformer_lens import patching
 
 patching.generic_activation_patch(
     model, corrupted_tokens, cache, lambda logits: logits[0, -1, 10], patching.layer_head_pattern_patch_setter,
     "attn_scores", index_axis_names=("layer", "head_index"))
 
-# %% patching what is before and after the MLP
+# %% patching neurons and the residual stream
 from transformer_lens import patching
 
 [patching.generic_activation_patch(
     model, corrupted_tokens, cache, lambda logits: logits[:, -1, 10].mean(), patching.layer_pos_patch_setter, name,
     index_axis_names=["layer", "pos"]) for name in ("pre", "post", "resid_post")]
 
-# %% a normalised metric
+# %% a normalized metric
 from transformer_lens import patching
 
 clean = (logits[0, -1, 10] - logits[0, -1, 24]).item()

@@ -22,7 +22,7 @@ def score(pattern, hook):
 model.run_with_hooks(repeated_tokens, return_type=None, fwd_hooks=[(lambda name: name.endswith("pattern"), score)])
 scores
 
-# %% induction scores with named axes
+# %% induction scores with keyword arguments
 _, cache = model.run_with_cache(repeated_tokens)
 cache["pattern", 1].diagonal(dim1=-2, dim2=-1, offset=-7).mean(dim=(0, -1))
 # --- jaxlens
@@ -61,13 +61,13 @@ from transformer_lens.head_detector import detect_head
 text = "When John and Mary went to the store"
 detect_head(model, text, "previous_token_head", exclude_bos=True, exclude_current_token=True, error_measure="mul")
 
-# %% detecting some heads
+# %% detection scores of selected heads
 from transformer_lens.head_detector import detect_head
 
 text = "When John and Mary went to the store"
 detect_head(model, text, "previous_token_head", heads=[(0, 1), (2, 0)]), detect_head(model, text, "previous_token_head", heads={1: [0, 2]})
 
-# %% a detection pattern of one's own
+# %% a custom detection pattern
 from transformer_lens.head_detector import detect_head
 
 text = "When John and Mary went to the store"
@@ -80,7 +80,7 @@ text = "When John and Mary went to the store"
 n = len(model.to_str_tokens(text))
 detect_head(model, text, jnp.eye(n))
 
-# %% detection patterns themselves
+# %% detection patterns
 from transformer_lens.head_detector import (
     get_duplicate_token_head_detection_pattern, get_induction_head_detection_pattern,
     get_previous_token_head_detection_pattern)
@@ -89,14 +89,14 @@ text = model.to_tokens("Then John and Mary gave John a bag")
 (get_previous_token_head_detection_pattern(text), get_duplicate_token_head_detection_pattern(text),
  get_induction_head_detection_pattern(text))
 
-# %% how well a pattern fits
+# %% similarity to a detection pattern
 from transformer_lens.head_detector import (
     compute_head_attention_similarity_score, get_previous_token_head_detection_pattern)
 
-wanted = get_previous_token_head_detection_pattern(tokens[:1])
-(compute_head_attention_similarity_score(cache["pattern", 0][0, 1], wanted, exclude_bos=False,
+expected = get_previous_token_head_detection_pattern(tokens[:1])
+(compute_head_attention_similarity_score(cache["pattern", 0][0, 1], expected, exclude_bos=False,
                                          exclude_current_token=False, error_measure="mul"),
- compute_head_attention_similarity_score(cache["pattern", 0][0, 1], wanted, exclude_bos=True,
+ compute_head_attention_similarity_score(cache["pattern", 0][0, 1], expected, exclude_bos=True,
                                          exclude_current_token=True, error_measure="abs"))
 
 # %% singular vectors of an OV circuit @gpt2
@@ -109,31 +109,31 @@ abs(svd.get_singular_vectors("OV", layer_index=1, num_vectors=3, head_index=0))
 from transformer_lens.SVDInterpreter import SVDInterpreter
 
 svd = SVDInterpreter(model)
-abs(svd.get_singular_vectors("w_out", 0, num_vectors=2)), abs(svd.get_singular_vectors("w_in", 2, num_vectors=1))
+abs(svd.get_singular_vectors("w_out", 0, num_vectors=1)), abs(svd.get_singular_vectors("w_in", 2, num_vectors=1))
 
 # %% the logit lens
 stack, labels = cache.accumulated_resid(layer=-1, incl_mid=False, pos_slice=-1, apply_ln=True, return_labels=True)
 lens = einops.einsum(stack, model.W_U, "layer batch d, d v -> layer batch v") + model.b_U
 lens.argmax(-1), lens[:, 0, 10] - lens[:, 0, 24], labels
 
-# %% logits from the final stream
+# %% logits from the final residual stream
 stream = cache["resid_post", -1]
 model.unembed(model.ln_final(stream)), logits
 
-# %% the final norm by itself
+# %% calling the final norm
 model.ln_final(cache["resid_post", 0])
 
-# %% one layer by itself
+# %% calling a layer
 model.blocks[1](cache["resid_pre", 1])
 
-# %% an MLP by itself
+# %% calling an MLP
 block = model.blocks[1]
 block.mlp(block.ln2(cache["resid_mid", 1])), cache["mlp_out", 1]
 
-# %% the embedding by itself
+# %% calling the embedding
 model.embed(tokens)
 
-# %% ablating every head in turn @in_place
+# %% ablating each head @in_place
 baseline = model(tokens, return_type="loss")
 change = np.zeros((3, model.cfg.n_heads))
 for layer in range(3):
@@ -155,16 +155,16 @@ for layer in range(3):
         change[layer, head] = model.run_with_hooks(tokens, return_type="loss", fwd_hooks=hooks) - baseline
 change
 
-# %% ablating a layer of attention
+# %% ablating the attention of each layer
 names = [f"blocks.{layer}.hook_attn_out" for layer in range(3)]
 [model.run_with_hooks(tokens, return_type="loss", fwd_hooks=[(name, lambda value, hook: value * 0)]) for name in names]
 
-# %% resampling from the other prompt
+# %% resample ablation with the other prompt
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: z.flip(0))])
 # --- jaxlens
 model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: jnp.flip(z, 0))])
 
-# %% steering along a difference of two prompts
+# %% steering with the difference of two prompts
 _, first = model.run_with_cache(tokens[:1], names_filter="blocks.1.hook_resid_pre")
 _, second = model.run_with_cache(tokens[1:], names_filter="blocks.1.hook_resid_pre")
 vector = first["resid_pre", 1][0, -1] - second["resid_pre", 1][0, -1]
@@ -183,7 +183,7 @@ model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith("resid_post"
 hooks = [(lambda name: name.endswith("hook_pattern"), lambda pattern, hook: cache[hook.name])]
 model.run_with_hooks(corrupted_tokens, fwd_hooks=hooks)
 
-# %% scores from queries and keys @gpt2
+# %% attention scores from queries and keys @gpt2
 q, k = cache["q", 1], cache["k", 1]
 einops.einsum(q, k, "b dest n h, b src n h -> b n dest src") / model.cfg.d_head**0.5
 
@@ -191,12 +191,12 @@ einops.einsum(q, k, "b dest n h, b src n h -> b n dest src") / model.cfg.d_head*
 pattern, v = cache["pattern", 1], cache["v", 1]
 einops.einsum(pattern, v, "b n dest src, b src n h -> b dest n h"), cache["z", 1]
 
-# %% what every source position gives
+# %% the contribution of every source position
 pattern, v = cache["pattern", 2], cache["v", 2]
 v = einops.repeat(v, "b src k h -> b src (k g) h", g=model.cfg.n_heads // v.shape[2])
 einops.einsum(pattern[:, :, -1], v, model.W_O[2], "b n src, b src n h, n h d -> b n src d")
 
-# %% neurons that fire
+# %% active neurons
 neurons = cache["post", 1]
 neurons[0, -1].argmax(-1), (neurons > 0).sum()
 
@@ -207,7 +207,7 @@ log_probs[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
 log_probs = jax.nn.log_softmax(logits, axis=-1)
 jnp.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], -1)[..., 0]
 
-# %% ranks of an answer
+# %% the rank of an answer
 (logits[:, -1] > logits[:, -1, 10:11]).sum(-1)
 
 # %% KL divergence between two runs
@@ -224,12 +224,12 @@ from transformer_lens.evals import sanity_check
 
 sanity_check(model)
 
-# %% induction loss
+# %% evaluation functions
 from transformer_lens import evals
 
 callable(evals.induction_loss), callable(evals.ioi_eval), callable(evals.sanity_check)
 
-# %% shapes and small tools
+# %% shape utilities
 from transformer_lens import utils
 
 (utils.remove_batch_dim(logits[:1]).shape, utils.transpose(model.W_U).shape, utils.is_square(model.W_E),
@@ -241,13 +241,13 @@ from transformer_lens.utils import Slice
 x = np.arange(20).reshape(4, 5)
 (Slice(1).apply(x), Slice((1, 4)).apply(x, dim=1), Slice([0, 2]).apply(x), Slice(None).apply(x), Slice((0, 4, 2)).indices(4))
 
-# %% solu and gelu
+# %% SoLU and GELU
 from transformer_lens.utils import gelu_fast, gelu_new, solu
 
 x = logits[0, -1]
 gelu_new(x), gelu_fast(x), solu(x)
 
-# %% copies for heads
+# %% repeating along a head axis
 from transformer_lens.utils import repeat_along_head_dimension
 
 repeat_along_head_dimension(cache["resid_pre", 0], n_heads=2)
@@ -258,7 +258,7 @@ from transformer_lens.utils import get_cumsum_along_dim, get_offset_position_ids
 mask = (tokens != 0) * 1
 get_cumsum_along_dim(mask, dim=1), get_cumsum_along_dim(mask, 1, reverse=True), get_offset_position_ids(0, mask)
 
-# %% a part of a dictionary
+# %% filtering a dictionary by a prefix
 from transformer_lens.utils import filter_dict_by_prefix
 
 sorted(filter_dict_by_prefix(model.state_dict(), "blocks.0.attn")["W_Q"].shape)
@@ -273,7 +273,7 @@ def hook(value, hook: HookPoint):
 
 isinstance(model, HookedTransformer), isinstance(cache, ActivationCache), model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", hook)])
 
-# %% imports that notebooks begin with
+# %% common imports
 from transformer_lens import (
     ActivationCache, FactoredMatrix, HookedTransformer, HookedTransformerConfig, SVDInterpreter, evals, head_detector,
     patching, utils)
@@ -284,16 +284,16 @@ from transformer_lens.utilities import get_act_name, to_numpy
 
 callable(get_act_name)
 
-# %% a normalised slice of positions
+# %% `Slice.unwrap`
 from transformer_lens.utils import Slice
 
 Slice.unwrap(3).indices(7), Slice.unwrap((1, 4)).indices(7), Slice.unwrap(Slice(2)).mode
 
-# %% position embeddings against each other @gpt2
+# %% inner products of position embeddings @gpt2
 gram = model.W_pos @ model.W_pos.T
 gram[:6, :6]
 
-# %% logit differences of each prompt
+# %% the logit difference of each prompt
 last = logits[:, -1]
 (last[:, 10] - last[:, 24]).tolist()
 
@@ -309,11 +309,11 @@ pattern = cache["pattern", 1]
 pattern = cache["pattern", 1]
 -(pattern * jnp.log(pattern + 1e-9)).sum(-1)
 
-# %% probes: a direction read off the stream
+# %% projecting the residual stream onto a direction
 direction = (model.W_E[4] - model.W_E[6]) / ((model.W_E[4] - model.W_E[6]) ** 2).sum() ** 0.5
-[(cache["resid_post", layer] @ direction).tolist() for layer in range(3)]
+[cache["resid_post", layer] @ direction for layer in range(3)]
 
-# %% attention weighed by the norms of values
+# %% attention weighted by value norms
 norms = cache["v", 1].norm(dim=-1)
 norms = norms.repeat_interleave(model.cfg.n_heads // norms.shape[-1], dim=-1)
 einops.einsum(cache["pattern", 1], norms, "b n dest src, b src n -> b n dest src")

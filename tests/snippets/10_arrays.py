@@ -1,31 +1,31 @@
 """Arrays: where torch and JAX differ"""
 
-# %% along an axis
+# %% reduction along an axis
 cache["pattern", 0].mean(dim=1), cache["resid_post", 1].sum(dim=(0, 1))
 # --- jaxlens
 cache["pattern", 0].mean(axis=1), cache["resid_post", 1].sum(axis=(0, 1))
 
-# %% along an axis, by position
+# %% reduction with a positional axis argument
 cache["pattern", 0].mean(1), cache["resid_post", 1].sum(1)
 
-# %% keeping the axis
+# %% reduction that keeps the axis
 cache["mlp_out", 1].mean(dim=1, keepdim=True)
 # --- jaxlens
 cache["mlp_out", 1].mean(axis=1, keepdims=True)
 
-# %% the largest, and where it is
+# %% the maximum and its index
 values, indices = logits.max(dim=-1)
 values, indices
 # --- jaxlens
 logits.max(axis=-1), logits.argmax(axis=-1)
 
-# %% the k largest
+# %% the k largest values
 values, indices = logits[:, -1].topk(5)
 values, indices
 # --- jaxlens
 jax.lax.top_k(logits[:, -1], 5)
 
-# %% sorting from the largest
+# %% sorting in descending order
 logits[0, -1].sort(descending=True).values, logits[0, -1].argsort(descending=True)
 # --- jaxlens
 jnp.sort(logits[0, -1], descending=True), jnp.argsort(logits[0, -1], descending=True)
@@ -45,17 +45,17 @@ cache["resid_post", 1].std(dim=-1), cache["resid_post", 1].var(dim=-1, unbiased=
 # --- jaxlens
 cache["resid_post", 1].std(axis=-1, ddof=1), cache["resid_post", 1].var(axis=-1)
 
-# %% two axes swapped
+# %% swapping two axes
 model.W_Q.transpose(-1, -2), model.W_U.T, model.W_K.mT
 # --- jaxlens
 model.W_Q.swapaxes(-1, -2), model.W_U.T, model.W_K.mT
 
-# %% axes permuted
+# %% permuting axes
 cache["q", 0].permute(0, 2, 1, 3)
 # --- jaxlens
 cache["q", 0].transpose(0, 2, 1, 3)
 
-# %% another axis
+# %% adding and removing an axis
 logits.unsqueeze(0), logits[:, None], logits[:1].squeeze(0), logits[:1].squeeze()
 # --- jaxlens
 logits[None], logits[:, None], logits[:1].squeeze(0), logits[:1].squeeze()
@@ -70,11 +70,11 @@ cache["z", 1].reshape(2, 7, -1), cache["z", 1].flatten(), logits.view(-1)
 # --- jaxlens
 cache["z", 1].reshape(2, 7, -1), cache["z", 1].flatten(), logits.reshape(-1)
 
-# %% numbers and lists
+# %% conversion to numbers and lists
 loss = model(tokens, return_type="loss")
 loss.item(), float(loss), tokens[0].tolist()
 
-# %% out of the device
+# %% conversion to NumPy
 logits.detach().cpu().numpy()
 # --- jaxlens
 np.asarray(logits)
@@ -84,12 +84,12 @@ logits.clone().detach()
 # --- jaxlens
 logits.copy()
 
-# %% another dtype
+# %% conversion to a dtype
 logits.long(), (logits > 0).float(), logits.to(torch.float16).dtype == torch.float16
 # --- jaxlens
 logits.astype(int), (logits > 0).astype(float), logits.astype(jnp.float16).dtype == jnp.float16
 
-# %% stacking and joining
+# %% stacking and concatenating
 torch.stack([cache["q", 0], cache["q", 1]]), torch.cat([cache["embed"], cache["resid_post", 0]], dim=1)
 # --- jaxlens
 jnp.stack([cache["q", 0], cache["q", 1]]), jnp.concatenate([cache["embed"], cache["resid_post", 0]], axis=1)
@@ -99,12 +99,12 @@ torch.zeros(2, 3), torch.ones(3), torch.zeros_like(logits), torch.arange(5), tor
 # --- jaxlens
 jnp.zeros((2, 3)), jnp.ones(3), jnp.zeros_like(logits), jnp.arange(5), jnp.eye(3), jnp.array([1.0, 2.0])
 
-# %% the triangle below the diagonal
+# %% triangular matrices
 torch.tril(torch.ones(4, 4)), torch.triu(torch.ones(4, 4), diagonal=1).bool()
 # --- jaxlens
 jnp.tril(jnp.ones((4, 4))), jnp.triu(jnp.ones((4, 4)), k=1).astype(bool)
 
-# %% choosing by a condition
+# %% selecting by a condition
 torch.where(logits > 0, logits, torch.tensor(0.0)), logits.clamp(min=-1, max=1), logits.abs(), logits.relu()
 # --- jaxlens
 jnp.where(logits > 0, logits, 0.0), logits.clip(-1, 1), abs(logits), jax.nn.relu(logits)
@@ -116,12 +116,12 @@ cache["attn_scores", 0].masked_fill(~mask, 0.0)
 mask = jnp.tril(jnp.ones((7, 7), bool))
 jnp.where(mask, cache["attn_scores", 0], 0.0)
 
-# %% entries by lists of indices
+# %% indexing with lists
 logits[[0, 1], [-1, -1], [10, 24]]
 # --- jaxlens
 logits[np.array([0, 1]), np.array([-1, -1]), np.array([10, 24])]
 
-# %% entries by arrays of indices
+# %% gathering along an axis
 logits[:, -1].gather(-1, answers)
 # --- jaxlens
 jnp.take_along_axis(logits[:, -1], answers, -1)
@@ -145,7 +145,7 @@ jnp.einsum("bpd,dv->bpv", cache["resid_post", 1], model.W_U)
 # %% einops
 einops.rearrange(cache["z", 0], "b p n h -> b n p h"), einops.reduce(cache["pattern", 1], "b n d s -> n", "mean")
 
-# %% einsum with whole words
+# %% einsum with named axes
 einops.einsum(cache["z", 1], model.W_O[1], "batch pos head d_head, head d_head d_model -> batch pos head d_model")
 
 # %% the singular values of a weight
@@ -153,7 +153,7 @@ torch.linalg.svd(model.W_out[0], full_matrices=False)[1], torch.svd(model.W_out[
 # --- jaxlens
 jnp.linalg.svd(model.W_out[0], full_matrices=False)[1], jnp.linalg.svd(model.W_out[0], compute_uv=False)
 
-# %% without gradients
+# %% a run without gradients
 with torch.no_grad():
     logits = model(tokens)
 logits
@@ -172,7 +172,7 @@ def loss(params):
 gradients = jax.grad(loss)(model.params)
 gradients["unembed.W_U"], gradients["blocks.*.mlp.W_in"][1]
 
-# %% a step of training @gpt2
+# %% a training step @gpt2
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 model(tokens, return_type="loss").backward()
 optimizer.step()
@@ -186,7 +186,7 @@ updates, _ = optimizer.update(gradients, optimizer.init(model.params))
 model = model.with_params(optax.apply_updates(model.params, updates))
 model(tokens, return_type="loss")
 
-# %% the gradient of anything along the stream
+# %% the gradient of the residual stream
 resid = model(tokens, stop_at_layer=1).detach().requires_grad_()
 model(resid, start_at_layer=1)[0, -1, 10].backward()
 resid.grad

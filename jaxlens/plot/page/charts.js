@@ -1,21 +1,23 @@
-// Coloured text, and bars.
+// Coloured text and bar charts.
 
 function drawTokens(host, data) {
   const { tokens, names, values, notes, limit, signed, unit } = data;
-  values.forEach((row, number) => {
-    const spans = tokens.flatMap((text, place) => {
-      const value = row[place];
+  values.forEach((row, rowIndex) => {
+    const spans = tokens.flatMap((text, index) => {
+      const value = row[index];
       const span = make("span", "token", text, { tabindex: "0" });
-      if (value !== null) Object.assign(span.style, { background: css(value / limit), color: inkOn(value / limit) });
-      const pairs = (notes[place] ?? []).map(([note, size]) => (size === null ? note : [label(note), format(size)]));
+      const fraction = value / limit;
+      if (value !== null) Object.assign(span.style, { background: css(fraction), color: textColour(fraction) });
+      const pairs = (notes[index] ?? []).map(([note, size]) => (size === null ? note : [label(note), format(size)]));
       const lines = [`${label(text)}: ${format(value, signed)} ${value === null ? "" : unit}`, ...pairs];
       const show = (event) => {
         const box = span.getBoundingClientRect();
-        tell(lines, event.clientX ?? box.left, event.clientY ?? box.bottom - 12);
+        showTooltip(lines, event.clientX ?? box.left, event.clientY ?? box.bottom - 12);
       };
-      return withBreak(choosable(span, { look: show, leave: hush, keep: show }));
+      return withBreak(selectable(span, { preview: show, restore: hideTooltip, select: show }));
     });
-    host.append(...(names[number] ? [make("div", "row-name", names[number])] : []), make("div", "strip", spans));
+    if (names[rowIndex]) host.append(make("div", "row-name", names[rowIndex]));
+    host.append(make("div", "token-row", spans));
   });
   host.append(scale(limit, signed, unit));
 }
@@ -25,17 +27,17 @@ function drawTokens(host, data) {
 function drawBars(host, data) {
   const { labels, values } = data;
   const low = Math.min(0, ...values), high = Math.max(0, ...values);
-  const place = (value) => (100 * (value - low)) / (high - low || 1);
-  const drawn = values.flatMap((value, number) => {
+  const percent = (value) => (100 * (value - low)) / (high - low || 1);
+  const rows = values.flatMap((value, index) => {
     const bar = make("div", "bar");
-    const from = place(Math.min(value ?? 0, 0)), to = place(Math.max(value ?? 0, 0));
+    const from = percent(Math.min(value ?? 0, 0)), to = percent(Math.max(value ?? 0, 0));
     Object.assign(bar.style, { left: `${from}%`, width: `${to - from}%`, background: css(value < 0 ? -0.72 : 0.72) });
     const zero = make("div", "zero");
-    zero.style.left = `${place(0)}%`;
+    zero.style.left = `${percent(0)}%`;
     return [
-      make("div", "bar-name", labels[number], { title: labels[number] }),
+      make("div", "bar-name", labels[index], { title: labels[index] }),
       make("div", "number", format(value, low < 0)), make("div", "track", [bar, zero]),
     ];
   });
-  host.append(make("div", "bars", drawn), ...data.notes.map((note) => make("div", "quiet", note)));
+  host.append(make("div", "bars", rows), ...data.notes.map((note) => make("div", "muted", note)));
 }

@@ -1,7 +1,7 @@
-// Draws every <figure> of the page from the JSON that stands in it, with the function that its data-kind names; and again
-// when the colours of the page or its width change. What a reader chose is kept in `state`.
+// Draws every <figure> of the page from its JSON, with the function for its data-kind. Redraws it when its width or the
+// colour scheme changes. `state` keeps the selection of the reader.
 
-const drawings = {
+const drawFunctions = {
   heatmap: drawHeatmap, lens: drawLens, attention: drawAttention, tokens: drawTokens, bars: drawBars, lines: drawLines,
 };
 const figures = Array.from(document.querySelectorAll("figure[data-kind]"), (figure) => ({
@@ -11,9 +11,9 @@ const figures = Array.from(document.querySelectorAll("figure[data-kind]"), (figu
 
 function redraw(figure) {
   figure.width = figure.host.clientWidth;
-  hush();
+  hideTooltip();
   figure.host.replaceChildren();
-  drawings[figure.kind](figure.host, figure.data, figure.state);
+  drawFunctions[figure.kind](figure.host, figure.data, figure.state);
 }
 
 function redrawAll() {
@@ -21,10 +21,11 @@ function redrawAll() {
   figures.forEach(redraw);
 }
 
-document.body.append(tip);
+document.body.append(tooltip);
 document.querySelectorAll("figure details").forEach((details) => { details.open = false; });
 redrawAll();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
-const watcher = new ResizeObserver(() => figures.filter((one) => one.host.clientWidth !== one.width).forEach(redraw));
-figures.forEach((figure) => watcher.observe(figure.host));
-addEventListener("keydown", (event) => { if (event.key === "Escape") hush(); });
+const widthChanged = (figure) => figure.host.clientWidth !== figure.width;
+const observer = new ResizeObserver(() => figures.filter(widthChanged).forEach(redraw));
+figures.forEach((figure) => observer.observe(figure.host));
+addEventListener("keydown", (event) => { if (event.key === "Escape") hideTooltip(); });

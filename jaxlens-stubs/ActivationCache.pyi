@@ -1,0 +1,1 @@
+from jaxlens.model.cache.activation_cache import *

@@ -1,0 +1,1 @@
+from jaxlens.weights.factored_matrix import *

@@ -1,0 +1,1 @@
+from jaxlens.model.transformer import *

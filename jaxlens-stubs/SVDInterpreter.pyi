@@ -1,0 +1,1 @@
+from jaxlens.analysis.svd import *

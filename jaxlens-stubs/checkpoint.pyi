@@ -1,0 +1,1 @@
+from jaxlens.checkpoints.converter import *

@@ -1,0 +1,1 @@
+from jaxlens.training.data import *

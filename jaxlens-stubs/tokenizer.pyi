@@ -1,0 +1,1 @@
+from jaxlens.text.tokenizer import *

@@ -1,3 +1,0 @@
-"""TransformerLens's module of this name: `jaxlens.analysis.activation_cache`."""
-
-from jaxlens.analysis.activation_cache import ActivationCache as ActivationCache

@@ -1,3 +1,0 @@
-"""TransformerLens's module of this name: `jaxlens.analysis.svd`."""
-
-from jaxlens.analysis.svd import SVDInterpreter as SVDInterpreter

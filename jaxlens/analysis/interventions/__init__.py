@@ -1,0 +1,1 @@
+"""Patching, ablation and other interventions at many layers and positions, in one compiled sweep."""

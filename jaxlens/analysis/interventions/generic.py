@@ -1,0 +1,152 @@
+"""Sweeps with a user-defined setter, with the arguments of TransformerLens.
+
+A setter receives an activation of the corrupted run, an index and the clean activation, and returns the patched
+activation. Activation patching is from Meng et al. 2022 (arXiv 2202.05262) and Wang et al. 2022 (arXiv 2211.00593).
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Unpack
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxlens.analysis.interventions.activation_patching import MetricFunction
+from jaxlens.analysis.interventions.cells import Cells, axis_lengths_of_sweep, index_axes
+from jaxlens.analysis.interventions.sweep import Setter, SweepOptions, sweep
+from jaxlens.errors import require
+from jaxlens.hooks.api import hook
+from jaxlens.model.transformer import HookedTransformer
+
+AxisNames = Literal["layer", "pos", "head", "head_index", "src_pos", "dest_pos", "neuron"]
+
+
+def generic_activation_patch(
+    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array], patching_metric: MetricFunction,
+    patch_setter: Setter, activation_name: str, index_axis_names: Sequence[AxisNames] | None = None,
+    index_df: Any = None, return_index_df: bool = False, **options: Unpack[SweepOptions],
+) -> Any:  # fmt: skip
+    """The metric of the corrupted run with each of many patches from the clean cache.
+
+    `patch_setter(corrupted_activation, index, clean_activation)` returns the whole patched activation. It patches
+    `activation_name` (a name for `get_act_name`) in one layer, the first entry of the index: at all indices along
+    `index_axis_names`, or at the rows of the DataFrame `index_df`. `jaxlens.analysis.interventions.sweep.SweepOptions`
+    describes the options (`batch_size`, `progress`, `attention_mask`).
+
+    Returns:
+        An array with one axis per name, or [row] for an `index_df`; with `return_index_df` also the indices. The axes
+        of a metric that is not a single number follow.
+
+    Raises:
+        ValueError: `index_axis_names` and `index_df` are both given or both missing, an axis is unknown, or the cache
+            has other positions.
+        ActivationNotFound: The cache lacks the activation.
+
+    Example:
+        >>> import jaxlens
+        >>> model = jaxlens.HookedTransformer(jaxlens.Config(
+        ...     n_layers=2, d_model=8, n_heads=2, d_head=4, d_vocab=10, n_ctx=8))
+        >>> _, clean_cache = model.run_with_cache([[1, 2, 3]])
+        >>> generic_activation_patch(
+        ...     model, [[1, 5, 3]], clean_cache, lambda logits: logits[0, -1, 4], layer_pos_patch_setter, "resid_pre",
+        ...     ("layer", "pos")).shape
+        (2, 3)
+    """
+    if (index_axis_names is None) == (index_df is None):
+        raise ValueError("give exactly one of index_axis_names and index_df; either selects the patches")
+    if clean_cache is None:
+        raise TypeError("clean_cache is None; expected the cache of the clean run, `model.run_with_cache(clean)[1]`")
+    cfg, given = model.cfg, model.read_input(corrupted_tokens, attention_mask=options.get("attention_mask"))
+    n_positions = given.mask.shape[1]
+    if index_df is not None:
+        indices = _indices(index_df, axis_lengths_of_sweep(cfg, n_positions, activation_name))
+        shape = (len(indices),)
+    else:
+        shape = tuple(map(len, index_axes(cfg, n_positions, activation_name, index_axis_names).values()))
+        indices = np.array(list(itertools.product(*map(range, shape))), np.int32)
+    cells = Cells.at(cfg, activation_name, indices)
+    values = sweep(model, given, cells, patch_setter, clean_cache, {"": patching_metric}, **options).cells[""]
+    result = jnp.asarray(values.reshape(*shape, *values.shape[1:]))
+    if not return_index_df:
+        return result
+    return result, make_df_from_ranges(shape, index_axis_names) if index_df is None else index_df
+
+
+def _indices(index_df: Any, lengths: Mapping[str, int | None]) -> np.ndarray:
+    """The rows of a DataFrame of indices, checked."""
+    columns, indices = list(index_df.columns), np.asarray(index_df.to_numpy())
+    if not len(indices) or columns[0] != "layer":
+        given = f"index_df has columns {columns} and {len(indices)} rows"
+        raise ValueError(f'{given}; expected "layer" as the first column, and at least one row')
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise TypeError(f"index_df holds {indices.dtype}; expected integers")
+    for name, column in zip(columns[1:], indices.T[1:], strict=True):
+        length = lengths.get(name) or column.max() + 1
+        if column.min() < -length or column.max() >= length:
+            raise ValueError(f"index_df has {name} {column.min()} to {column.max()}; expected 0 to {length - 1}")
+    return indices.astype(np.int32)
+
+
+def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> Any:
+    """A DataFrame of all combinations of indices below these lengths. The last column varies fastest."""
+    pandas = require("pandas", "a DataFrame")
+    return pandas.DataFrame(itertools.product(*map(range, column_max_ranges)), columns=list(column_names))
+
+
+# --- setters; the first entry of every index is the layer
+
+
+def _setter(function: Setter) -> Setter:
+    """Marks a setter that reads only its arguments, so that its compiled programs can be reused."""
+    return functools.update_wrapper(hook(function), function)
+
+
+@_setter
+def layer_pos_patch_setter(corrupted_activation, index, clean_activation):
+    """Index (layer, pos): one position of an activation [b p ...]."""
+    _, pos = index
+    return corrupted_activation.at[:, pos].set(clean_activation[:, pos])
+
+
+@_setter
+def layer_pos_head_vector_patch_setter(corrupted_activation, index, clean_activation):
+    """Index (layer, pos, head): one head at one position of an activation [b p head ...]."""
+    _, pos, head = index
+    return corrupted_activation.at[:, pos, head].set(clean_activation[:, pos, head])
+
+
+@_setter
+def layer_head_vector_patch_setter(corrupted_activation, index, clean_activation):
+    """Index (layer, head): one head at all positions of an activation [b p head ...]."""
+    _, head = index
+    return corrupted_activation.at[:, :, head].set(clean_activation[:, :, head])
+
+
+@_setter
+def layer_head_pattern_patch_setter(corrupted_activation, index, clean_activation):
+    """Index (layer, head): one head of scores or a pattern [b head dest src]."""
+    _, head = index
+    return corrupted_activation.at[:, head].set(clean_activation[:, head])
+
+
+@_setter
+def layer_head_pos_pattern_patch_setter(corrupted_activation, index, clean_activation):
+    """Index (layer, head, dest_pos): one row of one head of scores or a pattern [b head dest src]."""
+    _, head, dest = index
+    return corrupted_activation.at[:, head, dest].set(clean_activation[:, head, dest])
+
+
+@_setter
+def layer_head_dest_src_pos_pattern_patch_setter(corrupted_activation, index, clean_activation):
+    """Index (layer, head, dest_pos, src_pos): one entry of one head of scores or a pattern [b head dest src]."""
+    _, head, dest, src = index
+    return corrupted_activation.at[:, head, dest, src].set(clean_activation[:, head, dest, src])
+
+
+@_setter
+def layer_neuron_patch_setter(corrupted_activation, index, clean_activation):
+    """Index (layer, neuron): one neuron at all positions of an activation [b p ... neuron]."""
+    _, neuron = index
+    return corrupted_activation.at[..., neuron].set(clean_activation[..., neuron])

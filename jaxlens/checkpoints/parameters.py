@@ -1,0 +1,117 @@
+"""Reads parameters from a checkpoint: all of them into memory, or each on demand."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxlens.checkpoints.rules.rule import Family, Move, Tensors, moves
+from jaxlens.checkpoints.validate import checked_moves, expected_shapes, is_finite, warn_not_finite
+from jaxlens.config import Config
+from jaxlens.nn.module import axis_lengths
+from jaxlens.nn.parameters import Params
+
+
+def load_parameters(
+    family: Family, cfg: Config, tensors: Tensors, dtype: str = "float32", *, kept: Config | None = None
+) -> Params:
+    """The parameters of a checkpoint of `cfg`, cast to `dtype`.
+
+    `kept` is `cfg` with fewer layers or positions, to load only its parameters. `checked_moves` checks all tensors
+    before the first is read. Parameters are filled layer by layer and handed to JAX, so that at most one tensor and one
+    parameter are in memory besides those already loaded. A warning lists weights that contain NaN or infinity.
+    """
+    plan, rename = checked_moves(family, cfg, tensors)
+    if kept not in (None, cfg):
+        plan = list(moves(family.rules(cfg), kept, rename))
+    lengths, shapes = axis_lengths(cfg), expected_shapes(kept or cfg)
+    params, not_finite = {}, []
+    with tqdm(total=len(plan), desc="loading", unit=" tensors", disable=None, leave=False) as progress:
+        for names, group in _groups(plan, lengths):
+            buffers = [_aligned(shapes[name], jnp.dtype(dtype)) for name in names]
+            for move in group:
+                for buffer, value in zip(buffers, move.rule.load(tensors.read(move.theirs), lengths), strict=True):
+                    cut = tuple(slice(length) for length in buffer.shape[len(move.index) :])
+                    with np.errstate(over="ignore"):  # values too large for dtype become infinite; warned about below
+                        buffer[move.index] = value[cut]
+                progress.update()
+            not_finite += [name for name, buffer in zip(names, buffers, strict=True) if not is_finite(buffer)]
+            params |= {name: jax.device_put(buffer) for name, buffer in zip(names, buffers, strict=True)}
+            del buffers, buffer, value
+    warn_not_finite(not_finite)
+    return {name: params[name] for name in shapes}
+
+
+def _groups(plan: Sequence[Move], lengths: Mapping[str, int]) -> list[tuple[tuple[str, ...], list[Move]]]:
+    """The moves grouped by the parameters they fill. The largest tensors come first, while memory is mostly free."""
+    groups: dict[tuple[str, ...], list[Move]] = {}
+    for move in plan:
+        groups.setdefault(move.ours, []).append(move)
+    return sorted(groups.items(), key=lambda group: -math.prod(group[1][0].rule.their_shape(lengths)))
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that JAX's CPU backend uses without a copy, because its address is a multiple of 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+# ---- on demand ------------------------------------------------------------------------------------------------------
+
+
+class StoredParameters(Mapping[str, "StoredParameter"]):
+    """The parameters of a checkpoint, not in memory. `params[name][index]` reads an entry from its file.
+
+    The last tensor is kept in memory, because the next read often needs it again: a fused tensor contains several
+    parameters, and a tensor with all experts may be read expert by expert.
+    """
+
+    def __init__(self, family: Family, cfg: Config, tensors: Tensors):
+        plan, _ = checked_moves(family, cfg, tensors)
+        self._tensors, self._lengths, self._dtype = tensors, axis_lengths(cfg), jnp.dtype(cfg.dtype)
+        self._shapes = expected_shapes(cfg)
+        self._moves = {(name, move.index): (move, i) for move in plan for i, name in enumerate(move.ours)}
+        self._last: tuple[str, np.ndarray | None] = ("", None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, name: str) -> "StoredParameter":
+        return StoredParameter(self, name, self._shapes[name], self._dtype)
+
+    def read(self, name: str, index: tuple[int, ...]) -> np.ndarray:
+        """The entry of a parameter at `index` of its leading axes, in its stored dtype. The result may be a view."""
+        if (name, index) in self._moves:
+            move, i = self._moves[name, index]
+            return move.rule.load(self._tensor(move.theirs), self._lengths)[i]
+        if (name, index[:-1]) in self._moves:  # one tensor contains all experts
+            return self.read(name, index[:-1])[index[-1]]
+        return np.stack([self.read(name, (*index, expert)) for expert in range(self._shapes[name][len(index)])])
+
+    def _tensor(self, name: str) -> np.ndarray:
+        if self._last[0] != name:
+            self._last = ("", None)  # frees the last tensor before the next one is read
+            self._last = (name, self._tensors.read(name))
+        return self._last[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredParameter:
+    """A parameter that is read on demand. Entries have the stored dtype; the caller casts them to `dtype`."""
+
+    owner: StoredParameters
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, index: tuple[int, ...]) -> np.ndarray:
+        return self.owner.read(self.name, index)

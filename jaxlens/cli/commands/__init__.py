@@ -1,0 +1,1 @@
+"""The subcommands of `jaxlens`. Each file defines the arguments of a subcommand and the function that runs it."""

@@ -1,0 +1,175 @@
+"""The two kinds of hooks, and the HookPoint that a hook function receives.
+
+A hook is `fn(value, hook) -> value | None`. A plain Python function runs on concrete values, between two compiled steps
+of its layer. `hook(fn, **data)` runs inside the compiled program: `fn` is traced, and `data` are arguments.
+"""
+
+import dataclasses
+import dis
+import functools
+import inspect
+import itertools
+from collections.abc import Callable
+from numbers import Number
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlens.errors import HookError
+from jaxlens.hooks.names import split_name
+
+IMMUTABLE = (
+    "Activations are immutable. Instead of `value[:, 0] = new` write `return value.at[:, 0].set(new)`; there are "
+    "`.add`, `.multiply`, `.min` and `.max` too. docs/coming_from_transformerlens.md lists the JAX forms of torch code."
+)
+TORCH_HABITS = ("item assignment", "has no attribute", "keyword argument 'dim'", "keyword argument 'keepdim'")
+"""Phrases in the errors of functions that were written for torch tensors."""
+
+
+class DataHook(jax.tree_util.Partial):
+    """A hook function with arrays and numbers bound to its keyword arguments, as `hook` makes it."""
+
+
+jax.tree_util.register_pytree_node(
+    DataHook, lambda h: ((h.args, h.keywords), h.func), lambda func, data: DataHook(func, *data[0], **data[1])
+)
+
+
+def hook(fn: Callable, /, **data: Any) -> DataHook:
+    """A hook that runs inside the compiled forward and can be differentiated, vmapped and sharded.
+
+    `fn` is called as `fn(value, hook, **data)`, where `hook.layer()` is a traced number. Arrays and numbers in `data`
+    are traced: new values do not recompile. Globals that `fn` uses are read at compile time only. Create `fn` once and
+    reuse it: a new function object compiles a new program.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> def steer(value, hook, direction, strength):
+        ...     return value + strength * direction
+        >>> edit = hook(steer, direction=jnp.ones(4), strength=2.0)
+        >>> edit(jnp.zeros(4), None)
+        Array([2., 2., 2., 2.], dtype=float32)
+    """
+    if not callable(fn):
+        raise HookError(f"hook(fn, **data) needs a function as its first argument; got {type(fn).__name__}")
+    for name, value in data.items():
+        numeric = jax.Array | np.ndarray | np.generic | Number
+        if wrong := [leaf for leaf in jax.tree.leaves(value) if not isinstance(leaf, numeric)]:
+            raise HookError(
+                f"hook(fn, {name}=...) holds a {type(wrong[0]).__name__}, but data must be arrays and numbers. Bind "
+                "other values to the function instead: hook(functools.partial(fn, ...))"
+            )
+    return DataHook(fn, **data)
+
+
+class HookPoint:
+    """A named activation of the model that hooks can read and write. Hook functions receive it as `hook`.
+
+    `name` is the full name. `ctx` is a dict in which hook functions can keep state until the contexts are cleared.
+    """
+
+    def __init__(self, name: str, layer: Any = None):
+        self.name = name
+        self.ctx: dict = {}
+        self._layer = split_name(name)[1] if layer is None else layer
+
+    def layer(self) -> int:
+        """The layer number of this hook point. It is traced inside the compiled loop over layers.
+
+        Raises:
+            HookError: The hook point is outside the blocks.
+        """
+        if self._layer is None:
+            raise HookError(f'"{self.name}" is outside the blocks and has no layer')
+        return self._layer
+
+    def __repr__(self) -> str:
+        return f"HookPoint({self.name!r})"
+
+
+# --- calling a hook function
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class PythonHook:
+    """A plain hook function. `fn` and `identity` are part of the key of compiled programs."""
+
+    fn: Callable
+    identity: Any = None
+
+    def with_new_identity(self) -> "PythonHook":
+        """A copy for which every program is traced again, because `fn` may use globals that have changed."""
+        return PythonHook(self.fn, object())
+
+
+def apply(hook: PythonHook | DataHook, value: jax.Array, point: HookPoint) -> jax.Array:
+    """The activation after a hook: the result of its function, or `value` if that is None."""
+    new = call(hook.fn if isinstance(hook, PythonHook) else hook, value, point)
+    if new is None:
+        return value
+    if isinstance(new, tuple) and len(new) == 1:
+        new = new[0]
+    if not isinstance(new, jax.Array | np.ndarray):
+        raise HookError(f'the hook on "{point.name}" returned {type(new).__name__}; expected an array or None')
+    if new.shape != value.shape:
+        raise HookError(f'the hook on "{point.name}" changed the shape from {value.shape} to {new.shape}')
+    if new.dtype != value.dtype:
+        change = f"from {value.dtype} to {new.dtype}"
+        raise HookError(f'the hook on "{point.name}" changed the dtype {change}; return `.astype(value.dtype)`')
+    # The copy is independent of later writes to the hook's array. jnp.array would compile a program per shape.
+    return new if isinstance(new, jax.Array) else jax.device_put(new.copy())
+
+
+def call(fn: Callable, value: Any, point: HookPoint) -> Any:
+    """`fn(value, hook)`, with the hook point passed by keyword if `fn` has a parameter `hook`.
+
+    An exception in `fn` gets a note with the name of the hook point and, for torch syntax, the JAX equivalent.
+    """
+    try:
+        new = fn(value, hook=point) if _has_hook_argument(fn) else fn(value, point)
+    except HookError:
+        raise
+    except Exception as error:
+        habit = isinstance(error, TypeError | AttributeError) and any(phrase in str(error) for phrase in TORCH_HABITS)
+        note = f'in the hook on "{point.name}"{f". {IMMUTABLE}" if habit else ""}'
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        raise
+    if new is None and (name := _edited_in_place(fn)):
+        raise HookError(
+            f'the hook on "{point.name}" edits `{name}` in place and returns nothing, so the edit is lost. Return the '
+            f"new value: instead of `{name} += new` write `return {name} + new`. {IMMUTABLE}"
+        )
+    return new
+
+
+def _has_hook_argument(fn: Callable) -> bool:
+    """Whether `fn` can be called as `fn(value, hook=point)`, as TransformerLens does."""
+    try:
+        return "hook" in inspect.signature(fn).parameters
+    except ValueError:  # some functions written in C have no signature
+        return False
+
+
+def _edited_in_place(fn: Callable) -> str | None:
+    """The name of a function's first argument if the function assigns to it by `+=` or a similar operator, else None.
+
+    In torch such an assignment changes the caller's tensor. In JAX it creates a new array, local to `fn`.
+    """
+    position = 0
+    while isinstance(fn, functools.partial):
+        position, fn = position + len(fn.args), fn.func
+    position += inspect.ismethod(fn)
+    code = getattr(fn, "__code__", None)
+    if code is None or position >= code.co_argcount:
+        return None
+    name = code.co_varnames[position]
+    for first, then in itertools.pairwise(dis.get_instructions(code)):
+        in_place = first.opname == "BINARY_OP" and first.argrepr.endswith("=")
+        if in_place and then.opname.startswith(("STORE_FAST", "STORE_DEREF")):
+            stored = then.argval if isinstance(then.argval, str) else then.argval[0]
+            if stored == name:
+                return name
+    return None

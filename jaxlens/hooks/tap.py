@@ -1,0 +1,74 @@
+"""The Tap, which the forward calls at every hook point to run hooks and to capture values."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxlens.hooks.api import HookPoint
+from jaxlens.hooks.plan import SiteHook
+from jaxlens.hooks.slice import Slice
+
+
+class Tap:
+    """Runs hooks and captures values in one layer of one forward, or outside the blocks (`layer` is None).
+
+    The model calls `value = tap("hook_name", value)` at each hook point. `captured` maps sites to captured values.
+    `stepwise` is true in a layer that runs step by step outside jit, because a Python function edits its values.
+    """
+
+    def __init__(
+        self, hooks: tuple[SiteHook, ...] = (), wanted: frozenset[str] = frozenset(), layer=None,
+        positions: Slice | None = None, points: Mapping[str, HookPoint] | None = None, stepwise: bool = False,
+        prefix: str = "", captured: dict[str, jax.Array] | None = None,
+    ):  # fmt: skip
+        self._hooks, self._wanted, self._positions, self._points = hooks, wanted, positions, points
+        self.layer, self.stepwise, self.prefix = layer, stepwise, prefix
+        self.captured: dict[str, jax.Array] = {} if captured is None else captured
+
+    def at(self, module: str) -> "Tap":
+        """The tap of a module in the layer. Names are relative to the module."""
+        return Tap(
+            self._hooks, self._wanted, self.layer, self._positions, self._points, self.stepwise,
+            f"{self.prefix}{module}.", self.captured,
+        )  # fmt: skip
+
+    def without_hooks(self) -> "Tap":
+        """A tap in the same layer that neither runs hooks nor captures."""
+        return Tap(layer=self.layer)
+
+    def edits(self, name: str) -> bool:
+        """Whether a hook may change the value at this point."""
+        site = self.prefix + name
+        is_concrete = self.layer is None or isinstance(self.layer, int)
+        return any(hook.site == site and (not is_concrete or hook.acts_in(self.layer)) for hook in self._hooks)
+
+    def needs(self, name: str) -> bool:
+        """Whether the value at this point must exist as an array, because it is captured or may be edited."""
+        return self.prefix + name in self._wanted or self.edits(name)
+
+    def __call__(self, name: str, value: jax.Array) -> jax.Array:
+        """The value after all hooks at this point. It is captured if the plan contains its name."""
+        site = self.prefix + name
+        for hook in self._hooks:
+            if hook.site == site:
+                value = hook(value, self.layer, self._points)
+        if site in self._wanted:
+            value = _rounded(value)
+            self.captured[site] = value if self._positions is None else self._positions.cut(site, value)
+        return value
+
+
+@jax.custom_jvp
+def _rounded(value: jax.Array) -> jax.Array:
+    """The same value, rounded to its dtype before it is used further.
+
+    A compiler may fuse `x + w * y` into one operation that does not round the product. Then `x` plus the captured
+    `w * y` differs from the residual stream. XLA does not fuse multiply-adds across a `where`.
+    """
+    return jnp.where(value == value, value, jnp.nan) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+@_rounded.defjvp
+def _rounded_jvp(primals, tangents):
+    return _rounded(*primals), tangents[0]

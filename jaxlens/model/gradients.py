@@ -1,0 +1,60 @@
+"""The gradient of a scalar output at every activation that a cache holds, in one backward pass."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxlens.config import Config
+from jaxlens.hooks.names import split_name
+from jaxlens.hooks.plan import SiteHook, zero_probe
+from jaxlens.hooks.slice import Slice
+from jaxlens.hooks.table import POSITION_AXES
+from jaxlens.model.engine import Captured
+
+
+def run_with_gradients(model, model_input, request, hooks):
+    """`model.run`, with the gradient of its output at each captured activation added as `name + "_grad"`.
+
+    A zero is added at every captured hook point, after all hooks. The derivative with respect to that zero is the
+    gradient at the hook point, before backward hooks edit it.
+    """
+    # A plain hook may read globals that have changed since it was compiled, so a run with one is not compiled whole.
+    plain = any(hook.is_plain for hook in hooks)
+    return (_run_with_gradients if plain else _compiled)(model, model_input, hooks, request=request)
+
+
+def _run_with_gradients(model, model_input, hooks, *, request):
+    at_all_positions = dataclasses.replace(request, positions=None)
+    output, shapes = jax.eval_shape(
+        lambda model, model_input, hooks: model.run(model_input, at_all_positions, hooks), model, model_input, hooks
+    )
+    if not isinstance(output, jax.ShapeDtypeStruct) or output.shape != ():
+        raise ValueError('incl_bwd needs a scalar to differentiate; pass return_type="loss"')
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+    def scalar(zeros: list[Captured]):
+        probes = tuple(_probe(model.cfg, zero) for zero in zeros)
+        return model.run(model_input, request, hooks, probes)
+
+    (output, captured), gradients = jax.value_and_grad(scalar, has_aux=True)(zeros)
+    return output, captured + [_renamed(gradient, request.positions) for gradient in gradients]
+
+
+_compiled = jax.jit(_run_with_gradients, static_argnames=("request",))
+
+
+def _probe(cfg: Config, zero: Captured) -> SiteHook:
+    """The hook that adds a zero where `zero` was captured."""
+    site, layer = split_name(zero.name)
+    if zero.layers is not None:
+        return zero_probe(site, zero.value, zero.layers, cfg.n_layers)
+    if layer is None:
+        return zero_probe(site, zero.value)
+    return zero_probe(site, zero.value[None], (layer,), cfg.n_layers)
+
+
+def _renamed(gradient: Captured, positions: Slice) -> Captured:
+    """The gradient at the captured positions, with the suffix "_grad"."""
+    axis = POSITION_AXES[split_name(gradient.name)[0]] + (gradient.layers is not None)
+    return Captured(f"{gradient.name}_grad", gradient.layers, positions.apply(gradient.value, axis))

@@ -1,0 +1,59 @@
+"""The language-model loss and accuracy.
+
+Axes: b batch, p position, v vocabulary.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlens._jax import wide
+
+
+class Output(NamedTuple):
+    """The result of a run with `return_type="both"`."""
+
+    logits: Float[Array, "b p v"]
+    loss: Float[Array, ""] | Float[Array, "b p-1"]
+
+
+@functools.partial(jax.jit, static_argnames=("per_token",))
+def lm_cross_entropy_loss(
+    logits: Float[Array, "b p v"],
+    tokens: Int[Array, "b p"],
+    attention_mask: Bool[Array, "b p"] | Int[Array, "b p"] | None = None,
+    per_token: bool = False,
+) -> Float[Array, ""] | Float[Array, "b p-1"]:
+    """The cross-entropy of next-token predictions: -log p in nats, accumulated in float32 or wider.
+
+    It is the mean over all predictions, or with `per_token` the loss of each, [b p-1]. A prediction from or of a token
+    that `attention_mask` marks as padding has a loss of 0, and is not counted in the mean.
+
+    Example:
+        >>> lm_cross_entropy_loss(jnp.zeros((1, 3, 4)), jnp.array([[0, 1, 2]]))  # log 4
+        Array(1.3862944, dtype=float32)
+    """
+    import optax  # slow to import
+
+    losses = optax.softmax_cross_entropy_with_integer_labels(wide(logits)[:, :-1], tokens[:, 1:])
+    if attention_mask is None:
+        return losses if per_token else jnp.mean(losses)
+    counted = (attention_mask[:, :-1] & attention_mask[:, 1:]).astype(losses.dtype)
+    return losses * counted if per_token else jnp.sum(losses * counted) / jnp.sum(counted)
+
+
+@functools.partial(jax.jit, static_argnames=("per_token",))
+def lm_accuracy(
+    logits: Float[Array, "b p v"], tokens: Int[Array, "b p"], per_token: bool = False
+) -> Float[Array, ""] | Bool[Array, "b p-1"]:
+    """The fraction of next tokens that the model ranks first; with `per_token`, whether it does for each.
+
+    Example:
+        >>> lm_accuracy(jax.nn.one_hot(jnp.array([[1, 2, 0]]), 3), jnp.array([[0, 1, 0]]))
+        Array(0.5, dtype=float32)
+    """
+    correct = jnp.argmax(logits[:, :-1], axis=-1) == tokens[:, 1:]
+    return correct if per_token else jnp.mean(correct)

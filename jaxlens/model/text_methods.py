@@ -1,0 +1,93 @@
+"""Methods of HookedTransformer: text to tokens and back, and the unembedding directions of tokens."""
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxlens._jax import full_precision
+from jaxlens.config import Config
+from jaxlens.model.request import bos_choice, check_in_vocabulary, required_tokenizer
+from jaxlens.nn.transformer import Modules
+from jaxlens.text.tokenizer import Tokenizer
+
+Side = Literal["left", "right"]
+
+
+class TextMethods:
+    """Mixin of HookedTransformer: text to tokens and back. The methods need `model.tokenizer`."""
+
+    cfg: Config
+    modules: Modules
+    tokenizer: Tokenizer | None
+
+    def set_tokenizer(self, tokenizer: Any, default_padding_side: Side | None = None) -> None:
+        """Sets the model's tokenizer: a `jaxlens.Tokenizer`, a tokenizer of tokenizers or transformers, or None.
+
+        Raises:
+            ValueError: Its vocabulary is larger than the model's.
+        """
+        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+            tokenizer = Tokenizer(tokenizer, default_prepend_bos=self.cfg.default_prepend_bos)
+        if tokenizer is not None and (size := len(tokenizer)) > self.cfg.d_vocab:
+            raise ValueError(f"the tokenizer has {size} tokens, more than the model's d_vocab = {self.cfg.d_vocab}")
+        if tokenizer is not None and default_padding_side is not None:
+            tokenizer.padding_side = default_padding_side
+        self.tokenizer = tokenizer
+
+    def to_tokens(
+        self, input: str | list[str], prepend_bos: bool | None = None, padding_side: Side | None = None,
+        move_to_device: bool = True, truncate: bool = True,
+    ) -> Int[Array, "b p"]:  # fmt: skip
+        """The tokens of text, [batch, pos], padded to the longest row and on JAX's default device.
+
+        With `truncate`, rows longer than n_ctx are cut, with a warning. `move_to_device` has no effect.
+        """
+        bos = bos_choice(self.cfg, prepend_bos)
+        tokenizer = required_tokenizer(self.tokenizer)
+        return tokenizer.to_tokens(input, bos, padding_side, n_ctx=self.cfg.n_ctx, truncate=truncate)
+
+    def to_string(self, tokens: Any) -> str | list[str]:
+        """The text of tokens: a string for [pos], a list of strings for [batch, pos]."""
+        return required_tokenizer(self.tokenizer).to_string(tokens)
+
+    def to_str_tokens(
+        self, input: Any, prepend_bos: bool | None = None, padding_side: Side | None = None
+    ) -> list[str] | list[list[str]]:
+        """The string of each token of a text, or of each given token."""
+        return required_tokenizer(self.tokenizer).to_str_tokens(input, bos_choice(self.cfg, prepend_bos), padding_side)
+
+    def to_single_token(self, string: str) -> int:
+        """The id of a string that is a single token, or a ValueError if the string has several tokens."""
+        return required_tokenizer(self.tokenizer).to_single_token(string)
+
+    def to_single_str_token(self, int_token: int) -> str:
+        """The string of one token."""
+        return required_tokenizer(self.tokenizer).to_single_str_token(int_token)
+
+    def get_token_position(
+        self, single_token: str | int, input: Any, mode: Literal["first", "last"] = "first",
+        prepend_bos: bool | None = None, padding_side: Side | None = None,
+    ) -> int:  # fmt: skip
+        """The first or last position of a token in a text or in tokens."""
+        bos = bos_choice(self.cfg, prepend_bos)
+        return required_tokenizer(self.tokenizer).get_token_position(single_token, input, mode, bos, padding_side)
+
+    def tokens_to_residual_directions(self, tokens: Any) -> jax.Array:
+        """The unembedding vectors of tokens, [*tokens.shape d_model], or [d_model] for a single token."""
+        tokens = jnp.asarray(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
+        check_in_vocabulary(tokens, self.cfg.d_vocab_out)
+        tokens = tokens.reshape(()) if tokens.size == 1 else tokens
+        with full_precision():
+            return _unembedding_columns(self.modules, tokens, self.cfg.output_logits_scale)
+
+
+@functools.partial(jax.jit, static_argnames=("factor",))
+def _unembedding_columns(modules: Modules, tokens, factor: float):
+    """The columns of `model.W_U` for these tokens. In a tied model they are rows of the embedding."""
+    W_U, W_proj = modules.unembed.W_U, modules.unembed.W_proj
+    columns = modules.embed.W_E[tokens] if W_U is None else jnp.moveaxis(W_U[:, tokens], 0, -1)
+    columns = columns if W_proj is None else jnp.einsum("...w,dw->...d", columns, W_proj)
+    return columns if factor == 1 else columns * jnp.asarray(factor, columns.dtype)

@@ -1,0 +1,364 @@
+"""HookedTransformer: a transformer whose activations can be read, written and differentiated by name.
+
+Axes: b batch, p position, d d_model, v vocabulary.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import tempfile
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxlens import config
+from jaxlens._jax import as_device, full_precision
+from jaxlens.config import Config
+from jaxlens.hooks.names import HookName
+from jaxlens.hooks.plan import Direction, HookPlan, HookSpec, RegisteredHook, SiteHook, hook_specs, register
+from jaxlens.hooks.slice import Slice
+from jaxlens.hooks.table import EMBED_NAMES, FINAL_NAMES
+from jaxlens.model.arguments import LOADING, MAKING, check_only
+from jaxlens.model.cache.activation_cache import ActivationCache
+from jaxlens.model.engine import Captured, run_layers, run_stage
+from jaxlens.model.gradients import run_with_gradients
+from jaxlens.model.hook_methods import HookMethods, hook_points
+from jaxlens.model.loss import Output, lm_cross_entropy_loss
+from jaxlens.model.request import LayerRange, ModelInput, RunRequest, read_input
+from jaxlens.model.text_methods import TextMethods
+from jaxlens.model.torch_methods import TorchMethods
+from jaxlens.model.weight_methods import WeightMethods
+from jaxlens.model.weight_properties import WeightProperties
+from jaxlens.nn.parameters import Params, assemble, disassemble, init_parameters, parameter_shapes
+from jaxlens.nn.transformer import Modules
+from jaxlens.weights import PASSES, process_weights
+
+__all__ = ["HookedTransformer", "Output", "parameter_shapes"]
+
+Result = Array | Output | None
+
+
+@jax.tree_util.register_pytree_node_class
+class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightProperties, TorchMethods):
+    """A decoder-only transformer whose activations can be read, written and differentiated by name.
+
+    It is a pytree. Pass it to jit, grad and vmap as an argument; a model that a jitted function closes over becomes a
+    constant of the program. `params` is a flat dict of its weights, and `with_params` makes a copy with other weights.
+
+    Example:
+        >>> cfg = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_vocab=10, n_ctx=8)
+        >>> model = HookedTransformer(cfg, seed=0)
+        >>> logits, cache = model.run_with_cache([[1, 2, 3]])
+        >>> cache["pattern", 1].shape
+        (1, 2, 3, 3)
+    """
+
+    def __init__(
+        self,
+        cfg: Config | Mapping[str, Any],
+        tokenizer: Any = None,
+        *,
+        default_padding_side: Literal["left", "right"] | None = None,
+        seed: int | None = None,
+        params: Params | None = None,
+        name: str | None = None,
+        source: Any = None,
+        **transformerlens: Any,
+    ):
+        check_only(transformerlens, MAKING)
+        fields = {"seed": seed, "model_name": name}
+        fields = {field: value for field, value in fields.items() if value is not None}
+        cfg = cfg if isinstance(cfg, Config) else config.HookedTransformerConfig(**cfg)
+        self.cfg = dataclasses.replace(cfg, **fields) if fields else cfg
+        self.modules = assemble(self.cfg, init_parameters(self.cfg, self.cfg.seed or 0) if params is None else params)
+        self.name, self.source, self.processing = name, source, ()
+        self._hooks, self._level, self._points = (), 0, hook_points(self.cfg)
+        self.set_tokenizer(tokenizer or self._tokenizer_of_config(), default_padding_side)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+        *,
+        fold_value_biases: bool = True,
+        dtype: Any = "float32",
+        first_n_layers: int | None = None,
+        n_ctx: int | None = None,
+        tokenizer: Any = None,
+        revision: str | None = None,
+        hf_model: Any = None,
+        device: Any = None,
+        default_prepend_bos: bool | None = None,
+        default_padding_side: Literal["left", "right"] | None = None,
+        **transformerlens: Any,
+    ) -> "HookedTransformer":
+        """Loads a pretrained model: a Hugging Face id, a local folder, a `.gguf` file, or "smollm2-135m-instruct".
+
+        The weights are processed by those passes of `jaxlens.weights` that are switched on and valid for the model.
+        Log-probabilities stay the same; logits (`center_unembed`) and activations do not. `model.processing` reports
+        which passes were applied. `hf_model` is a transformers model whose weights are used instead.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be found, read or understood. Nothing was loaded.
+            ValueError: An argument of TransformerLens has a value that jaxlens does not support.
+        """
+        from jaxlens.checkpoints import load  # slow to import, and not needed for a model with random weights
+
+        check_only(transformerlens, LOADING)
+        target = None if device is None else as_device(device)
+        with contextlib.ExitStack() as stack:
+            if isinstance(target, jax.Device):
+                stack.enter_context(jax.default_device(target))
+            path = model_name if hf_model is None else stack.enter_context(_saved(hf_model))
+            loaded = load(
+                path, dtype=dtype, first_n_layers=first_n_layers, n_ctx=n_ctx, tokenizer=tokenizer, revision=revision
+            )
+            cfg = loaded.cfg
+            if default_prepend_bos is not None:
+                cfg = cfg.replace(default_prepend_bos=default_prepend_bos)
+            params, cfg, report = process_weights(
+                loaded.params, cfg, fold_ln, center_writing_weights, center_unembed, fold_value_biases,
+                refactor_factored_attn_matrices, consume=True,
+            )  # fmt: skip
+        model = cls(
+            cfg, loaded.tokenizer, default_padding_side=default_padding_side, params=params,
+            name=loaded.name if hf_model is None else model_name, source=loaded.source,
+        )  # fmt: skip
+        model.processing = report
+        return model if target is None else model.to(target)
+
+    @classmethod
+    def from_pretrained_no_processing(cls, model_name: str, **options: Any) -> "HookedTransformer":
+        """`from_pretrained` with every weight as in the checkpoint. Logits equal Hugging Face's."""
+        return cls.from_pretrained(model_name, **{**dict.fromkeys(PASSES, False), **options})
+
+    # --- weights
+
+    @property
+    def params(self) -> Params:
+        """Every weight by name, as one flat dict that optax can train."""
+        return disassemble(self.cfg, self.modules)
+
+    def with_params(self, params: Params) -> "HookedTransformer":
+        """A copy of the model with other weights, which may be traced, as in a loss function.
+
+        Raises:
+            ValueError: A parameter is missing, unknown or of the wrong shape.
+        """
+        return self._copy(assemble(self.cfg, params))
+
+    def set_params(self, params: Params, cfg: Config | None = None) -> None:
+        """Replaces the weights in place, and the config if given."""
+        self.cfg = self.cfg if cfg is None else cfg
+        self.modules = assemble(self.cfg, params)
+
+    def _copy(self, modules: Modules) -> "HookedTransformer":
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, modules=modules)
+        return twin
+
+    def tree_flatten(self):
+        static = {name: value for name, value in self.__dict__.items() if name not in ("modules", "_hooks", "_level")}
+        return (self.modules, self._hooks), _Static(static)
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        twin = object.__new__(cls)
+        twin.__dict__.update(static.values)
+        (twin.modules, twin._hooks), twin._level = children, 0
+        return twin
+
+    # --- running
+
+    def __call__(
+        self,
+        input: Any,
+        return_type: Literal["logits", "loss", "both"] | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: Literal["left", "right"] | None = None,
+        start_at_layer: int | None = None,
+        tokens: Any = None,
+        attention_mask: Any = None,
+        stop_at_layer: int | None = None,
+        hooks: list[HookSpec] | None = None,
+    ) -> Result:
+        """Runs the model.
+
+        `input` is a string, a list of strings, or tokens [b p]. With `start_at_layer` it is a residual stream [b p d],
+        and earlier layers are skipped. With `stop_at_layer` (exclusive; negative counts from the end) the residual
+        stream before that layer is returned. `attention_mask` [b p] is 0 on padding; for strings it is made by the
+        tokenizer. Positions count tokens, not padding.
+
+        Returns:
+            Logits [b p v], the loss (mean, or [b p-1] with `loss_per_token`), both as an Output, or None.
+
+        Raises:
+            ValueError, TypeError: The input is empty, of the wrong rank or type, longer than `cfg.n_ctx`, or holds
+                tokens outside the vocabulary.
+            HookError: A hook name matches nothing, or a hook returned a value that cannot replace the activation.
+        """
+        model_input = self.read_input(input, prepend_bos, padding_side, attention_mask, tokens, start_at_layer)
+        layers = LayerRange.of(self.cfg, start_at_layer, stop_at_layer)
+        request = RunRequest(layers, return_type, loss_per_token)
+        return self.run(model_input, request, self._hooks + self._registered(hooks, layers))[0]
+
+    forward = __call__
+
+    def run_with_hooks(
+        self, input: Any, *args: Any, fwd_hooks: list[HookSpec] | None = None, bwd_hooks: list[HookSpec] | None = None,
+        reset_hooks_end: bool = True, clear_contexts: bool = False, **kwargs: Any,
+    ) -> Result:  # fmt: skip
+        """Runs the model with hooks: `(name or filter function, fn)` pairs, on activations and on their gradients.
+
+        A plain function receives concrete values, layer by layer; under jit, grad or vmap it is traced. The other
+        arguments are those of calling the model.
+        """
+        model_input, request, hooks = self._read_call(input, *args, **kwargs)
+        added = self._registered(fwd_hooks, request.layers) + self._registered(bwd_hooks, request.layers, "bwd")
+        output, _ = self.run(model_input, request, self._hooks + added + hooks)
+        if not reset_hooks_end:
+            self._hooks += added
+        if clear_contexts:
+            self.clear_contexts()
+        return output
+
+    def run_with_cache(
+        self, input: Any, *args: Any, names_filter: HookName | list[HookName] | None = None, device: Any = None,
+        remove_batch_dim: bool = False, incl_bwd: bool = False, reset_hooks_end: bool = True,
+        clear_contexts: bool = False, pos_slice: Any = None, return_cache_object: bool = True, **kwargs: Any,
+    ) -> tuple[Result, ActivationCache | dict[str, Array]]:  # fmt: skip
+        """Runs the model. Returns its output and its activations: all of them, or those that `names_filter` selects.
+
+        `incl_bwd` adds the gradient of the output (a scalar) at each activation, as `name + "_grad"`. `pos_slice` keeps
+        only some positions: an integer keeps one position and the axis, `Slice(integer)` removes the axis. `device` is
+        the device of the cache. The other arguments are those of calling the model.
+
+        Raises:
+            HookError: `names_filter` matches nothing. The message suggests the nearest names.
+            ValueError: `incl_bwd` is set and the output is not a scalar, or `reset_hooks_end` is False.
+        """
+        if not reset_hooks_end:
+            raise ValueError("run_with_cache adds no hooks, so reset_hooks_end must be True; use add_caching_hooks")
+        model_input, request, hooks = self._read_call(input, *args, **kwargs)
+        wanted = request.layers.wanted(self.cfg, names_filter)
+        request = dataclasses.replace(request, wanted=wanted, positions=Slice.unwrap(pos_slice))
+        run = run_with_gradients if incl_bwd else HookedTransformer.run
+        out, captured = run(self, model_input, request, self._hooks + hooks)
+        cache = ActivationCache.of(captured, self)
+        cache = cache.remove_batch_dim() if remove_batch_dim else cache
+        cache = cache if device is None else cache.to(device)
+        if clear_contexts:
+            self.clear_contexts()
+        return out, cache if return_cache_object else dict(cache.items())
+
+    def read_input(
+        self, input: Any, prepend_bos: bool | None = None, padding_side: Literal["left", "right"] | None = None,
+        attention_mask: Any = None, tokens: Any = None, start_at_layer: int | None = None,
+    ) -> ModelInput:  # fmt: skip
+        """The input of a call as arrays, checked. The arguments are those of calling the model."""
+        return read_input(
+            self.cfg, self.tokenizer, input, prepend_bos, padding_side, attention_mask, tokens, start_at_layer
+        )
+
+    def _read_call(self, *args: Any, **kwargs: Any) -> tuple[ModelInput, RunRequest, tuple[RegisteredHook, ...]]:
+        """The input, the request and the hooks in the arguments of calling the model."""
+        bound = _CALL.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        model_input = self.read_input(
+            given["input"], given["prepend_bos"], given["padding_side"], given["attention_mask"], given["tokens"],
+            given["start_at_layer"],
+        )  # fmt: skip
+        layers = LayerRange.of(self.cfg, given["start_at_layer"], given["stop_at_layer"])
+        request = RunRequest(layers, given["return_type"], given["loss_per_token"])
+        return model_input, request, self._registered(given["hooks"], layers)
+
+    def _registered(
+        self, hooks: list[HookSpec] | None, layers: LayerRange, direction: Direction = "fwd"
+    ) -> tuple[RegisteredHook, ...]:
+        """The hooks of a single call, each of which must act in these layers."""
+        added = tuple(register(self.cfg, name, fn, direction, level=self._level) for name, fn in hook_specs(hooks))
+        layers.check_hooks(added)
+        return added
+
+    def run(
+        self, model_input: ModelInput, request: RunRequest, hooks: tuple[RegisteredHook, ...],
+        probes: tuple[SiteHook, ...] = (),
+    ) -> tuple[Result, list[Captured]]:  # fmt: skip
+        """Runs the model on checked arguments. Returns the requested output and the captured activations."""
+        plan = HookPlan.of(self.cfg, hooks, request.wanted, request.positions, self._points, probes)
+        with full_precision(self.cfg.dtype):
+            info = self.modules.sequence_info(model_input.mask)
+            x, first = model_input.residual, []
+            if x is None:
+                inputs = model_input.tokens, info
+                (x, info), first = run_stage(Modules.embed_tokens, self.modules, inputs, plan, EMBED_NAMES)
+            x, captured = run_layers(self.modules.stacks, x, info, request.layers.start, request.layers.stop, plan)
+            if not request.layers.unembeds:
+                return x, first + captured
+            logits, last = run_stage(Modules.logits, self.modules, (x,), plan, FINAL_NAMES)
+            return self._output(logits, model_input, request), first + captured + last
+
+    def _output(self, logits, model_input: ModelInput, request: RunRequest) -> Result:
+        if request.return_type in ("logits", None):
+            return logits if request.return_type else None
+        if model_input.tokens is None:
+            raise ValueError("the loss needs tokens; pass tokens= with the residual stream")
+        if model_input.tokens.shape[1] < 2:
+            raise ValueError("the loss compares each token with the next one; pass at least two tokens")
+        loss = self.loss_fn(logits, model_input.tokens, model_input.loss_mask, request.loss_per_token)
+        return Output(logits, loss) if request.return_type == "both" else loss
+
+    def loss_fn(
+        self, logits: Float[Array, "b p v"], tokens: Int[Array, "b p"], attention_mask: Any = None,
+        per_token: bool = False,
+    ) -> Array:  # fmt: skip
+        """`lm_cross_entropy_loss` of these logits."""
+        return lm_cross_entropy_loss(logits, tokens, attention_mask, per_token)
+
+    def __repr__(self) -> str:
+        cfg = self.cfg
+        size = sum(int(np.prod(shape.shape)) for shape in parameter_shapes(cfg).values())
+        lines = [
+            f"HookedTransformer({self.name or 'untrained'}: {cfg.n_layers} layers, {cfg.n_heads} heads, "
+            f"d_model {cfg.d_model}, {size:,} parameters, {cfg.dtype})",
+            f"  processing: {'' if self.processing else 'none; weights as in the checkpoint'}".rstrip(),
+            *(f"    {entry}" for entry in self.processing),
+        ]
+        return "\n".join(lines)
+
+
+_CALL = inspect.signature(HookedTransformer.__call__)
+
+
+@contextlib.contextmanager
+def _saved(hf_model: Any):
+    """A temporary folder with the files of a transformers model."""
+    with tempfile.TemporaryDirectory() as folder:
+        hf_model.save_pretrained(folder)
+        yield folder
+
+
+class _Static:
+    """The attributes of a model that are not arrays. jit compares the config by value and the others by identity."""
+
+    def __init__(self, values: dict[str, Any]):
+        self.values = values
+
+    def _key(self):
+        cfg, others = self.values["cfg"], (value for name, value in self.values.items() if name != "cfg")
+        return cfg, cfg.switched_on, *map(id, others)
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __eq__(self, other):
+        return isinstance(other, _Static) and self._key() == other._key()

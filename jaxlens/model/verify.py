@@ -1,0 +1,113 @@
+"""Compares a checkpoint in jaxlens with transformers: the logits, and the residual stream before every layer."""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlens.checkpoints import load, native
+from jaxlens.checkpoints.converter import convert_back
+from jaxlens.checkpoints.families import family_of
+from jaxlens.checkpoints.open import Checkpoint, open_checkpoint
+from jaxlens.checkpoints.validate import expected_shapes
+from jaxlens.errors import CheckpointError, require
+from jaxlens.model.transformer import HookedTransformer
+
+TOLERANCE = 1e-5
+"""The largest difference of float32 logits, relative to the largest logit, for every family."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The largest absolute difference of an activation, and its largest absolute value in transformers."""
+
+    name: str
+    largest: float
+    magnitude: float
+
+    @property
+    def relative(self) -> float:
+        """`largest` divided by `magnitude`."""
+        return self.largest / self.magnitude
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """The result of a comparison. `residuals` are the residual stream before each layer and at the unembedding."""
+
+    name: str
+    model_type: str
+    parameters: int
+    tokens: np.ndarray
+    residuals: list[Difference]
+    logits: Difference
+
+    @property
+    def passed(self) -> bool:
+        """Whether the logits agree within `TOLERANCE`."""
+        return self.logits.relative <= TOLERANCE  # False for NaN
+
+
+def verify(
+    name_or_path: str | os.PathLike[str], text: str | None = None, *, batch: int = 2, length: int = 64, seed: int = 0,
+    revision: str | None = None,
+) -> Verification:  # fmt: skip
+    """Runs a checkpoint in jaxlens and in transformers, in float32, on a text or on random tokens.
+
+    Random tokens have shape (batch, length). `length` is at most the context length.
+
+    Raises:
+        CheckpointError: jaxlens or transformers cannot load the checkpoint.
+        ImportError: torch is not installed.
+    """
+    torch = require("torch", "comparing with transformers")
+    checkpoint = open_checkpoint(name_or_path, revision)
+    loaded = load(name_or_path, revision=revision)
+    cfg = loaded.cfg
+    model = HookedTransformer(cfg, loaded.tokenizer, params=loaded.params, name=loaded.name, source=loaded.source)
+    if text is None:
+        tokens = np.random.default_rng(seed).integers(0, cfg.d_vocab, (batch, min(length, cfg.n_ctx)))
+    else:
+        tokens = np.asarray(model.to_tokens(text))
+    names = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(cfg.n_layers)), "unembed.hook_in"]
+    logits, cache = model.run_with_cache(tokens, names_filter=names)
+    with reference(checkpoint) as theirs, torch.inference_mode():
+        out = theirs(input_ids=torch.tensor(tokens), use_cache=False, output_hidden_states=True)
+    residuals = [difference(name, cache[name], states) for name, states in zip(names, out.hidden_states, strict=True)]
+    parameters = sum(int(np.prod(shape)) for shape in expected_shapes(cfg).values())
+    of_logits = difference("logits", logits, out.logits)
+    return Verification(loaded.name, checkpoint.model_type, parameters, tokens, residuals, of_logits)
+
+
+def difference(name: str, ours: Any, theirs: Any) -> Difference:
+    """Compares two arrays. The difference is infinite if their shapes differ, as in OPT-350m's last hidden state."""
+    ours, theirs = np.asarray(ours), theirs.numpy()
+    largest = np.abs(ours - theirs).max() if ours.shape == theirs.shape else np.inf
+    return Difference(name, float(largest), float(np.abs(theirs).max()))
+
+
+@contextlib.contextmanager
+def reference(checkpoint: Checkpoint) -> Iterator[Any]:
+    """transformers' model of a checkpoint. A checkpoint in the native format is exported first."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    torch = require("torch", "transformers' models")
+    path, options, family = checkpoint.path, {}, family_of(checkpoint.model_type)
+    with tempfile.TemporaryDirectory() as exported:
+        if checkpoint.family is native.FAMILY:
+            path = convert_back(path, Path(exported) / "model")
+        elif path.is_file():
+            path, options = path.parent, {"gguf_file": path.name}
+        logging.disable_progress_bar()
+        try:
+            yield AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, attn_implementation=family.reference, local_files_only=True, **options
+            ).eval()
+        except (OSError, LookupError) as error:
+            raise CheckpointError(f"transformers cannot open {checkpoint.name}: {error}") from error

@@ -1,0 +1,84 @@
+"""The frequencies of rotary positions (Su et al. 2021, arXiv 2104.09864) and their scalings for longer contexts.
+
+The rotation is in nn/attention.py. Axes: r half of the rotated dimensions, l layer.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxlens.config import Config, Dynamic, Linear, Llama3, LongRope, Rotary, Yarn
+
+
+def rotary_tables(cfg: Config, length: Int[Array, ""]) -> tuple[Float[Array, "l r"], Float[Array, "l"]]:
+    """The frequencies of every layer, in radians per position, and the factors on its rotated queries and keys.
+
+    `length` is the length of the longest sequence in the batch. A layer without rotary positions has frequencies of 0.
+    """
+    dim = cfg.rotary_dim
+    kinds = list(dict.fromkeys(cfg.rotary))
+    which = np.array([kinds.index(rotary) for rotary in cfg.rotary])
+    table = jnp.stack([frequencies(kind, dim, length) if kind else jnp.zeros(dim // 2) for kind in kinds])
+    return table[which], jnp.stack([attention_factor(kind, length) for kind in kinds])[which]
+
+
+def attention_factor(rotary: Rotary | None, length: Int[Array, ""]) -> Float[Array, ""]:
+    """The factor that multiplies rotated queries and keys."""
+    match rotary and rotary.scaling:
+        case LongRope(original_n_ctx=original, attention_factor=long, short_attention_factor=float(short)):
+            return jnp.where(length > original, jnp.float32(long), jnp.float32(short))
+        case Yarn() | LongRope() as scaling:
+            return jnp.float32(scaling.attention_factor)
+        case _:
+            return jnp.float32(1)
+
+
+def frequencies(rotary: Rotary, dim: int, length: Int[Array, ""]) -> Float[Array, "r"]:
+    """Radians per position of each rotated pair, with `rotary.scaling` applied.
+
+    Example:
+        >>> frequencies(Rotary(base=100.0), 4, jnp.array(1))
+        Array([1. , 0.1], dtype=float32)
+    """
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    # A power that is rounded once, then a float32 reciprocal: bit for bit the frequencies of torch.
+    plain = jnp.asarray(1 / (np.float64(rotary.base) ** exponents).astype(np.float32))
+    match rotary.scaling:
+        case None:
+            return plain
+        case Linear(factor):
+            return plain / factor
+        case Dynamic(factor, original):
+            growth = factor * jnp.maximum(length, original) / original - (factor - 1)
+            return 1 / (rotary.base * growth ** (dim / (dim - 2))) ** exponents
+        case Llama3():
+            return _llama3(plain, rotary.scaling)
+        case Yarn():
+            return _yarn(plain, rotary.scaling, rotary.base, dim)
+        case LongRope(short_factor=short, long_factor=long, original_n_ctx=original):
+            return plain / jnp.where(length > original, jnp.array(long), jnp.array(short))
+
+
+def _llama3(plain: Float[Array, "r"], scaling: Llama3) -> Float[Array, "r"]:
+    """Divides low frequencies by the factor, keeps high ones, and interpolates between them."""
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    waves_per_context = scaling.original_n_ctx * plain / (2 * math.pi)
+    kept = jnp.clip((waves_per_context - low) / (high - low), 0, 1)
+    return (1 - kept) * plain / scaling.factor + kept * plain
+
+
+def _yarn(plain: Float[Array, "r"], scaling: Yarn, base: float, dim: int) -> Float[Array, "r"]:
+    """Keeps high frequencies, divides low ones by the factor, with a linear ramp over the dimensions between them."""
+
+    def dimension_with(rotations: float) -> float:
+        return dim * math.log(scaling.original_n_ctx / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    first, last = dimension_with(scaling.beta_fast), dimension_with(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dim - 1)
+    ramp = (np.arange(dim // 2, dtype=np.float32) - first) / ((last - first) or 0.001)
+    divided = jnp.asarray(np.clip(ramp, 0, 1))
+    return plain / scaling.factor * divided + plain * (1 - divided)

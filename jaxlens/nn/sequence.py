@@ -1,0 +1,138 @@
+"""The inputs of the layers besides the residual stream: positions, the padding mask, and constants per layer.
+
+Axes: b batch, p query position, g sequence, t slot of a sequence, r half of the rotated dimensions, l layer. Axes g and
+t equal b and p, unless rows of several sequences are packed into one (nn/packing.py).
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlens.config import WHOLE_PAST, Config
+from jaxlens.nn.packing import LayerPacking, Packing
+from jaxlens.nn.position_bias import position_bias
+from jaxlens.nn.rope import rotary_tables
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerInfo:
+    """The inputs of one layer besides the residual stream.
+
+    Query slot q attends to source slot s if `low[q] < s <= high[q]` and `mask[..., s]`. `qk_input` is added to the
+    inputs of queries and keys. `token_indices` number the tokens of each sequence, for the position bias.
+    """
+
+    low: Int[Array, "t"]
+    high: Int[Array, "t"]
+    mask: Bool[Array, "g t"]
+    window: Int[Array, ""]
+    scale: Float[Array, ""]
+    cos: Float[Array, "b p r"] | None
+    sin: Float[Array, "b p r"] | None
+    qk_input: Float[Array, "b p d"] | None
+    token_indices: Int[Array, "g t"] | None
+    growth: Float[Array, "b p"] | None
+    packing: LayerPacking | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SequenceInfo:
+    """The inputs of all layers besides the residual stream. Fields with the axis l have one entry per layer.
+
+    `slots` number the columns of the input. `positions` number the tokens of each row from 0 and skip padding, so they
+    do not depend on how a row is padded. `mask` is False on padding. `qk_input` is the position embedding of models
+    that add it to the inputs of queries and keys instead of the residual stream (shortformer).
+    """
+
+    slots: Int[Array, "t"]
+    positions: Int[Array, "b p"]
+    mask: Bool[Array, "g t"]
+    windows: Int[Array, "l"]
+    scales: Float[Array, "l"]
+    frequencies: Float[Array, "l r"] | None
+    rotary_factors: Float[Array, "l"] | None
+    query_growth: tuple[float, int] | None = dataclasses.field(default=None, metadata={"static": True})
+    has_bias: bool = dataclasses.field(default=False, metadata={"static": True})
+    qk_input: Float[Array, "b p d"] | None = None
+    packing: Packing | None = None
+
+    def at_layer(self, layer: Int[Array, ""]) -> LayerInfo:
+        """The inputs of one layer."""
+        window = self.windows[layer]
+        low, high = band(self.slots, window, layer)
+        cos = sin = None
+        if self.frequencies is not None:
+            angles = self.positions[..., None].astype(jnp.float32) * self.frequencies[layer]
+            cos, sin = (wave(angles) * self.rotary_factors[layer] for wave in (jnp.cos, jnp.sin))
+        return LayerInfo(
+            low, high, self.mask, window, self.scales[layer], cos, sin, self.qk_input,
+            token_indices=self.token_indices(layer) if self.has_bias else None,
+            growth=None if self.query_growth is None else growth_of_queries(self.positions, *self.query_growth),
+            packing=None if self.packing is None else self.packing.at_layer(layer),
+        )  # fmt: skip
+
+    def token_indices(self, layer: Int[Array, ""]) -> Int[Array, "g t"]:
+        """The index of each token in its sequence. `layer` does not change the values; see `band`."""
+        return jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1 + jnp.minimum(layer, 0)
+
+    def packed(self, prompts: Int[Array, "r"], slots: Int[Array, "r"], sequences: Int[Array, "g"], packing: Packing):
+        """The inputs for rows packed into one sequence [1 r]. Row i is slot `slots[i]` of prompt `prompts[i]`.
+
+        Attention runs on whole sequences: sequence j is a copy of prompt `sequences[j]`.
+        """
+        return dataclasses.replace(
+            self,
+            positions=self.positions[prompts, slots][None],
+            mask=self.mask[sequences],
+            qk_input=None if self.qk_input is None else self.qk_input[prompts, slots][None],
+            packing=packing,
+        )
+
+
+def band(slots: Int[Array, "p"], window: Int[Array, ""], layer: Int[Array, ""]) -> tuple[Array, Array]:
+    """The bounds `low` and `high` of the sources that each query attends to: slots s with `low < s <= high`.
+
+    `window` counts these slots, including the slot of the query. `layer` is never negative, so it does not change the
+    bounds. But XLA cannot infer that, treats the bounds as layer-dependent, and hoists no mask out of the layer loop.
+    """
+    high = slots + jnp.minimum(layer, 0)
+    return high - window, high
+
+
+def growth_of_queries(positions: Int[Array, "b p"], beta: float, original: int) -> Float[Array, "b p"]:
+    """The factor 1 + β ln(1 + ⌊position / original⌋) on queries (Llama 4, 2025).
+
+    Attention over more sources is flatter. The factor compensates for this beyond the original context.
+    """
+    return 1 + beta * jnp.log(1 + (positions // original).astype(jnp.float32))
+
+
+def layer_scales(cfg: Config) -> np.ndarray:
+    """The divisor of the attention scores of each layer."""
+    scale = cfg.attn_scale if cfg.attn_scale is not None else np.sqrt(cfg.d_head)
+    depth = np.arange(1, cfg.n_layers + 1) if cfg.scale_attn_by_inverse_layer_idx else np.ones(cfg.n_layers)
+    return (scale * depth).astype(np.float64 if cfg.dtype == "float64" else np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def sequence_info(cfg: Config, mask: Bool[Array, "b p"]) -> SequenceInfo:
+    """The SequenceInfo of a batch, without a `qk_input`. `mask` is False on padding."""
+    positions = jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+    frequencies, factors = rotary_tables(cfg, jnp.max(positions) + 1) if cfg.rotary_dim else (None, None)
+    return SequenceInfo(
+        slots=jnp.arange(mask.shape[1], dtype=jnp.int32),
+        positions=positions,
+        mask=mask,
+        windows=jnp.array([window or WHOLE_PAST for window in cfg.windows], jnp.int32),
+        scales=jnp.asarray(layer_scales(cfg)),
+        frequencies=frequencies,
+        rotary_factors=factors,
+        query_growth=cfg.query_growth,
+        has_bias=position_bias(cfg) is not None,
+    )

@@ -1,0 +1,79 @@
+"""Reads the tokenizer files of a Hugging Face folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from jaxlens.errors import CheckpointError
+
+ROLES = ("bos", "eos", "pad", "unk")
+"""The special tokens that a `Tokenizer` stores."""
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """The arguments of `Tokenizer` for the tokenizer in a folder."""
+    settings = read_json(folder / "tokenizer_config.json")
+    policy = {name: settings[name] for name in ("padding_side", "default_prepend_bos") if name in settings}
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; expected the folder that contains tokenizer.json")
+    if not (folder / "tokenizer.json").is_file():
+        return {"backend": _auto_tokenizer(folder), **policy}
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise CheckpointError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
+    special = _special_tokens(folder, settings, backend)
+    _add_tokens(folder, settings.get("added_tokens_decoder") or {}, backend)
+    backend.add_special_tokens([token for token in special.values() if token is not None])
+    return {"backend": backend, **special, **policy, "chat_template": _chat_template(folder, settings)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or an empty dict if the file does not exist."""
+    try:
+        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} does not contain a JSON object: {error}") from error
+
+
+def _special_tokens(folder: Path, settings: Mapping[str, Any], backend: tokenizers.Tokenizer) -> dict[str, str | None]:
+    """The special tokens by role. A role with the value null has no token. A missing role is read from config.json."""
+    listed = read_json(folder / "special_tokens_map.json") | settings
+    config = read_json(folder / "config.json")
+    special = {}
+    for role in (f"{role}_token" for role in ROLES):
+        token, index = listed.get(role), config.get(f"{role}_id")
+        index = index[0] if isinstance(index, list) and index else index  # some models have several EOS tokens
+        token = backend.id_to_token(index) if role not in listed and index is not None else token
+        special[role] = token["content"] if isinstance(token, dict) else token
+    return special
+
+
+def _add_tokens(folder: Path, listed: Mapping[str, Any], backend: tokenizers.Tokenizer) -> None:
+    """Adds tokens that only tokenizer_config.json lists, as transformers does. The ids in both files must agree."""
+    for index, token in sorted(listed.items(), key=lambda item: int(item[0])):
+        text = token["content"]
+        if backend.token_to_id(text) is None:
+            backend.add_tokens([tokenizers.AddedToken(**{k: v for k, v in token.items() if k != "__type"})])
+        if (actual := backend.token_to_id(text)) != int(index):
+            ids = f"id {index} in tokenizer_config.json and id {actual} in tokenizer.json"
+            raise CheckpointError(f"{folder}: token {text!r} has {ids}; download both files again")
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str] | None:
+    file, template = folder / "chat_template.jinja", settings.get("chat_template")
+    if file.is_file():
+        return file.read_text("utf-8")
+    return {item["name"]: item["template"] for item in template} if isinstance(template, list) else template
+
+
+def _auto_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
+        raise CheckpointError(f"{folder} has no tokenizer.json and no other tokenizer: {error}") from error

@@ -1,0 +1,1 @@
+"""Compatibility with TransformerLens: its module paths, its config fields, and its helper functions."""

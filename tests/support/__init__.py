@@ -1,0 +1,1 @@
+"""What several test files use: models, checkpoints, cases of mistakes, and readers of compiled code."""
