@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaxlens.transformer_lens import names
 
 if TYPE_CHECKING:
+    from jaxlens._jax import use_compilation_cache
     from jaxlens.analysis.logit_attribution import DirectLogitAttribution, direct_logit_attribution
     from jaxlens.analysis.svd import SVDInterpreter
     from jaxlens.config import Config, Rotary
@@ -46,6 +47,7 @@ _EXPORTS = {
     "hook": "hooks",
     "lm_accuracy": "model.loss",
     "lm_cross_entropy_loss": "model.loss",
+    "use_compilation_cache": "_jax",
 }
 """The module that defines each public name."""
 
@@ -53,7 +55,7 @@ __all__ = [
     "ActivationCache", "ActivationNotFound", "CheckpointError", "Config", "DirectLogitAttribution", "FactoredMatrix",
     "HookError", "HookPoint", "HookedRootModule", "HookedTransformer", "HookedTransformerConfig", "Output", "Rotary",
     "SVDInterpreter", "Slice", "Tokenizer", "direct_logit_attribution", "get_act_name", "hook", "lm_accuracy",
-    "lm_cross_entropy_loss",
+    "lm_cross_entropy_loss", "use_compilation_cache",
 ]  # fmt: skip
 
 

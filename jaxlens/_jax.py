@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,6 +42,26 @@ def full_precision(dtype: Any = "float32") -> contextlib.AbstractContextManager:
     if str(dtype) != "float32" or jax.config.jax_default_matmul_precision is not None:
         return contextlib.nullcontext()
     return jax.default_matmul_precision("highest")
+
+
+def use_compilation_cache(folder: str | Path | None = None) -> Path:
+    """Keeps compiled programs on disk, so that a later process loads them instead of compiling them again.
+
+    The default folder is `jaxlens/xla` in the cache folder of the user (`$XDG_CACHE_HOME` or `~/.cache`). If JAX has a
+    folder already (`jax_compilation_cache_dir`) and none is passed, nothing changes. Call it before the first run, as
+    the command line does. Returns the folder.
+
+    Example:
+        >>> import jaxlens
+        >>> folder = jaxlens.use_compilation_cache()
+    """
+    if folder is None and jax.config.jax_compilation_cache_dir:
+        return Path(jax.config.jax_compilation_cache_dir)
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(folder or user_cache / "jaxlens" / "xla")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # JAX's default keeps slower programs only
+    return folder
 
 
 def as_device(device: Any) -> jax.Device | jax.sharding.Sharding:

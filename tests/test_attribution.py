@@ -137,6 +137,14 @@ def test_the_exact_softmax_survives_saturated_patterns():
           patched(the_model, "k"))  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma", "moe"])
+def test_between_equal_inputs_every_attribution_is_exactly_zero(name):
+    for options in ({"nodes": ["embed", "resid_post", "z", "mlp_out"]}, {"nodes": ["q", "k"], "exact_softmax": True}):
+        found = attribution_patch(model(name), CLEAN, CLEAN, score, **options)
+        assert not any(found[node].values.any() for node in options["nodes"])
+        assert np.array_equal(found.clean_metric, found.corrupted_metric)
+
+
 @pytest.mark.parametrize("name", ["shortformer", "qwen3", "gemma"])
 def test_the_exact_softmax_and_the_linear_one_agree_on_small_moves(name):
     """Whatever lies between queries, keys and the pattern: norms, rotations, positions, caps, windows."""

@@ -402,7 +402,7 @@ MISTAKES = {
     "missing pairs": (("patch", "--pairs", "none.tsv"), "No such file or directory: 'none.tsv'"),
     "no activation": ((*PATCH, "--what", "resid_pro"), 'did you mean "blocks.*.hook_resid_pre"'),
     "no axis": ((*PATCH, "--axes", "layer,row"), "there is no axis 'row' to sweep; the axes are ['layer'"),
-    "equal prompts": (("patch", CLEAN, CLEAN, *ANSWERS), "cannot normalise: the metric is"),
+    "equal prompts": (("patch", CLEAN, CLEAN, *ANSWERS), "cannot normalize: the metric is"),
     "path without corrupted": (("attribute", CLEAN, *ANSWERS, "--by", "path"), "--by path needs a second prompt; pass"),
     "compare without corrupted": (("attribute", CLEAN, *ANSWERS, "--compare"), "--compare applies to attribution"),
     "steps without gradients": (("attribute", CLEAN, *ANSWERS, "--steps", "3"), "--steps applies to integrated"),

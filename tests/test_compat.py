@@ -5,7 +5,10 @@ That code written for TransformerLens gives its numbers is tested in test_transf
 
 import copy
 import functools
+import os
 import pickle
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -193,6 +196,15 @@ def test_weights_of_modules_are_those_of_their_layer():
     assert {"embed", "unembed", "ln_final", "blocks.3.mlp", "blocks.0.attn.hook_z"} < set(modules)
 
 
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_modules_can_be_copied_and_pickled(copied):
+    blocks, attn = model("llama").blocks, model("llama").blocks[2].attn
+    for view in (copied(attn), copied(blocks[2]).attn, copied(blocks)[2].attn):
+        assert type(view) is type(attn) and view.name == attn.name
+        assert jnp.array_equal(view.W_V, attn.W_V) and jnp.array_equal(view._W_K, attn._W_K)
+        close(view(*[jnp.ones((1, 3, 14))] * 3), attn(*[jnp.ones((1, 3, 14))] * 3))
+
+
 def test_hooks_are_taken_off_one_hook_point_of_several(the_model):
     the_model.add_hook(lambda name: name.endswith("hook_mlp_out"), lambda value, hook: value * 0)
     the_model.add_perma_hook("blocks.1.hook_mlp_out", lambda value, hook: value)
@@ -227,6 +239,20 @@ def test_caching_hooks_keep_what_is_asked_for(the_model):
     _, cache = the_model.run_with_cache(tokens())
     the_model.reset_hooks()
     assert sorted(everything) == sorted(cache)
+
+
+@pytest.mark.parametrize("traced", [jax.jit, jax.grad])
+def test_caching_hooks_store_no_tracers(the_model, traced):
+    stored = the_model.add_caching_hooks("blocks.1.hook_resid_post")
+
+    def run(by):
+        return the_model(the_model.embed(tokens()) * by, start_at_layer=0).sum()
+
+    with pytest.raises(HookError, match=r"caching hooks store concrete values.*return the cache of run_with_cache"):
+        traced(run)(1.0)
+    assert not stored
+    the_model(tokens())
+    assert list(stored) == ["blocks.1.hook_resid_post"]
 
 
 # --- hooks, and what is said of torch's habits
@@ -322,6 +348,32 @@ def test_a_model_is_moved_and_cast_in_place(the_model):
     the_model.zero_grad()
 
 
+def test_the_device_of_a_config_is_that_of_the_weights(tmp_path):
+    code = """
+import copy, jax, jax.numpy as jnp, jaxlens
+cfg = jaxlens.Config(n_layers=1, d_model=4, n_heads=2, d_head=2, d_vocab=5, n_ctx=4)
+first, second = jax.devices()
+model = jaxlens.HookedTransformer(cfg)
+assert model.cfg.device == first
+model.to("cpu:1").set_use_attn_result(True)
+for one in (model, copy.deepcopy(model), model.with_params(model.params), model.to("bfloat16")):
+    assert one.cfg.device == second and one.W_E.devices() == {second}
+    assert (one.W_E + jnp.zeros(4, one.cfg.dtype, device=one.cfg.device)).devices() == {second}
+model.init_weights()
+assert model.cfg.device == second and model.W_E.devices() == {second}
+assert cfg.device == first and model.cpu().cfg.device == first
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **flags})
+
+
+def test_a_model_is_spread_over_devices_by_a_sharding_that_fits(the_model):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    assert the_model.to(sharding).W_E.sharding == sharding
+    close(the_model(tokens()), model("llama")(tokens()))
+
+
 def test_weights_that_are_missing_stay_unless_the_state_dict_must_be_whole(the_model):
     bigger = {"blocks.1.mlp.W_out": the_model.state_dict()["blocks.1.mlp.W_out"] * 2, "nothing": np.ones(3)}
     the_model.load_state_dict(bigger, strict=False)
@@ -336,11 +388,24 @@ def gpt2_of_transformers():
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
 
 
-def test_a_model_of_transformers_is_loaded_by_way_of_files(tmp_path):
+def test_a_model_of_transformers_has_the_tokenizer_of_the_name(tmp_path, monkeypatch):
+    transformers.PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(), bos_token="<s>").save_pretrained(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
+    for name in (str(tmp_path), "tuned"):
+        named = HookedTransformer.from_pretrained(name, hf_model=gpt2_of_transformers())
+        assert named.to_tokens("john gave").tolist() == [[0, 4, 11]]
+    given = HookedTransformer.from_pretrained("tuned", hf_model=gpt2_of_transformers(), tokenizer=word_tokenizer())
+    assert given.to_tokens("john gave").tolist() == [[4, 11]]  # this tokenizer has no BOS token
+
+
+def test_a_model_of_transformers_is_loaded_by_way_of_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     theirs = gpt2_of_transformers()
-    ours = HookedTransformer.from_pretrained_no_processing(
-        "tuned", hf_model=theirs, device="cpu", default_prepend_bos=False, n_devices=1, move_to_device=True
-    )
+    with pytest.warns(UserWarning, match="the model has no tokenizer: the tokenizer 'tuned' is not a local folder"):
+        ours = HookedTransformer.from_pretrained_no_processing(
+            "tuned", hf_model=theirs, device="cpu", default_prepend_bos=False, n_devices=1, move_to_device=True
+        )
+    assert ours.tokenizer is None
     assert (ours.name, ours.cfg.model_name, ours.cfg.default_prepend_bos) == ("tuned", "tuned", False)
     given = tokens(2, 9, d_vocab=30)
     with torch.no_grad():
@@ -371,6 +436,15 @@ def attn():
     return model("gpt2").blocks[0].attn
 
 
+def sharding_of_columns():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+
+
+def filled(the_model):
+    return the_model.run_with_hooks(tokens(), fwd_hooks=the_model.get_caching_hooks()[1])
+
+
 ERRORS = {
     "a field of neither": Case(
         made(d_modle=3), ValueError, "neither Config nor TransformerLens has a field ['d_modle']"
@@ -389,7 +463,7 @@ ERRORS = {
     "several devices": Case(
         loading(n_devices=2),
         ValueError,
-        "n_devices=2 is not supported (only 1): use jax.device_put(model, sharding) to",
+        "n_devices=2 is not supported (only 1): pass a dict of shardings by name: model.set_params(",
     ),
     "a training checkpoint": Case(
         loading(checkpoint_index=3),
@@ -418,6 +492,16 @@ ERRORS = {
     "hooks that stay of a cache": Case(
         lambda: model("gpt2").run_with_cache(tokens(), reset_hooks_end=False), ValueError,
         "reset_hooks_end must be True; use add_caching_hooks",
+    ),
+    "a sharding of matrices": Case(
+        lambda: model("gpt2").to(sharding_of_columns()), ValueError,
+        "does not fit ln_final.w, of shape (14,); expected a device or a sharding that fits every parameter",
+    ),
+    "a cache of tracers": Case(
+        lambda: jax.jit(filled)(model("gpt2")), HookError, "caching hooks store concrete values, but the value at"
+    ),
+    "a method of none": Case(
+        lambda: attn().__setstate__, AttributeError, "ModuleView has no '__setstate__'"
     ),
     "a device of none": Case(lambda: model("gpt2").to("tpu:3"), ValueError, "there is no device 'tpu:3'"),
     "a direction of none": Case(

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import pickle
+import subprocess
+import sys
 import typing
 
 import jax
@@ -183,7 +187,7 @@ def test_n_ctx_is_the_longest_prompt_whatever_the_positions():
 def turning(scaling=None, **rotary):
     """What a Rotary comes to in one layer: frequencies and factor, for a sequence longer than the original context."""
     cfg = LLAMA.replace(d_head=16, rotary=Rotary(**rotary, scaling=scaling))
-    frequencies, factors = rotary_tables(cfg, jnp.int32(40))
+    frequencies, factors = rotary_tables(cfg, jnp.array([40]))
     return np.append(frequencies[0], factors[0])
 
 
@@ -272,6 +276,44 @@ def test_a_single_value_stands_for_every_layer_and_defaults_follow_from_other_fi
     assert (cfg.d_mlp, cfg.n_key_value_heads, cfg.d_vocab_out, cfg.rotary_dim) == (24, 4, 13, 4)
     assert (PLAIN.rotary, PLAIN.rotary_dim, PLAIN.windows) == ((), None, (None, None))
     assert PLAIN.replace(biases=("norm", "b_Q")).biases == ("b_Q", "norm")
+
+
+@pytest.mark.parametrize(
+    ("given", "change", "kept", "derived"),
+    [
+        ({"d_mlp": 24}, {"d_model": 8}, {"d_mlp": 24}, {"d_mlp": 32}),
+        ({"n_key_value_heads": 4}, {"n_heads": 8}, {"n_key_value_heads": 4}, {"n_key_value_heads": 8}),
+        ({"d_vocab_out": 13}, {"d_vocab": 20}, {"d_vocab_out": 13}, {"d_vocab_out": 20}),
+        ({"attn_scale": 2.0}, {"d_head": 9}, {"attn_scale": 2.0}, {"attn_scale": 3.0}),
+    ],
+    ids=lambda fields: "-".join(fields),
+)
+def test_a_given_value_is_kept_and_a_derived_one_follows(given, change, kept, derived):
+    sizes = {name: size for name, size in SMALL.items() if name not in given}
+    explicit, implicit = Config(**sizes, **given), Config(**sizes)
+    assert explicit == implicit and hash(explicit) == hash(implicit)
+    assert explicit.to_dict() == implicit.to_dict()
+    for cfg, expected in ((explicit, kept), (implicit, derived)):
+        assert HookedTransformer(cfg, seed=3, name="tiny").cfg.model_name == "tiny"
+        copies = (cfg, cfg.replace(n_ctx=17), pickle.loads(pickle.dumps(cfg)), HookedTransformer(cfg, seed=3).cfg)
+        for same in copies:
+            assert {name: getattr(same.replace(**change), name) for name in expected} == expected
+    written = Config.from_dict(json.loads(json.dumps(implicit.to_dict())))
+    assert {name: getattr(written.replace(**change), name) for name in kept} == kept
+
+
+def test_a_pickled_config_is_equal_to_a_new_one_in_another_process(tmp_path):
+    """The hash of a string differs between processes."""
+    assert hash(PLAIN) == hash(PLAIN.replace())
+    (tmp_path / "cfg").write_bytes(pickle.dumps(PLAIN))
+    code = f"""
+import pickle
+from jaxlens import Config
+cfg = pickle.loads(open({str(tmp_path / "cfg")!r}, "rb").read())
+assert cfg == Config.from_dict(cfg.to_dict()) and hash(cfg) == hash(Config.from_dict(cfg.to_dict()))
+"""
+    for seed in ("1", "2"):
+        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": seed})
 
 
 def test_layers_of_different_shape_are_stacks_of_their_own():

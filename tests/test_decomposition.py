@@ -411,8 +411,9 @@ def alike(cache: ActivationCache, plain: ActivationCache, cut=lambda stack: stac
 def test_a_cache_without_batch_axis_or_of_one_position(name):
     plain = ran(name)
     _, last = made(name).run_with_cache(tokens(), attention_mask=MASK, pos_slice=Slice(-1))
-    alike(last, plain, lambda stack: stack[:, :, -1])
-    alike(last.apply_slice_to_batch_dim(0), plain, lambda stack: stack[:, 0, -1])
+    ends = [np.flatnonzero(row)[-1] for row in np.asarray(MASK)]  # the last token of each row
+    alike(last, plain, lambda stack: stack[:, np.arange(len(ends)), np.array(ends)])
+    alike(last.apply_slice_to_batch_dim(0), plain, lambda stack: stack[:, 0, ends[0]])
 
 
 @pytest.mark.parametrize("name", ["gemma", "moe"])
@@ -618,6 +619,11 @@ ERRORS = {
     "a lens with two choices": Case(
         lambda: ran("gpt2").logit_lens(top_k=3, vocab=[1]), ValueError, "vocab and top_k each select tokens"
     ),
+    "a lens on nothing": Case(
+        lambda: ran("gpt2").logit_lens(positions=slice(3, 3)), ValueError, "batch_slice=None select nothing; expected"
+    ),
+    "a lens on no token": Case(lambda: ran("gpt2").logit_lens(vocab=[]), ValueError, "the list of tokens is empty"),
+    "a lens on no layer": Case(lambda: ran("gpt2").logit_lens(layers=[]), ValueError, "layers=[], positions=-1"),
     "a lens of something else": Case(
         lambda: ran("gpt2").logit_lens(return_type="loss"), ValueError, "return_type is 'loss'"
     ),

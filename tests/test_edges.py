@@ -61,6 +61,13 @@ def test_edges_add_up_to_what_attribution_says_of_their_ends(name):
     close(found.clean_metric, total(the_model(CLEAN)))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma"])
+def test_between_equal_inputs_every_edge_is_exactly_zero(name):
+    found = edge_attribution_patch(model(name), CLEAN, CLEAN, score)
+    assert not found.values.any()
+    assert np.array_equal(found.clean_metric, found.corrupted_metric)
+
+
 def test_an_edge_is_the_derivative_of_patching_one_component_in_one_input():
     """By its definition: what a head writes is moved towards the clean run in the input of one key head alone."""
     the_model = model("llama")

@@ -247,6 +247,10 @@ INPUTS = {
     "a position that is not there": Case(
         lambda: cached(Z, pos_slice=11), IndexError, "index 11 is out of range for an axis of length 11"
     ),
+    "a position before the first token of a row": Case(
+        lambda: cached(Z, pos_slice=-7, attention_mask=[[1, 0] * 5 + [1]] * 2), IndexError,
+        "position -7 is out of range: row 0 has 6 tokens",
+    ),
     "an unknown argument": Case(lambda: cached(Z, returns="loss"), TypeError, "unexpected keyword argument 'returns'"),
 }  # fmt: skip
 
@@ -464,7 +468,20 @@ WEIGHTS = {
         "unembed.b_U is bfloat16; the config's dtype is float32",
     ),
     "one token has no loss": Case(
-        lambda: run(given=tokens(1, 1), return_type="loss"), ValueError, "the loss compares each token with the next"
+        lambda: run(given=tokens(1, 1), return_type="loss"), ValueError, "each token is compared with the next one"
+    ),
+    "tokens without neighbours have no loss": Case(
+        lambda: run(given=[[1, 2, 3]], return_type="both", attention_mask=[[1, 0, 1]]), ValueError,
+        "attention_mask has no two tokens in a row",
+    ),
+    "gradients of no loss": Case(
+        lambda: model("gpt2").run_with_cache(
+            [[1, 2, 3]], return_type="loss", attention_mask=[[1, 0, 1]], incl_bwd=True
+        ), ValueError, "attention_mask has no two tokens in a row",
+    ),
+    "one token has no accuracy": Case(
+        lambda: jaxlens.lm_accuracy(jnp.zeros((1, 1, 9)), tokens(1, 1)), ValueError,
+        "each token is compared with the next one",
     ),
     "an additive mask": Case(
         lambda: run(attention_mask=jnp.zeros((2, 11)).at[0, 0].set(-1e9)), ValueError,

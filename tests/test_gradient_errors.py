@@ -47,11 +47,11 @@ ERRORS = {
     ),
     "an exact softmax past hooks": Case(with_a_hook, ValueError, "exact_softmax computes patterns without the model's"),
     "inputs of two lengths": Case(
-        lambda: attribute(corrupt=CORRUPT[:, :5]), ValueError, "clean has [prompts, positions] = [2, 11]"
+        lambda: attribute(corrupt=CORRUPT[:, :5]), ValueError, "prompt 0 has 11 tokens"
     ),
     "inputs padded in two ways": Case(
         lambda: attribution_patch(reading(), ["word1 word2", "word3"], ["word1", "word3 word4"], LAST), ValueError,
-        "clean and corrupt are padded at different positions",
+        "prompt 0 has 3 tokens and 0 padding positions in clean, but 2 tokens and 1 padding positions in corrupt",
     ),
     "a metric of numbers": Case(
         lambda: attribute(metric=lambda logits: jnp.float32(float(logits[0, 0, 0]))), TypeError,
@@ -81,7 +81,7 @@ ERRORS = {
     ),
     "a baseline of another length": Case(
         lambda: integrated_gradients(model("moe"), CLEAN, LAST, CORRUPT[:, 1:]), ValueError,
-        "input has [prompts, positions] = [2, 11], but baseline has [2, 10]",
+        "in input, but 10 tokens and 0 padding positions in baseline",
     ),
     "a Jacobian backwards": Case(
         lambda: residual_jacobian(model("moe"), CLEAN, 3, 1), ValueError, "to_layer is 1, before from_layer 3"

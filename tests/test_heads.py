@@ -156,21 +156,22 @@ def test_scores_are_compiled_once_and_can_be_differentiated():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "moe"])
+@pytest.mark.parametrize("length", [7, 2, 1])
 @pytest.mark.parametrize("with_bos", [True, False])
-def test_scores_on_repeated_tokens_follow_their_definitions(name, with_bos):
+def test_scores_on_repeated_tokens_follow_their_definitions(name, with_bos, length):
     the_model = reading(name) if with_bos else model(name)
-    repeated = heads.repeated_random_tokens(the_model, batch_size=3, length=7, seed=4)
-    assert repeated.shape == (3, 14 + with_bos)
-    assert np.array_equal(repeated[:, with_bos : 7 + with_bos], repeated[:, 7 + with_bos :])
+    repeated = heads.repeated_random_tokens(the_model, batch_size=3, length=length, seed=4)
+    half, end = length + with_bos, 2 * length + with_bos
+    assert repeated.shape == (3, end)
+    assert np.array_equal(repeated[:, with_bos:half], repeated[:, half:])
     assert not with_bos or (repeated[:, 0] == 0).all()
     pattern = np.asarray(the_model.run_with_cache(repeated)[1].stack_activation("pattern"))
-    second = range(7 + with_bos, 14 + with_bos)
     mean = lambda pairs: np.mean([pattern[..., p, s] for p, s in pairs], axis=0).mean(axis=1)  # noqa: E731
-    how = {"batch_size": 3, "length": 7, "seed": 4}
-    close(heads.induction_scores(the_model, **how), mean([(p, p - 6) for p in second]))
-    close(heads.duplicate_token_scores(the_model, **how), mean([(p, p - 7) for p in second]))
-    close(heads.previous_token_scores(the_model, **how), mean([(p, p - 1) for p in range(1, 14 + with_bos)]))
-    assert not np.array_equal(repeated, heads.repeated_random_tokens(the_model, 3, 7, seed=5))
+    how = {"batch_size": 3, "length": length, "seed": 4}
+    close(heads.induction_scores(the_model, **how), mean([(p, p - length + 1) for p in range(half, end)]))
+    close(heads.duplicate_token_scores(the_model, **how), mean([(p, p - length) for p in range(half, end)]))
+    close(heads.previous_token_scores(the_model, **how), mean([(p, p - 1) for p in range(1, end)]))
+    assert not np.array_equal(repeated, heads.repeated_random_tokens(the_model, 3, length, seed=5))
 
 
 def test_BOS_stands_in_front_by_the_policy_of_model_and_tokenizer():

@@ -15,6 +15,7 @@ from support.models import CONFIGS, model, tokens
 from test_models import close
 
 from jaxlens import Config, HookedTransformer, HookError, hook
+from jaxlens.analysis import residual_jacobian
 from jaxlens.hooks.table import sites
 from jaxlens.nn.parameters import parameter_shapes
 
@@ -357,6 +358,59 @@ def test_backward_hooks_meet_the_gradient_in_the_order_they_were_added(small, gr
     assert seen == {(Z, 1)}
 
 
+@pytest.mark.parametrize("halved", [lambda gradient, hook: gradient / 2, hook(scale, by=0.5)], ids=["python", "data"])
+def test_backward_hooks_have_no_effect_in_forward_mode(small, halved):
+    residual = small(few_tokens(), stop_at_layer=0)
+    change = jnp.asarray(np.random.default_rng(0).normal(size=residual.shape), jnp.float32)
+
+    def run(x):
+        return small(x, start_at_layer=0)
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(run(x) ** 2))(x)
+
+    plain, plain_gradient = jax.jvp(run, (residual,), (change,))[1], gradient(residual)
+    small.add_hook(RESID_POST, halved, dir="bwd")
+    small.add_hook("unembed.hook_in", halved, dir="bwd")
+    for push in (jax.jvp, jax.jit(jax.jvp, static_argnums=0)):
+        close(push(run, (residual,), (change,))[1], plain)
+    close(residual_jacobian(small, few_tokens(), 0).matvec(change), small_jacobian(change))
+    close(gradient(residual), plain_gradient / 4)
+
+
+def small_jacobian(change):
+    return residual_jacobian(small_model(), few_tokens(), 0).matvec(change)
+
+
+@pytest.mark.parametrize("inner", ["grad", "vmap"])
+def test_backward_hooks_of_a_batch_are_those_of_each_prompt(small, inner):
+    """The gradient of vmap, and vmap of the gradient; the data of the hook are mapped too."""
+    residual = small(tokens(3, 5, d_vocab=11), stop_at_layer=0)[:, None]
+    by = jnp.array([0.5, 2.0, -1.0])
+
+    def loss(x, by):
+        edit = [(RESID_POST, hook(scale, by=by)), (Z, lambda gradient, hook: gradient / jnp.linalg.norm(gradient))]
+        return jnp.sum(small.run_with_hooks(x, start_at_layer=0, bwd_hooks=edit) ** 2)
+
+    expected = jnp.stack([jax.grad(loss)(x, by) for x, by in zip(residual, by, strict=True)])
+    if inner == "grad":
+        close(jax.vmap(jax.grad(loss))(residual, by), expected)
+    else:
+        close(jax.grad(lambda x: jnp.sum(jax.vmap(loss)(x, by)))(residual), expected)
+
+
+def test_the_derivative_of_a_gradient_includes_its_hooks(small):
+    residual = small(few_tokens(), stop_at_layer=0)
+
+    def squared_gradient(by):
+        edit = [(RESID_POST, hook(scale, by=by))]
+        run = lambda x: jnp.sum(small.run_with_hooks(x, start_at_layer=0, bwd_hooks=edit) ** 2)  # noqa: E731
+        return jnp.sum(jax.grad(run)(residual) ** 2)  # by ** 2 times that without the hook
+
+    for derivative in (jax.grad, jax.jacfwd):
+        close(derivative(squared_gradient)(1.5), 3.0 * squared_gradient(1.0), 1e-4)
+
+
 # --- hooks as data
 
 
@@ -476,7 +530,7 @@ def warm(the_model, given) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_a_new_hook_on_any_site_of_any_layer_compiles_nothing(name):
-    the_model, given = model(name), tokens()
+    the_model, given = model(name), tokens(2, 8)  # the length of a program; at other lengths, values are cut
     warm(the_model, given)
     with compilations() as compiled:
         for full in sites(the_model.cfg):
@@ -486,9 +540,9 @@ def test_a_new_hook_on_any_site_of_any_layer_compiles_nothing(name):
 
 
 def test_a_new_hook_compiles_its_own_operations_and_no_others(the_model):
-    warm(the_model, tokens())
+    warm(the_model, tokens(2, 8))
     with compilations() as compiled:
-        the_model.run_with_hooks(tokens(), fwd_hooks=[(Z, lambda z, hook: jnp.cosh(z) + jnp.arctan(z) * 0)])
+        the_model.run_with_hooks(tokens(2, 8), fwd_hooks=[(Z, lambda z, hook: jnp.cosh(z) + jnp.arctan(z) * 0)])
     assert "jit(cosh)" in compiled
     assert set(compiled) <= {f"jit({name})" for name in ("cosh", "arctan", "add", "multiply")}
 
@@ -503,7 +557,7 @@ def test_the_first_hook_at_a_new_length_compiles_small_pieces_and_not_the_model(
     with compilations() as compiled:
         for layer in range(4):
             the_model.run_with_hooks(given, fwd_hooks=[(f"blocks.{layer}.hook_mlp_out", lambda value, hook: value)])
-    assert compiled == []
+    assert compiled == ["jit(shortened)"]  # the value that a hook receives is cut to the length of the prompt
 
 
 def test_a_hook_sees_the_present_value_of_what_it_closes_over(the_model):

@@ -1,6 +1,9 @@
 """Direct logit attribution: rows that add up to the logits, of every unit, in every architecture."""
 
+import dataclasses
 import functools
+import importlib
+import pkgutil
 import sys
 import types
 
@@ -18,6 +21,7 @@ from test_text import word_tokenizer
 import jaxlens
 from jaxlens import ActivationCache, ActivationNotFound, HookedTransformer, Tokenizer, direct_logit_attribution, weights
 from jaxlens.analysis import logit_attribution
+from jaxlens.analysis.labelled_array import Labelled
 
 UNITS = ("component", "head", "neuron", "all", "layer")
 every_config = pytest.mark.parametrize("name", EVERY)
@@ -76,7 +80,10 @@ def test_rows_add_up_to_the_logit_difference_of_processed_weights(name):
 )  # fmt: skip
 def test_without_a_cache_the_model_runs_and_keeps_what_the_unit_needs(name, unit):
     result = direct_logit_attribution(made(name), tokens(), [3, 30], [7, 7], unit=unit, attention_mask=MASK)
-    close(result.values, direct_logit_attribution(made(name), None, [3, 30], [7, 7], unit, cache=ran(name)).values)
+    for row, tokens_of_row in enumerate(np.asarray(MASK)):  # without a cache, the position is that of the last token
+        last = int(np.flatnonzero(tokens_of_row)[-1])
+        cached = direct_logit_attribution(made(name), None, [3, 30], [7, 7], unit, cache=ran(name), pos=last)
+        close(result.values[..., row], cached.values[..., row])
 
 
 def test_rows_are_the_attributions_of_what_they_name():
@@ -170,6 +177,32 @@ def test_a_table_has_a_row_for_every_value(monkeypatch):
     row = list(zip(table["component"], table["batch"], table["pos"], strict=True)).index(("2_mlp_out", 1, 2))
     assert table["value"][row] == result.values[result.labels.index("2_mlp_out"), 1, 2]
     assert len(table["value"]) == result.values.size
+
+
+def has_arrays(of) -> bool:
+    """Whether a dataclass has a field that holds arrays or a model, itself or in another dataclass."""
+    fields = [str(field.type) for field in dataclasses.fields(of)]
+    return any(word in kind for kind in fields for word in ("Array", "ndarray", "ByStretch", "Labelled", "Model"))
+
+
+def test_results_with_arrays_are_compared_by_identity():
+    """Comparing arrays by value gives an array, so `==` on a dataclass of arrays would raise an error."""
+    names = [info.name for info in pkgutil.walk_packages(jaxlens.analysis.__path__, "jaxlens.analysis.")]
+    modules = [importlib.import_module(name) for name in (*names, "jaxlens.model.cache.logit_lens")]
+    found = {of for module in modules for of in vars(module).values() if dataclasses.is_dataclass(of)}
+    ours = {of for of in found if of.__module__ in {module.__name__ for module in modules} and has_arrays(of)}
+    assert {"Labelled", "Patched", "EdgeScores", "DirectLogitAttribution", "LogitLensResult"} <= {
+        of.__name__ for of in ours
+    }
+    assert [of for of in ours if of.__eq__ is not object.__eq__ or of.__hash__ is not object.__hash__] == []
+
+
+def test_a_result_equals_itself_only_and_can_be_a_key():
+    first, second = (direct_logit_attribution(model("gpt2"), tokens(), 3) for _ in range(2))
+    assert first == first and first != second and {first: 1}[first] == 1
+    first, second = (Labelled(np.ones(2), ("head",), {"head": ["0", "1"]}) for _ in range(2))
+    assert first == first and first != second and len({first, second}) == 2
+    assert np.array_equal(first, second)
 
 
 ERRORS = {

@@ -11,7 +11,7 @@ from jaxlens import Config, HookedTransformer
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.engine import _loop
 from jaxlens.nn.attention import masked_softmax, softmax, visible
-from jaxlens.nn.sequence import band, sequence_info
+from jaxlens.nn.sequence import PADDING, band, sequence_info
 
 LENGTH = 2048
 WINDOWS = {
@@ -69,8 +69,8 @@ def test_no_mask_in_the_loop_with_data_as_bounds(windows, attn_block):
 
     def loop(stack, x, mask, first, last, wanted):
         return _loop(
-            stack, x, sequence_info(model.cfg, mask), first, last, (),
-            layers=model.cfg.stacks[0], wanted=wanted, positions=None, n_captured=4 if wanted else 0,
+            stack, x, sequence_info(model.cfg, mask), first, last, (), None,
+            layers=model.cfg.stacks[0], wanted=wanted, n_captured=4 if wanted else 0,
         )  # fmt: skip
 
     for wanted in (frozenset(), frozenset({"hook_resid_post"})):
@@ -115,8 +115,8 @@ def test_the_reader_of_hlo_finds_a_mask_when_there_is_one():
 
 
 def test_the_band_is_causal_and_counts_the_query_itself():
-    low, high = band(jnp.arange(5), jnp.int32(2), jnp.int32(3))
-    seen = visible(low, high, jnp.ones((1, 5), bool), 4)[0, 0]
+    low, high = band(jnp.arange(5)[None], jnp.int32(2), jnp.int32(3))
+    seen = visible(low, high, high, 4)[0, 0]
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
     assert seen.astype(int).tolist() == expected
 
@@ -124,15 +124,15 @@ def test_the_band_is_causal_and_counts_the_query_itself():
 def test_masked_softmax_and_its_derivatives_are_those_of_the_plain_one():
     rng = np.random.default_rng(0)
     scores = jnp.asarray(rng.normal(size=(2, 3, 6, 6)), jnp.float32)
-    low, high = band(jnp.arange(6), jnp.int32(4), jnp.int32(0))
-    real = jnp.ones((2, 6), bool).at[0, :2].set(False)
+    low, high = band(jnp.array([[-1, -1, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5]]), jnp.int32(4), jnp.int32(0))
+    sources = jnp.where(high < 0, PADDING, high)
     weights = jnp.asarray(rng.normal(size=scores.shape), jnp.float32)
 
     def fused(scores):
-        return jnp.sum(weights * masked_softmax(scores, low, high, real) ** 2)
+        return jnp.sum(weights * masked_softmax(scores, low, high, sources) ** 2)
 
     def plain(scores):
-        masked = jnp.where(visible(low, high, real, 4), scores, -jnp.inf)
+        masked = jnp.where(visible(low, high, sources, 4), scores, -jnp.inf)
         return jnp.sum(weights * softmax(masked) ** 2)
 
     assert np.allclose(fused(scores), plain(scores), atol=1e-6)
@@ -145,11 +145,11 @@ def test_masked_softmax_and_its_derivatives_are_those_of_the_plain_one():
 @pytest.mark.parametrize("kind", ["jvp", "vjp"])
 def test_derivatives_mapped_over_changes_are_those_of_each(kind):
     """With as many numbers as some compilers cut into blocks: see `masks._masked_softmax_jvp`."""
-    rng, (low, high) = np.random.default_rng(0), band(jnp.arange(11), jnp.int32(5), jnp.int32(0))
+    rng, (low, high) = np.random.default_rng(0), band(jnp.tile(jnp.arange(11), (2, 1)), jnp.int32(5), jnp.int32(0))
     scores, changes = (jnp.asarray(rng.normal(size=(*n, 2, 6, 11, 11)), jnp.float32) for n in ((), (30,)))
 
     def pattern(scores):
-        return masked_softmax(scores, low, high, jnp.ones((2, 11), bool))
+        return masked_softmax(scores, low, high, high)
 
     def derivative(change):
         if kind == "vjp":
@@ -165,7 +165,7 @@ def test_derivatives_mapped_over_changes_are_those_of_each(kind):
 
 def test_a_query_that_sees_nothing_attends_to_nothing():
     scores = jnp.zeros((1, 1, 3, 3))
-    low, high = band(jnp.arange(3), jnp.int32(3), jnp.int32(0))
-    real = jnp.array([[False, True, True]])
-    assert masked_softmax(scores, low, high, real)[0, 0].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0.5, 0.5]]
+    low, high = band(jnp.array([[-1, 0, 1]]), jnp.int32(3), jnp.int32(0))
+    sources = jnp.array([[PADDING, 0, 1]])
+    assert masked_softmax(scores, low, high, sources)[0, 0].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0.5, 0.5]]
     assert softmax(jnp.full((2, 2), -jnp.inf)).tolist() == [[0, 0], [0, 0]]

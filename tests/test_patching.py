@@ -1,6 +1,8 @@
 """Sweeps: what they find is what one hooked run after another finds, and they compile once."""
 
+import dataclasses
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from jaxlens.patching import get_act_patch_direct_path, get_act_patch_direct_pat
 from support.mistakes import Case, unreached
 from support.models import CONFIGS, model, randomised, tokens
 from test_engine import compilations  # noqa: F401, a fixture
+from test_errors import reading
 from test_models import close
 
 from jaxlens import ActivationNotFound, HookError, hook, patching
@@ -188,6 +191,21 @@ def test_a_batch_of_cells_has_room_for_a_whole_run_at_least():
         assert shape.cells >= 1
 
 
+def test_batches_keep_their_shape_while_free_memory_changes_little():
+    the_model, cfg = model("gpt2"), CONFIGS["gpt2"]
+    baseline, _ = baseline_run(the_model, the_model.read_input(tokens(2, LENGTH)), "hook_resid_pre", [0, 1, 2, 3])
+
+    def shape(in_use, limit=2**24):
+        stats = {"bytes_limit": limit, "bytes_in_use": in_use}
+        device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+        logits = types.SimpleNamespace(dtype=baseline.logits.dtype, devices=lambda: [device])
+        return BatchShape.for_sweep(cfg, dataclasses.replace(baseline, logits=logits), 1, None)
+
+    assert shape(0) == shape(10**5) == shape(3 * 10**6)
+    assert shape(12 * 10**6).cells < shape(0).cells < shape(0, 2**26).cells
+    assert shape(2**24).rows >= 2 * LENGTH  # no free memory
+
+
 @pytest.mark.parametrize(("name", "block"), [("mistral", 2), ("neo", 3)])
 def test_a_sweep_runs_blockwise_where_the_model_does(name, block):
     the_model = randomised(CONFIGS[name].replace(attn_block=block))
@@ -355,6 +373,15 @@ def test_a_metric_says_which_positions_it_reads():
         close(ready(values[:, :, ready.positions]), np.stack([np.asarray(function(one)) for one in values]))
 
 
+def test_an_error_of_a_metric_comes_before_the_run_and_other_metrics_run_on_concrete_logits():
+    logits = jax.ShapeDtypeStruct((3, 9, 20), jnp.float32)
+    with pytest.raises(ZeroDivisionError):
+        Metric(lambda x: x[:, -1].sum() / (1 // 0), logits)
+    total = lambda x: jax.pure_callback(np.sum, jax.ShapeDtypeStruct((), "float32"), x)  # noqa: E731
+    ready = Metric(total, logits)  # its callback has no rule for vmap
+    close(ready(jnp.ones((2, 3, 9, 20))), np.full(2, 540.0))
+
+
 # --- ablation
 
 
@@ -387,6 +414,18 @@ def activation_sources(found, cache):
         edited = the_model.run_with_hooks(tokens(3, LENGTH), fwd_hooks=[(get_act_name("z", 1), edit)])
         errors.append(np.abs(np.asarray(per_prompt(edited)) - found.values[1, 2]).max())
     return np.array(orders[int(np.argmin(errors))])
+
+
+def test_prompts_of_other_lengths_are_resampled_from_prompts_of_their_own():
+    given, last = tokens(4, LENGTH), np.array([LENGTH - 1, 3, LENGTH - 1, 3])
+    mask = np.arange(LENGTH) <= last[:, None]
+    found = ablate(
+        model("gpt2"), given, lambda x: x[jnp.arange(4), last, 3], by="resample", attention_mask=mask, **QUIET
+    )
+    for rows in ([0, 2], [1, 3]):
+        ends = given[np.array(rows), : last[rows[0]] + 1]
+        alone = ablate(model("gpt2"), ends, per_prompt, by="resample", **QUIET)
+        close(found.values[..., rows], alone.values)
 
 
 def test_neurons_and_experts_are_ablated():
@@ -592,6 +631,8 @@ def moe_neurons(rows):
     return patching.generic_activation_patch(*given, "post", index_df=Table(rows, "layer", "neuron"), **QUIET)
 
 
+UNLIKE = ["word1 word2", "word3"], ["word5 word6", "word3 word4"]
+OF_ROW = "prompt 1 has 2 tokens and 1 padding positions in corrupted, but 3 tokens and 0 padding positions in clean"
 RESULT = Labelled(np.zeros((2, 1)), ("layer", "head"), {"layer": ["0", "1"], "head": ["0"]})
 MISTAKES = {
     "under a transformation": Case(
@@ -650,7 +691,22 @@ MISTAKES = {
     "layers of several shapes": Case(lambda: moe_neurons([(0, 1), (1, 1)]), ValueError, "layers of one shape"),
     "no such direction": Case(lambda: patch(direction="sideways"), ValueError, "denoising"),
     "runs of other shapes": Case(
-        lambda: activation_patch(model("gpt2"), tokens(2, 5), tokens(2, 6), metric), ValueError, "the same number of"
+        lambda: activation_patch(model("gpt2"), tokens(2, 5), tokens(2, 6), metric), ValueError,
+        "prompt 0 has 5 tokens and 0 padding positions in corrupted, but 6 tokens and 0 padding positions in clean",
+    ),
+    "runs of other numbers of prompts": Case(
+        lambda: activation_patch(model("gpt2"), tokens(2, 5), tokens(3, 5), metric), ValueError,
+        "corrupted has 2 prompts, but clean has 3; give pairs",
+    ),
+    "rows that do not correspond": Case(
+        lambda: activation_patch(reading(), *UNLIKE, metric, direction="noising"), ValueError, OF_ROW
+    ),
+    "paths between rows that do not correspond": Case(
+        lambda: path_patch(reading(), *UNLIKE, metric), ValueError, OF_ROW
+    ),
+    "two runs under a transformation": Case(
+        lambda: jax.jit(lambda t: activation_patch(model("gpt2"), t, pair()[0], metric))(pair()[1]), ValueError,
+        "call it outside jit, grad and vmap",
     ),
     "an axis that the activation lacks": Case(lambda: patch("z", ("layer", "neuron")), ValueError, "cannot be swept"),
     "the same axis twice": Case(lambda: patch("z", ("layer", "head", "head_index")), ValueError, "cannot be swept"),
@@ -659,13 +715,18 @@ MISTAKES = {
     ),
     "no such ablation": Case(lambda: ablate(model("gpt2"), tokens(), metric, by="noise"), ValueError, '"resample"'),
     "no other prompt": Case(
-        lambda: ablate(model("gpt2"), tokens(1, 4), metric, by="resample"), ValueError, "at least two prompts"
+        lambda: ablate(model("gpt2"), tokens(1, 4), metric, by="resample"), ValueError,
+        "no other prompt has the 4 tokens and the padding of prompt 0; add one",
+    ),
+    "no other prompt of that length": Case(
+        lambda: ablate(reading(), ["word1", "word2", "word3 word4"], metric, by="resample"), ValueError,
+        "no other prompt has the 3 tokens and the padding of prompt 2; add one",
     ),
     "the mean of patterns": Case(
         lambda: ablate(model("gpt2"), tokens(), metric, "pattern", by="mean"), ValueError, 'the mean of "pattern" over'
     ),
     "paths between runs of other shapes": Case(
-        lambda: path_patch(model("gpt2"), tokens(2, 5), tokens(2, 6), metric), ValueError, "the same number of prompts"
+        lambda: path_patch(model("gpt2"), tokens(2, 5), tokens(2, 6), metric), ValueError, "prompt 0 has 5 tokens"
     ),
     "no such component": Case(lambda: path("z"), ValueError, "component is 'z'"),
     "no MLP to receive": Case(lambda: path("mlp", name="attn_only"), ValueError, "component is 'mlp'"),

@@ -82,6 +82,16 @@ def test_long_text_is_truncated_with_a_warning_by_to_tokens_and_rejected_by_a_ru
         the_model(long)
 
 
+def test_the_settings_of_a_models_tokenizer_are_its_own():
+    tokenizer = Tokenizer(word_tokenizer(), bos_token="<s>", pad_token="<pad>")
+    right, left = (HookedTransformer(CONFIGS["gpt2"], tokenizer, default_padding_side=side) for side in (None, "left"))
+    left.tokenizer.pad_token = "?"
+    assert [one.padding_side for one in (tokenizer, right.tokenizer, left.tokenizer)] == ["right", "right", "left"]
+    assert [one.pad_token for one in (tokenizer, right.tokenizer, left.tokenizer)] == ["<pad>", "<pad>", "?"]
+    assert right.to_tokens(["john gave", "mary"]).tolist() == [[0, 4, 11], [0, 6, 1]]
+    assert left.to_tokens(["john gave", "mary"]).tolist() == [[0, 4, 11], [2, 0, 6]]
+
+
 def test_set_tokenizer_accepts_any_tokenizer_or_none(the_model):
     the_model.set_tokenizer(word_tokenizer())
     assert isinstance(the_model.tokenizer, Tokenizer)
@@ -141,6 +151,15 @@ def test_the_loss_is_the_negative_log_probability_of_each_next_token(the_model):
     expected = -log_probabilities[np.arange(10), tokens[1:]]
     close(loss, expected.mean())
     close(the_model.loss_fn(logits, the_model.to_tokens(LONG), per_token=True)[0], expected)
+
+
+def test_a_mask_without_neighbouring_tokens_has_no_prediction(the_model):
+    mask = jnp.array([[1, 0, 1]])
+    assert not jnp.any(the_model([[1, 2, 3]], return_type="loss", attention_mask=mask, loss_per_token=True))
+    with pytest.raises(ValueError, match="attention_mask has no two tokens in a row"):
+        the_model.loss_fn(jnp.zeros((1, 3, 37)), jnp.array([[1, 2, 3]]), mask)
+    both = the_model([[1, 2, 3], [1, 2, 3]], return_type="loss", attention_mask=[[1, 0, 1], [1, 1, 0]])
+    close(both, the_model([[1, 2]], return_type="loss"))
 
 
 # --- directions of tokens

@@ -393,6 +393,25 @@ def test_a_folder_without_a_readable_tokenizer(tmp_path):
             Tokenizer.from_folder(tmp_path)
 
 
+def test_a_tokenizer_is_loaded_by_name_and_without_weights(tmp_path, monkeypatch):
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, tokenizer_config={"bos_token": "<s>"})
+    requested = {}
+
+    def download(name, **options):
+        requested[name] = options
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    for name in (str(tmp_path), "a/b"):
+        assert Tokenizer.from_pretrained(name, revision="v1").bos_token_id == 0
+    assert list(requested) == ["a/b"] and requested["a/b"]["revision"] == "v1"
+    assert not any("safetensors" in pattern for pattern in requested["a/b"]["allow_patterns"])
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"'a b' is not a local folder, and cannot be downloaded"):
+        Tokenizer.from_pretrained("a b")
+
+
 def test_the_import_loads_neither_torch_nor_transformers():
     code = "import sys, jaxlens.text.tokenizer; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

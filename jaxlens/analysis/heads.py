@@ -155,7 +155,7 @@ def _check_measure(error_measure: str) -> None:
 
 
 def _tokens_and_mask(model: Any, seq: Any) -> tuple[Int[Array, "b p"], Bool[Array, "b p"]]:
-    """The tokens of `seq`, and a mask without padding. Padding is on the right, so the causal mask hides it."""
+    """The tokens of `seq`, padded on the right (the causal mask hides it), and a mask that is False for padding."""
     texts = [seq] if isinstance(seq, str) else seq
     if isinstance(texts, list) and texts and isinstance(texts[0], str):
         tokens = model.to_tokens(texts, padding_side="right")
@@ -226,7 +226,7 @@ def induction_scores(
         >>> induction_scores(model, length=8).shape
         (2, 2)
     """
-    return _attention_back(model, length - 1, length, batch_size=batch_size, seed=seed, prepend_bos=prepend_bos)
+    return _attention_back(model, length - 1, -length, length, batch_size, seed, prepend_bos)
 
 
 def duplicate_token_scores(
@@ -236,7 +236,7 @@ def duplicate_token_scores(
 
     The mean is over the second halves of the prompts of `repeated_random_tokens`, which has the same arguments.
     """
-    return _attention_back(model, length, length, batch_size=batch_size, seed=seed, prepend_bos=prepend_bos)
+    return _attention_back(model, length, -length, length, batch_size, seed, prepend_bos)
 
 
 def previous_token_scores(
@@ -246,14 +246,14 @@ def previous_token_scores(
 
     The mean is over the prompts of `repeated_random_tokens`, which has the same arguments.
     """
-    return _attention_back(model, 1, length, batch_size=batch_size, seed=seed, prepend_bos=prepend_bos)
+    return _attention_back(model, 1, 1, length, batch_size, seed, prepend_bos)
 
 
-def _attention_back(model: Any, steps: int, length: int, **options: Any) -> Float[Array, "l n"]:
-    tokens = repeated_random_tokens(model, length=length, **options)
+def _attention_back(model: Any, steps: int, first: int, length: int, batch_size, seed, prepend_bos):
+    """`mean_attention_back` on repeated random tokens. A negative `first` counts from the end."""
+    tokens = repeated_random_tokens(model, batch_size, length, seed, prepend_bos)
     _, cache = model.run_with_cache(tokens, names_filter=PATTERNS, stop_at_layer=model.cfg.n_layers)
-    first = steps if steps == 1 else tokens.shape[1] - length
-    return mean_attention_back(cache.stack_activation("pattern"), steps, first)
+    return mean_attention_back(cache.stack_activation("pattern"), steps, first % tokens.shape[1])
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -1,4 +1,4 @@
-"""`Labelled`: the result of an analysis, an array with named axes and labelled entries."""
+"""`Labelled`: the result of an analysis, an array with named axes and labeled entries."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from jaxlens.errors import require
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Labelled:
     """An array with a name for every axis and a label for every index along it. numpy functions accept it.
 

@@ -42,7 +42,7 @@ READS = {
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class DirectLogitAttribution:
     """The contribution of every component to a logit or a logit difference, in logits before a soft cap.
 

@@ -14,7 +14,7 @@ from jaxlens.config import Config
 from jaxlens.nn.parameters import Params
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Loaded:
     """A loaded checkpoint. If `load_lazily` made it, `params` reads each weight on demand.
 

@@ -71,10 +71,6 @@ def fields(cfg: Config, source: dict[str, Any] | None) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    model_types=(MODEL_TYPE,),
-    config=config,
-    rules=rules,
-    copies=(),
-    prefixes=("",),
+    model_types=(MODEL_TYPE,), config=config, rules=rules, copies=(), prefixes=("",),
     source=lambda fields: fields.get("source"),
-)
+)  # fmt: skip

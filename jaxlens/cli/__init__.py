@@ -5,6 +5,7 @@ import os
 import sys
 from inspect import cleandoc
 
+from jaxlens._jax import use_compilation_cache
 from jaxlens.cli.commands import attribute, convert, demo, export, families, heads, hooks, inspect, lens, patch, verify
 from jaxlens.cli.commands.command import DEFAULT_MODEL
 from jaxlens.errors import ActivationNotFound
@@ -48,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # print "?" for characters that the terminal cannot encode
+    if COMMANDS[arguments.command].takes_model:
+        use_compilation_cache()
     try:
         status = arguments.run(arguments)
         sys.stdout.flush()

@@ -124,15 +124,17 @@ class Config:
     seed: int | None = _note(default=None)  # of the initial weights; None: 0
     tokenizer_name: str | None = _note(default=None)  # a Hugging Face id or folder, loaded with the model
     switched_on: frozenset[str] = _note(default=frozenset())  # on-request hook points that unfiltered caches contain
+    weights_on: Any = _note(default=None)  # noqa: RUF009 -- the device `model.to` moved weights to; None: the default
 
     def __post_init__(self) -> None:
         fill = functools.partial(object.__setattr__, self)
         validation.check_sizes(self)
         if self.attn_only:
             fill("d_mlp", None)
-        for name, value in self._derived_defaults.items():
-            if getattr(self, name) is None:
-                fill(name, value)
+        derived = {name: value for name, value in self._derived_defaults.items() if getattr(self, name) is None}
+        fill("_derived", tuple(derived))
+        for name, value in derived.items():
+            fill(name, value)
         fill("windows", _per_layer("windows", self.windows, self.n_layers, None))
         rotary = self.rotary or (Rotary() if self.positional_embedding_type == "rotary" else ())
         if self.positional_embedding_type == "rotary":
@@ -214,9 +216,16 @@ class Config:
         return f"Config({', '.join(shown)})"
 
     def replace(self, **changes: Any) -> "Config":
-        """A validated copy with some fields changed. Fields that equal their derived default are derived again."""
-        unset = {name: None for name, value in self._derived_defaults.items() if getattr(self, name) == value}
-        return dataclasses.replace(self, **{**unset, **changes})
+        """A validated copy with some fields changed. A default that was derived from other fields is derived again.
+
+        A value that was given is kept, even if it equals the default. All fields of `from_dict` are given.
+
+        Example:
+            >>> sizes = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "d_vocab": 9, "n_ctx": 5}
+            >>> Config(**sizes).replace(d_model=16).d_mlp, Config(**sizes, d_mlp=32).replace(d_model=16).d_mlp
+            (64, 32)
+        """
+        return dataclasses.replace(self, **{**dict.fromkeys(self._derived), **changes})
 
     def first_layers(self, n_layers: int) -> "Config":
         """The Config of this model's first `n_layers` layers."""
@@ -264,6 +273,16 @@ class Config:
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for pickle, without the hash and the device, which differ in another process."""
+        return {name: value for name, value in vars(self).items() if name != "_hash"} | {"weights_on": None}
+
+    def __copy__(self) -> "Config":
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "Config":
+        return self
 
     def __eq__(self, other: object) -> bool:
         if self is other:

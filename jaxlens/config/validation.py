@@ -59,15 +59,10 @@ def check_biases(biases: Any) -> None:
 
 def check_choices(cfg: Any, rotary: Any) -> None:
     fields = {
-        "normalization_type": NORMS,
-        "norm_placement": ("pre", "post", "both", "sum"),
-        "act_fn": ACTIVATIONS,
-        "positional_embedding_type": POSITIONS,
-        "qk_norm": ("head", "heads", "full", None),
-        "qk_norm_type": ("LN", "RMS"),
-        "router": ("softmax", "sigmoid", "sparsemixer"),
-        "init_mode": INIT_MODES,
-    }
+        "normalization_type": NORMS, "norm_placement": ("pre", "post", "both", "sum"), "act_fn": ACTIVATIONS,
+        "positional_embedding_type": POSITIONS, "qk_norm": ("head", "heads", "full", None),
+        "qk_norm_type": ("LN", "RMS"), "router": ("softmax", "sigmoid", "sparsemixer"), "init_mode": INIT_MODES,
+    }  # fmt: skip
     for name, allowed in fields.items():
         if getattr(cfg, name) not in allowed:
             raise ValueError(f"{name} is {getattr(cfg, name)!r}; expected one of {', '.join(map(repr, allowed))}")

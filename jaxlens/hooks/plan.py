@@ -14,12 +14,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from jaxlens.config import Config
 from jaxlens.errors import HookError
 from jaxlens.hooks.api import DataHook, HookPoint, PythonHook, apply
 from jaxlens.hooks.names import HookName, matching, split_name
-from jaxlens.hooks.slice import Slice
+from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.table import BLOCK_NAMES
 
 Direction = Literal["fwd", "bwd"]
@@ -106,6 +108,12 @@ class SiteHook:
             return True
         return layer in self.layers if self.is_plain else self.mask is None or bool(self.mask[layer])
 
+    def acts_in_any(self, layers: tuple[int, ...]) -> bool:
+        """Whether it acts in any of these layers."""
+        if self.is_plain:
+            return not set(self.layers).isdisjoint(layers)
+        return self.mask is None or bool(np.any(self.mask[np.array(layers)]))
+
     def __call__(self, value: jax.Array, layer, points: Mapping[str, HookPoint] | None = None) -> jax.Array:
         """The value after this hook. `layer` may be traced."""
         run = functools.partial(self._run, points=points)
@@ -125,8 +133,14 @@ class SiteHook:
         point = _point(self.site, layer, points)
         if self.direction == "fwd":
             return apply(self.hook, value, point)
-        number = -1 if layer is None else layer
-        return _edit_gradient(self.site, point if isinstance(number, int) else None, value, number, self.hook)
+        traced_layer = None if layer is None or isinstance(layer, int) else layer
+        data, structure = jax.tree.flatten((self.hook, traced_layer))
+
+        def edit(gradient, *data):  # runs after the trace of `layer` has ended
+            hook, traced_layer = structure.unflatten(data)
+            return apply(hook, gradient, point if traced_layer is None else HookPoint(point.name, traced_layer))
+
+        return _edit_gradient.bind(value, *data, edit=edit)
 
 
 jax.tree_util.register_dataclass(SiteHook, ["hook", "mask"], ["site", "direction", "layers"])
@@ -141,22 +155,35 @@ def _point(site: str, layer, points: Mapping[str, HookPoint] | None) -> HookPoin
     return HookPoint(f"blocks.*.{site}", layer)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _edit_gradient(site, point, value, layer, hook):
-    """The value unchanged. In the backward pass, the result of `hook` replaces its gradient."""
-    return value
+_edit_gradient = Primitive("edit_gradient")
+"""The value unchanged. In the backward pass, `edit(gradient, *data)` replaces its gradient.
+
+It has no effect in forward mode. A `jax.custom_vjp` cannot be differentiated in forward mode at all.
+"""
+_edit_gradient.def_impl(lambda value, *data, edit: value)
+_edit_gradient.def_abstract_eval(lambda value, *data, edit: value)
+mlir.register_lowering(_edit_gradient, lambda context, value, *data, edit: [value])
 
 
-def _edit_gradient_forward(site, point, value, layer, hook):
-    return value, (layer, hook)
+def _edit_gradient_jvp(primals, tangents, edit):
+    (value, *data), (tangent, *_) = primals, tangents
+    return value, tangent if isinstance(tangent, ad.Zero) else _edit_gradient.bind(tangent, *data, edit=edit)
 
 
-def _edit_gradient_backward(site, point, kept, gradient):
-    layer, hook = kept
-    return apply(hook, gradient, point or HookPoint(f"blocks.*.{site}", layer)), None, None
+def _edit_gradient_transpose(gradient, value, *data, edit):
+    return [gradient if isinstance(gradient, ad.Zero) else edit(gradient, *data), *(None for _ in data)]
 
 
-_edit_gradient.defvjp(_edit_gradient_forward, _edit_gradient_backward)
+def _edit_gradient_batched(args, axes, edit):
+    size = next(arg.shape[axis] for arg, axis in zip(args, axes, strict=True) if axis is not None)
+    (value, *data), axis = args, axes[0]
+    value = jnp.broadcast_to(value, (size, *value.shape)) if axis is None else jnp.moveaxis(value, axis, 0)
+    return _edit_gradient.bind(value, *data, edit=jax.vmap(edit, (0, *axes[1:]))), 0
+
+
+ad.primitive_jvps[_edit_gradient] = _edit_gradient_jvp
+ad.primitive_transposes[_edit_gradient] = _edit_gradient_transpose
+batching.primitive_batchers[_edit_gradient] = _edit_gradient_batched
 
 
 def zero_probe(site: str, zero: jax.Array, layers: tuple[int, ...] | None = None, n_layers: int = 0) -> SiteHook:
@@ -183,20 +210,22 @@ def _add_row(value, hook, zeros, rows):
 class HookPlan:
     """The hooks of one run, and the names of the values to capture (`wanted`).
 
-    `positions` selects positions of captured values. `points` are the HookPoints that plain functions receive.
+    `positions` are those of captured values. `points` are the HookPoints that plain functions receive, and `length` is
+    the length of the values that they receive in a run that is padded to a longer one.
     """
 
     cfg: Config
     hooks: tuple[SiteHook, ...] = ()
     wanted: frozenset[str] = frozenset()
-    positions: Slice | None = None
+    positions: Positions | None = None
     points: Mapping[str, HookPoint] | None = None
+    length: int | None = None
 
     @classmethod
     def of(
         cls, cfg: Config, hooks: tuple[RegisteredHook, ...], wanted: frozenset[str] = frozenset(),
-        positions: Slice | None = None, points: Mapping[str, HookPoint] | None = None,
-        probes: tuple[SiteHook, ...] = (),
+        positions: Positions | None = None, points: Mapping[str, HookPoint] | None = None,
+        probes: tuple[SiteHook, ...] = (), length: int | None = None,
     ) -> "HookPlan":  # fmt: skip
         """The plan of registered hooks: forward hooks in order, backward hooks in reverse order, then probes.
 
@@ -205,20 +234,27 @@ class HookPlan:
         forward = [hook for hook in hooks if hook.direction == "fwd"]
         backward = [hook for hook in hooks if hook.direction == "bwd"][::-1]
         by_site = [site_hook for hook in forward + backward for site_hook in _site_hooks(cfg, hook)]
-        return cls(cfg, (*by_site, *probes), wanted, positions, points)
+        return cls(cfg, (*by_site, *probes), wanted, positions, points, length)
 
-    def wanted_in(self, layer: int | None) -> frozenset[str]:
-        """The sites to capture in a layer, or outside the blocks (None)."""
-        return frozenset(site for site, at in map(split_name, self.wanted) if at == layer)
+    @functools.cached_property
+    def wanted_in(self) -> Mapping[int | None, frozenset[str]]:
+        """The sites to capture by layer, and outside the blocks (None)."""
+        by_layer: dict[int | None, set[str]] = {}
+        for site, layer in map(split_name, self.wanted):
+            by_layer.setdefault(layer, set()).add(site)
+        distinct: dict[frozenset[str], frozenset[str]] = {}  # layers with equal sites share a set: they compare quickly
+        by_layer = {layer: frozenset(sites) for layer, sites in by_layer.items()}
+        return {layer: distinct.setdefault(sites, sites) for layer, sites in by_layer.items()}
 
-    def is_edited_by_python(self, layer: int) -> bool:
-        """Whether a plain Python function edits values of this layer."""
+    @functools.cached_property
+    def edited_by_python(self) -> frozenset[int]:
+        """The layers in which a plain Python function edits values."""
         plain = (hook for hook in self.hooks if hook.is_plain and hook.direction == "fwd" and hook.in_blocks)
-        return any(hook.acts_in(layer) for hook in plain)
+        return frozenset(layer for hook in plain for layer in hook.layers)
 
     def hooks_in(self, layers: tuple[int, ...]) -> tuple[SiteHook, ...]:
         """The hooks that act in any of these layers."""
-        return tuple(hook for hook in self.hooks if hook.in_blocks and any(map(hook.acts_in, layers)))
+        return tuple(hook for hook in self.hooks if hook.in_blocks and hook.acts_in_any(layers))
 
 
 def _site_hooks(cfg: Config, registered: RegisteredHook) -> list[SiteHook]:

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlens.hooks.table import POSITION_AXES
-
 SliceInput = Any
 """An integer, a slice, a tuple (start, stop[, step]), a list or array of integers, or None."""
 
@@ -61,10 +59,6 @@ class Slice:
             if not isinstance(entry, np.bool_) and not -length <= entry < length:
                 raise IndexError(f"index {entry} is out of range for an axis of length {length}")
         return value[(slice(None),) * (dim % value.ndim) + (self.slice,)]
-
-    def cut(self, site: str, value: jax.Array) -> jax.Array:
-        """Indexes the position axis of an activation of `site` that has a batch axis."""
-        return self.apply(value, POSITION_AXES[site])
 
     def indices(self, max_ctx: int | None = None) -> np.ndarray:
         """The selected indices of an axis of length `max_ctx`. The Slice of an integer needs no length."""

@@ -192,6 +192,12 @@ FINAL_SITES = (
 POSITION_AXES = {site.name: site.axes.split().index("p") for site in EMBED_SITES + BLOCK_SITES + FINAL_SITES}
 """The axis of (query) positions by site, counted from the front, for a value with a batch axis."""
 
+LENGTH_AXES = {
+    site.name: tuple(axis for axis, letter in enumerate(site.axes.split()) if letter in "ps")
+    for site in EMBED_SITES + BLOCK_SITES + FINAL_SITES
+}
+"""The axes that are as long as the sequence by site: positions of queries, and those of sources in patterns."""
+
 BLOCK_NAMES = frozenset(site.name for site in BLOCK_SITES)
 EMBED_NAMES = tuple(site.name for site in EMBED_SITES)
 FINAL_NAMES = tuple(site.name for site in FINAL_SITES)

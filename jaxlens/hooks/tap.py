@@ -1,5 +1,6 @@
 """The Tap, which the forward calls at every hook point to run hooks and to capture values."""
 
+import copy
 from collections.abc import Mapping
 
 import jax
@@ -7,31 +8,32 @@ import jax.numpy as jnp
 
 from jaxlens.hooks.api import HookPoint
 from jaxlens.hooks.plan import SiteHook
-from jaxlens.hooks.slice import Slice
+from jaxlens.hooks.positions import Positions, overwritten, shortened
+from jaxlens.hooks.table import LENGTH_AXES
 
 
 class Tap:
     """Runs hooks and captures values in one layer of one forward, or outside the blocks (`layer` is None).
 
     The model calls `value = tap("hook_name", value)` at each hook point. `captured` maps sites to captured values.
-    `stepwise` is true in a layer that runs step by step outside jit, because a Python function edits its values.
+    `stepwise` is true in a layer that runs step by step outside jit, because a Python function edits its values. In a
+    run that is padded to a longer length, Python functions receive and return values of the true `length`.
     """
 
     def __init__(
         self, hooks: tuple[SiteHook, ...] = (), wanted: frozenset[str] = frozenset(), layer=None,
-        positions: Slice | None = None, points: Mapping[str, HookPoint] | None = None, stepwise: bool = False,
-        prefix: str = "", captured: dict[str, jax.Array] | None = None,
+        positions: Positions | None = None, points: Mapping[str, HookPoint] | None = None, length: int | None = None,
+        stepwise: bool = False,
     ):  # fmt: skip
         self._hooks, self._wanted, self._positions, self._points = hooks, wanted, positions, points
-        self.layer, self.stepwise, self.prefix = layer, stepwise, prefix
-        self.captured: dict[str, jax.Array] = {} if captured is None else captured
+        self._length, self.layer, self.stepwise, self.prefix = length, layer, stepwise, ""
+        self.captured: dict[str, jax.Array] = {}
 
     def at(self, module: str) -> "Tap":
         """The tap of a module in the layer. Names are relative to the module."""
-        return Tap(
-            self._hooks, self._wanted, self.layer, self._positions, self._points, self.stepwise,
-            f"{self.prefix}{module}.", self.captured,
-        )  # fmt: skip
+        tap = copy.copy(self)
+        tap.prefix = f"{self.prefix}{module}."
+        return tap
 
     def without_hooks(self) -> "Tap":
         """A tap in the same layer that neither runs hooks nor captures."""
@@ -52,11 +54,18 @@ class Tap:
         site = self.prefix + name
         for hook in self._hooks:
             if hook.site == site:
-                value = hook(value, self.layer, self._points)
+                value = self._edited(hook, value)
         if site in self._wanted:
             value = _rounded(value)
             self.captured[site] = value if self._positions is None else self._positions.cut(site, value)
         return value
+
+    def _edited(self, hook: SiteHook, value: jax.Array) -> jax.Array:
+        if self._length is None or not hook.is_plain:
+            return hook(value, self.layer, self._points)
+        given = shortened(value, LENGTH_AXES[hook.site], self._length)
+        edited = hook(given, self.layer, self._points)
+        return value if edited is given else overwritten(value, edited)
 
 
 @jax.custom_jvp

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CHECKPOINTS = "training checkpoints are revisions of a Hugging Face repository; use revision=..."
-SHARDED = "use jax.device_put(model, sharding) to spread weights over devices"
+SHARDED = "pass a dict of shardings by name: model.set_params(jax.device_put(model.params, shardings))"
 
 MAKING = {"move_to_device": (True, "arrays are created on JAX's default device; use jax.default_device")}
 LOADING = {

@@ -11,7 +11,7 @@ grow with depth, and a new Python hook does not recompile the model. Under a tra
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jaxlens.nn.sequence import SequenceInfo
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Captured:
     """A captured activation: one value under its full name, or the values of `layers` stacked under their site."""
 
@@ -54,9 +54,11 @@ def run_layers(
     """The residual stream [b p d] after layers start..stop-1, and the captured activations."""
     captured: list[Captured] = []
     traced = is_traced(stacks, info, plan.hooks)
+    planned = stretches(plan, start, stop, whole=traced)
     while start < stop:
-        traced = traced or is_traced(x)  # a Python hook may have returned a tracer that it closes over
-        stretch = next(stretches(plan, start, stop, whole=traced))
+        if not traced and is_traced(x):  # a Python hook returned a tracer that it closes over
+            traced, planned = True, stretches(plan, start, stop, whole=True)
+        stretch = next(planned)
         run = _scanned if traced else _edited if stretch.edited else _compiled
         x, new = run(stacks[stretch.stack], x, info, stretch, plan)
         captured, start = captured + new, stretch.layers[-1] + 1
@@ -74,8 +76,8 @@ def stretches(plan: HookPlan, start: int, stop: int, whole: bool = False) -> Ite
     index = {layer: (stack, i) for stack, layers in enumerate(cfg.stacks) for i, layer in enumerate(layers)}
 
     def kind(layer: int):
-        edited = layer if plan.is_edited_by_python(layer) else None
-        return index[layer][0], *((None, None) if whole else (plan.wanted_in(layer), edited))
+        edited = layer if layer in plan.edited_by_python else None
+        return index[layer][0], *((None, None) if whole else (plan.wanted_in.get(layer), edited))
 
     for (stack, wanted, edited), group in itertools.groupby(range(start, stop), kind):
         layers = tuple(group)
@@ -92,9 +94,8 @@ def _compiled(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookP
     layers = plan.cfg.stacks[stretch.stack]
     hooks = tuple(hook for hook in plan.hooks_in(layers) if not hook.is_plain)
     x, values = _loop(
-        stack, x, info, np.int32(first), np.int32(last), hooks,
-        layers=layers, wanted=stretch.wanted, positions=plan.positions,
-        n_captured=len(stretch.layers) if stretch.wanted else 0,
+        stack, x, info, np.int32(first), np.int32(last), hooks, plan.positions,
+        layers=layers, wanted=stretch.wanted, n_captured=len(stretch.layers) if stretch.wanted else 0,
     )  # fmt: skip
     return x, _as_captured(values, stretch.layers)
 
@@ -106,10 +107,10 @@ def _as_captured(values: dict[str, jax.Array], layers: tuple[int, ...]) -> list[
     return [Captured(site, layers, value) for site, value in values.items()]
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "wanted", "positions", "n_captured"))
-def _loop(stack, x, info, first, last, hooks, *, layers, wanted, positions, n_captured):
+@functools.partial(jax.jit, static_argnames=("layers", "wanted", "n_captured"))
+def _loop(stack, x, info, first, last, hooks, positions, *, layers, wanted, n_captured):
     """Layers first..last-1 of a stack; the bounds are traced. Captures are written to buffers of `n_captured` rows."""
-    step = functools.partial(_step, info=info, hooks=hooks, wanted=wanted, positions=positions)
+    step = functools.partial(_step, info=info, tap=functools.partial(Tap, hooks, wanted, positions=positions))
     numbers = jnp.array(layers, jnp.int32)
 
     def body(i, carry):
@@ -123,8 +124,9 @@ def _loop(stack, x, info, first, last, hooks, *, layers, wanted, positions, n_ca
     return x, {site: value[0] for site, value in buffers.items()} if n_captured == 1 else buffers
 
 
-def _step(block: Block, x, layer, *, info: SequenceInfo, hooks, wanted, positions, points=None):
-    tap = Tap(hooks, wanted, layer, positions, points)
+def _step(block: Block, x, layer, *, info: SequenceInfo, tap: Callable[..., Tap]):
+    """A layer and what its tap captures. `tap(layer=layer)` makes the tap."""
+    tap = tap(layer=layer)
     x = block(x, info.at_layer(layer), tap)
     return x, tap.captured
 
@@ -144,25 +146,26 @@ def _scanned(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPl
     """A stretch as a scan, which can be differentiated. All hooks are inside, each conditional on its layers."""
     wanted: dict[str, list[int]] = {}  # site -> the layers of this stretch in which it is captured
     for layer in stretch.layers:
-        for site in plan.wanted_in(layer):
+        for site in plan.wanted_in.get(layer, ()):
             wanted.setdefault(site, []).append(layer)
     if stretch.first or len(stretch.layers) < len(plan.cfg.stacks[stretch.stack]):
         stack = jax.tree.map(lambda w: w[stretch.first : stretch.first + len(stretch.layers)], stack)
     wanted_in = tuple((site, tuple(wanted[site])) for site in sorted(wanted))
+    hooks = tuple(hook.with_new_identity() for hook in plan.hooks_in(stretch.layers))
+    points, length = (plan.points, plan.length) if any(hook.is_plain for hook in hooks) else (None, None)
     x, values = _scan(
-        stack, x, info, tuple(hook.with_new_identity() for hook in plan.hooks_in(stretch.layers)),
-        layers=stretch.layers, wanted_in=wanted_in,
-        positions=plan.positions, points=plan.points if plan.hooks else None,
-    )  # fmt: skip
+        stack, x, info, hooks, plan.positions, layers=stretch.layers, wanted_in=wanted_in, points=points, length=length
+    )
     return x, [entry for site, layers in wanted_in for entry in _as_captured({site: values[site]}, layers)]
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "wanted_in", "positions", "points"))
-def _scan(stack, x, info, hooks, *, layers, wanted_in, positions, points):
+@functools.partial(jax.jit, static_argnames=("layers", "wanted_in", "points", "length"))
+def _scan(stack, x, info, hooks, positions, *, layers, wanted_in, points, length):
     """All layers of a stack. A site that is not captured in every layer has a buffer for its layers."""
     wanted = dict(wanted_in)
     sites = frozenset(wanted)
-    step = functools.partial(_step, info=info, hooks=hooks, wanted=sites, positions=positions, points=points)
+    tap = functools.partial(Tap, hooks, sites, positions=positions, points=points, length=length)
+    step = functools.partial(_step, info=info, tap=tap)
     partly = [site for site in wanted if wanted[site] != layers]
     shapes = jax.eval_shape(step, _layer_of(stack, 0), x, jnp.int32(0))[1] if partly else {}
     # one extra row, to which the values of all other layers are written
@@ -195,7 +198,7 @@ def _edited(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPla
     """A layer step by step, so that a Python hook can run between two steps, on concrete values."""
     (layer,) = stretch.layers
     block = _compiled_layer_of(stack, np.int32(stretch.first))
-    tap = Tap(plan.hooks, stretch.wanted, layer, plan.positions, plan.points, stepwise=True)
+    tap = Tap(plan.hooks, stretch.wanted, layer, plan.positions, plan.points, plan.length, stepwise=True)
     x = block(x, _compiled_at_layer(info, np.int32(layer)), tap)
     return x, _as_captured(tap.captured, stretch.layers)
 
@@ -207,14 +210,16 @@ def run_stage(stage, modules, inputs: tuple, plan: HookPlan, names: tuple[str, .
     """Runs `stage(modules, *inputs, tap)`, with hook points `names`: compiled, or step by step if Python edits it."""
     wanted = frozenset(name for name in names if name in plan.wanted)
     hooks = tuple(hook for hook in plan.hooks if hook.site in names)
-    run = _stage if any(hook.is_plain for hook in hooks) else _stage_compiled
-    output, captured = run(modules, inputs, hooks, stage, wanted, plan.positions, plan.points if hooks else None)
+    if any(hook.is_plain for hook in hooks):
+        output, captured = _stage(modules, inputs, hooks, plan.positions, stage, wanted, plan.points, plan.length)
+    else:
+        output, captured = _stage_compiled(modules, inputs, hooks, plan.positions, stage, wanted)
     return output, [Captured(name, None, value) for name, value in captured.items()]
 
 
-def _stage(modules, inputs, hooks, stage, wanted, positions, points):
-    tap = Tap(hooks, wanted, None, positions, points)
+def _stage(modules, inputs, hooks, positions, stage, wanted, points=None, length=None):
+    tap = Tap(hooks, wanted, None, positions, points, length)
     return stage(modules, *inputs, tap), tap.captured
 
 
-_stage_compiled = jax.jit(_stage, static_argnums=(3, 4, 5, 6))
+_stage_compiled = jax.jit(_stage, static_argnums=(4, 5))

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxlens.config import Config
 from jaxlens.hooks.names import split_name
 from jaxlens.hooks.plan import SiteHook, zero_probe
-from jaxlens.hooks.slice import Slice
-from jaxlens.hooks.table import POSITION_AXES
+from jaxlens.hooks.positions import Positions
 from jaxlens.model.engine import Captured
 
 
@@ -20,11 +19,12 @@ def run_with_gradients(model, model_input, request, hooks):
     gradient at the hook point, before backward hooks edit it.
     """
     # A plain hook may read globals that have changed since it was compiled, so a run with one is not compiled whole.
-    plain = any(hook.is_plain for hook in hooks)
-    return (_run_with_gradients if plain else _compiled)(model, model_input, hooks, request=request)
+    if any(hook.is_plain for hook in hooks):
+        return _run_with_gradients(model, model_input, request, hooks)
+    return _compiled(model, dataclasses.replace(model_input, length=None), request, hooks)
 
 
-def _run_with_gradients(model, model_input, hooks, *, request):
+def _run_with_gradients(model, model_input, request, hooks):
     at_all_positions = dataclasses.replace(request, positions=None)
     output, shapes = jax.eval_shape(
         lambda model, model_input, hooks: model.run(model_input, at_all_positions, hooks), model, model_input, hooks
@@ -41,7 +41,7 @@ def _run_with_gradients(model, model_input, hooks, *, request):
     return output, captured + [_renamed(gradient, request.positions) for gradient in gradients]
 
 
-_compiled = jax.jit(_run_with_gradients, static_argnames=("request",))
+_compiled = jax.jit(_run_with_gradients)
 
 
 def _probe(cfg: Config, zero: Captured) -> SiteHook:
@@ -54,7 +54,9 @@ def _probe(cfg: Config, zero: Captured) -> SiteHook:
     return zero_probe(site, zero.value[None], (layer,), cfg.n_layers)
 
 
-def _renamed(gradient: Captured, positions: Slice) -> Captured:
+def _renamed(gradient: Captured, positions: Positions | None) -> Captured:
     """The gradient at the captured positions, with the suffix "_grad"."""
-    axis = POSITION_AXES[split_name(gradient.name)[0]] + (gradient.layers is not None)
-    return Captured(f"{gradient.name}_grad", gradient.layers, positions.apply(gradient.value, axis))
+    value = gradient.value
+    if positions is not None:
+        value = positions.cut(split_name(gradient.name)[0], value, n_leading=int(gradient.layers is not None))
+    return Captured(f"{gradient.name}_grad", gradient.layers, value)

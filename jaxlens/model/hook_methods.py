@@ -8,8 +8,7 @@ from jaxlens.config import Config
 from jaxlens.errors import HookError
 from jaxlens.hooks.api import HookPoint
 from jaxlens.hooks.names import HookName
-from jaxlens.hooks.plan import Direction, HookPlan, HookSpec, RegisteredHook, SiteHook, hook_specs, register
-from jaxlens.hooks.slice import Slice
+from jaxlens.hooks.plan import Direction, HookPlan, HookSpec, RegisteredHook, hook_specs, register
 from jaxlens.hooks.table import SWITCHES, sites
 
 
@@ -112,6 +111,8 @@ class HookMethods:
     ) -> None:  # fmt: skip
         """Adds a hook that acts in every run: forward (`dir="fwd"`) or on gradients (`dir="bwd"`).
 
+        A hook on gradients acts in backward passes. It has no effect on forward-mode derivatives (`jax.jvp`).
+
         Raises:
             HookError: `name` selects no hook point of this model.
         """
@@ -207,11 +208,9 @@ class HookMethods:
                     self.clear_contexts()
             self._level -= 1
 
-    def hook_plan(
-        self, wanted: frozenset[str] = frozenset(), positions: Slice | None = None, probes: tuple[SiteHook, ...] = ()
-    ) -> HookPlan:
-        """The plan of a run: the model's hooks, the activations to capture (`wanted`, at `positions`), and probes."""
-        return HookPlan.of(self.cfg, self._hooks, wanted, positions, self._points, probes)
+    def hook_plan(self) -> HookPlan:
+        """The plan of a run with the model's hooks, which captures nothing."""
+        return HookPlan.of(self.cfg, self._hooks, points=self._points)
 
     @property
     def has_python_hooks(self) -> bool:
@@ -239,4 +238,4 @@ class HookMethods:
     def _switch(self, switch: str, on: bool) -> None:
         names = self.cfg.switched_on
         names = names.union(SWITCHES[switch]) if on else names.difference(SWITCHES[switch])
-        self.cfg = dataclasses.replace(self.cfg, switched_on=names)
+        self.cfg = self.cfg.replace(switched_on=names)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlens._jax import wide
+from jaxlens._jax import is_traced, wide
 
 
 class Output(NamedTuple):
@@ -20,7 +21,6 @@ class Output(NamedTuple):
     loss: Float[Array, ""] | Float[Array, "b p-1"]
 
 
-@functools.partial(jax.jit, static_argnames=("per_token",))
 def lm_cross_entropy_loss(
     logits: Float[Array, "b p v"],
     tokens: Int[Array, "b p"],
@@ -30,19 +30,43 @@ def lm_cross_entropy_loss(
     """The cross-entropy of next-token predictions: -log p in nats, accumulated in float32 or wider.
 
     It is the mean over all predictions, or with `per_token` the loss of each, [b p-1]. A prediction from or of a token
-    that `attention_mask` marks as padding has a loss of 0, and is not counted in the mean.
+    that `attention_mask` marks as padding has a loss of 0, and is not counted in the mean. Without any prediction to
+    count, the mean is NaN if the mask is traced, as under jit.
+
+    Raises:
+        ValueError: There is no prediction to count, and the mask is not traced.
 
     Example:
         >>> lm_cross_entropy_loss(jnp.zeros((1, 3, 4)), jnp.array([[0, 1, 2]]))  # log 4
         Array(1.3862944, dtype=float32)
     """
+    if not per_token:
+        check_predictions(tokens, attention_mask)
+    return _cross_entropy(logits, tokens, attention_mask, per_token)
+
+
+@functools.partial(jax.jit, static_argnames=("per_token",))
+def _cross_entropy(logits, tokens, attention_mask, per_token: bool):
     import optax  # slow to import
 
     losses = optax.softmax_cross_entropy_with_integer_labels(wide(logits)[:, :-1], tokens[:, 1:])
     if attention_mask is None:
         return losses if per_token else jnp.mean(losses)
-    counted = (attention_mask[:, :-1] & attention_mask[:, 1:]).astype(losses.dtype)
-    return losses * counted if per_token else jnp.sum(losses * counted) / jnp.sum(counted)
+    counted = (attention_mask[:, :-1] & attention_mask[:, 1:]).astype(bool)
+    losses = jnp.where(counted, losses, 0)  # not a product: logits of padding may be infinite
+    return losses if per_token else jnp.sum(losses) / jnp.sum(counted)
+
+
+def check_predictions(tokens: Int[Array, "b p"], attention_mask: Array | None = None) -> None:
+    """Raises ValueError if no token has a next token, so that a mean over predictions is 0 / 0."""
+    if tokens.shape[1] < 2:
+        raise ValueError("each token is compared with the next one; pass at least two tokens")
+    if attention_mask is None or is_traced(attention_mask):
+        return
+    mask = np.asarray(attention_mask)
+    if not (mask[:, :-1] & mask[:, 1:]).any():
+        problem = "each token is compared with the next one, but attention_mask has no two tokens in a row"
+        raise ValueError(f"{problem}; pass a mask with two ones in a row, or ask for the loss per token")
 
 
 @functools.partial(jax.jit, static_argnames=("per_token",))
@@ -51,9 +75,14 @@ def lm_accuracy(
 ) -> Float[Array, ""] | Bool[Array, "b p-1"]:
     """The fraction of next tokens that the model ranks first; with `per_token`, whether it does for each.
 
+    Raises:
+        ValueError: There is no next token.
+
     Example:
         >>> lm_accuracy(jax.nn.one_hot(jnp.array([[1, 2, 0]]), 3), jnp.array([[0, 1, 0]]))
         Array(0.5, dtype=float32)
     """
+    if not per_token:
+        check_predictions(tokens)
     correct = jnp.argmax(logits[:, :-1], axis=-1) == tokens[:, 1:]
     return correct if per_token else jnp.mean(correct)

@@ -69,6 +69,8 @@ class ModuleView:
         return ov_circuit(self._model.cfg, self._W_V, self.W_O)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_stored" not in vars(self):  # copy and pickle look up methods of other objects
+            raise AttributeError(f"{type(self).__name__} has no {name!r}")
         if name.startswith("hook_"):
             return self._hook_point(name)
         is_attention = isinstance(self._stored, Attention)

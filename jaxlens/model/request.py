@@ -17,11 +17,16 @@ from jaxlens.config import Config
 from jaxlens.errors import HookError
 from jaxlens.hooks.names import is_cached_by_default, matching, split_name
 from jaxlens.hooks.plan import RegisteredHook
-from jaxlens.hooks.slice import Slice
+from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.table import FINAL_NAMES, sites
+from jaxlens.model.loss import check_predictions
 from jaxlens.text.tokenizer import Tokenizer
 
 # --- the layers
+
+
+STATIC = {"static": True}
+"""Marks a field of a pytree as part of the program, not data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,36 +87,47 @@ class LayerRange:
         return HookError(f'"{name}" is never reached: this run covers {layers}')
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RunRequest:
     """Which layers to run, what to return, and which activations to capture at which positions."""
 
-    layers: LayerRange
-    return_type: Literal["logits", "loss", "both"] | None
-    loss_per_token: bool = False
-    wanted: frozenset[str] = frozenset()
-    positions: Slice | None = None
+    layers: LayerRange = dataclasses.field(metadata=STATIC)
+    return_type: Literal["logits", "loss", "both"] | None = dataclasses.field(metadata=STATIC)
+    loss_per_token: bool = dataclasses.field(default=False, metadata=STATIC)
+    wanted: frozenset[str] = dataclasses.field(default=frozenset(), metadata=STATIC)
+    positions: Positions | None = None
 
     def __post_init__(self):
         if self.return_type not in ("logits", "loss", "both", None):
             raise ValueError(f'return_type is {self.return_type!r}; expected "logits", "loss", "both" or None')
+
+    def check_loss(self, model_input: "ModelInput") -> None:
+        """Raises ValueError if the loss is requested and the input has no prediction. A traced mask is not checked."""
+        if self.return_type not in ("loss", "both") or not self.layers.unembeds:
+            return
+        if model_input.tokens is None:
+            raise ValueError("the loss needs tokens; pass tokens= with the residual stream")
+        check_predictions(model_input.tokens, None if self.loss_per_token else model_input.loss_mask)
 
 
 # --- the input
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ModelInput:
     """The input of a run: tokens, or a residual stream.
 
-    `mask` is False on padding. `loss_mask` is the same, or None if no mask was passed and no text was padded.
+    `mask` is False on padding. `loss_mask` is the same, or None if no mask was passed and no text was padded. An input
+    that is padded to the length of its program has its own length in `length`.
     """
 
     tokens: Int[Array, "b p"] | None
     residual: Float[Array, "b p d"] | None
     mask: Bool[Array, "b p"]
     loss_mask: Bool[Array, "b p"] | None
+    length: int | None = dataclasses.field(default=None, metadata=STATIC)
 
 
 def read_input(
@@ -196,7 +212,7 @@ def _read_tokens(cfg: Config, tokens: Any) -> Int[Array, "b p"]:
         raise ValueError(f"tokens must be [batch, pos] or [pos]; got shape {tokens.shape}")
     tokens = tokens[None] if tokens.ndim == 1 else tokens
     _check_length(cfg, tokens.shape)
-    return jnp.asarray(tokens, jnp.int32)
+    return tokens.astype(jnp.int32) if isinstance(tokens, jax.Array) else jax.device_put(tokens.astype(np.int32))
 
 
 def _check_length(cfg: Config, shape: tuple[int, ...]) -> None:
@@ -208,7 +224,7 @@ def _check_length(cfg: Config, shape: tuple[int, ...]) -> None:
 def _masks(mask: Any, shape: tuple[int, ...]) -> tuple[Bool[Array, "b p"], Bool[Array, "b p"] | None]:
     """`ModelInput.mask` and `ModelInput.loss_mask`."""
     if mask is None:
-        return jnp.ones(shape, bool), None
+        return jax.device_put(np.ones(shape, bool)), None  # jnp.ones would compile a program per shape
     mask = jnp.asarray(mask)
     if mask.shape != shape:
         raise ValueError(f"attention_mask has shape {mask.shape}; expected {shape}, one entry per token")

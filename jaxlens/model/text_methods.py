@@ -1,5 +1,6 @@
 """Methods of HookedTransformer: text to tokens and back, and the unembedding directions of tokens."""
 
+import copy
 import functools
 from typing import Any, Literal
 
@@ -26,10 +27,14 @@ class TextMethods:
     def set_tokenizer(self, tokenizer: Any, default_padding_side: Side | None = None) -> None:
         """Sets the model's tokenizer: a `jaxlens.Tokenizer`, a tokenizer of tokenizers or transformers, or None.
 
+        The model keeps a copy of a `Tokenizer`: settings of `model.tokenizer` do not change `tokenizer`.
+
         Raises:
             ValueError: Its vocabulary is larger than the model's.
         """
-        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        if isinstance(tokenizer, Tokenizer):
+            tokenizer = copy.copy(tokenizer)
+        elif tokenizer is not None:
             tokenizer = Tokenizer(tokenizer, default_prepend_bos=self.cfg.default_prepend_bos)
         if tokenizer is not None and (size := len(tokenizer)) > self.cfg.d_vocab:
             raise ValueError(f"the tokenizer has {size} tokens, more than the model's d_vocab = {self.cfg.d_vocab}")

@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxlens import weights
-from jaxlens._jax import as_device
+from jaxlens._jax import as_device, is_traced
 from jaxlens.config import DTYPES, Config
+from jaxlens.errors import HookError
 from jaxlens.hooks.names import is_cached_by_default, matching
 from jaxlens.hooks.slice import Slice
-from jaxlens.hooks.table import sites
+from jaxlens.hooks.table import POSITION_AXES, sites
+from jaxlens.model.arguments import SHARDED
 from jaxlens.model.state_dict import from_state_dict, to_state_dict
 from jaxlens.nn.parameters import Params, init_parameters, parameter_axes
+from jaxlens.text.tokenizer import Tokenizer
 from jaxlens.weights.circuits import per_query_head
 
 NamesFilter = str | Collection[str] | Callable[[str], bool] | None
@@ -68,14 +71,18 @@ class TorchMethods:
     def to(self, device_or_dtype: Any, print_details: bool = True) -> Any:
         """Moves the weights to a device ("cpu", "cuda:1", a `jax.Device` or sharding) or casts them, in place.
 
+        `cfg.device` is then this device.
+
         Raises:
-            ValueError: There is no such device.
+            ValueError: There is no such device, or the sharding does not fit every parameter.
         """
         if _is_dtype(device_or_dtype):
             cfg = self.cfg.replace(dtype=device_or_dtype)
             self.set_params({name: w.astype(cfg.dtype) for name, w in self.params.items()}, cfg)
         else:
-            self.set_params(jax.device_put(self.params, as_device(device_or_dtype)), self.cfg)
+            target = as_device(device_or_dtype)
+            placed = {name: _placed(name, weight, target) for name, weight in self.params.items()}
+            self.set_params(placed, self.cfg.replace(weights_on=target if isinstance(target, jax.Device) else None))
         return self
 
     def cuda(self, device: int | None = None) -> Any:
@@ -88,15 +95,12 @@ class TorchMethods:
 
     def init_weights(self) -> None:
         """Draws the initial weights again from `cfg.seed`, in place."""
-        self.set_params(init_parameters(self.cfg, self.cfg.seed or 0), self.cfg)
+        with jax.default_device(self.cfg.device):
+            self.set_params(init_parameters(self.cfg, self.cfg.seed or 0), self.cfg)
 
     def _tokenizer_of_config(self) -> Any:
-        """The transformers tokenizer named `cfg.tokenizer_name`, or None."""
-        if self.cfg.tokenizer_name is None:
-            return None
-        from transformers import AutoTokenizer  # slow to import
-
-        return AutoTokenizer.from_pretrained(self.cfg.tokenizer_name)
+        """The tokenizer named `cfg.tokenizer_name`, or None."""
+        return None if self.cfg.tokenizer_name is None else Tokenizer.from_pretrained(self.cfg.tokenizer_name)
 
     @property
     def mod_dict(self) -> dict[str, Any]:
@@ -131,7 +135,8 @@ class TorchMethods:
     ) -> tuple[dict[str, jax.Array], list[tuple[str, Callable]], list]:  # fmt: skip
         """A dict, the forward hooks that fill it when the model runs, and an empty list of backward hooks.
 
-        The hooks are not added to the model.
+        The hooks are not added to the model. They store concrete values only: in a run under jit, grad or vmap they
+        raise a HookError.
 
         Raises:
             ValueError: `incl_bwd` is set. Use `run_with_cache` for gradients.
@@ -142,8 +147,11 @@ class TorchMethods:
         positions = Slice.unwrap(pos_slice)
 
         def store(value, hook):
+            if is_traced(value):
+                where = f"the value at {hook.name!r} is traced (jit, grad or vmap)"
+                raise HookError(f"caching hooks store concrete values, but {where}; return the cache of run_with_cache")
             site = hook.name.split(".", 2)[-1] if hook.name.startswith("blocks.") else hook.name
-            value = positions.cut(site, value)
+            value = positions.apply(value, POSITION_AXES[site])
             value = value[0] if remove_batch_dim else value
             cache[hook.name] = value if device is None else jax.device_put(value, as_device(device))
 
@@ -202,6 +210,14 @@ def _ungrouped(params: Params, cfg: Config) -> tuple[Params, Config]:
         axes = letters.split()
         ungrouped[name] = per_query_head(cfg, params[name], axes.index("k")) if "k" in axes else params[name]
     return ungrouped, cfg.replace(n_key_value_heads=None)
+
+
+def _placed(name: str, weight: jax.Array, target: jax.Device | jax.sharding.Sharding) -> jax.Array:
+    try:
+        return jax.device_put(weight, target)
+    except ValueError as error:
+        expected = f"expected a device or a sharding that fits every parameter. For different shardings, {SHARDED}"
+        raise ValueError(f"{target} does not fit {name}, of shape {weight.shape}; {expected}") from error
 
 
 def _is_dtype(device_or_dtype: Any) -> bool:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import inspect
 import tempfile
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -17,8 +18,10 @@ from jaxtyping import Array, Float, Int
 from jaxlens import config
 from jaxlens._jax import as_device, full_precision
 from jaxlens.config import Config
+from jaxlens.errors import CheckpointError
 from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import Direction, HookPlan, HookSpec, RegisteredHook, SiteHook, hook_specs, register
+from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import EMBED_NAMES, FINAL_NAMES
 from jaxlens.model.arguments import LOADING, MAKING, check_only
@@ -26,14 +29,17 @@ from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.engine import Captured, run_layers, run_stage
 from jaxlens.model.gradients import run_with_gradients
 from jaxlens.model.hook_methods import HookMethods, hook_points
+from jaxlens.model.lengths import cut, padded
 from jaxlens.model.loss import Output, lm_cross_entropy_loss
 from jaxlens.model.request import LayerRange, ModelInput, RunRequest, read_input
+from jaxlens.model.static_part import StaticPart
 from jaxlens.model.text_methods import TextMethods
 from jaxlens.model.torch_methods import TorchMethods
 from jaxlens.model.weight_methods import WeightMethods
 from jaxlens.model.weight_properties import WeightProperties
 from jaxlens.nn.parameters import Params, assemble, disassemble, init_parameters, parameter_shapes
 from jaxlens.nn.transformer import Modules
+from jaxlens.text.tokenizer import Tokenizer
 from jaxlens.weights import PASSES, process_weights
 
 __all__ = ["HookedTransformer", "Output", "parameter_shapes"]
@@ -72,7 +78,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         fields = {"seed": seed, "model_name": name}
         fields = {field: value for field, value in fields.items() if value is not None}
         cfg = cfg if isinstance(cfg, Config) else config.HookedTransformerConfig(**cfg)
-        self.cfg = dataclasses.replace(cfg, **fields) if fields else cfg
+        self.cfg = cfg.replace(**fields) if fields else cfg
         self.modules = assemble(self.cfg, init_parameters(self.cfg, self.cfg.seed or 0) if params is None else params)
         self.name, self.source, self.processing = name, source, ()
         self._hooks, self._level, self._points = (), 0, hook_points(self.cfg)
@@ -103,7 +109,8 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
 
         The weights are processed by those passes of `jaxlens.weights` that are switched on and valid for the model.
         Log-probabilities stay the same; logits (`center_unembed`) and activations do not. `model.processing` reports
-        which passes were applied. `hf_model` is a transformers model whose weights are used instead.
+        which passes were applied. `hf_model` is a transformers model whose weights are used instead; the tokenizer is
+        still that of `model_name`, or None, with a warning, if it has none.
 
         Raises:
             CheckpointError: The checkpoint cannot be found, read or understood. Nothing was loaded.
@@ -116,7 +123,10 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         with contextlib.ExitStack() as stack:
             if isinstance(target, jax.Device):
                 stack.enter_context(jax.default_device(target))
-            path = model_name if hf_model is None else stack.enter_context(_saved(hf_model))
+            path = model_name
+            if hf_model is not None:
+                path = stack.enter_context(_saved(hf_model))
+                tokenizer = _tokenizer_named(model_name, revision) if tokenizer is None else tokenizer
             loaded = load(
                 path, dtype=dtype, first_n_layers=first_n_layers, n_ctx=n_ctx, tokenizer=tokenizer, revision=revision
             )
@@ -165,14 +175,12 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         return twin
 
     def tree_flatten(self):
-        static = {name: value for name, value in self.__dict__.items() if name not in ("modules", "_hooks", "_level")}
-        return (self.modules, self._hooks), _Static(static)
+        return (self.modules, self._hooks), StaticPart(self)
 
     @classmethod
     def tree_unflatten(cls, static, children):
         twin = object.__new__(cls)
-        twin.__dict__.update(static.values)
-        (twin.modules, twin._hooks), twin._level = children, 0
+        twin.__dict__.update(static.attributes(), modules=children[0], _hooks=children[1], _level=0)
         return twin
 
     # --- running
@@ -202,13 +210,13 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
 
         Raises:
             ValueError, TypeError: The input is empty, of the wrong rank or type, longer than `cfg.n_ctx`, or holds
-                tokens outside the vocabulary.
+                tokens outside the vocabulary. Or the loss is requested, and no token is followed by another.
             HookError: A hook name matches nothing, or a hook returned a value that cannot replace the activation.
         """
         model_input = self.read_input(input, prepend_bos, padding_side, attention_mask, tokens, start_at_layer)
         layers = LayerRange.of(self.cfg, start_at_layer, stop_at_layer)
         request = RunRequest(layers, return_type, loss_per_token)
-        return self.run(model_input, request, self._hooks + self._registered(hooks, layers))[0]
+        return self._run_padded(model_input, request, self._hooks + self._registered(hooks, layers))[0]
 
     forward = __call__
 
@@ -223,7 +231,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         """
         model_input, request, hooks = self._read_call(input, *args, **kwargs)
         added = self._registered(fwd_hooks, request.layers) + self._registered(bwd_hooks, request.layers, "bwd")
-        output, _ = self.run(model_input, request, self._hooks + added + hooks)
+        output, _, _ = self._run_padded(model_input, request, self._hooks + added + hooks)
         if not reset_hooks_end:
             self._hooks += added
         if clear_contexts:
@@ -249,10 +257,11 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
             raise ValueError("run_with_cache adds no hooks, so reset_hooks_end must be True; use add_caching_hooks")
         model_input, request, hooks = self._read_call(input, *args, **kwargs)
         wanted = request.layers.wanted(self.cfg, names_filter)
-        request = dataclasses.replace(request, wanted=wanted, positions=Slice.unwrap(pos_slice))
+        positions = Positions.of(Slice.unwrap(pos_slice), model_input.mask.shape[1], model_input.loss_mask)
+        request = dataclasses.replace(request, wanted=wanted, positions=positions)
         run = run_with_gradients if incl_bwd else HookedTransformer.run
-        out, captured = run(self, model_input, request, self._hooks + hooks)
-        cache = ActivationCache.of(captured, self)
+        out, captured, length = self._run_padded(model_input, request, self._hooks + hooks, run)
+        cache = ActivationCache.of(captured, self, length, positions)
         cache = cache.remove_batch_dim() if remove_batch_dim else cache
         cache = cache if device is None else cache.to(device)
         if clear_contexts:
@@ -289,12 +298,25 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         layers.check_hooks(added)
         return added
 
+    def _run_padded(
+        self, model_input: ModelInput, request: RunRequest, hooks: tuple[RegisteredHook, ...], run: Any = None
+    ) -> tuple[Result, list[Captured], int | None]:
+        """`run` at the length of a program. Returns the output at the length of the input, the captured activations,
+        and the length to which they remain to be cut (None: they have it).
+        """
+        request.check_loss(model_input)
+        at_program_length = padded(self, model_input, hooks)
+        output, captured = (run or HookedTransformer.run)(self, at_program_length, request, hooks)
+        return cut(output, at_program_length), captured, at_program_length.length
+
     def run(
         self, model_input: ModelInput, request: RunRequest, hooks: tuple[RegisteredHook, ...],
         probes: tuple[SiteHook, ...] = (),
     ) -> tuple[Result, list[Captured]]:  # fmt: skip
         """Runs the model on checked arguments. Returns the requested output and the captured activations."""
-        plan = HookPlan.of(self.cfg, hooks, request.wanted, request.positions, self._points, probes)
+        plan = HookPlan.of(
+            self.cfg, hooks, request.wanted, request.positions, self._points, probes, model_input.length
+        )  # fmt: skip
         with full_precision(self.cfg.dtype):
             info = self.modules.sequence_info(model_input.mask)
             x, first = model_input.residual, []
@@ -310,10 +332,6 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
     def _output(self, logits, model_input: ModelInput, request: RunRequest) -> Result:
         if request.return_type in ("logits", None):
             return logits if request.return_type else None
-        if model_input.tokens is None:
-            raise ValueError("the loss needs tokens; pass tokens= with the residual stream")
-        if model_input.tokens.shape[1] < 2:
-            raise ValueError("the loss compares each token with the next one; pass at least two tokens")
         loss = self.loss_fn(logits, model_input.tokens, model_input.loss_mask, request.loss_per_token)
         return Output(logits, loss) if request.return_type == "both" else loss
 
@@ -347,18 +365,10 @@ def _saved(hf_model: Any):
         yield folder
 
 
-class _Static:
-    """The attributes of a model that are not arrays. jit compares the config by value and the others by identity."""
-
-    def __init__(self, values: dict[str, Any]):
-        self.values = values
-
-    def _key(self):
-        cfg, others = self.values["cfg"], (value for name, value in self.values.items() if name != "cfg")
-        return cfg, cfg.switched_on, *map(id, others)
-
-    def __hash__(self):
-        return hash(self._key())
-
-    def __eq__(self, other):
-        return isinstance(other, _Static) and self._key() == other._key()
+def _tokenizer_named(name: str, revision: str | None) -> Tokenizer | None:
+    """The tokenizer of a folder or a Hugging Face id, or None, with a warning, if it cannot be loaded."""
+    try:
+        return Tokenizer.from_pretrained(name, revision)
+    except CheckpointError as error:
+        warnings.warn(f"the model has no tokenizer: {error}", UserWarning, stacklevel=3)
+        return None

@@ -36,7 +36,7 @@ class Difference:
         return self.largest / self.magnitude
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Verification:
     """The result of a comparison. `residuals` are the residual stream before each layer and at the unembedding."""
 

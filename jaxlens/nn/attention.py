@@ -12,6 +12,7 @@ The class comes first; below it are its steps, in the order in which they run. A
 jitted function: it is inlined into a compiled forward, and compiled once for all layers that a Python function edits.
 """
 
+import dataclasses
 import functools
 from typing import Literal
 
@@ -25,7 +26,7 @@ from jaxlens.config import Config
 from jaxlens.nn.module import Module, prefixed, within
 from jaxlens.nn.norm import HeadNorm, Identity
 from jaxlens.nn.position_bias import position_bias
-from jaxlens.nn.sequence import LayerInfo
+from jaxlens.nn.sequence import PADDING, LayerInfo
 
 
 class Attention(Module):
@@ -113,7 +114,7 @@ class Attention(Module):
 
     def scores(self, q, k, info: LayerInfo) -> Float[Array, "b k g p s"]:
         """Attention scores before the mask."""
-        indices = (info.token_indices, info.token_indices)
+        indices = (info.high, info.high)
         return raw_scores(q, k, info.scale, self.cfg.attn_scores_soft_cap, position_bias(self.cfg), indices)
 
     @property
@@ -178,39 +179,39 @@ def raw_scores(q, k, scale, cap: float | None, bias, indices) -> Float[Array, "b
 
 
 def visible(
-    low: Int[Array, "p"], high: Int[Array, "p"], mask: Bool[Array, "b s"], n_axes: int
+    low: Int[Array, "b p"], high: Int[Array, "b p"], sources: Int[Array, "b s"], n_axes: int
 ) -> Bool[Array, "b *one p s"]:
-    """The attention mask: source s is visible where `low < s <= high` and s is not padding. It has `n_axes` axes.
+    """The attention mask: a source is visible where `low < sources <= high`. It has `n_axes` axes.
 
     For use inside a fusion only, where it never becomes an array (tests/test_masks.py checks the compiled code). XLA
     would hoist a plain `q - k < window` out of the loop over layers and keep it as a T×T array, and a gradient would
     save one such array per layer. The bounds depend on the layer (`sequence.band`), so nothing T×T is loop-invariant.
     The derivative of `masked_softmax` needs only its result, not the mask.
     """
-    source = jax.lax.broadcasted_iota(jnp.int32, (1, mask.shape[-1]), 1)
-    inside = (source > low[:, None]) & (source <= high[:, None])
-    return jnp.expand_dims(inside & mask[:, None, :], tuple(range(1, n_axes - 2)))
+    sources = sources[:, None, :]
+    return jnp.expand_dims((sources > low[..., None]) & (sources <= high[..., None]), tuple(range(1, n_axes - 2)))
 
 
 @inlined
 def mask_scores(scores, info: LayerInfo):
-    return jnp.where(visible(info.low, info.high, info.mask, scores.ndim), scores, -jnp.inf)
+    return jnp.where(visible(info.low, info.high, info.sources, scores.ndim), scores, -jnp.inf)
 
 
 @inlined
 def masked_pattern(scores, info: LayerInfo, sink):
-    return masked_softmax(scores, info.low, info.high, info.mask, sink)
+    return masked_softmax(scores, info.low, info.high, info.sources, sink)
 
 
 @jax.custom_jvp
 def masked_softmax(
-    scores: Float[Array, "b *n p s"], low: Int[Array, "p"], high: Int[Array, "p"], mask: Bool[Array, "b s"],
+    scores: Float[Array, "b *n p s"], low: Int[Array, "b p"], high: Int[Array, "b p"], sources: Int[Array, "b s"],
     sink: Float[Array, "*n 1 1"] | None = None,
 ) -> Float[Array, "b *n p s"]:  # fmt: skip
     """Softmax over the visible sources, in float32 or wider. A query without visible sources gets a row of zeros."""
-    is_visible = visible(low, high, mask, scores.ndim)
+    is_visible = visible(low, high, sources, scores.ndim)
     # The fill value depends on the row: XLA would hoist a constant out of the layer loop as an array [p s].
-    floor = jnp.minimum(jnp.minimum(low, 0).astype(scores.dtype), jnp.finfo(scores.dtype).min)[:, None]
+    floor = jnp.minimum(jnp.minimum(low, 0).astype(scores.dtype), jnp.finfo(scores.dtype).min)[..., None]
+    floor = jnp.expand_dims(floor, tuple(range(1, scores.ndim - 2)))
     return softmax(jnp.where(is_visible, scores, floor), sink) * is_visible.astype(scores.dtype)
 
 
@@ -273,12 +274,32 @@ def attend_blockwise(cfg: Config, q, k, v, info: LayerInfo, sink=None) -> Float[
     """
     local_windows = [window for window in cfg.windows if window is not None]
     reach = max(local_windows, default=0) + cfg.attn_block
-    globally, locally = (functools.partial(_attend_by_block, cfg, n_keys) for n_keys in (k.shape[1], reach))
+    globally = functools.partial(_attend_by_block, cfg, k.shape[1])
+    locally = functools.partial(_attend_locally, cfg, reach)
     if not local_windows or reach >= k.shape[1]:
         return globally(q, k, v, info, sink)
     if len(local_windows) == cfg.n_layers:
         return locally(q, k, v, info, sink)
     return jax.lax.cond(info.window < k.shape[1], locally, globally, q, k, v, info, sink)
+
+
+def _attend_locally(cfg: Config, reach: int, q, k, v, info: LayerInfo, sink):
+    """Attention of every block of queries to the last `reach` keys. Padding between tokens is moved to the end first,
+    because a window counts tokens.
+    """
+    is_token = info.sources != PADDING
+    starts = jnp.sum(is_token[:, 1:] & ~is_token[:, :-1], axis=-1) + is_token[:, 0]
+    in_place = functools.partial(_attend_by_block, cfg, reach)
+
+    def moved(q, k, v, info: LayerInfo, sink):
+        order = jnp.argsort(~is_token, axis=-1, stable=True)
+        bounds = (jnp.take_along_axis(bound, order, axis=-1) for bound in (info.low, info.high, info.sources))
+        low, high, sources = bounds
+        q, k, v = (jnp.take_along_axis(x, order[..., None, None], axis=1) for x in (q, k, v))
+        z = in_place(q, k, v, dataclasses.replace(info, low=low, high=high, sources=sources), sink)
+        return jnp.take_along_axis(z, jnp.argsort(order, axis=-1)[..., None, None], axis=1)
+
+    return jax.lax.cond(jnp.all(starts <= 1), in_place, moved, q, k, v, info, sink)
 
 
 def _attend_by_block(cfg: Config, reach: int, q, k, v, info: LayerInfo, sink):
@@ -288,20 +309,18 @@ def _attend_by_block(cfg: Config, reach: int, q, k, v, info: LayerInfo, sink):
     n_blocks = -(-length // block)
     padding = n_blocks * block - length
     queries = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    low, high = (jnp.pad(bound, (0, padding), constant_values=-1) for bound in (info.low, info.high))
-    query_indices = None if bias is None else jnp.pad(info.token_indices, ((0, 0), (0, padding)))
+    low, high = (jnp.pad(bound, ((0, 0), (0, padding)), constant_values=-1) for bound in (info.low, info.high))
 
     @jax.checkpoint
     def attend_block(i):
         start = i * block
         first_key = jnp.clip(start + block - reach, 0, k.shape[1] - reach)
-        rows = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block)
+        rows = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block, axis=1)
         keys = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_key, slice_size=reach, axis=1)
-        indices = None if bias is None else (rows(query_indices, axis=1), keys(info.token_indices))
-        scores = raw_scores(rows(queries, axis=1), keys(k), info.scale, cap, bias, indices)
-        mask = info.mask if reach == k.shape[1] else keys(info.mask)  # a slice would be saved for the backward pass
-        pattern = masked_softmax(scores, rows(low) - first_key, rows(high) - first_key, mask, sink)
-        return weight_values(pattern, keys(v))
+        scores = raw_scores(rows(queries), keys(k), info.scale, cap, bias, (rows(high), keys(info.high)))
+        # a slice would be saved for the backward pass
+        sources = info.sources if reach == k.shape[1] else keys(info.sources)
+        return weight_values(masked_softmax(scores, rows(low), rows(high), sources, sink), keys(v))
 
     blocks = jax.lax.map(attend_block, jnp.arange(n_blocks))
     return jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], -1, q.shape[2], v.shape[3])[:, :length]

@@ -19,7 +19,9 @@ from jaxlens.nn.norm import Identity, OutputNorm, scaled
 
 @functools.partial(inlined, static_argnames=("scale",))
 def look_up(W_E, tokens, scale: float):
-    return W_E[tokens] * jnp.asarray(scale, W_E.dtype) if scale != 1 else W_E[tokens]
+    """The embeddings of tokens. Those of a token outside the vocabulary are NaN, because jit cannot raise an error."""
+    x = W_E.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    return x * jnp.asarray(scale, x.dtype) if scale != 1 else x
 
 
 @inlined

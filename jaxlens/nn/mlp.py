@@ -47,16 +47,10 @@ def clamped_swiglu(gate: Float[Array, "*b m"], linear: Float[Array, "*b m"]) -> 
 
 tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
 ACTIVATION_FUNCTIONS = {
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": tanh_gelu,
-    "gelu_pytorch_tanh": tanh_gelu,
-    "gelu_fast": gelu_fast,
-    "silu": jax.nn.silu,
-    "solu": solu,
-    "solu_ln": solu,
-}
+    "relu": jax.nn.relu, "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False), "gelu_new": tanh_gelu, "gelu_pytorch_tanh": tanh_gelu,
+    "gelu_fast": gelu_fast, "silu": jax.nn.silu, "solu": solu, "solu_ln": solu,
+}  # fmt: skip
 
 
 @inlined

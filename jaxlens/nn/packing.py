@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Packing:
     """Row r is slot `slots[r]` of sequence `groups[r]`, and `rows` is the reverse map, with -1 in slots without a row.
 
@@ -41,7 +41,7 @@ class Packing:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LayerPacking:
     """A Packing in one layer, with the baseline `keys` and `values` of every sequence."""
 

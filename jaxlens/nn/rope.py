@@ -12,19 +12,26 @@ from jaxtyping import Array, Float, Int
 from jaxlens.config import Config, Dynamic, Linear, Llama3, LongRope, Rotary, Yarn
 
 
-def rotary_tables(cfg: Config, length: Int[Array, ""]) -> tuple[Float[Array, "l r"], Float[Array, "l"]]:
-    """The frequencies of every layer, in radians per position, and the factors on its rotated queries and keys.
+def rotary_tables(cfg: Config, lengths: Int[Array, "b"]) -> tuple[Float[Array, "l #b 1 r"], Float[Array, "l #b 1 1"]]:
+    """Frequencies of every layer, in radians per position, and factors on rotated queries and keys.
 
-    `length` is the length of the longest sequence in the batch. A layer without rotary positions has frequencies of 0.
+    `lengths` are those of the rows of the batch, without padding; two of the scalings depend on them. For the others
+    the axis of rows has length 1. A layer without position information has frequencies of zero.
     """
-    dim = cfg.rotary_dim
+    dim, lengths = cfg.rotary_dim, lengths[:, None]
     kinds = list(dict.fromkeys(cfg.rotary))
     which = np.array([kinds.index(rotary) for rotary in cfg.rotary])
-    table = jnp.stack([frequencies(kind, dim, length) if kind else jnp.zeros(dim // 2) for kind in kinds])
-    return table[which], jnp.stack([attention_factor(kind, length) for kind in kinds])[which]
+
+    def table(values: list[Array]) -> Float[Array, "l #b 1 #r"]:
+        return jnp.stack(jnp.broadcast_arrays(*map(jnp.atleast_2d, values)))[which][:, :, None]
+
+    return (
+        table([frequencies(kind, dim, lengths) if kind else jnp.zeros(dim // 2) for kind in kinds]),
+        table([attention_factor(kind, lengths) for kind in kinds]),
+    )
 
 
-def attention_factor(rotary: Rotary | None, length: Int[Array, ""]) -> Float[Array, ""]:
+def attention_factor(rotary: Rotary | None, length: Int[Array, "*b"]) -> Float[Array, ""] | Float[Array, "*b"]:
     """The factor that multiplies rotated queries and keys."""
     match rotary and rotary.scaling:
         case LongRope(original_n_ctx=original, attention_factor=long, short_attention_factor=float(short)):
@@ -35,7 +42,9 @@ def attention_factor(rotary: Rotary | None, length: Int[Array, ""]) -> Float[Arr
             return jnp.float32(1)
 
 
-def frequencies(rotary: Rotary, dim: int, length: Int[Array, ""]) -> Float[Array, "r"]:
+def frequencies(
+    rotary: Rotary, dim: int, length: Int[Array, ""] | Int[Array, "b 1"]
+) -> Float[Array, "r"] | Float[Array, "b r"]:
     """Radians per position of each rotated pair, with `rotary.scaling` applied.
 
     Example:

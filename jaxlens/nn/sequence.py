@@ -14,94 +14,94 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlens.config import WHOLE_PAST, Config
 from jaxlens.nn.packing import LayerPacking, Packing
-from jaxlens.nn.position_bias import position_bias
 from jaxlens.nn.rope import rotary_tables
+
+PADDING = np.iinfo(np.int32).min
+"""The index of a source that is padding: below that of every token, and below every `low`."""
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LayerInfo:
     """The inputs of one layer besides the residual stream.
 
-    Query slot q attends to source slot s if `low[q] < s <= high[q]` and `mask[..., s]`. `qk_input` is added to the
-    inputs of queries and keys. `token_indices` number the tokens of each sequence, for the position bias.
+    The query in slot q attends to the source in slot s if `low[q] < sources[s] <= high[q]`. These are indices of the
+    tokens of a sequence, without padding. `sources` is `PADDING` where a slot has no token. `qk_input` is added to the
+    inputs of queries and keys.
     """
 
-    low: Int[Array, "t"]
-    high: Int[Array, "t"]
-    mask: Bool[Array, "g t"]
+    low: Int[Array, "g t"]
+    high: Int[Array, "g t"]
+    sources: Int[Array, "g t"]
     window: Int[Array, ""]
     scale: Float[Array, ""]
     cos: Float[Array, "b p r"] | None
     sin: Float[Array, "b p r"] | None
     qk_input: Float[Array, "b p d"] | None
-    token_indices: Int[Array, "g t"] | None
     growth: Float[Array, "b p"] | None
     packing: LayerPacking | None = None
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SequenceInfo:
     """The inputs of all layers besides the residual stream. Fields with the axis l have one entry per layer.
 
-    `slots` number the columns of the input. `positions` number the tokens of each row from 0 and skip padding, so they
-    do not depend on how a row is padded. `mask` is False on padding. `qk_input` is the position embedding of models
-    that add it to the inputs of queries and keys instead of the residual stream (shortformer).
+    `positions` number the tokens of each row from 0 and skip padding, so they do not depend on how a row is padded.
+    `mask` is False on padding. Rotary frequencies have an axis of rows if they depend on the length of a row, else its
+    length is 1. `qk_input` is the position embedding of models that add it to the inputs of queries and keys instead of
+    the residual stream (shortformer).
     """
 
-    slots: Int[Array, "t"]
     positions: Int[Array, "b p"]
     mask: Bool[Array, "g t"]
     windows: Int[Array, "l"]
     scales: Float[Array, "l"]
-    frequencies: Float[Array, "l r"] | None
-    rotary_factors: Float[Array, "l"] | None
+    frequencies: Float[Array, "l #b #p r"] | None
+    rotary_factors: Float[Array, "l #b #p 1"] | None
     query_growth: tuple[float, int] | None = dataclasses.field(default=None, metadata={"static": True})
-    has_bias: bool = dataclasses.field(default=False, metadata={"static": True})
     qk_input: Float[Array, "b p d"] | None = None
     packing: Packing | None = None
 
     def at_layer(self, layer: Int[Array, ""]) -> LayerInfo:
         """The inputs of one layer."""
         window = self.windows[layer]
-        low, high = band(self.slots, window, layer)
+        low, high = band(jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1, window, layer)
         cos = sin = None
         if self.frequencies is not None:
             angles = self.positions[..., None].astype(jnp.float32) * self.frequencies[layer]
             cos, sin = (wave(angles) * self.rotary_factors[layer] for wave in (jnp.cos, jnp.sin))
         return LayerInfo(
-            low, high, self.mask, window, self.scales[layer], cos, sin, self.qk_input,
-            token_indices=self.token_indices(layer) if self.has_bias else None,
+            low, high, jnp.where(self.mask, high, PADDING), window, self.scales[layer], cos, sin, self.qk_input,
             growth=None if self.query_growth is None else growth_of_queries(self.positions, *self.query_growth),
             packing=None if self.packing is None else self.packing.at_layer(layer),
         )  # fmt: skip
-
-    def token_indices(self, layer: Int[Array, ""]) -> Int[Array, "g t"]:
-        """The index of each token in its sequence. `layer` does not change the values; see `band`."""
-        return jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1 + jnp.minimum(layer, 0)
 
     def packed(self, prompts: Int[Array, "r"], slots: Int[Array, "r"], sequences: Int[Array, "g"], packing: Packing):
         """The inputs for rows packed into one sequence [1 r]. Row i is slot `slots[i]` of prompt `prompts[i]`.
 
         Attention runs on whole sequences: sequence j is a copy of prompt `sequences[j]`.
         """
+
+        def of_rows(table):
+            """The entries of a rotary table for each row of the packed sequence."""
+            return table if table is None or table.shape[1] == 1 else table[:, prompts, 0][:, None]
+
         return dataclasses.replace(
-            self,
-            positions=self.positions[prompts, slots][None],
-            mask=self.mask[sequences],
-            qk_input=None if self.qk_input is None else self.qk_input[prompts, slots][None],
-            packing=packing,
-        )
+            self, positions=self.positions[prompts, slots][None], mask=self.mask[sequences],
+            frequencies=of_rows(self.frequencies), rotary_factors=of_rows(self.rotary_factors),
+            qk_input=None if self.qk_input is None else self.qk_input[prompts, slots][None], packing=packing,
+        )  # fmt: skip
 
 
-def band(slots: Int[Array, "p"], window: Int[Array, ""], layer: Int[Array, ""]) -> tuple[Array, Array]:
-    """The bounds `low` and `high` of the sources that each query attends to: slots s with `low < s <= high`.
+def band(indices: Int[Array, "b p"], window: Int[Array, ""], layer: Int[Array, ""]) -> tuple[Array, Array]:
+    """The bounds `low` and `high` of the tokens that each query attends to: those with `low < index <= high`.
 
-    `window` counts these slots, including the slot of the query. `layer` is never negative, so it does not change the
-    bounds. But XLA cannot infer that, treats the bounds as layer-dependent, and hoists no mask out of the layer loop.
+    `indices` are those of the queries' tokens. `window` counts tokens, including that of the query. `layer` is never
+    negative, so it does not change the bounds. But XLA cannot infer that, treats the bounds as layer-dependent, and
+    hoists no mask out of the layer loop.
     """
-    high = slots + jnp.minimum(layer, 0)
+    high = indices + jnp.minimum(layer, 0)
     return high - window, high
 
 
@@ -124,15 +124,9 @@ def layer_scales(cfg: Config) -> np.ndarray:
 def sequence_info(cfg: Config, mask: Bool[Array, "b p"]) -> SequenceInfo:
     """The SequenceInfo of a batch, without a `qk_input`. `mask` is False on padding."""
     positions = jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
-    frequencies, factors = rotary_tables(cfg, jnp.max(positions) + 1) if cfg.rotary_dim else (None, None)
+    frequencies, factors = rotary_tables(cfg, jnp.sum(mask, axis=-1)) if cfg.rotary_dim else (None, None)
     return SequenceInfo(
-        slots=jnp.arange(mask.shape[1], dtype=jnp.int32),
-        positions=positions,
-        mask=mask,
-        windows=jnp.array([window or WHOLE_PAST for window in cfg.windows], jnp.int32),
-        scales=jnp.asarray(layer_scales(cfg)),
-        frequencies=frequencies,
-        rotary_factors=factors,
+        positions=positions, mask=mask, windows=jnp.array([window or WHOLE_PAST for window in cfg.windows], jnp.int32),
+        scales=jnp.asarray(layer_scales(cfg)), frequencies=frequencies, rotary_factors=factors,
         query_growth=cfg.query_growth,
-        has_bias=position_bias(cfg) is not None,
-    )
+    )  # fmt: skip

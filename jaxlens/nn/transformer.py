@@ -21,7 +21,7 @@ from jaxlens.nn.sequence import SequenceInfo, sequence_info
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Modules:
     """The modules of a model. `stacks` are Blocks whose weights have a leading layer axis, ordered as `cfg.stacks`."""
 

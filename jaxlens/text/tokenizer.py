@@ -5,6 +5,8 @@ is never duplicated and never missing. The shorter sequences of a batch are padd
 attention mask is 0 on the padding only.
 """
 
+import functools
+import hashlib
 import json
 import reprlib
 import warnings
@@ -18,7 +20,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Array, Int
 
-from jaxlens.text.tokenizer_files import ROLES, read_folder, read_json
+from jaxlens.text.tokenizer_files import ROLES, find_folder, read_folder, read_json
 
 
 def _special_token(role: str) -> tuple[property, property]:
@@ -28,7 +30,7 @@ def _special_token(role: str) -> tuple[property, property]:
         index = None if token is None else self._id(token)
         if token is not None and index is None:
             raise ValueError(f"{role}_token is {token!r}; expected one of the tokenizer's {len(self)} tokens")
-        self._special[role] = (token, index)
+        self._special = self._special | {role: (token, index)}  # a new dict, because copies share the old one
         self._transformers = None if self._fast else self.backend  # a cached copy would have the old token
 
     text = property(lambda self: self._special[role][0], write, doc=f"The {role.upper()} token's text, or None.")
@@ -100,6 +102,15 @@ class Tokenizer:
         """
         return cls(**read_folder(Path(path)))
 
+    @classmethod
+    def from_pretrained(cls, name: str, revision: str | None = None) -> "Tokenizer":
+        """Loads the tokenizer of a folder or of a Hugging Face id. Downloads only the tokenizer's files.
+
+        Raises:
+            CheckpointError: There is no such folder or id, or its tokenizer cannot be read.
+        """
+        return cls.from_folder(find_folder(name, revision))
+
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `from_folder` and transformers both read.
 
@@ -120,6 +131,21 @@ class Tokenizer:
             template = [{"name": name, "template": text} for name, text in template.items()]
         settings |= {"chat_template": template} if template else {}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), "utf-8")
+
+    @property
+    def settings(self) -> tuple:
+        """The settings that a method may depend on, by value."""
+        return len(self), self.padding_side, self.default_prepend_bos, tuple(self._special.items())
+
+    def encodes_like(self, other: "Tokenizer") -> bool:
+        """Whether both tokenizers have equal backends, so that with equal settings they give equal tokens."""
+        if self.backend is other.backend or not (self._fast and other._fast):
+            return self.backend is other.backend
+        return self._backend_hash == other._backend_hash
+
+    @functools.cached_property
+    def _backend_hash(self) -> str:
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def __repr__(self) -> str:
         special = ", ".join(f"{role}={token!r}" for role, (token, _) in self._special.items())

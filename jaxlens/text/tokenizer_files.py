@@ -1,4 +1,4 @@
-"""Reads the tokenizer files of a Hugging Face folder."""
+"""Finds and reads the tokenizer files of a Hugging Face folder or id."""
 
 import json
 from collections.abc import Mapping
@@ -11,6 +11,27 @@ from jaxlens.errors import CheckpointError
 
 ROLES = ("bos", "eos", "pad", "unk")
 """The special tokens that a `Tokenizer` stores."""
+
+FILE_PATTERNS = [
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.tiktoken"),
+    *("spiece.model", "chat_template*", "config.json"),
+]
+"""The files of a repository that a tokenizer is read from."""
+
+
+def find_folder(name: str, revision: str | None = None) -> Path:
+    """The folder `name`, or a folder with the tokenizer files of a Hugging Face id, which are downloaded."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    if (path := Path(name).expanduser()).is_dir():
+        return path
+    try:
+        patterns = {"allow_patterns": FILE_PATTERNS, "ignore_patterns": ["*/*"]}
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, **patterns))
+    except (OSError, ValueError, errors.HTTPError, errors.EntryNotFoundError) as error:
+        problem = f"the tokenizer {name!r} is not a local folder, and cannot be downloaded as a Hugging Face id"
+        raise CheckpointError(f"{problem}; check the name, or pass tokenizer= ({type(error).__name__})") from error
 
 
 def read_folder(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ DATASETS = {
 """Small datasets on the Hugging Face hub, by the short names that TransformerLens uses."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TokenDataset(Sequence):
     """Rows of tokens. As in a `datasets.Dataset`, an index is the column name "tokens", a row, a slice or a list.
 

@@ -31,11 +31,9 @@ ZOOM_IN = (
 """The start of "Zoom In: An Introduction to Circuits" (Olah et al. 2020, distill.pub/2020/circuits/zoom-in, CC BY)."""
 
 CORPORA = {
-    "wiki": (("wikitext", "wikitext-2-v1"), "text"),
-    "owt": (("stas/openwebtext-10k",), "text"),
-    "pile": (("NeelNanda/pile-10k",), "text"),
-    "code": (("codeparrot/codeparrot-valid-v2-near-dedup",), "content"),
-}
+    "wiki": (("wikitext", "wikitext-2-v1"), "text"), "owt": (("stas/openwebtext-10k",), "text"),
+    "pile": (("NeelNanda/pile-10k",), "text"), "code": (("codeparrot/codeparrot-valid-v2-near-dedup",), "content"),
+}  # fmt: skip
 """The corpora of `evaluate`: the arguments of `datasets.load_dataset`, and the column that contains the texts."""
 
 

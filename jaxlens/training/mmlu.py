@@ -74,11 +74,9 @@ def mmlu_eval(
         correct.setdefault(question["subject"], []).append(answer == question["answer"])
     results = [result for answers in correct.values() for result in answers]
     return {
-        "accuracy": float(np.mean(results)),
-        "num_correct": sum(results),
-        "num_total": len(results),
+        "accuracy": float(np.mean(results)), "num_correct": sum(results), "num_total": len(results),
         "subject_scores": {subject: float(np.mean(answers)) for subject, answers in correct.items()},
-    }
+    }  # fmt: skip
 
 
 def _prompt(question: dict[str, Any]) -> str:

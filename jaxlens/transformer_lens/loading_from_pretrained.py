@@ -1,7 +1,5 @@
 """TransformerLens's `loading_from_pretrained`: reads the config of a checkpoint without its weights."""
 
-import dataclasses
-
 from jaxlens.checkpoints import open_checkpoint
 from jaxlens.config import Config
 
@@ -13,4 +11,4 @@ def get_pretrained_model_config(model_name: str, revision: str | None = None) ->
         CheckpointError: The checkpoint cannot be found or read.
     """
     checkpoint = open_checkpoint(model_name, revision)
-    return dataclasses.replace(checkpoint.cfg, model_name=checkpoint.name)
+    return checkpoint.cfg.replace(model_name=checkpoint.name)

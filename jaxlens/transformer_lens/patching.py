@@ -160,9 +160,9 @@ def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric,
         expected = '"q", "k" or "v", and a model with a norm before attention and none after it'
         raise ValueError(f"component is {component!r}; expected {expected}; path_patch accepts all models")
     check_nodes("source", sources, list(itertools.product(range(cfg.n_layers), range(cfg.n_heads))))
-    weights = {"q": "W_Q", "k": "W_K", "v": "W_V"}[component]
+    weights = {"q": "W_Q", "k": "_W_K", "v": "_W_V"}[component]
     norms = [model.blocks[layer].ln1.module for layer in range(cfg.n_layers)]
-    W = jnp.stack([getattr(model.blocks[layer].attn.module, weights) for layer in range(cfg.n_layers)])
+    W = jnp.stack([getattr(model.blocks[layer].attn, weights) for layer in range(cfg.n_layers)])
     if norms[0].multiplier is not None:
         W = W * jnp.stack([norm.multiplier for norm in norms])[:, None, :, None]
     differences = _head_outputs(model, clean_cache, sources) - _head_outputs(model, corrupted_cache, sources)
@@ -186,7 +186,7 @@ def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric,
 def _head_outputs(model: HookedTransformer, cache: Mapping[str, Array], heads: list[tuple[int, int]]) -> Array:
     """The outputs of heads in the residual stream, [s b p d], with s the index in `heads`."""
     zs = jnp.stack([cache[f"blocks.{layer}.attn.hook_z"][:, :, head] for layer, head in heads])
-    W_O = jnp.stack([model.blocks[layer].attn.W_O[head] for layer, head in heads])
+    W_O = model.W_O[tuple(np.array(heads).T)]
     return jnp.einsum("sbph,shd->sbpd", zs, W_O) * model.cfg.residual_scale
 
 

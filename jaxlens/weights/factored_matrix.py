@@ -267,10 +267,8 @@ def _map_matrices(decompose: Callable, *stacks: Float[Array, "... _ _"]) -> Any:
     leading = stacks[0].shape[:-2]
     flat = [wide(stack).reshape(-1, *stack.shape[-2:]) for stack in stacks]
     result = jax.lax.platform_dependent(
-        *flat,
-        cpu=lambda *flat: jax.lax.map(lambda matrices: decompose(*matrices), flat),
-        default=jax.vmap(decompose),
-    )
+        *flat, cpu=lambda *flat: jax.lax.map(lambda matrices: decompose(*matrices), flat), default=jax.vmap(decompose),
+    )  # fmt: skip
     return jax.tree.map(lambda array: array.reshape(*leading, *array.shape[1:]), result)
 
 

@@ -189,10 +189,7 @@ def _refactor_factored_attn_matrices(cfg: Config) -> Plan:
 
 
 PASSES: dict[str, Callable[[Config], Plan]] = {
-    "fold_ln": _fold_ln,
-    "center_writing_weights": _center_writing_weights,
-    "center_unembed": _center_unembed,
-    "fold_value_biases": _fold_value_biases,
-    "refactor_factored_attn_matrices": _refactor_factored_attn_matrices,
-}
+    "fold_ln": _fold_ln, "center_writing_weights": _center_writing_weights, "center_unembed": _center_unembed,
+    "fold_value_biases": _fold_value_biases, "refactor_factored_attn_matrices": _refactor_factored_attn_matrices,
+}  # fmt: skip
 """The passes in their order. The order matters: W_U is centered after the final norm has been folded into it."""

@@ -78,7 +78,10 @@ CASES_OF = {
     "test_gradient_errors": ("analysis/attribution/",),
     "test_heads": ("analysis/heads.py", "analysis/prompt_test.py", "analysis/svd.py"),
     "test_logit_attribution": ("analysis/logit_attribution.py",),
-    "test_patching": ("analysis/interventions/", "analysis/labelled_array.py", "transformer_lens/patching.py"),
+    "test_patching": (
+        "analysis/input_pair.py", "analysis/interventions/", "analysis/labelled_array.py",
+        "transformer_lens/patching.py",
+    ),
     "test_plot": ("plot/",),
     "test_tokenizer": ("text/",),
     "test_utils": ("training/data.py", "model/sampling.py", "transformer_lens/utils.py", "errors.py"),

@@ -4,8 +4,7 @@
     backward   ∂x ─ layer 0 ─ layer 1 ─ … ─ ∂x' ─ ∂logits ─┘          and yields the gradients at its probed sites
 
 Forward, metric and backward are separate programs, so a new metric recompiles nothing of the model. No weight gets a
-gradient, and no weight is stored a second time. (`jax.vjp` of the whole loop over layers would save a copy of all
-weights.)
+gradient or is stored a second time. (`jax.vjp` of the whole loop over layers would save a copy of all weights.)
 
 Axes: b batch, p position, d d_model, v vocabulary, l layer of a stretch (consecutive layers of one kind).
 """
@@ -35,7 +34,7 @@ ByStretch = tuple[dict[str, Float[Array, "l b ..."]], ...]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Start:
     """The input of the first layer: the residual stream, and the mask (False for padding)."""
 
@@ -43,25 +42,14 @@ class Start:
     mask: Bool[Array, "b p"]
 
     @classmethod
-    def of(cls, model: HookedTransformer, given: ModelInput) -> "Start":
+    def of(cls, model: HookedTransformer, inputs: ModelInput) -> "Start":
         """The embedding of an input."""
-        return cls(model(given.tokens, stop_at_layer=0, attention_mask=given.mask), given.mask)
+        return cls(model(inputs.tokens, stop_at_layer=0, attention_mask=inputs.mask), inputs.mask)
 
     @classmethod
-    def pair(
-        cls, model: HookedTransformer, clean: ModelInput, corrupt: ModelInput, names=("clean", "corrupt")
-    ) -> tuple["Start", "Start"]:
-        """Two inputs whose positions correspond: they have the same shape and padding."""
-        starts = cls.of(model, clean), cls.of(model, corrupt)
-        if is_traced(starts):
-            raise ValueError("attribution takes gradients and returns numpy arrays; call it outside jit, grad and vmap")
-        shape, other = (list(start.mask.shape) for start in starts)
-        if shape != other:
-            shapes = f"{names[0]} has [prompts, positions] = {shape}, but {names[1]} has {other}"
-            raise ValueError(f"{shapes}; they must be equal")
-        if not np.array_equal(*(start.mask for start in starts)):
-            raise ValueError(f"{names[0]} and {names[1]} are padded at different positions; positions must correspond")
-        return starts
+    def pair(cls, model: HookedTransformer, *inputs: ModelInput) -> list["Start"]:
+        """The embeddings of two inputs."""
+        return [cls.of(model, run) for run in inputs]
 
     def towards(self, other: "Start", fraction: float) -> "Start":
         """Linear interpolation towards `other`."""
@@ -74,9 +62,12 @@ def _interpolate(start, goal, fraction):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LayerDerivative:
-    """The arrays besides the weights that the derivative of a layer needs, for one layer or stacked for several."""
+    """The derivative of a layer without the layer's weights, or those of several layers, stacked.
+
+    `saved` are the other arrays that it needs. `recipe` is the structure of the function that `jax.vjp` returned.
+    """
 
     saved: list[Array]
     recipe: Any = dataclasses.field(metadata={"static": True})
@@ -97,7 +88,7 @@ class LayerDerivative:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Linearised:
     """A run of all layers: its final residual stream, the wanted values, and the derivative of every layer."""
 
@@ -108,32 +99,30 @@ class Linearised:
 
 def layer_stretches(model: HookedTransformer) -> list[tuple[Stretch, Block]]:
     """The layers in order, as stretches with the stacked weights of each."""
-    found = []
+    with_weights = []
     for stretch in stretches(HookPlan(model.cfg), 0, model.cfg.n_layers, whole=True):
         stack, first, last = model.modules.stacks[stretch.stack], stretch.first, stretch.first + len(stretch.layers)
         if len(stretch.layers) < len(model.cfg.stacks[stretch.stack]):
             stack = jax.tree.map(lambda w, first=first, last=last: w[first:last], stack)
-        found.append((stretch, stack))
-    return found
+        with_weights.append((stretch, stack))
+    return with_weights
 
 
-@compiled
-def run_layers(model: HookedTransformer, start: Start, *, wanted: frozenset[str]) -> tuple[Array, ByStretch]:
-    """The residual stream after the last layer, and the values at the wanted sites."""
-    x, values = start.residual, []
-    for layers, stack, step in _steps(model, start.mask):
+def run_layers(
+    model: HookedTransformer, start: Start, *, probed: frozenset[str] = frozenset(), wanted: frozenset[str]
+) -> tuple[Array, ByStretch]:
+    """The residual stream after the last layer, and the values at the wanted sites.
 
-        def body(x, layer, step=step):
-            return step(*layer, wanted, {}, x)
-
-        x, captured = jax.lax.scan(body, x, (stack, layers))
-        values.append(captured)
-    return x, tuple(values)
+    Values that are compared must come from the same program, because another would round differently. So this runs the
+    program of `linearise`, and `probed` are the sites whose derivatives the run that it is compared with needs.
+    """
+    run = linearise(model, start, probed=probed, wanted=wanted)
+    return run.final, run.values
 
 
 @compiled
 def linearise(model: HookedTransformer, start: Start, *, probed: frozenset[str], wanted: frozenset[str]) -> Linearised:
-    """The same run, with its derivatives with respect to the residual stream at the start and the probed sites."""
+    """A run of all layers, with derivatives with respect to the residual stream at the start and the probed sites."""
     x, values, derivatives = start.residual, [], []
     for layers, stack, step in _steps(model, start.mask):
         first = jax.tree.map(lambda w: w[0], (stack, layers))
@@ -206,7 +195,7 @@ def runs_along(
     model: HookedTransformer, start: Start, goal: Start, fractions: Iterable[float], readout: "Readout", *,
     probed: frozenset[str] = frozenset(), wanted: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[Linearised, Array, Float[Array, "b p d"]]]:  # fmt: skip
-    """Runs from these fractions of the way from `start` to `goal`, with the metric of each and its gradient at the end.
+    """Runs from these fractions of the way from `start` to `goal`, each with its metric and the gradient at its end.
 
     Delete each run before the next is computed: it saves large arrays for the backward pass.
     """
@@ -219,7 +208,7 @@ def runs_along(
 # --- from the residual stream after the layers to the metric
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Readout:
     """A metric of the logits: one number, or one per prompt that depends only on that prompt's logits."""
 
@@ -246,8 +235,8 @@ class Readout:
             value = self._checked(self._of_logits(logits), len(final))
             if not is_traced(value) or not jnp.issubdtype(value.dtype, jnp.floating):
                 cause = "it is constant, or uses .item() or argmax; write it in jax.numpy, as a smooth function"
-                given = f"the metric's value ({value.dtype})"
-                raise TypeError(f"{given} has no gradient with respect to the logits: {cause}")
+                problem = f"the metric's value ({value.dtype}) has no gradient with respect to the logits"
+                raise TypeError(f"{problem}: {cause}")
             return jnp.sum(value), value
 
         logits = logits_at(self.model, final, self.positions)

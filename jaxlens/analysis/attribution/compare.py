@@ -14,11 +14,11 @@ from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.model.transformer import HookedTransformer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Agreement:
     """Attributions, the effects of patching the same activations, and their correlation.
 
-    `pearson` is the correlation of values, `spearman` that of ranks, `slope` the regression of effects on attributions.
+    `pearson` correlates values and `spearman` ranks. `slope` is that of the regression of effects on attributions.
     """
 
     attribution: Labelled

@@ -29,6 +29,7 @@ from jaxlens.analysis.attribution import backward
 from jaxlens.analysis.attribution.backward import ByStretch
 from jaxlens.analysis.attribution.nodes import path_steps
 from jaxlens.analysis.compiled import compiled
+from jaxlens.analysis.input_pair import read_pair
 from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.config import Config
 from jaxlens.hooks.tap import Tap
@@ -42,7 +43,7 @@ OUTPUTS = frozenset(("hook_resid_pre", "attn.hook_z", "ln1_post.hook_scale", "ho
 CHUNK_BYTES = 2**28  # outputs and gradients that are in memory at a time
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class EdgeScores(Labelled):
     """Scores [upstream receiver], or [upstream receiver prompt]: 0 where there is no edge.
 
@@ -74,7 +75,7 @@ def edge_attribution_patch(
     so the only additional memory is that of the scores.
 
     Raises:
-        ValueError: The inputs differ in shape or padding, or `ig_steps` or the shape of the metric is invalid.
+        ValueError: The positions of the inputs do not correspond, or `ig_steps` or the shape of the metric is invalid.
         TypeError: The metric cannot be differentiated.
 
     Example:
@@ -88,9 +89,9 @@ def edge_attribution_patch(
     require_additive_residual(model.cfg)
     require_linear_heads(model.cfg)
     steps = path_steps(ig_steps)
-    inputs = (model.read_input(run, attention_mask=attention_mask) for run in (clean, corrupt))
+    inputs = read_pair(model, attention_mask, clean=clean, corrupt=corrupt)
     goal, start = backward.Start.pair(model, *inputs)
-    final, clean_values = backward.run_layers(model, goal, wanted=OUTPUTS)
+    final, clean_values = backward.run_layers(model, goal, probed=INPUTS, wanted=OUTPUTS)
     readout = backward.Readout.of(model, metric_fn, start)
     corrupted_values, total = None, None
     for run, value, gradient in backward.runs_along(model, start, goal, steps, readout, probed=INPUTS, wanted=OUTPUTS):
@@ -113,7 +114,7 @@ def edge_attribution_patch(
     return EdgeScores(values, tuple(labels), labels, graph.exists, *metrics)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
     """The components of a model in execution order, and which pairs are edges."""
 
@@ -169,11 +170,11 @@ def scores(
         clean, corrupted, run, gradients = chunk_of_layers
         gradient = jnp.where(counted[:, None], gradient, 0)
         gradients = jax.tree.map(lambda x: jnp.where(counted.reshape(-1, *(1,) * (x.ndim - 2)), x, 0), gradients)
-        outputs, inputs = zip(blocks, clean, corrupted, strict=True), zip(blocks, run, gradients, strict=True)
-        written = [difference, *(jax.lax.map(output_differences, layers) for layers in outputs)]
-        read = [*(jax.lax.map(input_gradients, layers) for layers in inputs), gradient]
+        pairs, runs = zip(blocks, clean, corrupted, strict=True), zip(blocks, run, gradients, strict=True)
+        written = [difference, *(jax.lax.map(output_differences, stretch) for stretch in pairs)]
+        read = [*(jax.lax.map(input_gradients, stretch) for stretch in runs), gradient]
         # A contraction over one axis is twice as fast on CPUs as over two.
-        written, read = (jnp.concatenate([x.reshape(-1, size * d_model) for x in parts]) for parts in (written, read))
+        written, read = (jnp.concatenate([x.reshape(-1, size * d_model) for x in arrays]) for arrays in (written, read))
         return total.at[prompt].add(jnp.einsum("ui,wi->uw", written, read, preferred_element_type=total.dtype)), None
 
     total = wide(jnp.zeros((n_prompts if per_prompt else 1, *graph.exists.shape), ends[0].dtype))
@@ -192,24 +193,27 @@ def output_differences(layer: tuple[Block, dict[str, Array], dict[str, Array]]) 
     """The output of each head, and of the MLP, of a layer in the clean run minus that in the corrupted run.
 
     If a norm follows attention, its scale differs between the runs, and so does the scaled b_O. Each head gets an equal
-    share of this difference, so that the heads sum to the output of attention.
+    share of this difference, so that the heads sum to the output of attention. Equal runs differ by exactly 0, because
+    the difference of the scaled values is written as a sum of products with differences.
     """
     block, clean, corrupted = layer
     norm, attn = LinearNorm.at(block.ln1_post), block.attn
-    (inverse, z), (inverse_corrupted, z_corrupted) = (_divided_by_scale(values) for values in (clean, corrupted))
-    heads = jnp.einsum("rnh,nhd->nrd", z - z_corrupted, attn.W_O)
+    (inverse, z), (inverse_corrupted, z_corrupted) = map(_inverse_scale_and_z, (clean, corrupted))
+    change = inverse - inverse_corrupted
+    scaled = (z - z_corrupted) * inverse[..., None] + z_corrupted * change[..., None]
+    heads = jnp.einsum("rnh,nhd->nrd", scaled, attn.W_O)
     if attn.b_O is not None:
-        heads = heads + (inverse - inverse_corrupted) * attn.b_O / len(heads)
+        heads = heads + change * attn.b_O / len(heads)
     heads = norm.apply(heads)
     mlp = [(clean["hook_mlp_out"] - corrupted["hook_mlp_out"])[None]] if block.mlp else []
     return jnp.concatenate((heads, *mlp))
 
 
-def _divided_by_scale(values):
-    """One over the scale of the norm after attention, [r 1], and z divided by that scale."""
+def _inverse_scale_and_z(values):
+    """One over the scale of the norm after attention, [r 1], and z."""
     z = values["attn.hook_z"]
     inverse = 1 / values["ln1_post.hook_scale"] if "ln1_post.hook_scale" in values else jnp.ones_like(z[:, 0, :1])
-    return inverse, z * inverse[..., None]
+    return inverse, z
 
 
 def input_gradients(layer: tuple[Block, dict[str, Array], dict[str, Array]]) -> Float[Array, "w r d"]:

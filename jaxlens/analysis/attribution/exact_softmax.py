@@ -36,7 +36,7 @@ def effect_of_queries(
     """(pattern with the clean query - corrupted pattern) · gradient with respect to the pattern."""
     (clean_q, _), (q, k) = queries_and_keys(attn, clean, info), queries_and_keys(attn, corrupted, info)
     scores, clean_scores = (attn.scores(queries, k, info) for queries in (q, clean_q))
-    before, after = (masked_softmax(x, info.low, info.high, info.mask, attn.sink) for x in (scores, clean_scores))
+    before, after = (masked_softmax(x, info.low, info.high, info.sources, attn.sink) for x in (scores, clean_scores))
     effect = jnp.einsum("bkgps,bkgps->bpkg", after - before, by_group(gradient, k.shape[2]))
     return effect.reshape(*effect.shape[:2], -1)
 
@@ -49,11 +49,11 @@ def effect_of_keys(
     A key changes one score in each row of the pattern. The other entries of the row keep their proportions. With L the
     log of the sum of their exponentials, G their mean gradient and σ the logistic function, the effect is exactly
 
-        (σ(new score - L) - σ(score - L)) · (gradient - G)
+        (σ(clean score - L) - σ(corrupted score - L)) · (gradient - G)
     """
     (_, clean_k), (q, k) = queries_and_keys(attn, clean, info), queries_and_keys(attn, corrupted, info)
     scores, clean_scores = (attn.scores(q, keys, info) for keys in (k, clean_k))
-    allowed = visible(info.low, info.high, info.mask, scores.ndim)
+    allowed = visible(info.low, info.high, info.sources, scores.ndim)
     gradient = by_group(gradient, k.shape[2])
     log_total, mean = over_other_entries(jnp.where(allowed, scores, -jnp.inf), gradient)
     if attn.sink is not None:  # an additional entry in every row, without a gradient
@@ -64,8 +64,8 @@ def effect_of_keys(
 
 def with_sink(log_total: Float[Array, "*b s"], mean: Float[Array, "*b s"], sink: Float[Array, "*n 1 1"]):
     """The log of the sum of exponentials and the weighted mean, after a sink logit of value 0 is included."""
-    with_sink = jnp.logaddexp(log_total, sink)
-    return with_sink, mean * jnp.exp(log_total - with_sink)
+    new_total = jnp.logaddexp(log_total, sink)
+    return new_total, mean * jnp.exp(log_total - new_total)
 
 
 def over_other_entries(scores: Float[Array, "*b s"], values: Float[Array, "*b s"]) -> tuple[Array, Array]:

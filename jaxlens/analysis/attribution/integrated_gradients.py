@@ -1,7 +1,7 @@
 """Integrated gradients: how much each token of a prompt contributes to a metric.
 
 The gradient with respect to the embedding gives the effect of an infinitesimal change. Its integral along the straight
-line from a baseline to the prompt is the whole difference between the two (Sundararajan et al. 2017, arXiv 1703.01365).
+line from a baseline to the prompt is the difference of the metric (Sundararajan et al. 2017, arXiv 1703.01365).
 
 Axes: b batch, p position, d d_model, v vocabulary.
 """
@@ -17,15 +17,16 @@ from jaxtyping import Array, Float
 
 from jaxlens._jax import wide
 from jaxlens.analysis.attribution.backward import Readout, Start, all_gradients, pull_back, run_layers, runs_along
+from jaxlens.analysis.input_pair import read_pair
 from jaxlens.analysis.interventions.activation_patching import position_labels
 from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class TokenContributions(Labelled):
-    """The contributions of tokens, [prompt pos]. Their sum approximates `difference`, that of the metric."""
+    """The contributions of tokens, [prompt pos]. They sum to about `difference`, metric(input) - metric(baseline)."""
 
     difference: np.ndarray
 
@@ -42,8 +43,8 @@ def integrated_gradients(
     """The contribution of every token to metric(input) - metric(baseline).
 
     The metric returns one number, or one per prompt. The baseline is another prompt of the same shape, or embeddings
-    that broadcast to [b p d_model], such as `model.W_E.mean(0)`; position embeddings stay. The integral uses
-    Gauss-Legendre quadrature, with a forward and a backward pass per step. Its error, `.gap`, falls fast with the
+    that broadcast to [b p d_model], such as `model.W_E.mean(0)`; position embeddings are added to them. The integral
+    uses Gauss-Legendre quadrature, with a forward and a backward pass per step. Its error, `.gap`, falls fast with the
     number of steps if the model is smooth along the line. It falls more slowly with ReLUs, and hardly at all if the
     choice of experts changes along the line, or if the baseline is zero and a norm follows.
 
@@ -61,8 +62,7 @@ def integrated_gradients(
     """
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps is {steps!r}; expected a positive number of integration points")
-    given = model.read_input(input, attention_mask=attention_mask)
-    goal, start = _ends(model, given, baseline, attention_mask)
+    inputs, goal, start = _ends(model, input, baseline, attention_mask)
     readout, total = Readout.of(model, metric_fn, goal), 0
     points, weights = np.polynomial.legendre.leggauss(int(steps))
     runs = runs_along(model, start, goal, (points + 1) / 2, readout)
@@ -73,22 +73,23 @@ def integrated_gradients(
     contributions = np.asarray(_dot(total, goal.residual - start.residual))
     at_end, at_start = (np.asarray(readout(run_layers(model, of, wanted=frozenset())[0])) for of in (goal, start))
     prompts = [str(prompt) for prompt in range(len(contributions))]
-    labels = {"prompt": prompts, "pos": position_labels(model, given.tokens)}
+    labels = {"prompt": prompts, "pos": position_labels(model, inputs.tokens)}
     return TokenContributions(contributions, ("prompt", "pos"), labels, difference=at_end - at_start)
 
 
-def _ends(model: HookedTransformer, given: ModelInput, baseline: Any, attention_mask: Any) -> tuple[Start, Start]:
-    """The two ends of the line: the input, and the baseline."""
+def _ends(model: HookedTransformer, input: Any, baseline: Any, attention_mask: Any) -> tuple[ModelInput, Start, Start]:
+    """The input, and the two ends of the line: the input, and the baseline."""
     if not (isinstance(baseline, jax.Array | np.ndarray) and jnp.issubdtype(baseline.dtype, jnp.floating)):
-        baseline = model.read_input(baseline, attention_mask=attention_mask)
-        return Start.pair(model, given, baseline, names=("input", "baseline"))
-    goal = Start.of(model, given)
+        runs = read_pair(model, attention_mask, input=input, baseline=baseline)
+        return runs[0], *Start.pair(model, *runs)
+    inputs = model.read_input(input, attention_mask=attention_mask)
+    goal = Start.of(model, inputs)
     sizes = zip(baseline.shape[::-1], goal.residual.shape[::-1], strict=False)
     if baseline.ndim > 3 or any(size not in (1, expected) for size, expected in sizes):
         raise ValueError(f"the baseline has shape {baseline.shape}, which does not broadcast to {goal.residual.shape}")
-    options = {"attention_mask": given.mask, "stop_at_layer": 0, "names_filter": "hook_embed"}
-    embedded = model.run_with_cache(given.tokens, **options)[1]["hook_embed"]
-    return goal, Start(goal.residual - embedded + jnp.asarray(baseline, embedded.dtype), goal.mask)
+    options = {"attention_mask": inputs.mask, "stop_at_layer": 0, "names_filter": "hook_embed"}
+    embedded = model.run_with_cache(inputs.tokens, **options)[1]["hook_embed"]
+    return inputs, goal, Start(goal.residual - embedded + jnp.asarray(baseline, embedded.dtype), goal.mask)
 
 
 _dot = jax.jit(lambda gradient, difference: jnp.einsum("bpd,bpd->bp", gradient, difference))

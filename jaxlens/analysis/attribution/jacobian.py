@@ -49,16 +49,16 @@ def residual_jacobian(
     layers = LayerRange.of(model.cfg, from_layer, to_layer)
     if LayerRange.of(model.cfg, None, to_layer).stop < layers.start:
         raise ValueError(f"to_layer is {to_layer}, before from_layer {from_layer}; changes affect later layers only")
-    given = model.read_input(input, attention_mask=attention_mask)
-    residual = model(given.tokens, stop_at_layer=layers.start, attention_mask=given.mask)
+    inputs = model.read_input(input, attention_mask=attention_mask)
+    residual = model(inputs.tokens, stop_at_layer=layers.start, attention_mask=inputs.mask)
     positions = np.arange(residual.shape[1])
     start, end = (Slice(selected).apply(positions) for selected in (from_pos, to_pos))
     if not start.size or not end.size:
         raise ValueError(f"from_pos={from_pos!r} or to_pos={to_pos!r} selects no position")
-    return ResidualJacobian(model, (residual, given.mask, start, end), (layers.start, layers.stop))
+    return ResidualJacobian(model, (residual, inputs.mask, start, end), (layers.start, layers.stop))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ResidualJacobian:
     """The result of `residual_jacobian`: a linear map of changes [b p d] to changes [b q c], for each prompt.
 
@@ -84,11 +84,11 @@ class ResidualJacobian:
         """The transpose: the gradient with respect to the change, from that with respect to its effect."""
         return pull(self.model, self.around, self._fitting(gradient, self.shape[0]), layers=self.layers)
 
-    def _fitting(self, given: Any, shape: tuple[int, ...]) -> Array:
-        given = jnp.asarray(given, self.around[0].dtype)
-        if given.shape != shape:
-            raise ValueError(f"the vector has shape {given.shape}; expected {shape}, one vector per prompt")
-        return given
+    def _fitting(self, vector: Any, shape: tuple[int, ...]) -> Array:
+        vector = jnp.asarray(vector, self.around[0].dtype)
+        if vector.shape != shape:
+            raise ValueError(f"the vector has shape {vector.shape}; expected {shape}, one vector per prompt")
+        return vector
 
     def dense(self) -> Float[Array, "b q c p d"]:
         """The Jacobian of every prompt as a matrix."""

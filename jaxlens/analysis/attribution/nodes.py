@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from jaxlens._jax import wide
 from jaxlens.analysis.attribution import backward
 from jaxlens.analysis.attribution.exact_softmax import ATTENTION_INPUTS, PATTERN, effect_of_keys, effect_of_queries
+from jaxlens.analysis.input_pair import read_pair
 from jaxlens.analysis.interventions.activation_patching import position_labels
 from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.errors import ActivationNotFound
@@ -103,8 +104,8 @@ def attribution_patch(
     metric recompiles nothing of the model.
 
     Raises:
-        ValueError: The inputs differ in shape or padding, `ig_steps` is not positive, `exact_softmax` is given without
-            "q" or "k", or `metric_fn` returns neither one number nor one per prompt.
+        ValueError: The positions of the inputs do not correspond, `ig_steps` is not positive, `exact_softmax` is given
+            without "q" or "k", or `metric_fn` returns neither one number nor one per prompt.
         TypeError: The metric cannot be differentiated.
         HookError: A node is not an activation of a layer of this model.
 
@@ -119,13 +120,13 @@ def attribution_patch(
     names = _sites_of_nodes(model, nodes)
     steps = path_steps(ig_steps)
     exact = _exact_sites(model, names) if exact_softmax else frozenset()
-    inputs = [model.read_input(run, attention_mask=attention_mask) for run in (clean, corrupt)]
+    inputs = read_pair(model, attention_mask, clean=clean, corrupt=corrupt)
     goal, start = backward.Start.pair(model, *inputs)
     attributed = frozenset(names.values()) - {EMBED}
     probed = attributed - exact | ({PATTERN} if exact else set())
     wanted = attributed | (set(ATTENTION_INPUTS) if exact else set())
 
-    final, clean_values = backward.run_layers(model, goal, wanted=wanted)
+    final, clean_values = backward.run_layers(model, goal, probed=probed, wanted=wanted)
     readout = backward.Readout.of(model, metric_fn, start)
     corrupted_values, total = None, None
     for run, value, gradient in backward.runs_along(model, start, goal, steps, readout, probed=probed, wanted=wanted):
@@ -213,7 +214,7 @@ def _product(letters: list[str], gradient, clean, corrupted):
     return jnp.sum(wide(gradient) * difference, axis=unnamed)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Labeller:
     """Makes `Labelled` arrays from arrays whose axes are given as letters."""
 

@@ -1,24 +1,24 @@
-"""Activation patching in both directions, and ablations: from prompts to labelled results.
+"""Activation patching in both directions, and ablations, with prompts as arguments and labeled arrays as results.
 
-    activation_patch    one run's activation in another, at every place along the axes (denoising, noising)
-    ablate              zero, the mean, or another prompt's activation instead
+    activation_patch    replaces an activation by that of another run, at every index along the axes
+    ablate              replaces an activation by zero, by its mean, or by that of another prompt
 
 On the use of activation patching see Heimersheim & Nanda 2024 (arXiv 2404.15255).
 
-Axes: b batch, p position, v vocabulary; those of a site are in the hook table.
+Axes: b batch, p position, v vocabulary; hooks/table.py has those of a site.
 """
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlens._jax import wide
+from jaxlens.analysis.input_pair import read_pair
 from jaxlens.analysis.interventions.cells import Cells, index_axes, site_of
 from jaxlens.analysis.interventions.sweep import Setter, SweepOptions, sweep
 from jaxlens.analysis.labelled_array import Labelled
@@ -34,11 +34,11 @@ LETTERS = {"pos": "p", "dest_pos": "p", "src_pos": "s", "head": "nk", "head_inde
 """The letters that each axis of a sweep has in the hook table."""
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Patched(Labelled):
-    """The metric at every place of a sweep, and without an intervention (`start`).
+    """The metric with every intervention of a sweep, and without an intervention (`start`).
 
-    `goal` is the metric of the run that the activations came from, if there was one.
+    `goal` is the metric of the run that the activations came from; None for an ablation.
     """
 
     start: np.ndarray
@@ -46,9 +46,8 @@ class Patched(Labelled):
 
     def __repr__(self) -> str:
         goal = "" if self.goal is None else f", {_number(self.goal)} in the run that activations came from"
-        largest = repr(self.change).partition("\n")[2]
-        sizes = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.shape, strict=True))
-        return f"Patched({sizes}): {_number(self.start)} without intervention{goal}; largest changes\n{largest}"
+        sizes, _, largest = repr(self.change).removeprefix("Labelled").partition("\n")
+        return f"Patched{sizes}: {_number(self.start)} without intervention{goal}; largest changes\n{largest}"
 
     @property
     def change(self) -> Labelled:
@@ -63,7 +62,8 @@ class Patched(Labelled):
             ValueError: There was no other run, or both have the same metric.
         """
         if self.goal is None or np.any(self.goal == self.start):
-            raise ValueError(f"cannot normalise: the metric is {self.start} before and {self.goal} in the other run")
+            metrics = f"{self.start} without intervention and {self.goal} in the other run"
+            raise ValueError(f"cannot normalize: the metric is {metrics}; expected two different values")
         return Labelled((self.values - self.start) / (self.goal - self.start), self.axes, self.labels)
 
 
@@ -72,17 +72,19 @@ def activation_patch(
     activation_name: str = "resid_pre", axes: Sequence[str] = ("layer", "pos"), *,
     direction: Literal["denoising", "noising"] = "denoising", **options: Unpack[SweepOptions],
 ) -> Patched | dict[str, Patched]:  # fmt: skip
-    """Patches one run's activation into another at every place along `axes`.
+    """Patches an activation of one run into another run, separately at every index along `axes`.
 
-    Denoising patches clean activations into the corrupted run (what suffices to restore the metric?), noising the
-    reverse (what is necessary for it?). `corrupted` and `clean` are strings or tokens [b p]: any number of pairs of
-    prompts of equal length. `metric(logits)` returns a number, or one per prompt, which adds the axis "prompt". A dict
-    of metrics gives a dict of results from one sweep. `axes` are "layer" and then any of "pos", "head", "neuron",
-    "dest_pos", "src_pos" and "expert" that the activation has. `jaxlens.analysis.interventions.sweep.SweepOptions`
-    describes the options (`batch_size`, `progress`, and `attention_mask` for both runs).
+    Denoising patches clean activations into the corrupted run (which activations suffice to restore the metric?).
+    Noising patches corrupted activations into the clean run (which are necessary for it?). `corrupted` and `clean` are
+    strings or tokens [b p]: any number of pairs of prompts, each pair of equal length. `metric(logits)` returns a
+    number, or one per prompt, which adds the axis "prompt". A dict of metrics gives a dict of results from one sweep.
+    `axes` are "layer" and then any of "pos", "head", "neuron", "dest_pos", "src_pos" and "expert" that the activation
+    has.
+    `jaxlens.analysis.interventions.sweep.SweepOptions` describes the options (`batch_size`, `progress`, and
+    `attention_mask` for both runs).
 
     Raises:
-        ValueError: The runs have different shapes, or the activation has no such axis.
+        ValueError: The positions of the runs do not correspond, or the activation has no such axis.
         HookError: There is no such activation.
 
     Example:
@@ -96,15 +98,12 @@ def activation_patch(
     """
     if direction not in ("denoising", "noising"):
         raise ValueError(f'direction is {direction!r}; expected "denoising" or "noising"')
-    base, other = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
-    place = Place.of(model, activation_name, axes)
-    base, other = (model.read_input(run, attention_mask=options.get("attention_mask")) for run in (base, other))
-    if base.mask.shape != other.mask.shape:
-        shapes = f"{base.mask.shape} and {other.mask.shape}"
-        raise ValueError(f"both runs need the same number of prompts and positions; got {shapes}")
-    logits, cache = model.run_with_cache(other.tokens, names_filter=place.name, attention_mask=other.mask)
+    target = Target.of(model, activation_name, axes)
+    runs = read_pair(model, options.get("attention_mask"), corrupted=corrupted, clean=clean)
+    base, other = runs if direction == "denoising" else reversed(runs)
+    logits, cache = model.run_with_cache(other.tokens, names_filter=target.name, attention_mask=other.mask)
     goals = {key: np.asarray(function(logits)) for key, function in _by_name(metric).items()}
-    return _swept(model, base, cache, put_source, metric, place, goals, **options)
+    return _swept(model, base, cache, put_source, metric, target, goals, **options)
 
 
 def ablate(
@@ -112,43 +111,44 @@ def ablate(
     activation_name: str = "z", axes: Sequence[str] = ("layer", "head"), *,
     by: Literal["zero", "mean", "resample"] = "zero", seed: int = 0, **options: Unpack[SweepOptions],
 ) -> Patched | dict[str, Patched]:  # fmt: skip
-    """The metric after an activation is removed, at every place along `axes`.
+    """The metric after an activation is removed, separately at every index along `axes`.
 
-    `by` is what replaces it: zero; its mean over the prompts and positions of `input`, without padding; or its value in
-    another prompt of the batch, drawn with `seed` (no prompt keeps its own; resample ablation, Chan et al. 2022). The
-    other arguments are those of `activation_patch`.
+    `by` selects the replacement: zero; the mean over the prompts and positions of `input`, without padding; or the
+    value in another prompt of the batch with the same padding, drawn with `seed` (resample ablation, Chan et al. 2022).
+    The other arguments are those of `activation_patch`.
 
     Raises:
-        ValueError: `by` is unknown, there is no other prompt to draw from, or a mean over positions is undefined: that
-            of patterns or scores would let every position attend to later ones.
+        ValueError: `by` is unknown, "resample" has no such prompt to draw from, or "mean" is used for patterns or
+            scores, where a mean over positions would attend to later positions.
     """
-    place = Place.of(model, activation_name, axes)
-    if by == "mean" and "s" in place.letters.split():
-        raise ValueError(
-            f'the mean of "{activation_name}" over positions would let each attend to later ones; use by="zero" or '
-            'by="resample", or generic_activation_patch with your own mean'
-        )
-    given = model.read_input(input, attention_mask=options.get("attention_mask"))
+    target = Target.of(model, activation_name, axes)
+    if by == "mean" and "s" in target.letters.split():
+        problem = f'the mean of "{activation_name}" over positions would attend to later positions'
+        raise ValueError(f'{problem}; use by="zero", by="resample", or generic_activation_patch with another mean')
+    inputs = model.read_input(input, attention_mask=options.get("attention_mask"))
     if by == "zero":
-        return _swept(model, given, None, put_zero, metric, place, None, **options)
-    _, cache = model.run_with_cache(given.tokens, names_filter=place.name, attention_mask=given.mask)
+        return _swept(model, inputs, None, put_zero, metric, target, None, **options)
+    _, cache = model.run_with_cache(inputs.tokens, names_filter=target.name, attention_mask=inputs.mask)
     if by == "resample":
-        if len(given.mask) < 2:
-            raise ValueError("resampling takes each activation from another prompt; give at least two prompts")
-        others = _other_prompts(len(given.mask), seed)
+        others = _other_prompts(np.asarray(inputs.mask), seed)
         source = {name: value[others] for name, value in cache.items()}
     elif by == "mean":
-        source = {name: _mean(value, given.mask, sites(model.cfg)[name].axes) for name, value in cache.items()}
+        source = {name: _mean(value, inputs.mask, sites(model.cfg)[name].axes) for name, value in cache.items()}
     else:
         raise ValueError(f'by is {by!r}; expected "zero", "mean" or "resample"')
-    return _swept(model, given, source, put_source, metric, place, None, **options)
+    return _swept(model, inputs, source, put_source, metric, target, None, **options)
 
 
-def _other_prompts(n_prompts: int, seed: int) -> np.ndarray:
-    """The prompt that each prompt takes its activation from: a random cycle through all of them."""
-    order = np.random.default_rng(seed).permutation(n_prompts)
-    others = np.empty(n_prompts, np.int32)
-    others[order] = np.roll(order, 1)
+def _other_prompts(mask: Bool[np.ndarray, "b p"], seed: int) -> Int[np.ndarray, "b"]:
+    """The prompt that each prompt takes its activation from: a random cycle through those with the same mask."""
+    order = np.random.default_rng(seed).permutation(len(mask))
+    others = np.empty(len(mask), np.int32)
+    for row in np.unique(mask, axis=0):
+        cycle = order[(mask[order] == row).all(1)]
+        if len(cycle) == 1:
+            problem = f"no other prompt has the {row.sum()} tokens and the padding of prompt {cycle[0]}"
+            raise ValueError(f"resampling takes activations of another prompt, but {problem}; add one of this length")
+        others[cycle] = np.roll(cycle, 1)
     return others
 
 
@@ -160,12 +160,12 @@ def _mean(value: Array, mask: Array, letters: str) -> Array:
     return jnp.broadcast_to(mean, value.shape).astype(value.dtype)
 
 
-# --- from a sweep to a labelled result
+# --- from a sweep to a labeled result
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """What is swept: an activation, the letters of its axes, and the axes of the sweep."""
+class Target:
+    """The activation that a sweep patches: its name and site, the letters of its axes, and the axes of the sweep."""
 
     activation_name: str
     site: str
@@ -173,11 +173,7 @@ class Place:
     axes: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: HookedTransformer, activation_name: str, axes: Sequence[str]) -> "Place":
-        """
-        Raises:
-            ValueError, HookError: There is no such activation of layers.
-        """
+    def of(cls, model: HookedTransformer, activation_name: str, axes: Sequence[str]) -> "Target":
         return cls(activation_name, *site_of(model.cfg, activation_name), axes=axes)
 
     @property
@@ -188,20 +184,21 @@ class Place:
 
 def _swept(
     model: HookedTransformer, base: ModelInput, source: Mapping[str, Array] | None, change: Callable, metric: Any,
-    place: Place, goals: Mapping[str, np.ndarray] | None, **options: Unpack[SweepOptions],
+    target: Target, goals: Mapping[str, np.ndarray] | None, **options: Unpack[SweepOptions],
 ) -> Patched | dict[str, Patched]:  # fmt: skip
-    labels = index_axes(model.cfg, base.mask.shape[1], place.activation_name, place.axes)
-    indices = np.array(list(itertools.product(*(range(len(places)) for places in labels.values()))), np.int32)
-    cells = Cells.at(model.cfg, place.activation_name, indices)
-    setter = _setter(place.letters, tuple(place.axes), change)
-    found = sweep(model, base, cells, setter, source, _by_name(metric), **options)
-    labels |= {axis: position_labels(model, base.tokens) for axis in place.axes if axis.endswith("pos")}
+    """The results of a sweep as `Patched` arrays: one, or a dict if `metric` is a dict."""
+    labels = index_axes(model.cfg, base.mask.shape[1], target.activation_name, target.axes)
+    shape = tuple(map(len, labels.values()))
+    cells = Cells.at(model.cfg, target.activation_name, np.array(list(np.ndindex(shape)), np.int32))
+    setter = _setter(target.letters, tuple(target.axes), change)
+    swept = sweep(model, base, cells, setter, source, _by_name(metric), **options)
+    labels |= {axis: position_labels(model, base.tokens) for axis in target.axes if axis.endswith("pos")}
     results = {}
-    for name, values in found.cells.items():
+    for name, values in swept.cells.items():
         prompts = metric_axes(values.shape[1:])
-        values = values.reshape(*(len(places) for places in labels.values()), *values.shape[1:])
         goal = None if goals is None else goals[name]
-        results[name] = Patched(values, (*labels, *prompts), labels | prompts, found.baseline[name], goal)
+        values = values.reshape(*shape, *values.shape[1:])
+        results[name] = Patched(values, (*labels, *prompts), labels | prompts, swept.baseline[name], goal)
     return results if isinstance(metric, Mapping) else results[""]
 
 
@@ -216,16 +213,16 @@ def _setter(letters: str, axes: tuple[str, ...], change: Callable[[Any, Array, A
 
     @hook
     def setter(activation: Array, index: Array, source: Array) -> Array:
-        place: list[Any] = [slice(None)] * activation.ndim
+        selected: list[Any] = [slice(None)] * activation.ndim
         for axis, i in zip(along, index[1:], strict=True):
-            place[axis] = i
-        return change(activation.at[tuple(place)], activation, source[tuple(place)])
+            selected[axis] = i
+        return change(activation.at[tuple(selected)], activation, source[tuple(selected)])
 
     return setter
 
 
 def put_source(at: Any, activation: Array, source: Array) -> Array:
-    """Replaces the value by the source's."""
+    """Replaces the value by that of the source."""
     return at.set(source)
 
 
@@ -235,13 +232,13 @@ def put_zero(at: Any, activation: Array, source: Array) -> Array:
 
 
 def metric_axes(shape: tuple[int, ...]) -> dict[str, list[str]]:
-    """The axes of a metric's own value with their labels: prompts first."""
+    """The axes of a metric that returns an array of this shape, with their labels. The first axis is "prompt"."""
     names = ("prompt", *(f"metric axis {axis}" for axis in range(1, len(shape))))
     return {axis: [str(i) for i in range(length)] for axis, length in zip(names, shape, strict=False)}
 
 
 def position_labels(model: HookedTransformer, tokens: Any) -> list[str]:
-    """A label for every position: its number, with the token that the first prompt has there."""
+    """A label for every position: the token of the first prompt, and the number of the position."""
     if model.tokenizer is None:
         return [str(position) for position in range(tokens.shape[1])]
     return [f"{token} {position}" for position, token in enumerate(model.to_str_tokens(tokens[0]))]

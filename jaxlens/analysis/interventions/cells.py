@@ -14,7 +14,7 @@ from jaxlens.hooks.names import get_act_name, matching, split_name
 from jaxlens.hooks.table import sites
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Cells:
     """The cells of a sweep over one site: the layer of each, and the index that the setter receives."""
 

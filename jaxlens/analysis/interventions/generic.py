@@ -31,9 +31,9 @@ def generic_activation_patch(
     """The metric of the corrupted run with each of many patches from the clean cache.
 
     `patch_setter(corrupted_activation, index, clean_activation)` returns the whole patched activation. It patches
-    `activation_name` (a name for `get_act_name`) in one layer, the first entry of the index: at all indices along
-    `index_axis_names`, or at the rows of the DataFrame `index_df`. `jaxlens.analysis.interventions.sweep.SweepOptions`
-    describes the options (`batch_size`, `progress`, `attention_mask`).
+    `activation_name` (as for `get_act_name`) in one layer, the first entry of the index. The indices are all of those
+    along `index_axis_names`, or the rows of the DataFrame `index_df`. The options are those of
+    `jaxlens.analysis.interventions.sweep.SweepOptions` (`batch_size`, `progress`, `attention_mask`).
 
     Returns:
         An array with one axis per name, or [row] for an `index_df`; with `return_index_df` also the indices. The axes
@@ -58,16 +58,16 @@ def generic_activation_patch(
         raise ValueError("give exactly one of index_axis_names and index_df; either selects the patches")
     if clean_cache is None:
         raise TypeError("clean_cache is None; expected the cache of the clean run, `model.run_with_cache(clean)[1]`")
-    cfg, given = model.cfg, model.read_input(corrupted_tokens, attention_mask=options.get("attention_mask"))
-    n_positions = given.mask.shape[1]
+    cfg, inputs = model.cfg, model.read_input(corrupted_tokens, attention_mask=options.get("attention_mask"))
+    n_positions = inputs.mask.shape[1]
     if index_df is not None:
         indices = _indices(index_df, axis_lengths_of_sweep(cfg, n_positions, activation_name))
-        shape = (len(indices),)
+        shape = (len(index_df),)
     else:
         shape = tuple(map(len, index_axes(cfg, n_positions, activation_name, index_axis_names).values()))
         indices = np.array(list(itertools.product(*map(range, shape))), np.int32)
     cells = Cells.at(cfg, activation_name, indices)
-    values = sweep(model, given, cells, patch_setter, clean_cache, {"": patching_metric}, **options).cells[""]
+    values = sweep(model, inputs, cells, patch_setter, clean_cache, {"": patching_metric}, **options).cells[""]
     result = jnp.asarray(values.reshape(*shape, *values.shape[1:]))
     if not return_index_df:
         return result
@@ -85,7 +85,7 @@ def _indices(index_df: Any, lengths: Mapping[str, int | None]) -> np.ndarray:
     for name, column in zip(columns[1:], indices.T[1:], strict=True):
         length = lengths.get(name) or column.max() + 1
         if column.min() < -length or column.max() >= length:
-            raise ValueError(f"index_df has {name} {column.min()} to {column.max()}; expected 0 to {length - 1}")
+            raise ValueError(f"index_df has {name} {column.min()} to {column.max()}, but the length is {length}")
     return indices.astype(np.int32)
 
 

@@ -1,29 +1,37 @@
 """Metrics of a sweep: the positions that a metric reads, and its value for many runs at once.
 
-A metric is any Python function of logits [b p v]. It is traced once. If it begins by selecting positions, as `logits[:,
--1]` does, the sweep computes the logits of these positions only. The traced operations are then replayed on the logits
-of many runs. So a new metric, or the same metric with other answers, does not recompile the model. A metric that needs
-concrete numbers cannot be traced and is called once per run. As under `jax.jit`, side effects of a traced metric happen
-once.
+A metric is any Python function of logits [b p v]. It is traced once. If it begins by selecting positions, as in
+`logits[:, -1]`, the sweep computes the logits of these positions only. The traced operations are then replayed on the
+logits of many runs. So a new metric, or the same metric with other answers, does not recompile the model. A metric that
+needs concrete numbers cannot be traced and is called once per run. Side effects of a traced metric happen once, as
+under `jax.jit`.
 
 Axes: c cell of a sweep, b batch, p position, r position that the metric reads, v vocabulary.
 """
 
-from collections.abc import Callable
-from numbers import Number
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jaxtyping import Array, Float
+
+from jaxlens._jax import UNTRACEABLE
+
+NOT_TRACED = (
+    *UNTRACEABLE, jax.errors.NonConcreteBooleanIndexError, AttributeError, TypeError, NotImplementedError,
+)  # fmt: skip
+"""The errors of a metric that needs concrete logits. A tracer also lacks some methods of arrays (AttributeError) and
+cannot be formatted (TypeError), and some operations cannot be mapped over cells (NotImplementedError)."""
 
 
 class Metric:
     """A metric for logits of one shape.
 
-    `positions` are the positions that it reads, in ascending order. `metric(logits)` takes the logits [c b r v] of
-    these positions.
+    `positions` are the positions that the metric reads, in ascending order. Calls take the logits [c b r v] at these
+    positions.
 
     Example:
         >>> def difference(logits):
@@ -36,103 +44,97 @@ class Metric:
     """
 
     def __init__(self, function: Callable[[Float[Array, "b p v"]], Any], logits: jax.ShapeDtypeStruct):
-        self.function = function
-        self.positions = np.arange(logits.shape[1])
-        self._traced = None
+        self.function, self._replay = function, None
+        b, n_positions, v = logits.shape
+        self.positions = np.arange(n_positions)
         try:
-            traced = _Traced(function, logits)
-            b, _, v = logits.shape
-            example = jax.ShapeDtypeStruct((2, b, len(traced.positions), v), logits.dtype)
-            jax.eval_shape(jax.vmap(traced.replay), example)
-        except Exception:  # an error of the metric itself will be raised again when it is called
+            replay, positions = _traced(function, logits)
+            jax.eval_shape(jax.vmap(replay), jax.ShapeDtypeStruct((2, b, len(positions), v), logits.dtype))
+        except NOT_TRACED:  # an error of the metric itself is raised again when it is called
             return
-        self._traced, self.positions = traced, traced.positions
+        self._replay, self.positions = replay, positions
 
     def __call__(self, logits: Float[Array, "c b r v"]) -> jax.Array:
-        """The metric of every cell: [c], or [c, ...] if the metric returns an array.
+        """The metric of every cell: [c], or [c, ...] if the metric returns an array."""
+        if self._replay is None:
+            return jnp.stack([_value(self.function, cell) for cell in logits])
+        return jax.vmap(self._replay)(logits)
 
-        Raises:
-            TypeError: The metric returns neither a number nor an array.
-        """
-        if self._traced is None:
-            return jnp.stack([self._call_once(cell) for cell in logits])
-        return jax.vmap(self._traced.replay)(logits)
 
-    def _call_once(self, logits: Float[Array, "b p v"]) -> jax.Array:
-        value = self.function(logits)
-        if not isinstance(value, jax.Array | np.ndarray | np.generic | Number):
-            raise TypeError(f"a metric must return a number or an array of numbers; got {type(value).__name__}")
+def _value(function: Callable, logits: Float[Array, "b p v"]) -> jax.Array:
+    value = function(logits)
+    try:
         return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        given = type(value).__name__
+        raise TypeError(f"a metric must return a number or an array of numbers; got {given}") from error
 
 
-class _Traced:
-    """The traced operations of a metric. Operations that do not depend on the logits are evaluated at once."""
+def _traced(function: Callable, logits: jax.ShapeDtypeStruct) -> tuple[Callable, np.ndarray]:
+    """A function that replays a metric on the logits of the positions that it reads, and these positions."""
+    closed, length = jax.make_jaxpr(lambda logits: _value(function, logits))(logits), logits.shape[1]
+    jaxpr, (whole,) = closed.jaxpr, closed.jaxpr.invars
+    constants, operations = _folded(jaxpr, closed.consts)
+    reads = [operation for operation in operations if any(v is whole for v in operation.invars)]
+    selections = [_selection(operation, whole, constants, length) for operation in reads]
+    positions, inputs, select = np.arange(length), [whole], lambda logits: [logits]
+    if reads and None not in selections and jaxpr.outvars[0] is not whole:
+        positions = np.unique(np.concatenate([selected for selected, _ in selections]))
+        row = np.searchsorted(positions, np.arange(length))  # the index of a position in `positions`
+        inputs, select = [o.outvars[0] for o in reads], lambda logits: [of(logits, row) for _, of in selections]
+        operations = [operation for operation in operations if all(operation is not read for read in reads)]
+    program = jaxpr.replace(constvars=list(constants), invars=inputs, eqns=operations)
+    run = jaxpr_as_fun(ClosedJaxpr(program, list(constants.values())))
 
-    def __init__(self, function: Callable, logits: jax.ShapeDtypeStruct):
-        closed = jax.make_jaxpr(lambda logits: jnp.asarray(function(logits)))(logits)
-        jaxpr = closed.jaxpr
-        (self.logits,) = jaxpr.invars
-        (self.result,) = jaxpr.outvars
-        self.constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-        self.operations = []
-        for operation in jaxpr.eqns:
-            if all(_is_literal(v) or v in self.constants for v in operation.invars) and not operation.effects:
-                self.constants |= _evaluate(operation, [_value(v, self.constants) for v in operation.invars])
-            else:
-                self.operations.append(operation)
-        length = logits.shape[1]
-        self.positions = np.arange(length)
-        read = [self._positions_of(o, length) for o in self.operations if any(v is self.logits for v in o.invars)]
-        if read and self.result is not self.logits and all(positions is not None for positions in read):
-            self.positions = np.unique(np.concatenate(read))
-        self.row = np.searchsorted(self.positions, np.arange(length))  # the index of a position in `positions`
+    def replay(logits: Float[Array, "b r v"]) -> jax.Array:
+        return run(*select(logits))[0]
 
-    def _positions_of(self, operation, length: int) -> np.ndarray | None:
-        """The positions that an operation selects from the logits; None if it is not a selection of positions."""
-        kind, params = operation.primitive.name, operation.params
-        if kind == "slice" and params["strides"] is None and params["start_indices"][1] < params["limit_indices"][1]:
-            return np.arange(params["start_indices"][1], params["limit_indices"][1])
-        numbers = params.get("dimension_numbers")
-        if kind != "gather" or 1 not in numbers.start_index_map or params["slice_sizes"][1] != 1:
-            return None
-        operand, indices = operation.invars
-        if operand is not self.logits or indices not in self.constants:
-            return None
-        positions = np.asarray(self.constants[indices])[..., numbers.start_index_map.index(1)].ravel()
-        return positions if ((positions >= 0) & (positions < length)).all() else None
-
-    def replay(self, logits: Float[Array, "b r v"]) -> jax.Array:
-        """The metric of the logits of `positions`."""
-        values = {**self.constants, self.logits: logits}
-        for operation in self.operations:
-            inputs = [_value(v, values) for v in operation.invars]
-            selects = any(v is self.logits for v in operation.invars) and len(self.positions) < len(self.row)
-            values |= self._select(operation, inputs) if selects else _evaluate(operation, inputs)
-        return _value(self.result, values)
-
-    def _select(self, operation, inputs: list) -> dict:
-        """Evaluates a selection of positions on logits that hold only `positions`."""
-        if operation.primitive.name == "slice":
-            low, high = list(operation.params["start_indices"]), list(operation.params["limit_indices"])
-            low[1], high[1] = int(self.row[low[1]]), int(self.row[high[1] - 1]) + 1
-            return {operation.outvars[0]: jax.lax.slice(inputs[0], low, high)}
-        logits, indices = inputs
-        column = operation.params["dimension_numbers"].start_index_map.index(1)
-        indices = np.array(indices)
-        indices[..., column] = self.row[indices[..., column]]
-        return _evaluate(operation, [logits, jnp.asarray(indices)])
+    return replay, positions
 
 
-def _is_literal(variable: Any) -> bool:
-    return hasattr(variable, "val")
+def _folded(jaxpr: Jaxpr, consts: list) -> tuple[dict[Var, Any], list[JaxprEqn]]:
+    """The values of variables that do not depend on the logits, and the operations that do or that have effects."""
+    dependent, folded, operations = set(jaxpr.invars), [], []
+    for operation in jaxpr.eqns:
+        if operation.effects or dependent & _variables(operation.invars):
+            dependent.update(operation.outvars)
+            operations.append(operation)
+        else:
+            folded.append(operation)
+    used = _variables(jaxpr.outvars).union(*(_variables(operation.invars) for operation in operations))
+    kept = [variable for operation in folded for variable in operation.outvars if variable in used]
+    values = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(invars=[], outvars=kept, eqns=folded), consts))()
+    return dict(zip([*jaxpr.constvars, *kept], [*consts, *values], strict=True)), operations
 
 
-def _value(variable: Any, values: dict) -> Any:
-    return variable.val if _is_literal(variable) else values[variable]
+def _variables(atoms: Iterable) -> set[Var]:
+    return {atom for atom in atoms if isinstance(atom, Var)}  # the others are literals
 
 
-def _evaluate(operation, inputs: list) -> dict:
-    """The output variables of a traced operation with their values."""
-    with operation.ctx.manager:
-        results = operation.primitive.bind(*inputs, **operation.primitive.get_bind_params(operation.params))
-    return dict(zip(operation.outvars, results if operation.primitive.multiple_results else [results], strict=True))
+def _selection(operation: JaxprEqn, logits: Var, constants: dict[Var, Any], length: int) -> tuple | None:
+    """The positions that an operation selects from the logits, and `select(logits, row)`; None for other operations.
+
+    `select` does the same with logits whose index `row[i]` is position i.
+    """
+    kind, params = operation.primitive.name, dict(operation.params)
+    if kind == "slice" and params["strides"] is None and params["start_indices"][1] < params["limit_indices"][1]:
+        (b, first, v), (b_end, end, v_end) = params["start_indices"], params["limit_indices"]
+
+        def sliced(logits, row):
+            return jax.lax.slice(logits, (b, int(row[first]), v), (b_end, int(row[end - 1]) + 1, v_end))
+
+        return np.arange(first, end), sliced
+    if kind != "gather" or operation.invars[0] is not logits or operation.invars[1] not in constants:
+        return None
+    numbers, indices = params["dimension_numbers"], np.array(constants[operation.invars[1]])
+    if 1 not in numbers.start_index_map or params["slice_sizes"][1] != 1:
+        return None
+    column = numbers.start_index_map.index(1)
+    positions = indices[..., column]
+
+    def gathered(logits, row):
+        shifted = indices.copy()
+        shifted[..., column] = row[positions]
+        return jax.lax.gather(logits, jnp.asarray(shifted), **params)
+
+    return (positions.ravel(), gathered) if ((positions >= 0) & (positions < length)).all() else None

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens.analysis.input_pair import read_pair
 from jaxlens.analysis.interventions.activation_patching import MetricFunction, Patched, metric_axes
 from jaxlens.analysis.interventions.cells import Cells
 from jaxlens.analysis.interventions.sweep import SweepOptions, sweep
@@ -36,7 +37,7 @@ def path_patch(
     model: HookedTransformer, corrupted: Any, clean: Any, metric: MetricFunction, component: Component = "q",
     senders: Sequence[Node] | None = None, receivers: Sequence[Node] | None = None, **options: Unpack[SweepOptions],
 ) -> Patched:  # fmt: skip
-    """The metric of the corrupted run if a single receiver reads a sender's clean output, for every such pair.
+    """The metric of the corrupted run if a single receiver reads the clean output of a sender, for every pair.
 
     `senders` are heads `(layer, head)` and MLPs `layer`; by default all heads. `receivers` are heads for "q", "k" and
     "v" (key/value heads for the latter two), layers for "mlp", and none for "logits"; by default all that exist. The
@@ -46,7 +47,8 @@ def path_patch(
         The metric with the axes ("sender", "receiver"), and "prompt" if it returns one number per prompt.
 
     Raises:
-        ValueError: The model does not have a component, sender or receiver, or the runs have different shapes.
+        ValueError: The model does not have a component, sender or receiver, or the positions of the runs do not
+            correspond.
 
     Example:
         >>> import jaxlens
@@ -70,10 +72,7 @@ def path_patch(
     senders = check_nodes("sender", all_heads if senders is None else senders, [*all_heads, *range(cfg.n_layers)])
     receivers = check_nodes("receiver", existing if receivers is None else receivers, existing)
 
-    runs = [model.read_input(run, attention_mask=options.get("attention_mask")) for run in (corrupted, clean)]
-    shapes = [run.mask.shape for run in runs]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"both runs need the same number of prompts and positions; got {shapes[0]} and {shapes[1]}")
+    runs = read_pair(model, options.get("attention_mask"), corrupted=corrupted, clean=clean)
     start, corrupted_outputs = _outputs(model, runs[0], senders, metric)
     goal, clean_outputs = _outputs(model, runs[1], senders, metric)
     differences = clean_outputs - corrupted_outputs
@@ -112,8 +111,9 @@ def _outputs(
     model: HookedTransformer, run: ModelInput, senders: list[Node], metric: MetricFunction
 ) -> tuple[np.ndarray, Float[Array, "s b p d"]]:
     """The metric of a run, and the outputs of the senders in it."""
-    names = [f"blocks.*.{site}" for site in ("hook_mlp_out", "ln1_post.hook_scale", "attn.hook_z")]
-    logits, cache = model.run_with_cache(run.tokens, names_filter=names, attention_mask=run.mask)
+    sites = ("hook_mlp_out", "ln1_post.hook_scale", "attn.hook_z")
+    options = {"names_filter": lambda name: name.endswith(sites), "attention_mask": run.mask}
+    logits, cache = model.run_with_cache(run.tokens, **options)
     heads = [node for node in senders if isinstance(node, tuple)]
     written = {node: cache["mlp_out", node] for node in senders if not isinstance(node, tuple)}
     if heads:

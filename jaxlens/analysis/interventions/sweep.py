@@ -1,10 +1,10 @@
 """Sweeps: many interventions on the same run, one after another, as one compiled program.
 
-A sweep has a baseline run and cells. Each cell replaces one activation in one layer, and asks for the metric. What a
-cell's run shares with the baseline is not computed again: no layer before the cell's, and no position before the first
-that the cell changes (nn/packing.py). The remaining rows, of many cells from neighbouring layers, run through the
-compiled layers together, a fixed number at a time. Layer, position, head and the new values are data: a sweep compiles
-once for its site and its shapes.
+A sweep has a baseline run and cells. A cell is a run in which one activation in one layer is replaced. A row is one
+position of one prompt in one cell. A cell equals the baseline in all layers before its layer and at all positions
+before the first that it changes, so these are not computed again (nn/packing.py). The other rows, of many cells from
+neighboring layers, run through the compiled layers together, a fixed number at a time. Layer, position, head and the
+new values are data: a sweep compiles once for its site and its shapes.
 
     layer        0   1   2   3   4   5            rows join at the layer of their cell, with the baseline's residual
     cell (2, 7)          ▪───▪───▪───▪─┐          stream and the cell's value at the site; before that they wait
@@ -16,6 +16,7 @@ i index of a cell.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -43,10 +44,10 @@ from jaxlens.nn.packing import Packing
 from jaxlens.nn.sequence import SequenceInfo
 
 Setter = Callable[[Array, Int[Array, "i"], Array], Array]
-"""What a cell does: `(activation of the baseline, index of the cell, activation of the source) -> activation`.
+"""The function of a cell: `(activation of the baseline, index of the cell, activation of the source) -> activation`.
 
-It is traced. A plain function may read globals, so as with hooks it is traced anew for every sweep. The programs of a
-`hook(fn, **data)` are found again by `fn`."""
+A setter is traced. A plain function may read globals, so it is traced again in every sweep. For a `hook(fn, **data)`,
+sweeps with the same `fn` reuse the compiled programs."""
 
 
 class SweepOptions(TypedDict, total=False):
@@ -69,60 +70,57 @@ class Swept(NamedTuple):
 
 
 def sweep(
-    model: HookedTransformer, given: ModelInput, cells: Cells, setter: Setter, source: Mapping[str, Array] | None,
+    model: HookedTransformer, inputs: ModelInput, cells: Cells, setter: Setter, source: Mapping[str, Array] | None,
     metrics: Mapping[str, Callable], **options: Unpack[SweepOptions],
 ) -> Swept:  # fmt: skip
     """Every metric in every cell, and in the baseline run.
 
-    `given` is the input of the baseline run. `source` holds the other activations that the setter receives (None: the
-    baseline's own).
+    `inputs` are those of the baseline run. `source` holds the activations that the setter receives as its third
+    argument (None: those of the baseline).
 
     Raises:
-        ValueError: The model has hooks, the source does not fit the input, a setter returns another shape, or the model
-            or input is traced by a transformation.
+        ValueError: The model has hooks, the source does not fit the input, the setter returns another shape, or the
+            model or input is traced by a transformation.
         TypeError: An option does not exist, or a setter cannot be traced.
         ActivationNotFound: The source lacks the site in a layer.
     """
     check_options(options)
-    if is_traced(model.modules, given):
-        raise ValueError("a sweep chooses what to compute by concrete values; call it outside jit, grad and vmap")
+    if is_traced(model.modules, inputs):
+        raise ValueError("a sweep needs concrete values to choose what to compute; call it outside jit, grad and vmap")
     if model.list_hooks():
-        raise ValueError(
-            "a sweep runs many interventions side by side, and hooks on the model would not see each as a run of its "
-            "own; call model.reset_hooks(including_permanent=True) first"
-        )
+        problem = "a sweep runs many interventions at once, and a hook on the model would receive all of them together"
+        raise ValueError(f"{problem}; call model.reset_hooks(including_permanent=True) first")
     with full_precision(model.cfg.dtype):
-        baseline, site_row = baseline_run(model, given, cells.site, sorted(set(cells.layers.tolist())))
+        # Metrics come first, so that an error in one is raised before the model runs.
+        shape = jax.ShapeDtypeStruct((*inputs.mask.shape, model.cfg.d_vocab_out), model.cfg.dtype)
+        traced = {name: Metric(metric, shape) for name, metric in metrics.items()}
+        baseline, site_row = baseline_run(model, inputs, cells.site, sorted(set(cells.layers.tolist())))
         sources = baseline.activations
         if source is not None:
             sources = _stacked_source(source, cells.site, site_row, baseline.activations)
-        shape = jax.ShapeDtypeStruct(baseline.logits.shape, baseline.logits.dtype)
-        ready = {name: Metric(metric, shape) for name, metric in metrics.items()}
-        read = np.unique(np.concatenate([metric.positions for metric in ready.values()]))
-        columns = {name: np.searchsorted(read, metric.positions) for name, metric in ready.items()}
-        runner = SweepRunner(model, baseline, sources, site_row, cells, _as_data_hook(setter), read)
+        read = np.unique(np.concatenate([metric.positions for metric in traced.values()]))
+        columns = {name: np.searchsorted(read, metric.positions) for name, metric in traced.items()}
+        # A plain function gets a new identity, so that it is traced again.
+        data_hook = setter if isinstance(setter, DataHook) else hook(lambda *arguments: setter(*arguments))
+        runner = SweepRunner(model, baseline, sources, site_row, cells, data_hook, read)
         logits = baseline.logits[:, read]
-        unchanged = {name: np.asarray(metric(logits[None][:, :, columns[name]])) for name, metric in ready.items()}
+        unchanged = {name: np.asarray(metric(logits[None][:, :, columns[name]])) for name, metric in traced.items()}
         results = {name: np.repeat(value, len(cells.layers), axis=0) for name, value in unchanged.items()}
         batch_shape = BatchShape.for_sweep(model.cfg, baseline, len(read), options.get("batch_size"))
         hidden = None if options.get("progress", True) else True  # None: hidden unless there is a terminal
         with tqdm(total=len(cells.layers), desc=cells.site, disable=hidden) as bar:
             for batch in runner.batches(batch_shape):
                 swept = runner.run(batch, logits)
-                live = batch.cells[: batch.n_cells]
-                for name, metric in ready.items():
-                    results[name][live] = np.asarray(metric(swept[:, :, columns[name]]))[: len(live)]
-                bar.update(len(live))
+                swept_cells = batch.cells[: batch.n_cells]
+                for name, metric in traced.items():
+                    results[name][swept_cells] = np.asarray(metric(swept[:, :, columns[name]]))[: batch.n_cells]
+                bar.update(batch.n_cells)
             bar.update(bar.total - bar.n)  # cells that change nothing
     return Swept(results, {name: value[0] for name, value in unchanged.items()})
 
 
 def check_options(options: SweepOptions) -> None:
-    """
-    Raises:
-        TypeError: There is no such option.
-        ValueError: The batch size is not positive.
-    """
+    """Checks the names of the options, and the batch size."""
     if unknown := options.keys() - SweepOptions.__annotations__.keys():
         raise TypeError(f"there is no argument {min(unknown)!r}; a sweep takes {list(SweepOptions.__annotations__)}")
     batch_size = options.get("batch_size")
@@ -130,31 +128,25 @@ def check_options(options: SweepOptions) -> None:
         raise ValueError(f"batch_size is {batch_size!r}; expected a number of cells, or None for as many as fit")
 
 
-def _as_data_hook(setter: Setter) -> DataHook:
-    """The setter as a data hook. A plain function gets a new identity, so that it is traced again."""
-    return setter if isinstance(setter, DataHook) else hook(lambda *given: setter(*given))
-
-
 # --- the baseline run
 
 
 def baseline_run(
-    model: HookedTransformer, given: ModelInput, site: str, layers: list[int]
+    model: HookedTransformer, inputs: ModelInput, site: str, layers: list[int]
 ) -> tuple[Baseline, dict[int, int]]:
-    """The run that the cells of a sweep start from, and the row of each of these layers in its activations."""
+    """The run that the cells of a sweep start from, and the index of each of these layers in its `activations`."""
     cfg = model.cfg
     wanted = [f"blocks.*.{name}" for name in ("hook_resid_pre", "attn.hook_k", "attn.hook_v", site)]
-    logits, cache = model.run_with_cache(
-        given.tokens, names_filter=list(dict.fromkeys(wanted)), attention_mask=given.mask
-    )  # fmt: skip
-    info = model.modules.sequence_info(given.mask)
+    names = list(dict.fromkeys(wanted))  # without repetition: the site may be one of the other three
+    logits, cache = model.run_with_cache(inputs.tokens, names_filter=names, attention_mask=inputs.mask)
+    info = model.modules.sequence_info(inputs.mask)
     residuals, k, v = (cache[name] for name in wanted[:3])
     by_stack = [
         _prepared(stack, k[np.array(layers)], v[np.array(layers)], info, np.array(layers, np.int32))
         for stack, layers in zip(model.modules.stacks, cfg.stacks, strict=True)
     ]
     order = np.argsort(np.concatenate(cfg.stacks))
-    k, v = (jnp.concatenate(parts)[order] for parts in zip(*by_stack, strict=True))
+    k, v = (jnp.concatenate(arrays)[order] for arrays in zip(*by_stack, strict=True))
     present = [split_name(name)[1] for name in matching(cfg, f"blocks.*.{site}")]
     if absent := sorted(set(layers) - set(present)):
         raise ValueError(f'there is no "{site}" in layer {absent[0]}; the model has it in layers {present}')
@@ -164,11 +156,8 @@ def baseline_run(
 
 
 @jax.jit
-def _prepared(
-    stack: Block, k: Float[Array, "l b t k h"], v: Float[Array, "l b t k h"], info: SequenceInfo,
-    layers: Int[Array, "l"],
-):  # fmt: skip
-    """The keys and values of a stack's layers as attention uses them: normalised, clipped and rotated."""
+def _prepared(stack: Block, k: Float[Array, "l b t k h"], v: Float[Array, "l b t k h"], info: SequenceInfo, layers):
+    """The keys and values of a stack's layers as attention uses them: normalized, clipped and rotated."""
 
     def of_layer(attn, k, v, layer):
         return attn.prepared(k, "k", info.at_layer(layer), Tap()), attn.clipped(v)
@@ -179,14 +168,12 @@ def _prepared(
 def _stacked_source(source: Mapping[str, Array], site: str, site_row: dict[int, int], activations: Array) -> Array:
     """The source's activations at a site in all swept layers, [s b ...]."""
     layers = list(site_row)
-    held = [layer for at, layer in map(split_name, source) if at == site]
-    stored = f"blocks.*.{site}"
-    stack = source[stored] if held == layers and stored in source else _stack(source, site, layers)
+    present = [layer for at, layer in map(split_name, source) if at == site]
+    stacked = f"blocks.*.{site}"
+    stack = source[stacked] if present == layers and stacked in source else _stack(source, site, layers)
     if stack.shape[2:] != activations.shape[2:] or stack.shape[1] not in (1, activations.shape[1]):
-        raise ValueError(
-            f'the source has "{site}" of shape {stack.shape[1:]}; the run that is patched has {activations.shape[1:]}. '
-            "Both need the same positions, and the same number of prompts or a single one"
-        )
+        shapes = f'the source has "{site}" of shape {stack.shape[1:]}, and the patched run {activations.shape[1:]}'
+        raise ValueError(f"{shapes}; both need the same positions, and the source as many prompts or a single prompt")
     return stack
 
 
@@ -196,19 +183,17 @@ def _stack(source: Mapping[str, Array], site: str, layers: list[int]) -> Array:
         raise ActivationNotFound(f'the source holds no "{missing[0]}", which the sweep needs as a replacement')
     values = [jnp.asarray(source[name]) for name in names]
     if other := [layer for layer, value in zip(layers, values, strict=True) if value.shape != values[0].shape]:
-        raise ValueError(
-            f'"{site}" has shape {values[0].shape} in layer {layers[0]}, but another in layer {other[0]}; sweep over '
-            "layers of one shape at a time, with an index_df"
-        )
+        shapes = f'"{site}" has shape {values[0].shape} in layer {layers[0]}, but another in layer {other[0]}'
+        raise ValueError(f"{shapes}; sweep over layers of one shape at a time, with an index_df")
     return jnp.stack(values)
 
 
 # --- batches of cells
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SweepRunner:
-    """What all batches of a sweep share. `read` are the positions whose logits the metrics use."""
+    """Runs the batches of a sweep. `read` are the positions whose logits the metrics use."""
 
     model: HookedTransformer
     baseline: Baseline
@@ -238,41 +223,40 @@ class SweepRunner:
     def first_changes(self, shape: BatchShape) -> Int[np.ndarray, "c b"]:
         """The first slot at which every cell changes every prompt; the number of slots if it changes nothing."""
         rows = np.array([self.site_row[layer] for layer in self.cells.layers.tolist()], np.int32)
-        found = []
+        data, axis = (self.setter, self.baseline.activations, self.sources), POSITION_AXES[self.cells.site]
+        slots = []
         for start in range(0, len(rows), shape.cells):
-            some = np.resize(np.arange(start, min(start + shape.cells, len(rows))), shape.cells)
-            first = _first_changes(
-                self.setter, self.baseline.activations, self.sources, rows[some], self.cells.indices[some],
-                axis=POSITION_AXES[self.cells.site],
-            )  # fmt: skip
-            found.append(np.asarray(first)[: len(rows) - start])
-        return np.concatenate(found)
+            # The last batch repeats its cells, so that all batches have the same shape.
+            batch = np.resize(np.arange(start, min(start + shape.cells, len(rows))), shape.cells)
+            first = _first_changes(*data, rows[batch], self.cells.indices[batch], axis=axis)
+            slots.append(np.asarray(first)[: len(rows) - start])
+        return np.concatenate(slots)
 
     def run(self, batch: Batch, baseline_logits: Float[Array, "b r v"]) -> Float[Array, "c b r v"]:
         """The logits of a batch of cells at the positions in `read`."""
-        live = batch.cell_layers[: batch.n_cells]
+        layers = batch.cell_layers[: batch.n_cells]
         site, cfg = self.cells.site, self.model.cfg
         rows_of_site = np.array([self.site_row.get(layer, 0) for layer in batch.cell_layers.tolist()], np.int32)
         info, x, new, new_layers = _prepare(
             self.setter, self.baseline, self.sources, rows_of_site, self.cells.indices[batch.cells],
             batch.groups, batch.slots, batch.row_layers, batch.cell_layers, batch.rows, axis=POSITION_AXES[site],
         )  # fmt: skip
-        mask = np.isin(np.arange(cfg.n_layers), live)
+        mask = np.isin(np.arange(cfg.n_layers), layers)
+        # A row joins at the layer of its cell with the baseline's residual stream, if that is not the swept site.
         put = [("hook_resid_pre", x, batch.row_layers)] if site != "hook_resid_pre" else []
         hooks = tuple(
-            SiteHook(DataHook(_put, new=value, layers=layers), at, mask=mask)
-            for at, value, layers in (*put, (site, new, new_layers))
+            SiteHook(DataHook(_put, new=value, layers=value_layers), at, mask=mask)
+            for at, value, value_layers in (*put, (site, new, new_layers))
         )
-        stacks = self.model.modules.stacks
-        x, _ = run_layers(stacks, x, info, int(live.min()), cfg.n_layers, HookPlan(cfg, hooks))
+        x, _ = run_layers(self.model.modules.stacks, x, info, int(layers.min()), cfg.n_layers, HookPlan(cfg, hooks))
         return _finish(self.model, x, batch.rows[:, self.read], baseline_logits)
 
 
 def _put(value, hook, new, layers):
-    """The cells' new values, in the layer of each. `layers` are those of rows [1 r ...] or of sequences [g ...]."""
-    is_now = layers == hook.layer()
-    is_now = is_now[None] if len(value) == 1 and value.shape[1] == len(layers) else is_now
-    return jnp.where(jnp.expand_dims(is_now, tuple(range(is_now.ndim, value.ndim))), new, value)
+    """The new value in the layer of each cell. `layers` has an entry per row [1 r ...] or per sequence [g ...]."""
+    changes = layers == hook.layer()
+    changes = changes[None] if len(value) == 1 and value.shape[1] == len(layers) else changes
+    return jnp.where(jnp.expand_dims(changes, tuple(range(changes.ndim, value.ndim))), new, value)
 
 
 def _changed(setter, activations, sources, rows, indices):
@@ -283,32 +267,27 @@ def _changed(setter, activations, sources, rows, indices):
         try:
             new = setter(activation, index, sources[row])
         except UNTRACEABLE as error:
-            raise TypeError(
-                "a patch setter is traced, and its index is a JAX array: numpy functions and Python's `if`, lists and "
-                "slices `a:b` do not work with it; use jnp.where, jnp.take and jax.lax.dynamic_slice"
-            ) from error
+            problem = "the index of a setter is traced: numpy functions, `if`, lists and slices `a:b` fail with it"
+            raise TypeError(f"{problem}; use jnp.where, jnp.take and jax.lax.dynamic_slice") from error
         if new is None or new.shape != activation.shape or new.dtype != activation.dtype:
             got = "None" if new is None else f"{new.dtype}{list(new.shape)}"
-            raise ValueError(
-                f"a patch setter must return the whole activation, {activation.dtype}{list(activation.shape)}; got "
-                f"{got}. Instead of `activation[:, pos] = ...` write `return activation.at[:, pos].set(...)`"
-            )
+            whole = f"the whole activation, {activation.dtype}{list(activation.shape)}"
+            raise ValueError(f"a setter must return {whole}; got {got}. Write `return activation.at[:, pos].set(...)`")
         return new
 
     return jax.vmap(change)(rows, indices)
 
 
-def _first_changes_of(setter, activations, sources, rows, indices, axis):
+@functools.partial(jax.jit, static_argnames=("axis",))
+def _first_changes(setter, activations, sources, rows, indices, axis):
     differs = _changed(setter, activations, sources, rows, indices) != activations[rows]
     differs = jnp.moveaxis(differs, axis + 1, 2)
     differs = jnp.any(differs, axis=tuple(range(3, differs.ndim)))
     return jnp.where(jnp.any(differs, axis=2), jnp.argmax(differs, axis=2), differs.shape[2])
 
 
-_first_changes = jax.jit(_first_changes_of, static_argnames=("axis",))
-
-
-def _prepare_rows(
+@functools.partial(jax.jit, static_argnames=("axis",))
+def _prepare(
     setter, baseline: Baseline, sources, rows_of_site, indices, groups, slots, row_layers, cell_layers, rows, axis
 ):  # fmt: skip
     """The info of a batch, its rows of the residual stream, and the cells' new values with the layer of each.
@@ -327,9 +306,6 @@ def _prepare_rows(
     info = baseline.info.packed(prompts, slots, sequences, packing)
     x = baseline.residuals[jnp.maximum(row_layers, 0), prompts, slots][None]
     return info, x, new, layers
-
-
-_prepare = jax.jit(_prepare_rows, static_argnames=("axis",))
 
 
 @jax.jit

@@ -14,17 +14,18 @@ from jaxtyping import Array, Float, Int
 from jaxlens.config import Config
 from jaxlens.nn.sequence import SequenceInfo
 
-ROWS_ON_CPU = 512  # enough rows for matrix products at full speed, and few enough that little is wasted
-SLOTS_PER_ROW = 4  # slots of sequences per row: a sequence changes in some of its slots only
+ROWS_ON_CPU = 512  # enough rows for matrix products at full speed, with little padding
+SLOTS_PER_ROW = 4  # slots of sequences per computed row: only some slots of a sequence change
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Baseline:
     """The run that the cells of a sweep start from.
 
-    `residuals` are the inputs of its layers, `keys` (rotated) and `values` those of its attention, and `activations`
-    the values at the swept site."""
+    `residuals` are the inputs of the layers, `keys` (rotated) and `values` those of attention, and `activations` the
+    values at the swept site.
+    """
 
     info: SequenceInfo
     residuals: Float[Array, "l b t d"]
@@ -45,21 +46,24 @@ class BatchShape:
 
     @classmethod
     def for_sweep(cls, cfg: Config, baseline: Baseline, n_read: int, batch_size: int | None) -> "BatchShape":
-        """Batches of `batch_size` cells, or of as many as fit in the device's memory."""
+        """Batches of `batch_size` cells, or of as many as fit in the memory of the model's device."""
         b, t = baseline.info.mask.shape
         if batch_size is None:
             per_prompt = 3 * n_read * cfg.d_vocab_out + 2 * math.prod(baseline.activations.shape[2:])
             per_slot = cfg.n_heads * (3 * cfg.d_head + 3 * t) + per_prompt // t
             per_row = 6 * cfg.d_model + 3 * (cfg.d_mlp or 0) + SLOTS_PER_ROW * per_slot
-            rows = _memory() // (baseline.logits.dtype.itemsize * per_row)
-            batch_size = max(2, SLOTS_PER_ROW * min(rows, ROWS_ON_CPU if _on_cpu() else 32 * ROWS_ON_CPU) // (b * t))
+            devices = baseline.logits.devices()
+            rows = min(map(_memory, devices)) // (baseline.logits.dtype.itemsize * per_row)
+            on_cpu = any(device.platform == "cpu" for device in devices)
+            rows = min(rows, ROWS_ON_CPU if on_cpu else 32 * ROWS_ON_CPU)
+            batch_size = max(2, SLOTS_PER_ROW * rows // (b * t))
         rows = max(b * t, batch_size * b * t // SLOTS_PER_ROW)
         return cls(batch_size, rows, b, t)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """Cells that run together, and the places of their rows (see `Packing`). Unused rows and cells have layer -1."""
+    """Cells that run together, and the packing of their rows (see `Packing`). Unused rows and cells have layer -1."""
 
     cells: Int[np.ndarray, "c"]
     n_cells: int
@@ -75,8 +79,8 @@ class Batch:
         cls, shape: BatchShape, cells: list[int], layers: np.ndarray, first: Int[np.ndarray, "c b"], depth: int
     ) -> "Batch":  # fmt: skip
         """The batch of these cells, which differ from the baseline from slot `first` on."""
-        chosen = np.zeros(shape.cells, np.int32)
-        chosen[: len(cells)] = cells
+        padded = np.zeros(shape.cells, np.int32)
+        padded[: len(cells)] = cells
         cell_layers = np.full(shape.cells, -1, np.int32)
         cell_layers[: len(cells)] = layers[cells]
         starts = np.full((shape.cells, shape.prompts), shape.slots)
@@ -88,14 +92,15 @@ class Batch:
         rows = np.full((shape.cells * shape.prompts, shape.slots), -1, np.int32)
         rows[sequence, slot] = np.arange(len(sequence))
         runs = int((depth - row_layers[: len(sequence)]).sum())
-        return cls(chosen, len(cells), cell_layers, groups, slots, row_layers, rows, runs)
+        return cls(padded, len(cells), cell_layers, groups, slots, row_layers, rows, runs)
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+def _memory(device: jax.Device) -> int:
+    """The bytes that a batch may use: a third of an accelerator's free memory, or one gigabyte.
 
-
-def _memory() -> int:
-    """The bytes that a batch may use: a third of an accelerator's free memory, or one gigabyte."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return (stats["bytes_limit"] - stats["bytes_in_use"]) // 3 if "bytes_limit" in stats else 2**30
+    They are rounded down to a power of two: free memory differs between calls, and batches of equal shapes share
+    compiled programs.
+    """
+    stats = device.memory_stats() or {}
+    n_bytes = (stats["bytes_limit"] - stats["bytes_in_use"]) // 3 if "bytes_limit" in stats else 2**30
+    return 1 << max(n_bytes, 1).bit_length() - 1

@@ -32,8 +32,6 @@ def constants(cfg: Config) -> dict[str, float]:
 
 
 FAMILY = Family(
-    model_types=("apertus",),
-    config=config,
-    rules=functools.partial(llama_rules, norms=NORMS, mlp=mlp_rules),
+    model_types=("apertus",), config=config, rules=functools.partial(llama_rules, norms=NORMS, mlp=mlp_rules),
     constants=constants,
-)
+)  # fmt: skip

@@ -11,11 +11,9 @@ from jaxlens.config import Config
 
 def config(hf: Reader) -> Config:
     return fairseq_config(
-        hf,
-        d_mlp="intermediate_size",
-        act_fn="hidden_act",
+        hf, d_mlp="intermediate_size", act_fn="hidden_act",
         embed_scale=math.sqrt(hf.size("hidden_size")) if hf.flag("scale_embedding") else 1.0,
-    )
+    )  # fmt: skip
 
 
 FAMILY = Family(

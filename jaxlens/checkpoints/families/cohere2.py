@@ -8,13 +8,9 @@ from jaxlens.checkpoints.rules.tensor_rules import llama_rules
 from jaxlens.config import Config
 
 FIXED_FIELDS = {
-    "position_embedding_type": "rope_gptj",
-    "rotary_pct": 1,
-    "use_embedding_sharing": True,
-    "use_gated_activation": True,
-    "use_parallel_block": True,
-    "use_qk_norm": False,
-}
+    "position_embedding_type": "rope_gptj", "rotary_pct": 1, "use_embedding_sharing": True,
+    "use_gated_activation": True, "use_parallel_block": True, "use_qk_norm": False,
+}  # fmt: skip
 
 
 def config(hf: Reader) -> Config:

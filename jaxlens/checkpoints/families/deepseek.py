@@ -36,22 +36,15 @@ def config(hf: Reader) -> Config:
     n_dense, d_expert = hf("first_k_dense_replace"), hf.size("moe_intermediate_size")
     is_v3 = hf("model_type") == "deepseek_v3"
     return llama_config(
-        hf,
-        n_key_value_heads=n_heads,
-        d_head=d_head,
-        d_v_head=hf.size("v_head_dim"),
-        kv_lora_rank=hf.size("kv_lora_rank"),
-        q_lora_rank=hf.size("q_lora_rank", None),
+        hf, n_key_value_heads=n_heads, d_head=d_head, d_v_head=hf.size("v_head_dim"),
+        kv_lora_rank=hf.size("kv_lora_rank"), q_lora_rank=hf.size("q_lora_rank", None),
         rotary=replace(rotary_embedding(hf, adjacent_pairs=not is_v3 or hf.flag("rope_interleave")), dim=rotated),
-        attn_scale=math.sqrt(d_head) / score_mscale(hf) ** 2,
-        num_experts=hf.size("n_routed_experts"),
+        attn_scale=math.sqrt(d_head) / score_mscale(hf) ** 2, num_experts=hf.size("n_routed_experts"),
         experts_per_token=hf.size("num_experts_per_tok"),
-        moe_layers=tuple(layer >= n_dense for layer in range(hf.size("num_hidden_layers"))),
-        d_expert=d_expert,
-        d_shared_expert=d_expert * hf.size("n_shared_experts"),
-        router_scale=hf.positive("routed_scaling_factor"),
+        moe_layers=tuple(layer >= n_dense for layer in range(hf.size("num_hidden_layers"))), d_expert=d_expert,
+        d_shared_expert=d_expert * hf.size("n_shared_experts"), router_scale=hf.positive("routed_scaling_factor"),
         **(v3_router(hf) if is_v3 else v2_router(hf)),
-    )
+    )  # fmt: skip
 
 
 def score_mscale(hf: Reader) -> float:

@@ -15,12 +15,9 @@ def config(hf: Reader) -> Config:
     rotary = rotary_embedding(hf)
     in_global_layers = rotary if hf.size("sliding_window", None) is None else None
     return llama_config(
-        hf,
-        norm_placement="post",
-        qk_norm="head",
-        windows=layer_windows(hf),
+        hf, norm_placement="post", qk_norm="head", windows=layer_windows(hf),
         rotary=layer_values(hf, "layer_types", {"full_attention": in_global_layers, "sliding_attention": rotary}),
-    )
+    )  # fmt: skip
 
 
 FAMILY = Family(

@@ -22,16 +22,10 @@ def config(hf: Reader) -> Config:
     hf.expect("ff_factor", hf.size("ffn_hidden_size") / d_model, because="it must equal ffn_hidden_size / hidden_size")
     linear = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out") if hf.flag("bias") else ()
     return common_config(
-        hf,
-        n_key_value_heads=key_value_heads(hf),
-        d_mlp=hf.size("ffn_hidden_size"),
-        n_ctx=hf.size("max_position_embeddings"),
-        eps=hf.number("layer_norm_epsilon"),
-        act_fn=activation(hf, "activation"),
-        biases=("norm", *linear),
-        **block(hf),
-        **positions(hf),
-    )
+        hf, n_key_value_heads=key_value_heads(hf), d_mlp=hf.size("ffn_hidden_size"),
+        n_ctx=hf.size("max_position_embeddings"), eps=hf.number("layer_norm_epsilon"),
+        act_fn=activation(hf, "activation"), biases=("norm", *linear), **block(hf), **positions(hf),
+    )  # fmt: skip
 
 
 def key_value_heads(hf: Reader) -> int:

@@ -8,11 +8,9 @@ from jaxlens.checkpoints.rules.tensor_rules import fused_mlp_rules, llama_rules
 from jaxlens.config import Config
 
 NORMS = {
-    "input_layernorm": "ln1",
-    "post_self_attn_layernorm": "ln1_post",
-    "post_attention_layernorm": "ln2",
+    "input_layernorm": "ln1", "post_self_attn_layernorm": "ln1_post", "post_attention_layernorm": "ln2",
     "post_mlp_layernorm": "ln2_post",
-}
+}  # fmt: skip
 
 
 def config(hf: Reader) -> Config:

@@ -10,17 +10,11 @@ from jaxlens.config import Config
 
 def config(hf: Reader) -> Config:
     return common_config(
-        hf,
-        n_layers="num_layers",
-        n_heads="num_heads",
-        d_mlp=hf.size("intermediate_size", 4 * hf.size("hidden_size")),
-        n_ctx=hf.size("max_position_embeddings"),
-        act_fn=activation(hf, "activation_function"),
-        eps=hf.number("layer_norm_epsilon"),
-        biases=("b_O", "b_in", "b_out", "norm"),
-        attn_scale=1.0,
+        hf, n_layers="num_layers", n_heads="num_heads", d_mlp=hf.size("intermediate_size", 4 * hf.size("hidden_size")),
+        n_ctx=hf.size("max_position_embeddings"), act_fn=activation(hf, "activation_function"),
+        eps=hf.number("layer_norm_epsilon"), biases=("b_O", "b_in", "b_out", "norm"), attn_scale=1.0,
         windows=layer_values(hf, "attention_layers", {"global": None, "local": hf.size("window_size")}),
-    )
+    )  # fmt: skip
 
 
 def rules(cfg: Config) -> Iterator[Rule]:

@@ -21,14 +21,10 @@ def config(hf: Reader) -> Config:
     base = hf.inside("rope_parameters").positive("rope_theta")
     hf.expect("rope_theta", base, because="it must equal rope_parameters.rope_theta, or rotary_emb_base")
     return llama_config(
-        hf,
-        eps="layer_norm_eps",
-        normalization_type="LN",
-        gated_mlp=False,
-        parallel_attn_mlp=hf.flag("use_parallel_residual"),
-        rotary=rotary_embedding(hf, d_head=head_dim(hf)),
+        hf, eps="layer_norm_eps", normalization_type="LN", gated_mlp=False,
+        parallel_attn_mlp=hf.flag("use_parallel_residual"), rotary=rotary_embedding(hf, d_head=head_dim(hf)),
         biases=(*attention_biases(hf), "b_in", "b_out", "norm"),
-    )
+    )  # fmt: skip
 
 
 def rules(cfg: Config) -> Iterator[Rule]:

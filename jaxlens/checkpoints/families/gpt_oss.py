@@ -24,13 +24,9 @@ def config(hf: Reader) -> Config:
         reason = "it must equal rope_parameters.original_max_position_embeddings"
         hf.expect("initial_context_length", original, because=reason)
     cfg = llama_config(
-        hf,
-        attn_sinks=True,
-        windows=layer_windows(hf),
-        num_experts=hf.size("num_local_experts"),
-        experts_per_token=n_chosen,
-        biases=(*attention_biases(hf), "b_in", "b_gate", "b_out", "b_router"),
-    )
+        hf, attn_sinks=True, windows=layer_windows(hf), num_experts=hf.size("num_local_experts"),
+        experts_per_token=n_chosen, biases=(*attention_biases(hf), "b_in", "b_gate", "b_out", "b_router"),
+    )  # fmt: skip
     return cfg.replace(act_fn="clamped_swiglu")  # the hidden_act of gpt-oss is "silu"
 
 

@@ -11,11 +11,9 @@ from jaxlens.config import Config
 
 def config(hf: Reader) -> Config:
     return granite_config(
-        hf,
-        biases=attention_biases(hf),
-        num_experts=hf.size("num_local_experts"),
+        hf, biases=attention_biases(hf), num_experts=hf.size("num_local_experts"),
         experts_per_token=hf.size("num_experts_per_tok"),
-    )
+    )  # fmt: skip
 
 
 def expert_rules(cfg: Config) -> Iterator[Rule]:

@@ -9,15 +9,9 @@ from jaxlens.config import Config, Rotary
 
 UNUSED_WITH_ALPHA = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "type")
 FIXED_FIELDS = {
-    "use_qk_norm": True,
-    "use_rotary_pos_emb": True,
-    "position_embedding_xdrope": False,
-    "use_cla": False,
-    "mlp_bias": False,
-    "norm_type": "rms",
-    "num_experts": 1,
-    "add_classification_head": False,
-}
+    "use_qk_norm": True, "use_rotary_pos_emb": True, "position_embedding_xdrope": False, "use_cla": False,
+    "mlp_bias": False, "norm_type": "rms", "num_experts": 1, "add_classification_head": False,
+}  # fmt: skip
 """Fields of the published files that transformers does not read. It implements these values."""
 
 

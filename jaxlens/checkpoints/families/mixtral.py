@@ -10,11 +10,9 @@ from jaxlens.config import Config
 
 def config(hf: Reader) -> Config:
     return llama_config(
-        hf,
-        windows=hf.size("sliding_window", None),
-        num_experts=hf.size("num_local_experts"),
+        hf, windows=hf.size("sliding_window", None), num_experts=hf.size("num_local_experts"),
         experts_per_token=hf.size("num_experts_per_tok"),
-    )
+    )  # fmt: skip
 
 
 FAMILY = Family(

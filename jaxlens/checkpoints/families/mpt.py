@@ -10,13 +10,9 @@ from jaxlens.config import Config
 LAYER = "transformer.blocks.{l}."
 FIXED_FIELDS = {"no_bias": True, "expansion_ratio": 4, "learned_pos_emb": True}
 FIXED_ATTENTION_FIELDS = {
-    "alibi": True,
-    "alibi_bias_max": 8,
-    "attn_type": "multihead_attention",
-    "attn_uses_sequence_id": False,
-    "prefix_lm": False,
-    "qk_ln": False,
-}
+    "alibi": True, "alibi_bias_max": 8, "attn_type": "multihead_attention", "attn_uses_sequence_id": False,
+    "prefix_lm": False, "qk_ln": False,
+}  # fmt: skip
 """Fields that transformers' MPT does not read. It implements these values; ALiBi replaces learned positions."""
 
 

@@ -19,14 +19,10 @@ def config(hf: Reader) -> Config:
     hf.expect("kv_channels", head_dim(hf), because="it must equal head_dim")
     hf.expect("rope_percent", fraction, because="it must equal partial_rotary_factor")
     return llama_config(
-        hf,
-        eps="norm_eps",
-        normalization_type="LN",
-        rmsnorm_uses_offset=True,
-        gated_mlp=False,
+        hf, eps="norm_eps", normalization_type="LN", rmsnorm_uses_offset=True, gated_mlp=False,
         rotary=rotary_embedding(hf, d_head=head_dim(hf)),
         biases=("norm", *attention_biases(hf), *mlp_biases(hf, ("in", "out"))),
-    )
+    )  # fmt: skip
 
 
 FAMILY = Family(model_types=("nemotron",), config=config, rules=functools.partial(llama_rules, mlp=ungated_mlp_rules))

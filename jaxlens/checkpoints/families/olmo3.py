@@ -10,13 +10,9 @@ from jaxlens.config import Config
 
 def config(hf: Reader) -> Config:
     return llama_config(
-        hf,
-        norm_placement="post",
-        qk_norm="full",
-        windows=layer_windows(hf),
-        rotary=rotary_by_layer_type(hf),
+        hf, norm_placement="post", qk_norm="full", windows=layer_windows(hf), rotary=rotary_by_layer_type(hf),
         biases=attention_biases(hf),
-    )
+    )  # fmt: skip
 
 
 FAMILY = Family(model_types=("olmo3",), config=config, rules=functools.partial(llama_rules, norms=POST_NORMS))

@@ -10,14 +10,10 @@ from jaxlens.config import Config
 
 def config(hf: Reader) -> Config:
     return llama_config(
-        hf,
-        qk_norm="full",
-        clip_qkv=hf.positive("clip_qkv", None),
-        biases=attention_biases(hf),
-        num_experts=hf.size("num_experts"),
-        experts_per_token=hf.size("num_experts_per_tok"),
+        hf, qk_norm="full", clip_qkv=hf.positive("clip_qkv", None), biases=attention_biases(hf),
+        num_experts=hf.size("num_experts"), experts_per_token=hf.size("num_experts_per_tok"),
         norm_topk_prob=hf.flag("norm_topk_prob"),
-    )
+    )  # fmt: skip
 
 
 FAMILY = Family(

@@ -20,12 +20,10 @@ def config(hf: Reader) -> Config:
     d_embed = hf.size("word_embed_proj_dim")
     linear = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out") if hf.flag("enable_bias") else ()
     return fairseq_config(
-        hf,
-        norm_placement="pre" if norm_first else "sum",
-        normalization_type="LN" if hf.flag("layer_norm_elementwise_affine") else "LNPre",
-        biases=("norm", *linear),
+        hf, norm_placement="pre" if norm_first else "sum",
+        normalization_type="LN" if hf.flag("layer_norm_elementwise_affine") else "LNPre", biases=("norm", *linear),
         d_embed=None if d_embed == hf.size("hidden_size") else d_embed,
-    )
+    )  # fmt: skip
 
 
 def rules(cfg: Config) -> Iterator[Rule]:

@@ -14,16 +14,9 @@ def config(hf: Reader) -> Config:
     if hf.flag("qk_layernorm"):
         norms, biases = {"qk_norm": "head", "qk_norm_type": "LN"}, (*biases, "qk_norm")
     return llama_config(
-        hf,
-        eps="layer_norm_eps",
-        normalization_type="LN",
-        parallel_attn_mlp=True,
-        shared_norm=True,
-        gated_mlp=False,
-        rotary=rotary_embedding(hf, d_head=head_dim(hf)),
-        biases=biases,
-        **norms,
-    )
+        hf, eps="layer_norm_eps", normalization_type="LN", parallel_attn_mlp=True, shared_norm=True, gated_mlp=False,
+        rotary=rotary_embedding(hf, d_head=head_dim(hf)), biases=biases, **norms,
+    )  # fmt: skip
 
 
 def rules(cfg: Config) -> Iterator[Rule]:

@@ -16,17 +16,12 @@ from jaxlens.config import Config, LongRope, Rotary
 def config(hf: Reader) -> Config:
     hf.expect("num_experts_per_tok", 2, because="a SparseMixer chooses two experts per token")
     return llama_config(
-        hf,
-        normalization_type="LN",
+        hf, normalization_type="LN",
         biases=("norm", *attention_biases(hf), *(["b_U"] if hf.flag("lm_head_bias") else [])),
-        windows=hf.size("sliding_window", None),
-        num_experts=hf.size("num_local_experts"),
-        experts_per_token=2,
-        norm_topk_prob=False,
-        router="sparsemixer",
-        router_tolerance=hf.number("router_jitter_noise"),
+        windows=hf.size("sliding_window", None), num_experts=hf.size("num_local_experts"), experts_per_token=2,
+        norm_topk_prob=False, router="sparsemixer", router_tolerance=hf.number("router_jitter_noise"),
         rotary=scaled_rotary(hf),
-    )
+    )  # fmt: skip
 
 
 def scaled_rotary(hf: Reader) -> Rotary:

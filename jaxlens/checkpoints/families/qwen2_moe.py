@@ -21,18 +21,12 @@ from jaxlens.config import Config
 
 def config(hf: Reader) -> Config:
     return llama_config(
-        hf,
-        biases=("b_Q", "b_K", "b_V") if hf.flag("qkv_bias") else (),
-        windows=optional_windows(hf),
-        num_experts=hf.size("num_experts"),
-        experts_per_token=hf.size("num_experts_per_tok"),
-        norm_topk_prob=hf.flag("norm_topk_prob"),
-        d_expert=hf.size("moe_intermediate_size"),
-        d_shared_expert=hf.size("shared_expert_intermediate_size"),
-        shared_expert_gate=True,
-        moe_layers=layers_with_experts(hf),
-        default_prepend_bos=False,
-    )
+        hf, biases=("b_Q", "b_K", "b_V") if hf.flag("qkv_bias") else (), windows=optional_windows(hf),
+        num_experts=hf.size("num_experts"), experts_per_token=hf.size("num_experts_per_tok"),
+        norm_topk_prob=hf.flag("norm_topk_prob"), d_expert=hf.size("moe_intermediate_size"),
+        d_shared_expert=hf.size("shared_expert_intermediate_size"), shared_expert_gate=True,
+        moe_layers=layers_with_experts(hf), default_prepend_bos=False,
+    )  # fmt: skip
 
 
 def optional_windows(hf: Reader) -> tuple[int | None, ...]:

@@ -16,17 +16,11 @@ def config(hf: Reader) -> Config:
     for name, value in FIXED_FIELDS.items():
         hf.expect(name, value, because="transformers' Qwen 3 MoE supports no other value")
     return llama_config(
-        hf,
-        qk_norm="head",
-        biases=attention_biases(hf),
-        windows=hf.size("sliding_window", None),
-        num_experts=hf.size("num_local_experts"),
-        experts_per_token=hf.size("num_experts_per_tok"),
-        norm_topk_prob=hf.flag("norm_topk_prob"),
-        d_expert=hf.size("moe_intermediate_size"),
-        moe_layers=layers_with_experts(hf),
-        default_prepend_bos=False,
-    )
+        hf, qk_norm="head", biases=attention_biases(hf), windows=hf.size("sliding_window", None),
+        num_experts=hf.size("num_local_experts"), experts_per_token=hf.size("num_experts_per_tok"),
+        norm_topk_prob=hf.flag("norm_topk_prob"), d_expert=hf.size("moe_intermediate_size"),
+        moe_layers=layers_with_experts(hf), default_prepend_bos=False,
+    )  # fmt: skip
 
 
 def mlp_rules(cfg: Config) -> Iterator[Rule]:

@@ -16,15 +16,10 @@ def config(hf: Reader) -> Config:
     parallel = hf.flag("use_parallel_residual")
     norms = {"qk_norm": "heads", "qk_norm_type": "LN"} if hf.flag("qk_layernorm") else {}
     return llama_config(
-        hf,
-        eps="layer_norm_eps",
-        normalization_type="LN",
-        parallel_attn_mlp=parallel,
-        shared_norm=parallel,
+        hf, eps="layer_norm_eps", normalization_type="LN", parallel_attn_mlp=parallel, shared_norm=parallel,
         rotary=rotary_embedding(hf, d_head=head_dim(hf)),
-        biases=("norm", *(("b_Q", "b_K", "b_V") if hf.flag("use_qkv_bias") else ())),
-        **norms,
-    )
+        biases=("norm", *(("b_Q", "b_K", "b_V") if hf.flag("use_qkv_bias") else ())), **norms,
+    )  # fmt: skip
 
 
 def rules(cfg: Config) -> Iterator[Rule]:

@@ -13,13 +13,9 @@ def config(hf: Reader) -> Config:
         hf.expect(name, value, because="transformers' StarCoder 2 supports no other value")
     linear = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out") if hf.flag("use_bias") else ()
     return llama_config(
-        hf,
-        eps="norm_epsilon",
-        normalization_type="LN",
-        gated_mlp=False,
-        windows=hf.size("sliding_window", None),
+        hf, eps="norm_epsilon", normalization_type="LN", gated_mlp=False, windows=hf.size("sliding_window", None),
         biases=("norm", *linear),
-    )
+    )  # fmt: skip
 
 
 FAMILY = Family(

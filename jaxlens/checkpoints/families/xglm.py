@@ -12,13 +12,9 @@ from jaxlens.config import Config
 def config(hf: Reader) -> Config:
     hf.expect("pad_token_id", 0, 1, because="transformers zeroes this row of the position table; tokens start at row 2")
     return fairseq_config(
-        hf,
-        n_layers="num_layers",
-        d_model="d_model",
-        n_heads="attention_heads",
-        positional_embedding_type="sinusoidal",
+        hf, n_layers="num_layers", d_model="d_model", n_heads="attention_heads", positional_embedding_type="sinusoidal",
         embed_scale=math.sqrt(hf.size("d_model")) if hf.flag("scale_embedding") else 1.0,
-    )
+    )  # fmt: skip
 
 
 FAMILY = Family(

@@ -83,14 +83,12 @@ class Architecture:
 def common_fields(file: Metadata) -> dict[str, Any]:
     """The fields of all architectures except GPT-2."""
     config = {
-        "hidden_size": file.positive("embedding_length"),
-        "intermediate_size": file.positive("feed_forward_length"),
-        "num_hidden_layers": file.positive("block_count"),
-        "num_attention_heads": file.positive("attention.head_count"),
+        "hidden_size": file.positive("embedding_length"), "intermediate_size": file.positive("feed_forward_length"),
+        "num_hidden_layers": file.positive("block_count"), "num_attention_heads": file.positive("attention.head_count"),
         "num_key_value_heads": file.positive("attention.head_count_kv", "attention.head_count"),
         "rms_norm_eps": file.positive("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": file.positive("context_length"),
-    }
+    }  # fmt: skip
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     if (layers := config["num_hidden_layers"]) > len(file.tensors):
         raise CheckpointError(f"{file.name}.block_count is {layers}, but the file has only {len(file.tensors)} tensors")
@@ -210,14 +208,10 @@ def gpt2(file: Metadata) -> dict[str, Any]:
     file.expect("attention.head_count_kv", heads)
     file.expect("attention.causal", True)
     return {
-        "n_embd": file.positive("embedding_length"),
-        "n_inner": file.positive("feed_forward_length"),
-        "n_layer": file.positive("block_count"),
-        "n_head": heads,
-        "n_positions": file.positive("context_length"),
-        "layer_norm_epsilon": file.positive("attention.layer_norm_epsilon"),
-        "activation_function": "gelu_new",
-    }
+        "n_embd": file.positive("embedding_length"), "n_inner": file.positive("feed_forward_length"),
+        "n_layer": file.positive("block_count"), "n_head": heads, "n_positions": file.positive("context_length"),
+        "layer_norm_epsilon": file.positive("attention.layer_norm_epsilon"), "activation_function": "gelu_new",
+    }  # fmt: skip
 
 
 # ---- tensors --------------------------------------------------------------------------------------------------------
@@ -261,17 +255,11 @@ FOUR_NORMS = {
 }
 FUSED = {"blk.{i}.attn_qkv": f"{LAYER}self_attn.qkv_proj", "blk.{i}.ffn_up": f"{LAYER}mlp.gate_up_proj"}
 GPT2 = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "blk.{i}.attn_norm": "transformer.h.{i}.ln_1",
-    "blk.{i}.attn_qkv": "transformer.h.{i}.attn.c_attn",
-    "blk.{i}.attn_output": "transformer.h.{i}.attn.c_proj",
-    "blk.{i}.ffn_norm": "transformer.h.{i}.ln_2",
-    "blk.{i}.ffn_up": "transformer.h.{i}.mlp.c_fc",
-    "blk.{i}.ffn_down": "transformer.h.{i}.mlp.c_proj",
-    "output_norm": "transformer.ln_f",
-    "output": "lm_head",
-}
+    "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "blk.{i}.attn_norm": "transformer.h.{i}.ln_1",
+    "blk.{i}.attn_qkv": "transformer.h.{i}.attn.c_attn", "blk.{i}.attn_output": "transformer.h.{i}.attn.c_proj",
+    "blk.{i}.ffn_norm": "transformer.h.{i}.ln_2", "blk.{i}.ffn_up": "transformer.h.{i}.mlp.c_fc",
+    "blk.{i}.ffn_down": "transformer.h.{i}.mlp.c_proj", "output_norm": "transformer.ln_f", "output": "lm_head",
+}  # fmt: skip
 LLAMA = {**OUTSIDE_LAYERS, **TWO_NORMS, **ATTENTION, **OUT, **MLP}
 NORMS = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm", "output_norm")
 

@@ -27,17 +27,10 @@ _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+
 _LLAMA3 = Splitting(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + _WORDS % "{1,3}", ignore_merges=True, add_bos=True)
 _QWEN2 = Splitting(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + _WORDS % "", nfc=True)
 PRE_TOKENIZERS = {
-    "gpt-2": Splitting(),
-    "phi-2": Splitting(),
-    "smollm": Splitting(digits=True),
-    "starcoder": Splitting(digits=True),
-    "refact": Splitting(digits=True),
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "qwen2": _QWEN2,
+    "gpt-2": Splitting(), "phi-2": Splitting(), "smollm": Splitting(digits=True), "starcoder": Splitting(digits=True),
+    "refact": Splitting(digits=True), "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
-}
+}  # fmt: skip
 
 
 class Vocabulary:

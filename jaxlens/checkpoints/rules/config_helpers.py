@@ -100,11 +100,9 @@ def _scaling(hf: Reader, rope: Reader) -> Scaling | None:
         )
     default_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return LongRope(
-        short_factor=rope.numbers("short_factor"),
-        long_factor=rope.numbers("long_factor"),
-        original_n_ctx=original,
+        short_factor=rope.numbers("short_factor"), long_factor=rope.numbers("long_factor"), original_n_ctx=original,
         attention_factor=rope.number("attention_factor", default_factor),
-    )
+    )  # fmt: skip
 
 
 def _yarn_attention_factor(rope: Reader, factor: float) -> float:
@@ -130,14 +128,10 @@ def common_config(
     """
     width, heads = hf.size(d_model), hf.size(n_heads)
     defaults = {
-        "n_layers": hf.size(n_layers),
-        "d_model": width,
-        "n_heads": heads,
-        "d_head": width // heads,
-        "d_vocab": hf.size("vocab_size"),
-        "biases": ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "norm"),
+        "n_layers": hf.size(n_layers), "d_model": width, "n_heads": heads, "d_head": width // heads,
+        "d_vocab": hf.size("vocab_size"), "biases": ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "norm"),
         "tie_word_embeddings": hf.flag("tie_word_embeddings"),
-    }
+    }  # fmt: skip
     return Config(**{**defaults, **fields})
 
 
@@ -149,18 +143,11 @@ def llama_config(
     `act_fn` and `eps` are the names of these fields in config.json. `eps` may also be a number.
     """
     fields = {
-        "n_key_value_heads": hf.size("num_key_value_heads", hf.size("num_attention_heads")),
-        "d_head": head_dim(hf),
-        "d_mlp": hf.size("intermediate_size"),
-        "n_ctx": hf.size("max_position_embeddings"),
-        "normalization_type": "RMS",
-        "eps": hf.number(eps) if isinstance(eps, str) else eps,
-        "act_fn": activation(hf, act_fn),
-        "gated_mlp": True,
-        "biases": (),
-        "positional_embedding_type": "rotary",
-        "rotary": changes.get("rotary") or rotary_embedding(hf),
-    }
+        "n_key_value_heads": hf.size("num_key_value_heads", hf.size("num_attention_heads")), "d_head": head_dim(hf),
+        "d_mlp": hf.size("intermediate_size"), "n_ctx": hf.size("max_position_embeddings"), "normalization_type": "RMS",
+        "eps": hf.number(eps) if isinstance(eps, str) else eps, "act_fn": activation(hf, act_fn), "gated_mlp": True,
+        "biases": (), "positional_embedding_type": "rotary", "rotary": changes.get("rotary") or rotary_embedding(hf),
+    }  # fmt: skip
     return common_config(hf, **{**fields, **changes})
 
 
@@ -168,40 +155,30 @@ def gemma_config(hf: Reader, **changes: Any) -> Config:
     """The Config of Gemma 2 and 3: a Llama with four norms per block, unit offsets in norms, and a scaled embedding."""
     hf.expect("use_bidirectional_attention", False, because="jaxlens implements causal attention only")
     fields = {
-        "act_fn": "hidden_activation",
-        "biases": attention_biases(hf),
-        "norm_placement": "both",
-        "rmsnorm_uses_offset": True,
-        "windows": layer_windows(hf),
+        "act_fn": "hidden_activation", "biases": attention_biases(hf), "norm_placement": "both",
+        "rmsnorm_uses_offset": True, "windows": layer_windows(hf),
         "attn_scale": math.sqrt(hf.size("query_pre_attn_scalar")),
         "output_logits_soft_cap": hf.positive("final_logit_softcapping", None),
         "embed_scale": math.sqrt(hf.size("hidden_size")),
-    }
+    }  # fmt: skip
     return llama_config(hf, **fields, **changes)
 
 
 def granite_config(hf: Reader, **changes: Any) -> Config:
     """The Config of a Granite: a Llama with scaled embedding, attention scores, block outputs and logits."""
     return llama_config(
-        hf,
-        embed_scale=hf.positive("embedding_multiplier"),
-        attn_scale=1 / hf.positive("attention_multiplier"),
-        residual_scale=hf.positive("residual_multiplier"),
-        output_logits_scale=1 / hf.positive("logits_scaling"),
+        hf, embed_scale=hf.positive("embedding_multiplier"), attn_scale=1 / hf.positive("attention_multiplier"),
+        residual_scale=hf.positive("residual_multiplier"), output_logits_scale=1 / hf.positive("logits_scaling"),
         **changes,
-    )
+    )  # fmt: skip
 
 
 def cohere_config(hf: Reader, **changes: Any) -> Config:
     """The Config of Cohere's models: a Llama with parallel attention and MLP behind one LayerNorm."""
     fields = {
-        "eps": "layer_norm_eps",
-        "normalization_type": "LN",
-        "parallel_attn_mlp": True,
-        "shared_norm": True,
-        "biases": attention_biases(hf),
-        "output_logits_scale": hf.positive("logit_scale"),
-    }
+        "eps": "layer_norm_eps", "normalization_type": "LN", "parallel_attn_mlp": True, "shared_norm": True,
+        "biases": attention_biases(hf), "output_logits_scale": hf.positive("logit_scale"),
+    }  # fmt: skip
     return llama_config(hf, **{**fields, **changes})
 
 
@@ -220,13 +197,9 @@ def gptj_config(hf: Reader) -> Config:
     """The Config of GPT-J and CodeGen: parallel attention and MLP behind one norm, and adjacent rotary pairs."""
     hf.expect("scale_attn_weights", True, because="transformers' GPT-J and CodeGen support no other value")
     return gpt_config(
-        hf,
-        parallel_attn_mlp=True,
-        shared_norm=True,
-        positional_embedding_type="rotary",
-        rotary=Rotary(dim=hf.size("rotary_dim"), adjacent_pairs=True),
-        biases=("b_in", "b_out", "norm", "b_U"),
-    )
+        hf, parallel_attn_mlp=True, shared_norm=True, positional_embedding_type="rotary",
+        rotary=Rotary(dim=hf.size("rotary_dim"), adjacent_pairs=True), biases=("b_in", "b_out", "norm", "b_U"),
+    )  # fmt: skip
 
 
 def fairseq_config(
@@ -237,12 +210,9 @@ def fairseq_config(
     The first token uses row 2 of the position table. config.json does not contain the epsilon of the norms.
     """
     fields = {
-        "d_mlp": hf.size(d_mlp),
-        "n_ctx": hf.size("max_position_embeddings"),
-        "act_fn": activation(hf, act_fn),
-        "eps": 1e-5,
-        "pos_offset": 2,
-    }
+        "d_mlp": hf.size(d_mlp), "n_ctx": hf.size("max_position_embeddings"), "act_fn": activation(hf, act_fn),
+        "eps": 1e-5, "pos_offset": 2,
+    }  # fmt: skip
     return common_config(hf, **{**fields, **changes})
 
 

@@ -45,23 +45,15 @@ IGNORED_FIELDS = frozenset(
 """Fields without effect on a forward pass, in every architecture."""
 
 IGNORED_VALUES: Mapping[str, tuple[Any, ...]] = {
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "cross_attention_hidden_size": (None,),
-    "per_layer_config": (None,),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None,),
-}
+    "is_encoder_decoder": (False, None), "add_cross_attention": (False, None), "cross_attention_hidden_size": (None,),
+    "per_layer_config": (None,), "pruned_heads": ({}, None), "quantization_config": (None,),
+}  # fmt: skip
 """Fields that have no effect with one of these values. jaxlens supports no other value."""
 
 ROPE_FIELDS: Mapping[str, str | None] = {
-    "rope_theta": "rope_theta",
-    "rope_local_base_freq": "rope_theta",
-    "rotary_emb_base": "rope_theta",
-    "partial_rotary_factor": "partial_rotary_factor",
-    "rotary_pct": "partial_rotary_factor",
-    "rope_scaling": None,
-}
+    "rope_theta": "rope_theta", "rope_local_base_freq": "rope_theta", "rotary_emb_base": "rope_theta",
+    "partial_rotary_factor": "partial_rotary_factor", "rotary_pct": "partial_rotary_factor", "rope_scaling": None,
+}  # fmt: skip
 """Older fields that transformers moves into `rope_parameters`, and their names in it. `rope_scaling` is an object whose
 fields keep their names."""
 

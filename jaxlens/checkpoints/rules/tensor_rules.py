@@ -19,11 +19,9 @@ GATED_MLP_PATTERNS = {"gate": "m d -> d m", "in": "m d -> d m", "out": "d m -> m
 PRE_NORMS = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}
 POST_NORMS = {"post_attention_layernorm": "ln1_post", "post_feedforward_layernorm": "ln2_post"}
 FOUR_NORMS = {
-    "input_layernorm": "ln1",
-    "post_attention_layernorm": "ln1_post",
-    "pre_feedforward_layernorm": "ln2",
+    "input_layernorm": "ln1", "post_attention_layernorm": "ln1_post", "pre_feedforward_layernorm": "ln2",
     "post_feedforward_layernorm": "ln2_post",
-}
+}  # fmt: skip
 
 
 def attention_rules(

@@ -35,7 +35,7 @@ class Prompt:
         return f"logit of {self.answer!r}" if self.wrong is None else f"logit of {self.answer!r} − {self.wrong!r}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PromptSet:
     """Prompts with equal numbers of tokens, and the ids of their answer tokens. All prompts have the same fields."""
 

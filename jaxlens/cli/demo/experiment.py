@@ -36,7 +36,7 @@ LAST = slice(-1, None)
 """The last position. The position axis keeps length 1."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prompts:
     """The prompts, each with the pair (correct name, wrong name), as text and as tokens."""
 
@@ -51,7 +51,7 @@ class Prompts:
         return np.asarray(self.tokens).reshape(-1, 2, self.tokens.shape[1])[:, ::-1].reshape(self.tokens.shape)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Findings:
     """The results of the demo, in logits.
 
@@ -126,11 +126,8 @@ def scores_and_losses(
     loss, cache = model.run_with_cache(tokens, names_filter=PATTERNS, return_type="loss", loss_per_token=True)
     half = tokens.shape[1] // 2
     patterns, second_half = cache.stack_activation("pattern"), tokens.shape[1] - half
-    distances = {"induction": half - 1, "previous token": 1, "duplicate token": half}
-    scores = {
-        kind: np.asarray(mean_attention_back(patterns, steps, 1 if steps == 1 else second_half))
-        for kind, steps in distances.items()
-    }
+    kinds = {"induction": (half - 1, second_half), "previous token": (1, 1), "duplicate token": (half, second_half)}
+    scores = {kind: np.asarray(mean_attention_back(patterns, *where)) for kind, where in kinds.items()}
     return scores, {"first half": float(loss[:, :-half].mean()), "second half": float(loss[:, 1 - half :].mean())}
 
 

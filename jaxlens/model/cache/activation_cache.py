@@ -6,7 +6,7 @@ The layers of a site are stored stacked, as the compiled loop returns them: `cac
 
 import difflib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,11 @@ import numpy as np
 from jaxlens._jax import as_device
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hooks.names import get_act_name, split_name
+from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import ALIASES, sites
 from jaxlens.model.cache.decomposition import Decomposition
+from jaxlens.model.cache.stored_arrays import StoredArrays
 from jaxlens.model.cache.terms import head_results
 from jaxlens.model.cache.writers import layer_count
 from jaxlens.model.engine import Captured
@@ -45,21 +47,28 @@ class ActivationCache(Decomposition, Mapping):
         self.model, self.cfg = model, model.cfg
         self.has_batch_dim = has_batch_dim
         self._rows: dict[str, tuple[str, int | None]] = {name: (name, None) for name in cache_dict}
-        self._arrays: dict[str, jax.Array] = dict(cache_dict)
+        self._arrays: MutableMapping[str, jax.Array] = dict(cache_dict)
         self._ranks = {name: array.ndim for name, array in cache_dict.items()}
 
     @classmethod
-    def of(cls, captured: list[Captured], model: Any) -> "ActivationCache":
-        """The cache of captured activations, in firing order."""
-        cache = cls({}, model)
-        rows = {}
+    def of(
+        cls, captured: list[Captured], model: Any, length: int | None = None, positions: Positions | None = None
+    ) -> "ActivationCache":
+        """The cache of captured activations, in firing order. Those of a padded run are cut to `length` when read."""
+        cache, rows = cls({}, model), {}
+        cache._arrays = {} if length is None else StoredArrays()
         for entry in captured:
             if entry.layers is None:
                 key, rows[entry.name] = entry.name, (entry.name, None)
             else:
                 key = _stacked_key(entry.name, entry.layers, model.cfg.n_layers)
                 rows |= _rows_of(entry.name, entry.layers, key)
-            cache._arrays[key], cache._ranks[key] = entry.value, entry.value.ndim
+            cache._ranks[key] = entry.value.ndim
+            if length is None:
+                cache._arrays[key] = entry.value
+            else:
+                site, n_leading = split_name(entry.name)[0].removesuffix("_grad"), int(entry.layers is not None)
+                cache._arrays.store_padded(key, entry.value, site, n_leading, length, positions)
         order = [f"{name}{suffix}" for suffix in ("", "_grad") for name in sites(model.cfg)]
         cache._rows = {name: rows[name] for name in order if name in rows}
         return cache
@@ -255,7 +264,7 @@ class ActivationCache(Decomposition, Mapping):
         """Stores hook_result [layer, ...] of some layers. It has as many axes as hook_z."""
         key = _stacked_key("attn.hook_result", layers, self.cfg.n_layers)
         rank = 1 + self.rank(f"blocks.{layers[0]}.attn.hook_z")
-        self._arrays = self._arrays | {key: jnp.moveaxis(result, 0, result.ndim - rank)}
+        self._arrays = {**self._arrays, key: jnp.moveaxis(result, 0, result.ndim - rank)}
         self._ranks = self._ranks | {key: rank}
         self._rows = self._rows | _rows_of("attn.hook_result", layers, key)
 
@@ -293,7 +302,7 @@ class ActivationCache(Decomposition, Mapping):
         Raises:
             ValueError: There is no such device.
         """
-        self._arrays = jax.device_put(self._arrays, as_device(device))
+        self._arrays = jax.device_put(dict(self._arrays), as_device(device))
         return self
 
     def toggle_autodiff(self, mode: bool = False) -> None:

@@ -21,7 +21,7 @@ from jaxlens.nn.norm import Identity, Norm, OutputScale
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LinearNorm:
     """A norm at a fixed scale. Without fields it is the identity.
 
@@ -63,7 +63,7 @@ IDENTITY = LinearNorm()
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class NormChain:
     """A sequence of k norms, with the interface of LinearNorm. Layer l leaves out the first `skipped[l]` norms.
 

@@ -21,6 +21,7 @@ from jaxlens._jax import full_precision, wide
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.cache.linear_norm import as_tokens
+from jaxlens.model.cache.writers import read
 from jaxlens.nn.norm import Norm
 from jaxlens.nn.transformer import Modules
 
@@ -29,7 +30,7 @@ Kind = Literal["logits", "log_probs", "probs"]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class LogitLensResult:
     """The next-token prediction of every entry of the accumulated residual stream.
 
@@ -71,6 +72,10 @@ def logit_lens(
     `top_k` (the likeliest). `lens(entry, index)` changes an entry before the norm, as a tuned lens does (arXiv
     2303.08112).
 
+    Raises:
+        ValueError: `layers`, `positions` or `batch_slice` selects nothing, several arguments select tokens, or
+            `return_type` or the shape of the targets is invalid.
+
     Example:
         >>> import jaxlens
         >>> model = jaxlens.HookedTransformer(jaxlens.Config(
@@ -83,6 +88,10 @@ def logit_lens(
     """
     _check(return_type, vocab=vocab, targets=targets, top_k=top_k)
     model = cache.require_model()
+    entry = read(cache, f"blocks.{cache.cfg.n_layers - 1}.hook_resid_post", Slice(positions))
+    if not Slice(batch_slice).apply(entry).size or (layers is not None and not len(layers)):
+        selection = f"layers={layers!r}, positions={positions!r} and batch_slice={batch_slice!r}"
+        raise ValueError(f"{selection} select nothing; expected at least one layer, position and prompt")
     stack, labels = cache.accumulated_resid(incl_mid=incl_mid, pos_slice=positions, return_labels=True)
     if layers is not None:
         stack, labels = stack[np.asarray(layers)], [labels[entry] for entry in layers]
@@ -107,6 +116,8 @@ def _check(return_type: str, **selectors: Any) -> None:
 
 def _shared(model: Any, tokens: Any) -> Int[Array, " k"]:
     """A token or a list of tokens for all rows."""
+    if not np.size(tokens):
+        raise ValueError("the list of tokens is empty; give at least one token, or None for the whole vocabulary")
     return jnp.atleast_1d(as_tokens(model, tokens))
 
 

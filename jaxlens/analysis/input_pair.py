@@ -1,0 +1,31 @@
+"""The inputs of two runs whose activations are compared position by position."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxlens._jax import is_traced
+from jaxlens.model.request import ModelInput
+from jaxlens.model.transformer import HookedTransformer
+
+
+def read_pair(model: HookedTransformer, attention_mask: Any = None, **runs: Any) -> list[ModelInput]:
+    """The inputs of two runs, which are given under the names that an error shows.
+
+    Raises:
+        ValueError: A transformation traces the model or an input, or the positions do not correspond: the inputs differ
+            in the number of prompts, or a prompt in its tokens' number or padding.
+    """
+    inputs = [model.read_input(run, attention_mask=attention_mask) for run in runs.values()]
+    if is_traced(model, inputs):
+        raise ValueError("comparing two runs needs concrete values; call it outside jit, grad and vmap")
+    (first, second), masks = runs, [np.asarray(run.mask) for run in inputs]
+    if len(masks[0]) != len(masks[1]):
+        counts = f"{first} has {len(masks[0])} prompts, but {second} has {len(masks[1])}"
+        raise ValueError(f"{counts}; give pairs of prompts, the same number in both")
+    for prompt, rows in enumerate(zip(*masks, strict=True)):
+        if not np.array_equal(*rows):
+            one, other = (f"{row.sum()} tokens and {(~row).sum()} padding positions" for row in rows)
+            lengths = f"prompt {prompt} has {one} in {first}, but {other} in {second}"
+            raise ValueError(f"{lengths}; positions must correspond, so give pairs with the same number of tokens")
+    return inputs
