@@ -74,10 +74,12 @@ def test_a_fresh_python_hook_compiles_nothing_of_the_model(model):
         lambda event, seconds, **_: compiled.append(seconds) if event.endswith("backend_compile_duration") else None
     )
     tokens = model.to_tokens(PROMPTS[0])
-    model.run_with_hooks(tokens, fwd_hooks=[("blocks.3.attn.hook_z", lambda z, hook: z)])
+    sites = ("hook_resid_pre", "attn.hook_k", "mlp.hook_post", "hook_attn_out")
+    for site in sites:  # the programs of this length, and the cut of each value's shape
+        model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.3.{site}", lambda value, hook: value)])
     compiled.clear()
     seen = []
-    for layer, site in ((0, "hook_resid_pre"), (17, "attn.hook_k"), (29, "mlp.hook_post"), (12, "hook_attn_out")):
+    for layer, site in zip((0, 17, 29, 12), sites, strict=True):
         model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.{site}", lambda value, hook: seen.append(hook.name))])
     assert len(seen) == 4
     assert not compiled

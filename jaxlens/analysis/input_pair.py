@@ -10,11 +10,11 @@ from jaxlens.model.transformer import HookedTransformer
 
 
 def read_pair(model: HookedTransformer, attention_mask: Any = None, **runs: Any) -> list[ModelInput]:
-    """The inputs of two runs, which are given under the names that an error shows.
+    """The inputs of two runs. Errors call them by the names of the keyword arguments.
 
     Raises:
         ValueError: A transformation traces the model or an input, or the positions do not correspond: the inputs differ
-            in the number of prompts, or a prompt in its tokens' number or padding.
+            in the number of prompts, or the two inputs of a prompt differ in their number of tokens or in padding.
     """
     inputs = [model.read_input(run, attention_mask=attention_mask) for run in runs.values()]
     if is_traced(model, inputs):

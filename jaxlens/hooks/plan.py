@@ -210,8 +210,8 @@ def _add_row(value, hook, zeros, rows):
 class HookPlan:
     """The hooks of one run, and the names of the values to capture (`wanted`).
 
-    `positions` are those of captured values. `points` are the HookPoints that plain functions receive, and `length` is
-    the length of the values that they receive in a run that is padded to a longer one.
+    `positions` are those at which values are captured. `points` are the HookPoints that plain functions receive, and
+    `length` is the length of the values that they receive in a run that is padded to a longer one.
     """
 
     cfg: Config

@@ -151,16 +151,15 @@ def _scanned(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPl
     if stretch.first or len(stretch.layers) < len(plan.cfg.stacks[stretch.stack]):
         stack = jax.tree.map(lambda w: w[stretch.first : stretch.first + len(stretch.layers)], stack)
     wanted_in = tuple((site, tuple(wanted[site])) for site in sorted(wanted))
-    hooks = tuple(hook.with_new_identity() for hook in plan.hooks_in(stretch.layers))
-    points, length = (plan.points, plan.length) if any(hook.is_plain for hook in hooks) else (None, None)
-    x, values = _scan(
-        stack, x, info, hooks, plan.positions, layers=stretch.layers, wanted_in=wanted_in, points=points, length=length
-    )
+    inputs, program = (stack, x, info, plan.hooks_in(stretch.layers), plan.positions), (stretch.layers, wanted_in)
+    if any(hook.is_plain for hook in inputs[3]):  # traced anew: a Python function may read globals that have changed
+        x, values = _scan(*inputs, *program, plan.points, plan.length)
+    else:
+        x, values = _compiled_scan(*inputs, *program)
     return x, [entry for site, layers in wanted_in for entry in _as_captured({site: values[site]}, layers)]
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "wanted_in", "points", "length"))
-def _scan(stack, x, info, hooks, positions, *, layers, wanted_in, points, length):
+def _scan(stack, x, info, hooks, positions, layers, wanted_in, points=None, length=None):
     """All layers of a stack. A site that is not captured in every layer has a buffer for its layers."""
     wanted = dict(wanted_in)
     sites = frozenset(wanted)
@@ -182,6 +181,9 @@ def _scan(stack, x, info, hooks, positions, *, layers, wanted_in, points, length
     (x, buffers), everywhere = jax.lax.scan(body, (x, buffers), (stack, jnp.array(layers, jnp.int32), rows))
     values = everywhere | {site: buffer[:-1] for site, buffer in buffers.items()}
     return x, {site: value[0] if len(wanted[site]) == 1 else value for site, value in values.items()}
+
+
+_compiled_scan = jax.jit(_scan, static_argnums=(5, 6))
 
 
 def _rows(wanted: tuple[int, ...], layers: tuple[int, ...]) -> jax.Array:

@@ -22,11 +22,10 @@ from jaxlens.hooks.table import FINAL_NAMES, sites
 from jaxlens.model.loss import check_predictions
 from jaxlens.text.tokenizer import Tokenizer
 
-# --- the layers
-
-
 STATIC = {"static": True}
 """Marks a field of a pytree as part of the program, not data."""
+
+# --- the layers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,8 @@ class StaticPart:
         settings = None if tokenizer is None else tokenizer.settings
         added = attributes.keys() - {"cfg", "name", "processing", "tokenizer", "source"}
         others = tuple((name, id(attributes[name])) for name in sorted(added))
-        self._key = (cfg, cfg.switched_on, attributes["name"], attributes["processing"], settings, others)
+        notes = cfg.switched_on, cfg.weights_on  # which equality of configs leaves out
+        self._key = (cfg, notes, attributes["name"], attributes["processing"], settings, others)
 
     def attributes(self) -> dict[str, Any]:
         """The attributes of a new model."""

@@ -46,11 +46,11 @@ class TorchMethods:
     training = False
 
     def eval(self) -> Any:
-        """Does nothing and returns the model."""
+        """Returns the model unchanged. It has no dropout and no training mode."""
         return self
 
     def train(self, mode: bool = True) -> Any:
-        """Does nothing and returns the model."""
+        """Returns the model unchanged. It has no dropout and no training mode."""
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:

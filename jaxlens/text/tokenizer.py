@@ -94,8 +94,9 @@ class Tokenizer:
     def from_folder(cls, path: str | Path) -> "Tokenizer":
         """Loads the tokenizer of a folder with Hugging Face files, or of a folder that `save` wrote.
 
-        Special tokens are read from `tokenizer_config.json` or `special_tokens_map.json`; those missing there (as for
-        GPT-2) by their ids from `config.json`. Without a `tokenizer.json`, transformers reads the other files.
+        Special tokens are read from `tokenizer_config.json` or `special_tokens_map.json`. Tokens missing there, as
+        for GPT-2, are read by their ids from `config.json`. Without a `tokenizer.json`, transformers reads the other
+        files.
 
         Raises:
             CheckpointError: The folder contains no tokenizer, or its tokenizer cannot be read.

@@ -1,4 +1,4 @@
-"""How well attributions predict the effect of patching."""
+"""Compares the effects that attribution patching estimates with those that activation patching measures."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -99,11 +99,12 @@ class ResidualJacobian:
     ) -> tuple[Float[Array, "b r q c"], Float[Array, "b r"], Float[Array, "b r p d"]]:
         """The largest singular values with their vectors: left vectors, singular values, right vectors.
 
-        Subspace iteration (Halko et al. 2011, arXiv 0909.4061) computes them without the matrix. Singular values are
-        lower bounds. Directions with almost equal singular values need more iterations.
+        Subspace iteration (Halko et al. 2011, arXiv 0909.4061) computes them without the matrix. The
+        computed values are lower bounds of the exact ones. Directions with almost equal singular values need more
+        iterations.
 
         Raises:
-            ValueError: `rank` is not a positive integer, or larger than the map allows.
+            ValueError: `rank` is not a positive integer, or exceeds the largest rank that the map can have.
         """
         output, input = self.shape
         largest_rank = min(int(np.prod(shape[1:])) for shape in (output, input))

@@ -74,13 +74,13 @@ def activation_patch(
 ) -> Patched | dict[str, Patched]:  # fmt: skip
     """Patches an activation of one run into another run, separately at every index along `axes`.
 
-    Denoising patches clean activations into the corrupted run (which activations suffice to restore the metric?).
-    Noising patches corrupted activations into the clean run (which are necessary for it?). `corrupted` and `clean` are
-    strings or tokens [b p]: any number of pairs of prompts, each pair of equal length. `metric(logits)` returns a
+    Denoising patches clean activations into the corrupted run and shows which activations suffice to restore the
+    metric. Noising patches corrupted activations into the clean run and shows which are necessary. `corrupted` and
+    `clean` are strings or tokens [b p]. Both prompts of a pair have equal length. `metric(logits)` returns a
     number, or one per prompt, which adds the axis "prompt". A dict of metrics gives a dict of results from one sweep.
+
     `axes` are "layer" and then any of "pos", "head", "neuron", "dest_pos", "src_pos" and "expert" that the activation
-    has.
-    `jaxlens.analysis.interventions.sweep.SweepOptions` describes the options (`batch_size`, `progress`, and
+    has. `jaxlens.analysis.interventions.sweep.SweepOptions` describes the options (`batch_size`, `progress`, and
     `attention_mask` for both runs).
 
     Raises:

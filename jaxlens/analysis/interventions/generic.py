@@ -41,7 +41,7 @@ def generic_activation_patch(
 
     Raises:
         ValueError: `index_axis_names` and `index_df` are both given or both missing, an axis is unknown, or the cache
-            has other positions.
+            was made at other positions.
         ActivationNotFound: The cache lacks the activation.
 
     Example:
@@ -105,48 +105,48 @@ def _setter(function: Setter) -> Setter:
 
 @_setter
 def layer_pos_patch_setter(corrupted_activation, index, clean_activation):
-    """Index (layer, pos): one position of an activation [b p ...]."""
+    """Patches one position of an activation [b p ...]. An index is (layer, pos)."""
     _, pos = index
     return corrupted_activation.at[:, pos].set(clean_activation[:, pos])
 
 
 @_setter
 def layer_pos_head_vector_patch_setter(corrupted_activation, index, clean_activation):
-    """Index (layer, pos, head): one head at one position of an activation [b p head ...]."""
+    """Patches one head at one position of an activation [b p head ...]. An index is (layer, pos, head)."""
     _, pos, head = index
     return corrupted_activation.at[:, pos, head].set(clean_activation[:, pos, head])
 
 
 @_setter
 def layer_head_vector_patch_setter(corrupted_activation, index, clean_activation):
-    """Index (layer, head): one head at all positions of an activation [b p head ...]."""
+    """Patches one head at all positions of an activation [b p head ...]. An index is (layer, head)."""
     _, head = index
     return corrupted_activation.at[:, :, head].set(clean_activation[:, :, head])
 
 
 @_setter
 def layer_head_pattern_patch_setter(corrupted_activation, index, clean_activation):
-    """Index (layer, head): one head of scores or a pattern [b head dest src]."""
+    """Patches one head of scores or a pattern [b head dest src]. An index is (layer, head)."""
     _, head = index
     return corrupted_activation.at[:, head].set(clean_activation[:, head])
 
 
 @_setter
 def layer_head_pos_pattern_patch_setter(corrupted_activation, index, clean_activation):
-    """Index (layer, head, dest_pos): one row of one head of scores or a pattern [b head dest src]."""
+    """Patches one row of one head of scores or a pattern [b head dest src]. An index is (layer, head, dest_pos)."""
     _, head, dest = index
     return corrupted_activation.at[:, head, dest].set(clean_activation[:, head, dest])
 
 
 @_setter
 def layer_head_dest_src_pos_pattern_patch_setter(corrupted_activation, index, clean_activation):
-    """Index (layer, head, dest_pos, src_pos): one entry of one head of scores or a pattern [b head dest src]."""
+    """Patches an entry of a head of scores or a pattern [b head dest src]. Index: (layer, head, dest_pos, src_pos)."""
     _, head, dest, src = index
     return corrupted_activation.at[:, head, dest, src].set(clean_activation[:, head, dest, src])
 
 
 @_setter
 def layer_neuron_patch_setter(corrupted_activation, index, clean_activation):
-    """Index (layer, neuron): one neuron at all positions of an activation [b p ... neuron]."""
+    """Patches one neuron at all positions of an activation [b p ... neuron]. An index is (layer, neuron)."""
     _, neuron = index
     return corrupted_activation.at[..., neuron].set(clean_activation[..., neuron])

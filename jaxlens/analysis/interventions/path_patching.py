@@ -123,12 +123,12 @@ def _outputs(
 
 
 def _add(activation: Array, index: Array, source: Array, differences: Float[Array, "s b p d"]) -> Array:
-    """Index (layer, sender): adds a sender's difference to the input of an MLP or of the logits."""
+    """Adds a sender's difference to the input of an MLP or of the logits. An index is (layer, sender)."""
     return activation + jnp.where(index[1] < 0, 0, differences[index[1]]).astype(activation.dtype)
 
 
 def _add_to_head(activation: Array, index: Array, source: Array, differences: Float[Array, "s b p d"]) -> Array:
-    """Index (layer, head, sender): adds a sender's difference to the input of one head."""
+    """Adds a sender's difference to the input of one head. An index is (layer, head, sender)."""
     difference = jnp.where(index[2] < 0, 0, differences[index[2]]).astype(activation.dtype)
     return activation.at[:, :, index[1]].add(difference)
 

@@ -182,7 +182,7 @@ def gemma3(file: Metadata) -> dict[str, Any]:
 
 
 def phi3(file: Metadata) -> dict[str, Any]:
-    """Some dimensions of a head may not be rotated. The two lists of LongRoPE factors are tensors."""
+    """The rotary embedding may leave some dimensions of a head unchanged. LongRoPE's two lists are tensors."""
     config = common_fields(file)
     dim = file.get("rope.dimension_count", default=config["head_dim"])
     original = file.get("rope.scaling.original_context_length", default=config["max_position_embeddings"])
