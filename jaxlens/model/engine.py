@@ -21,6 +21,7 @@ from jaxlens._jax import is_traced
 from jaxlens.hooks.plan import HookPlan
 from jaxlens.hooks.tap import Tap
 from jaxlens.nn.block import Block
+from jaxlens.nn.module import arrays
 from jaxlens.nn.sequence import SequenceInfo
 
 
@@ -132,7 +133,7 @@ def _step(block: Block, x, layer, *, info: SequenceInfo, tap: Callable[..., Tap]
 
 
 def _layer_of(stack: Block, i) -> Block:
-    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, i, keepdims=False), stack)
+    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, i, keepdims=False), arrays(stack))
 
 
 def _set_row(buffer, value, i):
@@ -174,7 +175,7 @@ def _scan(stack, x, info, hooks, positions, layers, wanted_in, points=None, leng
     def body(carry, xs):
         x, buffers = carry
         block, layer, row = xs
-        x, captured = step(block, x, layer)
+        x, captured = step(arrays(block), x, layer)
         buffers = {site: _set_row(buffers[site], captured.pop(site), row[site]) for site in buffers}
         return (x, buffers), captured
 
@@ -221,7 +222,7 @@ def run_stage(stage, modules, inputs: tuple, plan: HookPlan, names: tuple[str, .
 
 def _stage(modules, inputs, hooks, positions, stage, wanted, points=None, length=None):
     tap = Tap(hooks, wanted, None, positions, points, length)
-    return stage(modules, *inputs, tap), tap.captured
+    return stage(arrays(modules), *inputs, tap), tap.captured
 
 
 _stage_compiled = jax.jit(_stage, static_argnums=(4, 5))

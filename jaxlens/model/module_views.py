@@ -21,7 +21,7 @@ from jaxlens.model.hook_methods import ModelHookPoint
 from jaxlens.nn.attention import Attention
 from jaxlens.nn.block import Block
 from jaxlens.nn.embed import Embed, PosEmbed, Unembed
-from jaxlens.nn.module import Module, axis_lengths
+from jaxlens.nn.module import Module, arrays, axis_lengths
 from jaxlens.nn.parameters import BIAS_AXES
 from jaxlens.nn.sequence import sequence_info
 from jaxlens.weights.circuits import ov_circuit, per_query_head, qk_circuit
@@ -51,7 +51,7 @@ class ModuleView:
     """
 
     def __init__(self, model: Any, name: str, stored: Module, row: int | None = None):
-        self._model, self.name, self._stored, self._row = model, name, stored, row
+        self._model, self.name, self._stored, self._row = model, name, arrays(stored), row
 
     @property
     def module(self) -> Module:
@@ -161,7 +161,8 @@ def _(stored: PosEmbed, view: ModuleView, tokens, past_kv_pos_offset: int = 0, a
 @_run.register
 def _(stored: Unembed, view: ModuleView, x: Float[Array, "... d"]) -> Float[Array, "... o"]:
     x = jnp.asarray(x)
-    logits = stored(x.reshape(1, -1, x.shape[-1]), view._model.modules.embed.W_E, Tap())
+    W_E = arrays(view._model.modules.embed).W_E
+    logits = stored(x.reshape(1, -1, x.shape[-1]), W_E, Tap())
     return logits.reshape(*x.shape[:-1], -1)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 from jaxlens._jax import full_precision
 from jaxlens.config import Config
 from jaxlens.model.request import bos_choice, check_in_vocabulary, required_tokenizer
+from jaxlens.nn.module import arrays
 from jaxlens.nn.transformer import Modules
 from jaxlens.text.tokenizer import Tokenizer
 
@@ -86,7 +87,7 @@ class TextMethods:
         check_in_vocabulary(tokens, self.cfg.d_vocab_out)
         tokens = tokens.reshape(()) if tokens.size == 1 else tokens
         with full_precision():
-            return _unembedding_columns(self.modules, tokens, self.cfg.output_logits_scale)
+            return _unembedding_columns(arrays(self.modules), tokens, self.cfg.output_logits_scale)
 
 
 @functools.partial(jax.jit, static_argnames=("factor",))

@@ -31,8 +31,8 @@ from jaxlens.model.gradients import run_with_gradients
 from jaxlens.model.hook_methods import HookMethods, hook_points
 from jaxlens.model.lengths import cut, padded
 from jaxlens.model.loss import Output, lm_cross_entropy_loss
+from jaxlens.model.pytree import ModelPytree
 from jaxlens.model.request import LayerRange, ModelInput, RunRequest, read_input
-from jaxlens.model.static_part import StaticPart
 from jaxlens.model.text_methods import TextMethods
 from jaxlens.model.torch_methods import TorchMethods
 from jaxlens.model.weight_methods import WeightMethods
@@ -47,12 +47,12 @@ __all__ = ["HookedTransformer", "Output", "parameter_shapes"]
 Result = Array | Output | None
 
 
-@jax.tree_util.register_pytree_node_class
-class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightProperties, TorchMethods):
+class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightProperties, TorchMethods, ModelPytree):
     """A decoder-only transformer whose activations can be read, written and differentiated by name.
 
     It is a pytree. Pass it to jit, grad and vmap as an argument; a model that a jitted function closes over becomes a
     constant of the program. `params` is a flat dict of its weights, and `with_params` makes a copy with other weights.
+    It is also a Flax module, whose weights are `nnx.Param`s: see `docs/flax.md`.
 
     Example:
         >>> cfg = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_vocab=10, n_ctx=8)
@@ -172,15 +172,6 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
     def _copy(self, modules: Modules) -> "HookedTransformer":
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__, modules=modules)
-        return twin
-
-    def tree_flatten(self):
-        return (self.modules, self._hooks), StaticPart(self)
-
-    @classmethod
-    def tree_unflatten(cls, static, children):
-        twin = object.__new__(cls)
-        twin.__dict__.update(static.attributes(), modules=children[0], _hooks=children[1], _level=0)
         return twin
 
     # --- running
@@ -319,14 +310,14 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         )  # fmt: skip
         with full_precision(self.cfg.dtype):
             info = self.modules.sequence_info(model_input.mask)
-            x, first = model_input.residual, []
+            outer, x, first = self.modules.without_blocks(), model_input.residual, []
             if x is None:
                 inputs = model_input.tokens, info
-                (x, info), first = run_stage(Modules.embed_tokens, self.modules, inputs, plan, EMBED_NAMES)
+                (x, info), first = run_stage(Modules.embed_tokens, outer, inputs, plan, EMBED_NAMES)
             x, captured = run_layers(self.modules.stacks, x, info, request.layers.start, request.layers.stop, plan)
             if not request.layers.unembeds:
                 return x, first + captured
-            logits, last = run_stage(Modules.logits, self.modules, (x,), plan, FINAL_NAMES)
+            logits, last = run_stage(Modules.logits, outer, (x,), plan, FINAL_NAMES)
             return self._output(logits, model_input, request), first + captured + last
 
     def _output(self, logits, model_input: ModelInput, request: RunRequest) -> Result:

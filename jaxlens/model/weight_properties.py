@@ -14,6 +14,7 @@ from jaxlens._jax import full_precision
 from jaxlens.config import Config
 from jaxlens.model.hook_methods import ModelHookPoint
 from jaxlens.model.module_views import KEYS_AND_VALUES, BlockViews, ModuleView, zeros
+from jaxlens.nn.module import arrays
 from jaxlens.nn.parameters import BIAS_AXES, parameter_axes
 from jaxlens.nn.transformer import Modules
 from jaxlens.weights.circuits import ov_circuit, per_query_head, qk_circuit, require_additive_residual
@@ -52,7 +53,7 @@ class WeightProperties:
     @property
     def W_E(self) -> jax.Array:
         """The token embedding [d_vocab d_model], with the projection to d_model if the model has one."""
-        embed = self.modules.embed
+        embed = arrays(self.modules.embed)
         return embed.W_E if embed.W_proj is None else _product(embed.W_E, embed.W_proj)
 
     @property
@@ -60,7 +61,7 @@ class WeightProperties:
         """The learned position embedding [n_ctx d_model]."""
         if self.modules.pos_embed is None or self.modules.pos_embed.W_pos is None:
             raise AttributeError(f'a model with positions "{self.cfg.positional_embedding_type}" has no W_pos')
-        return self.modules.pos_embed.W_pos
+        return arrays(self.modules.pos_embed).W_pos
 
     @property
     def W_E_pos(self) -> jax.Array:
@@ -73,15 +74,15 @@ class WeightProperties:
 
         In a tied model it is the transposed embedding.
         """
-        unembed, factor = self.modules.unembed, self.cfg.output_logits_scale
-        W_U = self.modules.embed.W_E.T if unembed.W_U is None else unembed.W_U
+        embed, unembed, factor = *arrays((self.modules.embed, self.modules.unembed)), self.cfg.output_logits_scale
+        W_U = embed.W_E.T if unembed.W_U is None else unembed.W_U
         W_U = W_U if unembed.W_proj is None else _product(unembed.W_proj, W_U)
         return W_U if factor == 1 else W_U * jnp.asarray(factor, W_U.dtype)
 
     @property
     def b_U(self) -> jax.Array:
         """The unembedding's bias [d_vocab_out]."""
-        b_U = self.modules.unembed.b_U
+        b_U = arrays(self.modules.unembed).b_U
         return jnp.zeros(self.cfg.d_vocab_out, self.cfg.dtype) if b_U is None else b_U
 
     @property
@@ -183,7 +184,7 @@ def _stacked(model: WeightProperties, name: str, grouped: bool = False) -> jax.A
     if cfg.attn_only and STACKED[name] == "mlp":
         raise AttributeError(f"an attention-only model has no {name}")
     by_stack = []
-    for stack, layers in zip(model.modules.stacks, cfg.stacks, strict=True):
+    for stack, layers in zip(arrays(model.modules.stacks), cfg.stacks, strict=True):
         weight = getattr(getattr(stack, STACKED[name]), name, None)
         if weight is None and name in BIAS_AXES:
             weight = zeros(cfg, f"l {BIAS_AXES[name]}", len(layers))
@@ -203,7 +204,7 @@ def _written_biases(model: WeightProperties, sublayer: Literal["attn", "mlp"]) -
     bias = {"attn": ("attn", "b_O"), "mlp": ("mlp", "b_out")}[sublayer]
     module, name = ({"attn": "ln1_post", "mlp": "ln2_post"}[sublayer], "b") if followed_by_norm else bias
     by_stack = []
-    for stack, layers in zip(model.modules.stacks, cfg.stacks, strict=True):
+    for stack, layers in zip(arrays(model.modules.stacks), cfg.stacks, strict=True):
         b = getattr(getattr(stack, module), name, None)
         varies = b is not None and b.ndim > 2  # what the biases of experts add depends on the router
         by_stack.append(zeros(cfg, "l d", len(layers)) if b is None or varies else b)

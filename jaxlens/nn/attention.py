@@ -41,6 +41,8 @@ class Attention(Module):
     b_V: Float[Array, "k h"] | None = nnx.data()
     b_O: Float[Array, "d"] | None = nnx.data()
     sinks: Float[Array, "n"] | None = nnx.data()
+    q_norm: HeadNorm | Identity = nnx.data()
+    k_norm: HeadNorm | Identity = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)

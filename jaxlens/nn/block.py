@@ -6,6 +6,7 @@ Axes: b batch, p position, d d_model, n query head, k key/value head.
 import functools
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxlens._jax import inlined
@@ -36,12 +37,20 @@ class Block(Module):
     replaces ln1_post and ln2_post by a factor.
     """  # fmt: skip  # noqa: E501
 
+    ln1: Norm | Identity = nnx.data()
+    attn: Attention = nnx.data()
+    ln1_post: OutputNorm | OutputScale | Identity = nnx.data()
+    ln1_sum: OutputNorm | Identity = nnx.data()
+    ln2: Norm | Identity = nnx.data()
+    mlp: MLP | GatedMLP | MoE | None = nnx.data()
+    ln2_post: OutputNorm | OutputScale | Identity = nnx.data()
+    ln2_sum: OutputNorm | Identity = nnx.data()
+
     def __init__(self, cfg: Config, weights, kind: BlockKind):
         self.cfg = cfg
-        build = {name: module(cfg, within(name, weights)) for name, module in self.modules(cfg, kind).items()}
-        self.ln1, self.attn, self.ln1_post = build["ln1"], build["attn"], build["ln1_post"]
-        self.ln2, self.mlp, self.ln2_post = build["ln2"], build.get("mlp"), build["ln2_post"]
-        self.ln1_sum, self.ln2_sum = build["ln1_sum"], build["ln2_sum"]
+        modules = self.modules(cfg, kind)
+        for name in self.children:
+            setattr(self, name, modules[name](cfg, within(name, weights)) if name in modules else None)
 
     @staticmethod
     def modules(cfg: Config, kind: BlockKind) -> dict[str, type[Module]]:

@@ -63,6 +63,7 @@ class Embed(Module):
 
     W_E: Float[Array, "v w"] = nnx.data()
     W_proj: Float[Array, "w d"] | None = nnx.data()
+    ln: OutputNorm | Identity = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)

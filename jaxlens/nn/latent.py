@@ -52,6 +52,8 @@ class LatentAttention(Attention):
     W_Q_down: Float[Array, "d r"] | None = nnx.data()
     W_KV_down: Float[Array, "d z"] = nnx.data()
     W_K_rot: Float[Array, "d j"] = nnx.data()
+    q_latent_norm: Norm | None = nnx.data()
+    kv_latent_norm: Norm = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)

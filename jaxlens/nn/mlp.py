@@ -86,6 +86,7 @@ class MLP(Module):
     b_out: Float[Array, "d"] | None = nnx.data()
     alpha_p: Float[Array, "1"] | None = nnx.data()
     alpha_n: Float[Array, "1"] | None = nnx.data()
+    ln: Norm | None = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)

@@ -7,6 +7,7 @@ In latent attention: t d_v_head, r q_lora_rank, z kv_lora_rank, j the rotated pa
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import nnx
@@ -14,27 +15,77 @@ from flax import nnx
 from jaxlens.config import Config
 
 
-class Module(nnx.Module):
+class FlaxModule(nnx.Module, pytree=False):
+    """An `nnx.Module` that defines its own pytree, by `tree_flatten` and `tree_unflatten`.
+
+    Flax's pytrees take 12 us per module and call. They compare what Flax notes about an object by identity.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(pytree=False, **kwargs)
+        jax.tree_util.register_pytree_with_keys_class(cls)
+
+    def _attributes(self) -> dict[str, Any]:
+        """The attributes of the module, without those of Flax."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_pytree__")}
+
+    def _check_valid_context(self, error_msg: Any) -> None:
+        """Allows changes under a transformation: a traced function may add hooks to a model. A Param refuses them."""
+
+    def _graph_node_flatten(self):
+        return sorted(self._attributes().items()), type(self)
+
+
+class Module(FlaxModule):
     """A function, `__call__`, of named weights, which the class declares with `nnx.data()`.
 
-    A weight is an array, traced or not, or None if the config leaves it out. Without the declaration, Flax would treat
-    a tracer as a static attribute.
+    A new module holds each weight as an `nnx.Param`, or None if the config leaves it out. It computes with arrays:
+    `arrays(module)` is the module for a computation. Modules inside a module are declared with `nnx.data()` too.
 
-    A module is a pytree. A stack of blocks is a Block whose arrays have a leading layer axis, and one layer of it is
+    A module is a pytree. A stack of blocks is a Block whose weights have a leading layer axis, and one layer of it is
     `jax.tree.map(lambda w: w[layer], stack)`.
     """
 
+    children: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        declared = (name for name, value in vars(cls).items() if isinstance(value, dataclasses.Field))
+        cls.children = tuple(dict.fromkeys((*cls.children, *declared)))
+
     def __init__(self, cfg: Config, weights: Mapping[str, jax.Array]):
         self.cfg = cfg
-        declared = {name: value for owner in reversed(type(self).__mro__) for name, value in vars(owner).items()}
-        for name, value in declared.items():
-            if isinstance(value, dataclasses.Field):
-                setattr(self, name, weights.get(name))
+        for name in self.children:
+            weight = weights.get(name)
+            setattr(self, name, None if weight is None else nnx.Param(weight))
+
+    def tree_flatten(self):
+        static = self._attributes()
+        return [static.pop(name) for name in self.children], tuple(static.items())
+
+    def tree_flatten_with_keys(self):
+        children, static = self.tree_flatten()
+        return list(zip(map(jax.tree_util.GetAttrKey, self.children), children, strict=True)), static
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        module = object.__new__(cls)
+        vars(module).update(static, **dict(zip(cls.children, children, strict=True)))
+        return module
 
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
         """The weights of the module for this config, and their axes: `{"W_in": "d m", ...}`. Empty by default."""
         return {}
+
+
+def arrays(modules: Any) -> Any:
+    """The same modules (any pytree of them) with arrays in place of `nnx.Param`s."""
+
+    def is_variable(w):
+        return isinstance(w, nnx.Variable)
+
+    return jax.tree.map(lambda w: w.get_raw_value() if is_variable(w) else w, modules, is_leaf=is_variable)
 
 
 def axis_lengths(cfg: Config) -> dict[str, int | None]:

@@ -110,6 +110,7 @@ class MoE(Module):
     b_gate: Float[Array, "e f"] | None = nnx.data()
     b_out: Float[Array, "e d"] | None = nnx.data()
     W_shared_gate: Float[Array, "d"] | None = nnx.data()
+    shared: GatedMLP | None = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)

@@ -17,7 +17,7 @@ from jaxlens.nn.attention import Attention
 from jaxlens.nn.block import Block
 from jaxlens.nn.embed import Embed, PosEmbed, Unembed
 from jaxlens.nn.mlp import GatedMLP
-from jaxlens.nn.module import axis_lengths, prefixed, within
+from jaxlens.nn.module import arrays, axis_lengths, prefixed
 from jaxlens.nn.norm import Norm
 from jaxlens.nn.transformer import Modules
 
@@ -105,14 +105,7 @@ def check_parameters(cfg: Config, params: Mapping[str, Any]) -> None:
 def assemble(cfg: Config, params: Mapping[str, jax.Array]) -> Modules:
     """The modules of a model, made from its flat dict of parameters."""
     check_parameters(cfg, params)
-    stacks = zip(cfg.stacks, cfg.stack_names, strict=True)
-    return Modules(
-        embed=Embed(cfg, within("embed", params)),
-        pos_embed=PosEmbed(cfg, within("pos_embed", params)) if PosEmbed.exists(cfg) else None,
-        stacks=tuple(Block(cfg, within(f"blocks.{n}", params), cfg.block_kind(layers[0])) for layers, n in stacks),
-        ln_final=Norm(cfg, within("ln_final", params)) if cfg.has_final_norm else None,
-        unembed=Unembed(cfg, within("unembed", params)),
-    )
+    return Modules(cfg, params)
 
 
 def disassemble(cfg: Config, modules: Modules) -> dict[str, Any]:
@@ -127,5 +120,5 @@ def disassemble(cfg: Config, modules: Modules) -> dict[str, Any]:
             owner = getattr(modules, top)
         for attribute in rest.split("."):
             owner = getattr(owner, attribute)
-        params[name] = owner
+        params[name] = arrays(owner)
     return params

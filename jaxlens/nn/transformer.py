@@ -10,33 +10,50 @@ Axes: b batch, p position, d d_model, v vocabulary.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlens.config import Config
 from jaxlens.nn.block import Block, add
 from jaxlens.nn.embed import Embed, PosEmbed, Unembed
+from jaxlens.nn.module import Module, arrays, within
 from jaxlens.nn.norm import Norm
 from jaxlens.nn.sequence import SequenceInfo, sequence_info
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Modules:
+class Modules(Module):
     """The modules of a model. `stacks` are Blocks whose weights have a leading layer axis, ordered as `cfg.stacks`."""
 
-    embed: Embed
-    pos_embed: PosEmbed | None
-    stacks: tuple[Block, ...]
-    ln_final: Norm | None
-    unembed: Unembed
+    embed: Embed = nnx.data()
+    pos_embed: PosEmbed | None = nnx.data()
+    stacks: tuple[Block, ...] = nnx.data()
+    ln_final: Norm | None = nnx.data()
+    unembed: Unembed = nnx.data()
+
+    def __init__(self, cfg: Config, params: Mapping[str, jax.Array]):
+        self.cfg = cfg
+        stacks = zip(cfg.stacks, cfg.stack_names, strict=True)
+        self.embed = Embed(cfg, within("embed", params))
+        self.pos_embed = PosEmbed(cfg, within("pos_embed", params)) if PosEmbed.exists(cfg) else None
+        self.stacks = tuple(Block(cfg, within(f"blocks.{n}", params), cfg.block_kind(rows[0])) for rows, n in stacks)
+        self.ln_final = Norm(cfg, within("ln_final", params)) if cfg.has_final_norm else None
+        self.unembed = Unembed(cfg, within("unembed", params))
+
+    def without_blocks(self) -> "Modules":
+        """The modules before and after the blocks."""
+        modules = object.__new__(Modules)
+        vars(modules).update(vars(self), stacks=())
+        return modules
 
     def sequence_info(self, mask: Bool[Array, "b p"]) -> SequenceInfo:
         """The inputs of all layers besides the residual stream. `mask` is False on padding."""
-        info = sequence_info(self.embed.cfg, mask)
-        if self.embed.cfg.positional_embedding_type != "shortformer":
+        info = sequence_info(self.cfg, mask)
+        if self.cfg.positional_embedding_type != "shortformer":
             return info
-        return dataclasses.replace(info, qk_input=self.pos_embed(info.positions, mask))
+        return dataclasses.replace(info, qk_input=arrays(self.pos_embed)(info.positions, mask))
 
     def embed_tokens(
         self, tokens: Int[Array, "b p"], info: SequenceInfo, tap

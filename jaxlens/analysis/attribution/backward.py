@@ -28,6 +28,7 @@ from jaxlens.model.engine import Stretch, stretches
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 from jaxlens.nn.block import Block
+from jaxlens.nn.module import arrays
 
 ByStretch = tuple[dict[str, Float[Array, "l b ..."]], ...]
 """Arrays by site, for every stretch in order."""
@@ -101,9 +102,10 @@ def layer_stretches(model: HookedTransformer) -> list[tuple[Stretch, Block]]:
     """The layers in order, as stretches with the stacked weights of each."""
     with_weights = []
     for stretch in stretches(HookPlan(model.cfg), 0, model.cfg.n_layers, whole=True):
-        stack, first, last = model.modules.stacks[stretch.stack], stretch.first, stretch.first + len(stretch.layers)
+        stack, first = arrays(model.modules.stacks[stretch.stack]), stretch.first
         if len(stretch.layers) < len(model.cfg.stacks[stretch.stack]):
-            stack = jax.tree.map(lambda w, first=first, last=last: w[first:last], stack)
+            rows = slice(first, first + len(stretch.layers))
+            stack = jax.tree.map(lambda w, rows=rows: w[rows], stack)
         with_weights.append((stretch, stack))
     return with_weights
 

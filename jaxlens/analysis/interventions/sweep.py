@@ -40,6 +40,7 @@ from jaxlens.model.engine import run_layers
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 from jaxlens.nn.block import Block
+from jaxlens.nn.module import arrays
 from jaxlens.nn.packing import Packing
 from jaxlens.nn.sequence import SequenceInfo
 
@@ -143,7 +144,7 @@ def baseline_run(
     residuals, k, v = (cache[name] for name in wanted[:3])
     by_stack = [
         _prepared(stack, k[np.array(layers)], v[np.array(layers)], info, np.array(layers, np.int32))
-        for stack, layers in zip(model.modules.stacks, cfg.stacks, strict=True)
+        for stack, layers in zip(arrays(model.modules.stacks), cfg.stacks, strict=True)
     ]
     order = np.argsort(np.concatenate(cfg.stacks))
     k, v = (jnp.concatenate(arrays)[order] for arrays in zip(*by_stack, strict=True))

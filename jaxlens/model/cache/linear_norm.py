@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlens._jax import full_precision
 from jaxlens.model.request import check_in_vocabulary
+from jaxlens.nn.module import arrays
 from jaxlens.nn.norm import Identity, Norm, OutputScale
 
 
@@ -145,7 +146,8 @@ def logit_constant(
 ) -> Float[Array, "..."]:
     """The part of these logits that does not depend on the input, from the biases `ln_final.b` and `unembed.b_U`."""
     right, wrong = _right_and_wrong(model, tokens, incorrect_tokens, rows, has_batch_dim)
-    direction, b = logit_direction(model, right, wrong, rows, has_batch_dim), LinearNorm.at(model.modules.ln_final).b
+    direction = logit_direction(model, right, wrong, rows, has_batch_dim)
+    b = LinearNorm.at(arrays(model.modules.ln_final)).b
     constant = model.b_U[right] if wrong is None else model.b_U[right] - model.b_U[wrong]
     with full_precision():
         return constant if b is None else constant + jnp.matmul(direction, b)

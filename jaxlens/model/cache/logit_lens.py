@@ -22,6 +22,7 @@ from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.cache.linear_norm import as_tokens
 from jaxlens.model.cache.writers import read
+from jaxlens.nn.module import arrays
 from jaxlens.nn.norm import Norm
 from jaxlens.nn.transformer import Modules
 
@@ -99,10 +100,11 @@ def logit_lens(
     if lens is not None:
         entries = range(len(labels)) if layers is None else layers
         stack = jnp.stack([lens(entry, index) for entry, index in zip(stack, entries, strict=True)])
+    modules = arrays(model.modules)
     if apply_ln:
-        stack = renormalise(model.modules.ln_final, stack)
+        stack = renormalise(modules.ln_final, stack)
     selected = _shared(model, vocab) if vocab is not None else _targets(model, targets, stack.shape[1:-1])
-    results = read_vocabulary(model.modules, stack, selected, targets is not None, return_type, top_k)
+    results = read_vocabulary(modules, stack, selected, targets is not None, return_type, top_k)
     tokens = selected if selected is None or selected.ndim == 1 else selected[None]
     return LogitLensResult(tuple(labels), **({"tokens": tokens} | results))
 

@@ -21,6 +21,7 @@ from jaxlens.hooks.table import sites
 from jaxlens.model.cache.linear_norm import IDENTITY, LinearNorm, NormChain
 from jaxlens.model.cache.terms import Biases, Rows, Term, Units, UnitsByLayer, carried, runs_of
 from jaxlens.nn.block import Block
+from jaxlens.nn.module import arrays
 from jaxlens.nn.moe import MoE, choose
 from jaxlens.nn.norm import Identity, Norm, OutputScale
 
@@ -105,7 +106,7 @@ def norm_named(cache: Any, name: str) -> Norm | None:
         return None
     module, layer = split_name(name)
     if layer is None:
-        return cache.require_model().modules.ln_final
+        return arrays(cache.require_model().modules.ln_final)
     block, row = next((block, rows.index(layer)) for block, rows in _stacks(cache) if layer in rows)
     return jax.tree.map(lambda w: w[row], getattr(block, module))
 
@@ -120,7 +121,7 @@ def norm_at(cache: Any, name: str, positions: Slice, batch: Slice | None = None)
 
 def _stacks(cache: Any) -> Iterator[tuple[Block, tuple[int, ...]]]:
     """Every stack of blocks with its layers."""
-    return zip(cache.require_model().modules.stacks, cache.cfg.stacks, strict=True)
+    return zip(arrays(cache.require_model().modules.stacks), cache.cfg.stacks, strict=True)
 
 
 # --- components
