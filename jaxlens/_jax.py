@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import ad
 
 inlined = functools.partial(jax.jit, inline=True)
 """`jax.jit` for a step of a layer. A compiled program inlines it. Layers that a Python hook edits share one program."""
@@ -22,6 +23,13 @@ UNTRACEABLE = (
 def is_traced(*trees: Any) -> bool:
     """Whether any array in `trees` is a tracer of a transformation (jit, grad, vmap)."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def is_eagerly_differentiated(tracer: jax.core.Tracer) -> bool:
+    """Whether a tracer belongs to `jax.grad` or `jax.vjp` alone, and so has a concrete value."""
+    primal = getattr(tracer, "primal", None)
+    is_concrete = isinstance(primal, jax.Array) and not isinstance(primal, jax.core.Tracer)
+    return is_concrete and not isinstance(tracer, ad.JVPTracer)
 
 
 def wide(x: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from test_models import close
 from test_text import word_tokenizer
 
 from jaxlens import ActivationCache, ActivationNotFound, Config, HookedTransformer, Slice, Tokenizer, weights
+from jaxlens.nn.module import arrays
 from jaxlens.nn.moe import choose
 from jaxlens.nn.norm import Norm
 
@@ -56,13 +57,13 @@ def stream(cache: ActivationCache, layer: int | None, mlp_input: bool) -> jax.Ar
 def block_of(the_model: HookedTransformer, layer: int):
     """A layer of the model, as the part that it runs."""
     stack, row = next((i, layers.index(layer)) for i, layers in enumerate(the_model.cfg.stacks) if layer in layers)
-    return jax.tree.map(lambda w: w[row], the_model.modules.stacks[stack])
+    return jax.tree.map(lambda w: w[row], arrays(the_model.modules.stacks[stack]))
 
 
 def norm_in_front(cache: ActivationCache, layer: int | None, mlp_input: bool):
     """The norm of the model that reads that stream, or None, and what it makes of the stream."""
     if layer is None:
-        norm, made_of_it = cache.model.modules.ln_final, "ln_final.hook_normalized"
+        norm, made_of_it = arrays(cache.model.modules.ln_final), "ln_final.hook_normalized"
     else:
         place = "ln2" if mlp_input and not cache.cfg.shared_norm else "ln1"
         norm, made_of_it = getattr(block_of(cache.model, layer), place), f"blocks.{layer}.{place}.hook_normalized"

@@ -20,6 +20,7 @@ from jaxlens.analysis.attribution.nodes import attribution_patch
 from jaxlens.checkpoints.families import family_of
 from jaxlens.hooks.table import sites
 from jaxlens.hooks.tap import Tap
+from jaxlens.nn.module import arrays
 
 every_family = pytest.mark.parametrize("model_type", CASES)
 TOKENS, CORRUPTED = random_tokens(0, 9), random_tokens(1, 9)
@@ -47,7 +48,7 @@ def test_every_hook_point_fires_and_the_residual_stream_adds_up(loaded, model_ty
         names = ("resid_pre", "attn_out", "mlp_out", "resid_post")
         pre, attn_out, mlp_out, post = (cache[name, layer] for name in names)
         if model.cfg.norm_placement == "sum":
-            block = jax.tree.map(lambda w, layer=layer: w[layer], model.modules.stacks[0])
+            block = arrays(jax.tree.map(lambda w, layer=layer: w[layer], model.modules.stacks[0]))
             close(block.ln1_sum(pre + attn_out, Tap(())), cache["resid_mid", layer])
             close(block.ln2_sum(cache["resid_mid", layer] + mlp_out, Tap(())), post)
         elif model.cfg.parallel_attn_mlp:
@@ -79,7 +80,7 @@ def test_components_add_up_and_their_attributions_to_the_logits(loaded, model_ty
 
 def constant(model, right, wrong):
     """The contribution of the biases of the final norm and the unembedding to a logit difference."""
-    b = getattr(model.modules.ln_final, "b", None)
+    b = getattr(arrays(model.modules.ln_final), "b", None)
     direction = model.W_U[:, right] - model.W_U[:, wrong]
     return model.b_U[right] - model.b_U[wrong] + (0 if b is None else b @ direction)
 

@@ -634,7 +634,7 @@ def test_a_data_hook_on_gradients_acts_on_its_layer_alone(the_model):
         as_data = gradient_of_W_O(the_model, [(where, hook(fn, c=1.0))])
         plain = gradient_of_W_O(the_model, [(where, lambda g, hook, fn=fn: fn(g, hook, 1.0))])
         close(as_data, plain)
-    assert jnp.array_equal(as_data[2:], gradient_of_W_O(the_model, [])[2:])
+    close(as_data[2:], gradient_of_W_O(the_model, [])[2:])
 
 
 def test_a_data_hook_that_is_singular_elsewhere_has_its_derivative(the_model):

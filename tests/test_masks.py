@@ -9,8 +9,9 @@ from support.models import LLAMA
 
 from jaxlens import Config, HookedTransformer
 from jaxlens.hooks.tap import Tap
-from jaxlens.model.engine import _loop
+from jaxlens.model.loops import LoopInputs, Program, compiled_loop, new_buffers
 from jaxlens.nn.attention import masked_softmax, softmax, visible
+from jaxlens.nn.module import arrays
 from jaxlens.nn.sequence import PADDING, band, sequence_info
 
 LENGTH = 2048
@@ -68,15 +69,14 @@ def test_no_mask_in_the_loop_with_data_as_bounds(windows, attn_block):
     model, (tokens, mask) = long_model(windows, attn_block), padded()
 
     def loop(stack, x, mask, first, last, wanted):
-        return _loop(
-            stack, x, sequence_info(model.cfg, mask), first, last, (), None,
-            layers=model.cfg.stacks[0], wanted=wanted, n_captured=4 if wanted else 0,
-        )  # fmt: skip
+        program = Program(model.cfg.stacks[0], wanted, 4 if wanted else 0)
+        inputs = LoopInputs(stack, (sequence_info(model.cfg, mask), (), None), {})
+        return compiled_loop(program, inputs, x, new_buffers(program, inputs, x), first, last)
 
     for wanted in (frozenset(), frozenset({"hook_resid_post"})):
         args = (
             model.modules.stacks[0],
-            model.modules.embed(tokens, Tap(())),
+            arrays(model.modules.embed)(tokens, Tap(())),
             mask.astype(bool),
             np.int32(0),
             np.int32(4),
@@ -93,7 +93,7 @@ def test_no_mask_in_a_single_layer(windows, attn_block):
     def layer(block, x, mask):
         return block(x, sequence_info(model.cfg, mask).at_layer(jnp.int32(1)), Tap((), layer=1))
 
-    args = model.blocks[1].module, model.modules.embed(tokens, Tap(())), mask.astype(bool)
+    args = model.blocks[1].module, arrays(model.modules.embed)(tokens, Tap(())), mask.astype(bool)
     for run in (layer, jax.grad(lambda *args: layer(*args).sum(), argnums=1)):
         assert not mask_buffers(jax.jit(run).lower(*args).compile().as_text(), LENGTH)
 

@@ -9,6 +9,7 @@ import dis
 import functools
 import inspect
 import itertools
+import types
 from collections.abc import Callable
 from numbers import Number
 from typing import Any
@@ -147,6 +148,9 @@ def call(fn: Callable, value: Any, point: HookPoint) -> Any:
 
 def _has_hook_argument(fn: Callable) -> bool:
     """Whether `fn` can be called as `fn(value, hook=point)`, as TransformerLens does."""
+    if isinstance(fn, types.FunctionType) and not hasattr(fn, "__wrapped__"):
+        code = fn.__code__
+        return "hook" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     try:
         return "hook" in inspect.signature(fn).parameters
     except ValueError:  # some functions written in C have no signature
@@ -166,10 +170,15 @@ def _edited_in_place(fn: Callable) -> str | None:
     if code is None or position >= code.co_argcount:
         return None
     name = code.co_varnames[position]
+    return name if _assigns_in_place(code, name) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _assigns_in_place(code: types.CodeType, name: str) -> bool:
     for first, then in itertools.pairwise(dis.get_instructions(code)):
         in_place = first.opname == "BINARY_OP" and first.argrepr.endswith("=")
         if in_place and then.opname.startswith(("STORE_FAST", "STORE_DEREF")):
             stored = then.argval if isinstance(then.argval, str) else then.argval[0]
             if stored == name:
-                return name
-    return None
+                return True
+    return False

@@ -198,6 +198,11 @@ def zero_probe(site: str, zero: jax.Array, layers: tuple[int, ...] | None = None
     return SiteHook(DataHook(_add_row, zeros=zero, rows=rows), site, mask=np.isin(numbers, layers))
 
 
+@jax.jit
+def _single_rows(values: dict[str, jax.Array], rows: dict[str, Any]) -> dict[str, jax.Array]:
+    return {site: jax.lax.dynamic_slice_in_dim(value, rows[site], 1) for site, value in values.items()}
+
+
 def _add(value, hook, zero):
     return value + zero
 
@@ -210,6 +215,7 @@ def _add_row(value, hook, zeros, rows):
 class HookPlan:
     """The hooks of one run, and the names of the values to capture (`wanted`).
 
+    A probe adds zeros to a captured value, after all hooks; see `zero_probe`.
     `positions` are those at which values are captured. `points` are the HookPoints that plain functions receive, and
     `length` is the length of the values that they receive in a run that is padded to a longer one.
     """
@@ -220,6 +226,7 @@ class HookPlan:
     positions: Positions | None = None
     points: Mapping[str, HookPoint] | None = None
     length: int | None = None
+    probes: tuple[SiteHook, ...] = ()
 
     @classmethod
     def of(
@@ -227,14 +234,14 @@ class HookPlan:
         positions: Positions | None = None, points: Mapping[str, HookPoint] | None = None,
         probes: tuple[SiteHook, ...] = (), length: int | None = None,
     ) -> "HookPlan":  # fmt: skip
-        """The plan of registered hooks: forward hooks in order, backward hooks in reverse order, then probes.
+        """The plan of registered hooks: forward hooks in order, then backward hooks in reverse order.
 
         The backward pass runs the hooks of a site from last to first, so it runs backward hooks as registered.
         """
         forward = [hook for hook in hooks if hook.direction == "fwd"]
         backward = [hook for hook in hooks if hook.direction == "bwd"][::-1]
         by_site = [site_hook for hook in forward + backward for site_hook in _site_hooks(cfg, hook)]
-        return cls(cfg, (*by_site, *probes), wanted, positions, points, length)
+        return cls(cfg, tuple(by_site), wanted, positions, points, length, probes)
 
     @functools.cached_property
     def wanted_in(self) -> Mapping[int | None, frozenset[str]]:
@@ -246,15 +253,29 @@ class HookPlan:
         by_layer = {layer: frozenset(sites) for layer, sites in by_layer.items()}
         return {layer: distinct.setdefault(sites, sites) for layer, sites in by_layer.items()}
 
-    @functools.cached_property
-    def edited_by_python(self) -> frozenset[int]:
-        """The layers in which a plain Python function edits values."""
-        plain = (hook for hook in self.hooks if hook.is_plain and hook.direction == "fwd" and hook.in_blocks)
+    def edited_by_python(self, differentiated: bool) -> frozenset[int]:
+        """The layers in which a plain Python function edits values, or if `differentiated` gradients."""
+        directions = ("fwd", "bwd") if differentiated else ("fwd",)
+        plain = (hook for hook in self.hooks if hook.is_plain and hook.direction in directions and hook.in_blocks)
         return frozenset(layer for hook in plain for layer in hook.layers)
 
     def hooks_in(self, layers: tuple[int, ...]) -> tuple[SiteHook, ...]:
-        """The hooks that act in any of these layers."""
-        return tuple(hook for hook in self.hooks if hook.in_blocks and hook.acts_in_any(layers))
+        """The hooks and probes that act in any of these layers."""
+        return tuple(hook for hook in (*self.hooks, *self.probes) if hook.in_blocks and hook.acts_in_any(layers))
+
+    def data_hooks_in(self, layers: tuple[int, ...]) -> tuple[SiteHook, ...]:
+        """The data hooks that act in any of these layers."""
+        data = (hook for hook in self.hooks if not hook.is_plain and hook.in_blocks)
+        return tuple(hook for hook in data if hook.acts_in_any(layers))
+
+    def probes_at(self, wanted: frozenset[str], layers: tuple[int, ...]) -> dict[str, jax.Array]:
+        """The zeros that probes add at these sites, with a row for each of these layers."""
+        probes = (probe for probe in self.probes if probe.site in wanted) if layers else ()
+        data = {probe.site: probe.hook.keywords for probe in probes if probe.acts_in_any(layers)}
+        zeros = {site: of_site["zeros"] for site, of_site in data.items()}
+        if len(layers) > 1:  # a probe of several layers of a stack is one of all its layers
+            return zeros
+        return _single_rows(zeros, {site: of_site["rows"][layers[0]] for site, of_site in data.items()})
 
 
 def _site_hooks(cfg: Config, registered: RegisteredHook) -> list[SiteHook]:

@@ -9,17 +9,29 @@ grow with depth, and a new Python hook does not recompile the model. Under a tra
 """
 
 import dataclasses
-import functools
+import enum
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlens._jax import is_traced
-from jaxlens.hooks.plan import HookPlan
+from jaxlens._jax import is_eagerly_differentiated, is_traced
+from jaxlens.hooks.plan import HookPlan, zero_probe
 from jaxlens.hooks.tap import Tap
+from jaxlens.model.loops import (
+    LoopInputs,
+    Program,
+    Rows,
+    compiled_loop,
+    differentiable_loop,
+    layer_at,
+    new_buffers,
+    new_rows,
+    set_row,
+    step,
+)  # fmt: skip
 from jaxlens.nn.block import Block
 from jaxlens.nn.module import arrays
 from jaxlens.nn.sequence import SequenceInfo
@@ -39,7 +51,8 @@ class Captured:
 class Stretch:
     """Consecutive layers that run together, starting at index `first` of a stack of equal blocks.
 
-    `wanted` are the sites to capture. `edited` is True for a layer that a Python hook edits.
+    `wanted` are the sites to capture. They are written to buffers that the whole stack shares if `buffered`, which is
+    the case if they are captured in all of its layers. `edited` is True for a layer that a Python hook edits.
     """
 
     stack: int
@@ -47,6 +60,24 @@ class Stretch:
     layers: tuple[int, ...]
     wanted: frozenset[str]
     edited: bool
+    buffered: bool
+
+
+class Mode(enum.IntEnum):
+    """How the layers run: without a transformation, under an eager `jax.grad`, or under any other transformation."""
+
+    EAGER = 0
+    DIFFERENTIATED = 1
+    SCANNED = 2
+
+    @classmethod
+    def of(cls, plan: HookPlan, *trees) -> "Mode":
+        """The mode for these inputs. An eager gradient without Python hooks is a scan, which JAX can compile whole."""
+        tracers = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.core.Tracer)]
+        if not tracers:
+            return cls.EAGER
+        split = any(hook.is_plain for hook in plan.hooks) and all(map(is_eagerly_differentiated, tracers))
+        return cls.DIFFERENTIATED if split else cls.SCANNED
 
 
 def run_layers(
@@ -54,90 +85,91 @@ def run_layers(
 ) -> tuple[jax.Array, list[Captured]]:
     """The residual stream [b p d] after layers start..stop-1, and the captured activations."""
     captured: list[Captured] = []
-    traced = is_traced(stacks, info, plan.hooks)
-    planned = stretches(plan, start, stop, whole=traced)
-    while start < stop:
-        if not traced and is_traced(x):  # a Python hook returned a tracer that it closes over
-            traced, planned = True, stretches(plan, start, stop, whole=True)
+    buffers: dict[int, Rows] = {}  # by stack
+    mode, next_layer = Mode.of(plan, stacks, info, plan.hooks, plan.probes), start
+    planned = stretches(plan, start, stop, mode)
+    while next_layer < stop:
+        if is_traced(x) and (new := Mode.of(plan, x)) > mode:  # a Python hook returned a tracer that it closes over
+            if new is Mode.SCANNED:
+                captured, buffers = captured + _in_buffers(buffers, plan, next_layer), {}
+            mode, planned = new, stretches(plan, start, stop, new, next_layer)
         stretch = next(planned)
-        run = _scanned if traced else _edited if stretch.edited else _compiled
-        x, new = run(stacks[stretch.stack], x, info, stretch, plan)
-        captured, start = captured + new, stretch.layers[-1] + 1
-    return x, captured
+        stack, own = stacks[stretch.stack], buffers.get(stretch.stack) if stretch.buffered else None
+        if mode is Mode.SCANNED:
+            x, entries = _scanned(stack, x, info, stretch, plan)
+            captured += entries
+        else:
+            x, values = (_edited if stretch.edited else _compiled)(stack, x, info, stretch, plan, own, mode)
+            if stretch.buffered:
+                buffers[stretch.stack] = values
+            else:
+                captured += _as_captured(values, stretch.layers)
+        next_layer = stretch.layers[-1] + 1
+    return x, captured + _in_buffers(buffers, plan, next_layer)
 
 
-def stretches(plan: HookPlan, start: int, stop: int, whole: bool = False) -> Iterator[Stretch]:
-    """The stretches that cover layers start..stop-1 in order.
+def _in_buffers(buffers: dict[int, Rows], plan: HookPlan, stop: int) -> list[Captured]:
+    """The captured values of the layers before `stop`."""
+    entries = []
+    for stack, values in buffers.items():
+        layers = tuple(layer for layer in plan.cfg.stacks[stack] if layer < stop)
+        if len(layers) < len(plan.cfg.stacks[stack]):
+            values = {site: rows[: len(layers)] for site, rows in values.items()}
+        entries += _as_captured(values, layers)
+    return entries
+
+
+def stretches(plan: HookPlan, start: int, stop: int, mode: Mode = Mode.EAGER, next_layer: int = 0) -> Iterator[Stretch]:
+    """The stretches that cover layers start..stop-1 in order, from `next_layer` on.
 
     A stretch ends where the kind of block changes, where a Python hook edits a layer, and where the captured sites
-    change. A stretch with captures is a whole stack or a single layer, so that a set of sites needs two programs, and
-    not a program for each number of layers. With `whole`, stretches are split by kind of block only.
+    change. A stretch with captures belongs to a whole stack, whose buffers it writes to, or is a single layer. So a set
+    of sites needs a fixed number of programs, and not one for each number of layers. In a scan, stretches are split by
+    kind of block only.
     """
-    cfg = plan.cfg
+    cfg, scanned = plan.cfg, mode is Mode.SCANNED
     index = {layer: (stack, i) for stack, layers in enumerate(cfg.stacks) for i, layer in enumerate(layers)}
+    edited = frozenset() if scanned else plan.edited_by_python(differentiated=mode is Mode.DIFFERENTIATED)
 
     def kind(layer: int):
-        edited = layer if layer in plan.edited_by_python else None
-        return index[layer][0], *((None, None) if whole else (plan.wanted_in.get(layer), edited))
+        return index[layer][0], None if scanned else plan.wanted_in.get(layer)
 
-    for (stack, wanted, edited), group in itertools.groupby(range(start, stop), kind):
+    for (stack, wanted), group in itertools.groupby(range(start, stop), kind):
         layers = tuple(group)
-        together = not wanted or len(layers) == len(cfg.stacks[stack])
-        for part in [layers] if together else [(layer,) for layer in layers]:
-            yield Stretch(stack, index[part[0]][1], part, wanted or frozenset(), edited is not None)
+        buffered = bool(wanted) and layers == cfg.stacks[stack] and len(layers) > 1
+        single = edited if buffered or not wanted else frozenset(layers)
+        for part in _split([layer for layer in layers if layer >= next_layer], single):
+            yield Stretch(stack, index[part[0]][1], part, wanted or frozenset(), part[0] in edited, buffered)
+
+
+def _split(layers: list[int], single: frozenset[int]) -> list[tuple[int, ...]]:
+    """Consecutive layers in order. Each of `single` is apart."""
+    parts = itertools.groupby(layers, lambda layer: layer if layer in single else None)
+    return [tuple(part) for _, part in parts]
 
 
 # --- compiled stretches
 
 
-def _compiled(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan):
-    first, last = stretch.first, stretch.first + len(stretch.layers)
+def _compiled(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan, buffers: Rows | None, mode: Mode):
+    """A stretch as a compiled loop: the residual stream, and the captured values, in the rows of its buffers if any."""
     layers = plan.cfg.stacks[stretch.stack]
-    hooks = tuple(hook for hook in plan.hooks_in(layers) if not hook.is_plain)
-    x, values = _loop(
-        stack, x, info, np.int32(first), np.int32(last), hooks, plan.positions,
-        layers=layers, wanted=stretch.wanted, n_captured=len(stretch.layers) if stretch.wanted else 0,
-    )  # fmt: skip
-    return x, _as_captured(values, stretch.layers)
+    rows = layers if stretch.buffered else stretch.layers if stretch.wanted else ()
+    inputs = LoopInputs(stack, (info, plan.data_hooks_in(layers), plan.positions), plan.probes_at(stretch.wanted, rows))
+    loop = compiled_loop if mode is Mode.EAGER else differentiable_loop
+    program = Program(layers, stretch.wanted, len(rows))
+    if buffers is None:
+        buffers = new_buffers(program, inputs, x) if rows else {}
+    first, last = np.int32(stretch.first), np.int32(stretch.first + len(stretch.layers))
+    x, values = loop(program, inputs, x, buffers, first, last)
+    return x, values if stretch.buffered else {site: value[0] for site, value in values.items()}
 
 
-def _as_captured(values: dict[str, jax.Array], layers: tuple[int, ...]) -> list[Captured]:
+def _as_captured(values: Rows, layers: tuple[int, ...]) -> list[Captured]:
     """Values by site as Captured. The values of a single layer have no axis of layers."""
     if len(layers) == 1:
         return [Captured(f"blocks.{layers[0]}.{site}", None, value) for site, value in values.items()]
     return [Captured(site, layers, value) for site, value in values.items()]
-
-
-@functools.partial(jax.jit, static_argnames=("layers", "wanted", "n_captured"))
-def _loop(stack, x, info, first, last, hooks, positions, *, layers, wanted, n_captured):
-    """Layers first..last-1 of a stack; the bounds are traced. Captures are written to buffers of `n_captured` rows."""
-    step = functools.partial(_step, info=info, tap=functools.partial(Tap, hooks, wanted, positions=positions))
-    numbers = jnp.array(layers, jnp.int32)
-
-    def body(i, carry):
-        x, buffers = carry
-        x, captured = step(_layer_of(stack, i), x, numbers[i])
-        return x, {site: _set_row(buffers[site], value, i - first) for site, value in captured.items()}
-
-    shapes = jax.eval_shape(step, _layer_of(stack, 0), x, numbers[0])[1]
-    buffers = {site: jnp.zeros((n_captured, *shape.shape), shape.dtype) for site, shape in shapes.items()}
-    x, buffers = jax.lax.fori_loop(first, last, body, (x, buffers))
-    return x, {site: value[0] for site, value in buffers.items()} if n_captured == 1 else buffers
-
-
-def _step(block: Block, x, layer, *, info: SequenceInfo, tap: Callable[..., Tap]):
-    """A layer and what its tap captures. `tap(layer=layer)` makes the tap."""
-    tap = tap(layer=layer)
-    x = block(x, info.at_layer(layer), tap)
-    return x, tap.captured
-
-
-def _layer_of(stack: Block, i) -> Block:
-    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, i, keepdims=False), arrays(stack))
-
-
-def _set_row(buffer, value, i):
-    return jax.lax.dynamic_update_index_in_dim(buffer, value, i, 0)
 
 
 # --- under a transformation
@@ -164,10 +196,12 @@ def _scan(stack, x, info, hooks, positions, layers, wanted_in, points=None, leng
     """All layers of a stack. A site that is not captured in every layer has a buffer for its layers."""
     wanted = dict(wanted_in)
     sites = frozenset(wanted)
-    tap = functools.partial(Tap, hooks, sites, positions=positions, points=points, length=length)
-    step = functools.partial(_step, info=info, tap=tap)
+
+    def run(block, x, layer):
+        return step(block, x, layer, info, Tap(hooks, sites, layer, positions, points, length))
+
     partly = [site for site in wanted if wanted[site] != layers]
-    shapes = jax.eval_shape(step, _layer_of(stack, 0), x, jnp.int32(0))[1] if partly else {}
+    shapes = jax.eval_shape(run, layer_at(stack, 0), x, jnp.int32(0))[1] if partly else {}
     # one extra row, to which the values of all other layers are written
     buffers = {site: jnp.zeros((len(wanted[site]) + 1, *shapes[site].shape), shapes[site].dtype) for site in partly}
     rows = {site: _rows(wanted[site], layers) for site in partly}
@@ -175,8 +209,8 @@ def _scan(stack, x, info, hooks, positions, layers, wanted_in, points=None, leng
     def body(carry, xs):
         x, buffers = carry
         block, layer, row = xs
-        x, captured = step(arrays(block), x, layer)
-        buffers = {site: _set_row(buffers[site], captured.pop(site), row[site]) for site in buffers}
+        x, captured = run(block, x, layer)
+        buffers = {site: set_row(buffers[site], captured.pop(site), row[site]) for site in buffers}
         return (x, buffers), captured
 
     (x, buffers), everywhere = jax.lax.scan(body, (x, buffers), (stack, jnp.array(layers, jnp.int32), rows))
@@ -193,17 +227,23 @@ def _rows(wanted: tuple[int, ...], layers: tuple[int, ...]) -> jax.Array:
 
 # --- a layer that a Python hook edits
 
-_compiled_layer_of = jax.jit(_layer_of)
-_compiled_at_layer = jax.jit(SequenceInfo.at_layer)
+_layer_at = jax.jit(layer_at)
+_info_at = jax.jit(SequenceInfo.at_layer)
+_new_rows = jax.jit(new_rows, static_argnames="n")
+_set_row, _set_row_in_place = jax.jit(set_row), jax.jit(set_row, donate_argnums=0)
 
 
-def _edited(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan):
+def _edited(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan, buffers: Rows | None, mode: Mode):
     """A layer step by step, so that a Python hook can run between two steps, on concrete values."""
-    (layer,) = stretch.layers
-    block = _compiled_layer_of(stack, np.int32(stretch.first))
-    tap = Tap(plan.hooks, stretch.wanted, layer, plan.positions, plan.points, plan.length, stepwise=True)
-    x = block(x, _compiled_at_layer(info, np.int32(layer)), tap)
-    return x, _as_captured(tap.captured, stretch.layers)
+    (layer,), row = stretch.layers, np.int32(stretch.first)
+    probes = (zero_probe(site, zeros[0]) for site, zeros in plan.probes_at(stretch.wanted, stretch.layers).items())
+    tap = Tap((*plan.hooks, *probes), stretch.wanted, layer, plan.positions, plan.points, plan.length, stepwise=True)
+    x = arrays(_layer_at(stack, row))(x, _info_at(info, np.int32(layer)), tap)
+    if not stretch.buffered:
+        return x, tap.captured
+    if buffers is None:
+        buffers = _new_rows(tap.captured, n=len(plan.cfg.stacks[stretch.stack]))
+    return x, (_set_row_in_place if mode is Mode.EAGER else _set_row)(buffers, tap.captured, row)
 
 
 # --- before and after the blocks
@@ -212,7 +252,7 @@ def _edited(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPla
 def run_stage(stage, modules, inputs: tuple, plan: HookPlan, names: tuple[str, ...]):
     """Runs `stage(modules, *inputs, tap)`, with hook points `names`: compiled, or step by step if Python edits it."""
     wanted = frozenset(name for name in names if name in plan.wanted)
-    hooks = tuple(hook for hook in plan.hooks if hook.site in names)
+    hooks = tuple(hook for hook in (*plan.hooks, *plan.probes) if hook.site in names)
     if any(hook.is_plain for hook in hooks):
         output, captured = _stage(modules, inputs, hooks, plan.positions, stage, wanted, plan.points, plan.length)
     else:

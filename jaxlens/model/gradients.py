@@ -25,10 +25,8 @@ def run_with_gradients(model, model_input, request, hooks):
 
 
 def _run_with_gradients(model, model_input, request, hooks):
-    at_all_positions = dataclasses.replace(request, positions=None)
-    output, shapes = jax.eval_shape(
-        lambda model, model_input, hooks: model.run(model_input, at_all_positions, hooks), model, model_input, hooks
-    )
+    exact = dataclasses.replace(model_input, length=None)
+    output, shapes = _without_hooks.eval_shape(model, exact, dataclasses.replace(request, positions=None))
     if not isinstance(output, jax.ShapeDtypeStruct) or output.shape != ():
         raise ValueError('incl_bwd needs a scalar to differentiate; pass return_type="loss"')
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
@@ -41,6 +39,7 @@ def _run_with_gradients(model, model_input, request, hooks):
     return output, captured + [_renamed(gradient, request.positions) for gradient in gradients]
 
 
+_without_hooks = jax.jit(lambda model, model_input, request: model.run(model_input, request, ()))  # hooks keep shapes
 _compiled = jax.jit(_run_with_gradients)
 
 

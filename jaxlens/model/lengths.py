@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlens._jax import is_traced
+from jaxlens._jax import is_eagerly_differentiated, is_traced
 from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.hooks.positions import shortened
 from jaxlens.model.loss import Output
@@ -33,11 +33,14 @@ def program_length(length: int, n_ctx: int) -> int:
 
 def padded(model: Any, model_input: ModelInput, hooks: tuple[RegisteredHook, ...]) -> ModelInput:
     """The input at the length of its program. It is unchanged under a transformation of the caller, which compiles for
-    the exact shapes, and with data hooks, whose functions may count positions from the end.
+    the exact shapes (except an eager gradient), and with data hooks, whose functions may count positions from the end.
     """
     length = model_input.mask.shape[1]
     target = program_length(length, model.cfg.n_ctx)
-    if target == length or not all(hook.is_plain for hook in hooks) or is_traced(model_input, model.modules, hooks):
+    if target == length or not all(hook.is_plain for hook in hooks):
+        return model_input
+    tracers = [leaf for leaf in jax.tree.leaves((model_input, model.modules, hooks)) if is_traced(leaf)]
+    if not all(map(is_eagerly_differentiated, tracers)):
         return model_input
     fields = (model_input.tokens, model_input.residual, model_input.mask)
     tokens, residual, mask = (None if array is None else _padded(array, target - length) for array in fields)
@@ -46,7 +49,7 @@ def padded(model: Any, model_input: ModelInput, hooks: tuple[RegisteredHook, ...
 
 def _padded(array: jax.Array, n: int) -> jax.Array:
     widths = ((0, 0), (0, n)) + ((0, 0),) * (array.ndim - 2)
-    if array.committed or not array.is_ready():
+    if is_traced(array) or array.committed or not array.is_ready():
         return jnp.pad(array, widths)
     return jax.device_put(np.pad(np.asarray(array), widths))  # jnp.pad would compile a program per shape
 

@@ -24,7 +24,7 @@ from jaxlens.analysis.compiled import compiled
 from jaxlens.analysis.interventions.metric import Metric
 from jaxlens.hooks.plan import HookPlan, zero_probe
 from jaxlens.hooks.tap import Tap
-from jaxlens.model.engine import Stretch, stretches
+from jaxlens.model.engine import Mode, Stretch, stretches
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 from jaxlens.nn.block import Block
@@ -101,7 +101,7 @@ class Linearised:
 def layer_stretches(model: HookedTransformer) -> list[tuple[Stretch, Block]]:
     """The layers in order, as stretches with the stacked weights of each."""
     with_weights = []
-    for stretch in stretches(HookPlan(model.cfg), 0, model.cfg.n_layers, whole=True):
+    for stretch in stretches(HookPlan(model.cfg), 0, model.cfg.n_layers, Mode.SCANNED):
         stack, first = arrays(model.modules.stacks[stretch.stack]), stretch.first
         if len(stretch.layers) < len(model.cfg.stacks[stretch.stack]):
             rows = slice(first, first + len(stretch.layers))
