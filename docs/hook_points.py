@@ -9,6 +9,8 @@ DIFFERENCES = (
     "times and gives these points an axis of heads. Here the split inputs are normalised without hooks, and an edit of "
     "ln1 changes each of them by as much as it changed the shared input.",
     "`attn.q_norm.*` and `attn.k_norm.*` keep their axes `b p n h`; TransformerLens flattens all but the last.",
+    "`ln1.hook_out`, `ln2.hook_out`, `attn.hook_in` and `mlp.hook_in` come from TransformerLens 4; version 3 has none "
+    "of them. With split inputs, they behave as `ln1.hook_normalized` does.",
     "Norms are named by their place: the norm after attention is `ln1_post` in every family (TransformerLens calls it "
     "`ln1` in OLMo 2), and `hook_attn_out` is always what is added to the residual stream.",
     "`hook_attn_in` exists only where every query head has its own key/value head; in grouped models use "
@@ -33,6 +35,13 @@ def page() -> str:
         "kv_lora_rank, `o` output vocabulary. A model has the hook points of the modules that its config describes.",
         "Those marked *on request* exist when a hook or a names_filter selects them.",
         "`blocks.{l}.hook_in` and `blocks.{l}.hook_out` are other names for `hook_resid_pre` and `hook_resid_post`.",
+        "",
+        "`attn.hook_in` and `mlp.hook_in` are what attention and the MLP read (the MLP's is the input of transcoders).",
+        "They are other names for `ln1.hook_out` and `ln2.hook_out`. If attention and MLP share ln1 (GPT-J, Phi-2),",
+        "they are hook points of their own: an edit of `ln1.hook_out` changes what both read, and an edit of",
+        "`mlp.hook_in` only what the MLP reads. Norms without weights, such as those that `fold_ln` folded, have no",
+        "`hook_out`. Load the model with `from_pretrained_no_processing` or `fold_ln=False`, or use `hook_normalized`,",
+        "which folded weights read.",
         "",
         "| name | axes | what it is |",
         "|---|---|---|",

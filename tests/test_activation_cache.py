@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.models import CONFIGS, model, tokens
+from support.models import BEYOND_VERSION_3, CONFIGS, model, tokens
 from test_hook_api import few_tokens, small_model
 from test_models import close
 
@@ -25,7 +25,7 @@ SOLU_1L = [
     )),
     "ln_final.hook_scale", "ln_final.hook_normalized", "unembed.hook_in", "unembed.hook_out",
 ]  # fmt: skip
-"""The keys of TransformerLens's cache for solu-1l, in its order."""
+"""The keys of the cache of TransformerLens 3.5.1 for solu-1l, in its order."""
 
 
 def same(a, b) -> bool:
@@ -51,7 +51,8 @@ def test_names_and_order_are_those_of_transformer_lens():
     cfg = Config(n_layers=1, d_model=6, n_heads=2, d_head=4, d_mlp=8, d_vocab=13, n_ctx=8, act_fn="solu_ln")
     params = {name: jnp.ones(shape.shape, shape.dtype) for name, shape in parameter_shapes(cfg).items()}
     _, cache = HookedTransformer(cfg, params=params).run_with_cache([[1, 2, 3]])
-    assert list(cache) == SOLU_1L
+    assert [name for name in cache if not name.endswith(BEYOND_VERSION_3)] == SOLU_1L
+    assert cache.keys() - set(SOLU_1L) == {f"blocks.0.{site}" for site in BEYOND_VERSION_3}
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ HOOK_NAMES = {
     ),
     "a filter that matches nothing": Case(
         lambda: hooked(lambda name: "hook_nothing" in name), HookError,
-        "the filter '<lambda>' matches none of the model's 98 hook points",
+        "the filter '<lambda>' matches none of the model's 106 hook points",
     ),
     "a number for a name": Case(lambda: hooked(3), HookError, "a hook name is a string or a filter function"),
     "a cache of nothing": Case(lambda: cached([]), HookError, "names_filter is an empty list; give at least one name"),

@@ -558,6 +558,8 @@ def test_a_sweep_takes_data_hooks_as_setters():
     [
         ("gpt2", 0, ["ln1.hook_scale", "attn.hook_result", "hook_q_input", "hook_mlp_in", "mlp.hook_pre"]),
         ("gemma", 2, ["attn.hook_rot_k", "attn.hook_attn_scores", "ln2_post.hook_normalized", "hook_v_input"]),
+        ("llama", 2, ["ln1.hook_out", "ln2.hook_out"]),
+        ("shared_norm", 1, ["ln1.hook_out", "mlp.hook_in"]),
         ("moe", 1, ["mlp.hook_expert_weights", "mlp.hook_post", "hook_resid_post"]),
         ("solu_ln", 3, ["mlp.hook_mid", "mlp.ln.hook_scale"]),
     ],

@@ -282,7 +282,7 @@ def _site_hooks(cfg: Config, registered: RegisteredHook) -> list[SiteHook]:
     """One SiteHook for every site of a registered hook."""
     by_site: dict[str, list[int | None]] = {}
     for name in registered.names:
-        site, layer = split_name(name)
+        site, layer = split_name(matching(cfg, name)[0])  # raises if the config changed and the point is gone
         by_site.setdefault(site, []).append(layer)
     hooks = []
     for site, layers in by_site.items():

@@ -83,6 +83,15 @@ def _has_own_ln2(cfg: Config, layer: int) -> bool:
     return _has_mlp(cfg, layer) and not cfg.shared_norm and _has_norm("pre", "both")(cfg, layer)
 
 
+def _has_output(cfg: Config, layer: int) -> bool:
+    """Whether a norm with weights precedes attention and the MLP. Without weights, its output is hook_normalized."""
+    return _has_norm("pre", "both")(cfg, layer) and cfg.normalization_type in ("LN", "RMS")
+
+
+def _shares_output(cfg: Config, layer: int) -> bool:
+    return _has_output(cfg, layer) and cfg.shared_norm
+
+
 def _heads_read_residual(cfg: Config, layer: int) -> bool:
     """Whether every head reads the residual stream. In latent attention, heads read a shared latent."""
     return cfg.kv_lora_rank is None
@@ -135,6 +144,8 @@ BLOCK_SITES = (
     Site("hook_k_input", "b p k d", "the input of each key head; before ln1", _heads_read_residual, True),
     Site("hook_v_input", "b p k d", "the input of each value head; before ln1", _heads_read_residual, True),
     *_norm_sites("ln1", "b p d", "b p 1", "the residual stream", _has_norm("pre", "both")),
+    Site("ln1.hook_out", "b p d", "what attention reads: the output of ln1, after weight and bias", _has_output),
+    Site("attn.hook_in", "b p d", "what attention reads, if the MLP reads the output of ln1 too", _shares_output),
     *_when(lambda cfg, layer: cfg.q_lora_rank is not None, [
         Site("attn.hook_q_latent", "b p r", "the latent that queries are computed from, before its norm"),
         *_norm_sites("attn.q_latent_norm", "b p r", "b p 1", "the latent of queries"),
@@ -162,6 +173,10 @@ BLOCK_SITES = (
     Site("hook_resid_mid", "b p d", "the residual stream between attention and MLP", _is_sequential),
     Site("hook_mlp_in", "b p d", "the input of the MLP; before ln2", _has_mlp, True),
     *_norm_sites("ln2", "b p d", "b p 1", "the residual stream", _has_own_ln2),
+    *_when(_has_own_ln2, [
+        Site("ln2.hook_out", "b p d", "what the MLP reads: the output of ln2, after weight and bias", _has_output),
+    ]),
+    Site("mlp.hook_in", "b p d", "what the MLP reads, if attention reads the output of ln1 too", _shares_output),
     Site("mlp.hook_expert_weights", "b p e", "the router's probabilities, before the top k are chosen", _has_experts),
     Site("mlp.hook_pre", "b p m", "before the activation function (gated: the gate)", _has_dense_mlp),
     Site("mlp.hook_pre_linear", "b p m", "the linear part, which the activated gate multiplies", _has_gated_mlp),
@@ -202,8 +217,11 @@ BLOCK_NAMES = frozenset(site.name for site in BLOCK_SITES)
 EMBED_NAMES = tuple(site.name for site in EMBED_SITES)
 FINAL_NAMES = tuple(site.name for site in FINAL_SITES)
 
-ALIASES = {"hook_in": "hook_resid_pre", "hook_out": "hook_resid_post"}
-"""Newer TransformerLens names of the first and last hook points of a block."""
+ALIASES = {
+    "hook_in": "hook_resid_pre", "hook_out": "hook_resid_post",
+    "attn.hook_in": "ln1.hook_out", "mlp.hook_in": "ln2.hook_out",
+}  # fmt: skip
+"""TransformerLens 4's names of sites. If attention and MLP share ln1, the last two names are sites of their own."""
 
 SWITCHES = {
     "use_attn_result": ("attn.hook_result",), "use_attn_in": ("hook_attn_in",), "use_hook_mlp_in": ("hook_mlp_in",),

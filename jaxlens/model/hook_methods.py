@@ -19,9 +19,10 @@ class Points(dict):
     __eq__ = object.__eq__
 
 
-def hook_points(cfg: Config) -> Points:
-    """A HookPoint for every hook point of the model."""
-    return Points({name: HookPoint(name) for name in sites(cfg)})
+def hook_points(cfg: Config, existing: Points | None = None) -> Points:
+    """A HookPoint for every hook point of the model. Those that exist already are kept, with their contexts."""
+    existing = existing or {}
+    return Points({name: existing.get(name) or HookPoint(name) for name in sites(cfg)})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlens.config import Config
+from jaxlens.hooks.names import why_no_norm_output, without_alias
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.hook_methods import ModelHookPoint
 from jaxlens.nn.attention import Attention
@@ -91,8 +92,10 @@ class ModuleView:
         return per_query_head(self._model.cfg, value, axis=0) if is_attention and name in KEYS_AND_VALUES else value
 
     def _hook_point(self, name: str) -> ModelHookPoint:
-        if (full := f"{self.name}.{name}") not in self._model._points:
-            raise AttributeError(f'there is no hook point "{full}" in this model; `model.hook_dict` lists them')
+        full = without_alias(cfg := self._model.cfg, f"{self.name}.{name}")
+        if full not in self._model._points:
+            why = why_no_norm_output(cfg, f"{self.name}.{name}") or "`model.hook_dict` lists its hook points"
+            raise AttributeError(f'there is no hook point "{self.name}.{name}" in this model: {why}')
         return ModelHookPoint(self._model, full)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

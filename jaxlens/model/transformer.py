@@ -166,7 +166,8 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
 
     def set_params(self, params: Params, cfg: Config | None = None) -> None:
         """Replaces the weights in place, and the config if given."""
-        self.cfg = self.cfg if cfg is None else cfg
+        if cfg is not None:
+            self.cfg, self._points = cfg, hook_points(cfg, self._points)
         self.modules = assemble(self.cfg, params)
 
     def _copy(self, modules: Modules) -> "HookedTransformer":

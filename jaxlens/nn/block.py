@@ -19,6 +19,7 @@ from jaxlens.nn.moe import MoE
 from jaxlens.nn.norm import Identity, Norm, OutputNorm, OutputScale
 from jaxlens.nn.sequence import LayerInfo
 
+INPUTS_OF_ATTENTION = ("ln1.hook_scale", "ln1.hook_normalized", "ln1.hook_out", "attn.hook_in")
 SPLIT_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 ATTENTIONS = {"standard": Attention, "latent": LatentAttention}
 MLPS = {"plain": MLP, "gated": GatedMLP, "experts": MoE}
@@ -29,13 +30,20 @@ class Block(Module):
 
     Sequential:
 
-        ─(hook_resid_pre)─┬─ ln1 ─ attn ─ ln1_post ─(hook_attn_out)─ + ─(hook_resid_mid)─┬─ ln2 ─ mlp ─ ln2_post ─(hook_mlp_out)─ + ─(hook_resid_post)─
-                          └──────────────────────────────────────────┘                   └────────────────────────────────────────┘
+        ─(hook_resid_pre)─┬─ ln1 ─(ln1.hook_out)─ attn ─ ln1_post ─(hook_attn_out)─ + ─(hook_resid_mid)─┐
+                          └─────────────────────────────────────────────────────────┘                   │
+        ┌───────────────────────────────────────────────────────────────────────────────────────────────┘
+        └─────────────────┬─ ln2 ─(ln2.hook_out)─ mlp ─ ln2_post ─(hook_mlp_out)─ + ─(hook_resid_post)─
+                          └───────────────────────────────────────────────────────┘
 
-    Parallel: ln2 and the MLP read hook_resid_pre too, and both outputs are added to it at once. A norm that the config
-    leaves out is the identity. With norm_placement="sum", ln1_sum and ln2_sum normalize the two sums. A residual_scale
-    replaces ln1_post and ln2_post by a factor.
-    """  # fmt: skip  # noqa: E501
+    Parallel: ln2 and the MLP read hook_resid_pre too, and both outputs are added to it at once. With a shared norm:
+
+        ─(hook_resid_pre)─ ln1 ─(ln1.hook_out)─┬─(attn.hook_in)─ attn
+                                               └─(mlp.hook_in)─ mlp
+
+    A norm that the config leaves out is the identity. With norm_placement="sum", ln1_sum and ln2_sum normalize the two
+    sums. A residual_scale replaces ln1_post and ln2_post by a factor.
+    """
 
     ln1: Norm | Identity = nnx.data()
     attn: Attention = nnx.data()
@@ -75,7 +83,8 @@ class Block(Module):
     def __call__(self, x: Float[Array, "b p d"], info: LayerInfo, tap) -> Float[Array, "b p d"]:
         x = tap("hook_resid_pre", x)
         normed = self.ln1(x, tap.at("ln1"))
-        attn_out = self.attn(self.attention_inputs(x, normed, info, tap), info, tap.at("attn"))
+        attn_in = tap("attn.hook_in", normed)  # a hook point if the MLP reads `normed` too
+        attn_out = self.attn(self.attention_inputs(x, attn_in, info, tap), info, tap.at("attn"))
         attn_out = tap("hook_attn_out", self.ln1_post(attn_out, tap.at("ln1_post")))
         if self.cfg.parallel_attn_mlp:
             return tap("hook_resid_post", add(x, attn_out, self.mlp_out(x, normed, tap)))
@@ -91,6 +100,7 @@ class Block(Module):
             normed = self.ln2(mlp_in, tap.at("ln2"))
         else:
             normed = self.normed_copy(mlp_in, x, shared, tap) if tap.edits("hook_mlp_in") else shared
+            normed = tap("mlp.hook_in", normed)
         return tap("hook_mlp_out", self.ln2_post(self.mlp(normed, tap.at("mlp")), tap.at("ln2_post")))
 
     def attention_inputs(self, x, normed, info: LayerInfo, tap):
@@ -116,9 +126,9 @@ class Block(Module):
         return tuple(self.normed_copy(copy, x, normed, tap) for copy in inputs)
 
     def normed_copy(self, copy, x, normed, tap):
-        """ln1 of a copy of the residual stream `x`, plus the change that hooks on ln1 made to `normed`, ln1 of `x`."""
+        """ln1 of a copy of the residual stream `x`, plus the change that hooks made to `normed`, ln1 of `x`."""
         copy = self.ln1(copy, tap.without_hooks())
-        if not any(tap.edits(name) for name in ("ln1.hook_scale", "ln1.hook_normalized")):
+        if not any(map(tap.edits, INPUTS_OF_ATTENTION)):
             return copy
         return add_difference(copy, normed, self.ln1(x, tap.without_hooks()))
 

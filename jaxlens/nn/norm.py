@@ -2,7 +2,7 @@
 
 Axes: b batch, p position, d d_model (or the axes of a head, for the norms of queries and keys).
 
-    x ─ center (LN only) ─ ÷ (hook_scale) ─(hook_normalized)─ × w + b
+    x ─ center (LN only) ─ ÷ (hook_scale) ─(hook_normalized)─ × w + b ─(hook_out)
 """
 
 import functools
@@ -80,7 +80,7 @@ class Norm(Module):
             # 1 + w is rounded before use, as in the training of such checkpoints. XLA may drop an implicit rounding.
             bits = jnp.finfo(w.dtype)
             w, offset = jax.lax.reduce_precision(w + 1, bits.nexp, bits.nmant), False
-        return apply_weight(normalized, w, self.b, offset)
+        return tap("hook_out", apply_weight(normalized, w, self.b, offset))
 
 
 class HeadNorm(Norm):

@@ -72,6 +72,9 @@ CONFIGS = {
 }  # fmt: skip
 
 
+BEYOND_VERSION_3 = ("ln1.hook_out", "ln2.hook_out")
+"""The sites that TransformerLens 3.5.1's HookedTransformer does not have, and TransformerLens 4 has."""
+
 ADDITIVE = [name for name, cfg in CONFIGS.items() if cfg.norm_placement != "sum"]
 """Those whose residual stream is the sum of what was written to it."""
 

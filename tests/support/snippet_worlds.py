@@ -232,13 +232,15 @@ in its imports. Names, arguments, defaults, shapes and hook points are the same.
   have no effect.
 - **No switches are needed.** A hook or a `names_filter` that selects `hook_result`, `hook_q_input` or `hook_mlp_in` is
   enough. `set_use_attn_result` and similar methods add these activations to every cache, as in TransformerLens.
+- **Models with raw weights have more hook points:** `ln1.hook_out` and `ln2.hook_out` of TransformerLens 4, which are
+  what attention and the MLP read. An unfiltered cache contains them, and `name.endswith("_out")` selects them.
 - **Hooks do not recompile the model.** A Python hook runs between two compiled steps of its layer. `hook(fn, **data)`
   runs inside the compiled loop, and new data do not recompile it. In your own `jit`, pass the model as an argument.
 
 `tests/test_transformerlens_snippets.py` runs every snippet below on two models: one like GPT-2, and one like Llama with
 grouped-query attention. Weights are raw, processed, or both if this matters. Results must equal those of
-TransformerLens 3.5.1 within 1e-5 of the largest value. If TransformerLens is wrong, the snippet gives the reason, and
-its result is compared with a definition.
+TransformerLens 3.5.1 within 1e-5 of the largest value; hook points that it does not have are left out. If
+TransformerLens is wrong, the snippet gives the reason, and its result is compared with a definition.
 
 In each snippet, `model` is the model. `tokens` and `corrupted_tokens` are `[2, 7]`. `answers` is `[2, 2]`: the correct
 and a wrong next token of each prompt. `repeated_tokens` is `[2, 17]`: BOS, then the same 8 random tokens twice.

@@ -15,10 +15,10 @@ import numpy as np
 
 from jaxlens._jax import as_device
 from jaxlens.errors import ActivationNotFound
-from jaxlens.hooks.names import get_act_name, split_name
+from jaxlens.hooks.names import get_act_name, split_name, why_no_norm_output, without_alias
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.slice import Slice
-from jaxlens.hooks.table import ALIASES, sites
+from jaxlens.hooks.table import sites
 from jaxlens.model.cache.decomposition import Decomposition
 from jaxlens.model.cache.stored_arrays import StoredArrays
 from jaxlens.model.cache.terms import head_results
@@ -86,10 +86,11 @@ class ActivationCache(Decomposition, Mapping):
     def _key_and_row(self, name: str) -> tuple[str, int | None]:
         """The key under which an activation is stored, and its row if it is stacked with other layers."""
         if name not in self._rows:
+            why = why_no_norm_output(self.cfg, name)
             near = difflib.get_close_matches(name, self._rows, n=3, cutoff=0.6)
             nearest = " or ".join(f'"{other}"' for other in near)
             hint = f"did you mean {nearest}?" if near else f"cache.keys() lists the {len(self)} that it holds"
-            raise ActivationNotFound(f'the cache holds no "{name}"; {hint}')
+            raise ActivationNotFound(f'the cache holds no "{name}"; {why or hint}')
         return self._rows[name]
 
     def _stacked_keys(self) -> set[str]:
@@ -117,9 +118,7 @@ class ActivationCache(Decomposition, Mapping):
             raise TypeError(f"a layer is a number; got {layer!r} in {key!r}")
         if isinstance(layer, int | np.integer) and layer < 0:
             layer = int(layer) + self.cfg.n_layers
-        name = get_act_name(name, layer, layer_type)
-        head, _, tail = name.rpartition(".")
-        return f"{head}.{ALIASES[tail]}" if tail in ALIASES and head.count(".") == 1 else name
+        return without_alias(self.cfg, get_act_name(name, layer, layer_type))
 
     def _stacked(self, name: str) -> jax.Array:
         """A site in all layers, [layer, ...]."""
@@ -127,7 +126,8 @@ class ActivationCache(Decomposition, Mapping):
             return self._layers_first(name)
         site = name.removeprefix("blocks.*.")
         if not (layers := self._held_in(site)):
-            raise ActivationNotFound(f'the cache holds no "{name}" in any layer')
+            why = why_no_norm_output(self.cfg, name)
+            raise ActivationNotFound(f'the cache holds no "{name}" in any layer{why and f"; {why}"}')
         return self.of_layers(site, layers)
 
     def of_layers(self, site: str, layers: Sequence[int]) -> jax.Array:
