@@ -3,12 +3,16 @@
 import contextlib
 import functools
 import os
+import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.interpreters import ad
+
+Class = TypeVar("Class")
 
 inlined = functools.partial(jax.jit, inline=True)
 """`jax.jit` for a step of a layer. A compiled program inlines it. Layers that a Python hook edits share one program."""
@@ -42,14 +46,30 @@ def wide_dtype(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def full_precision(dtype: Any = "float32") -> contextlib.AbstractContextManager:
-    """A context in which float32 matrix products are float32 on accelerators too.
+@contextlib.contextmanager
+def full_precision(dtype: Any = "float32") -> Iterator[None]:
+    """A context, or as `@full_precision()` a decorator, in which float32 matrix products are float32 on accelerators.
 
-    It has no effect for other dtypes, or if `jax_default_matmul_precision` is set.
+    Public functions with matrix products use it. No function below them sets a precision. A run of a model passes the
+    model's dtype: the context has no effect for other dtypes, or if `jax_default_matmul_precision` is set.
     """
     if str(dtype) != "float32" or jax.config.jax_default_matmul_precision is not None:
-        return contextlib.nullcontext()
-    return jax.default_matmul_precision("highest")
+        yield
+        return
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def in_full_precision(cls: type[Class]) -> type[Class]:
+    """A class decorator: runs the public methods, operators and properties of the class in `full_precision`."""
+    for name, member in list(vars(cls).items()):
+        if name.startswith("_") and name not in ("__matmul__", "__rmatmul__"):
+            continue
+        if isinstance(member, types.FunctionType):
+            setattr(cls, name, full_precision()(member))
+        elif isinstance(member, property):
+            setattr(cls, name, property(full_precision()(member.fget), doc=member.__doc__))
+    return cls
 
 
 def use_compilation_cache(folder: str | Path | None = None) -> Path:

@@ -14,6 +14,7 @@ from test_text import WORDS, word_tokenizer
 
 from jaxlens import Config, HookedTransformer, Tokenizer, hook, utils
 from jaxlens.config import INIT_MODES
+from jaxlens.training import train as training
 from jaxlens.training.data import Batches, TokenDataset, keep_single_column, tokenize_and_concatenate
 
 TINY = {"n_layers": 2, "d_model": 16, "n_heads": 4, "d_head": 4, "d_mlp": 32, "d_vocab": 23, "n_ctx": 12}
@@ -120,6 +121,27 @@ def test_the_optimizer_can_train_the_model_object():
     assert losses[-1] < 0.2 * losses[0]
     assert float(loss_of(trained, tokens)) < losses[-1]
     assert trained.params.keys() == model.params.keys()
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD"])
+def test_steps_of_train_reuse_memory_and_keep_the_arrays_of_the_caller(name, monkeypatch):
+    model, donated = HookedTransformer(Config(**TINY), seed=0), []
+    held = model.params
+    values = jax.tree.map(np.array, held)
+
+    def step(model, params, state, tokens, **options):
+        donated.extend(jax.tree.leaves((params, state)))
+        return original(model, params, state, tokens, **options)
+
+    original = training._step
+    monkeypatch.setattr(training, "_step", step)
+    rows = [{"tokens": row} for row in np.asarray(fixed_batch())]
+    config = training.HookedTransformerTrainConfig(1, 2, optimizer_name=name, momentum=0.9, print_every=None)
+    training.train(model, config, rows)
+    assert donated and all(array.is_deleted() for array in donated)
+    assert not any(array.is_deleted() for array in jax.tree.leaves((held, model.params)))
+    assert all(np.array_equal(held[weight], values[weight]) for weight in held)
+    assert not np.array_equal(model.W_E, held["embed.W_E"])
 
 
 def test_gradients_of_model_and_params_are_equal():

@@ -163,6 +163,7 @@ def _run(model: Any, input: Any, unit: Unit, pos: Any, run_options: dict[str, An
     )[1]  # fmt: skip
 
 
+@full_precision()
 def _attribute(cache: ActivationCache, answers: Any, incorrect: Any, unit: Unit, pos: Any) -> DirectLogitAttribution:
     last = f"blocks.{cache.cfg.n_layers - 1}.hook_resid_post"
     shape = read(cache, ("ln_final.hook_scale", "hook_embed", last), Slice(pos)).shape[:-1]
@@ -190,5 +191,4 @@ def _by_unit(cache: ActivationCache, unit: Unit, pos: Any, direction: Float[Arra
             return cache.get_full_resid_decomposition(**options)
     sequential = not (cache.cfg.attn_only or cache.cfg.parallel_attn_mlp)
     stack, labels = cache.accumulated_resid(incl_mid=sequential, pos_slice=pos, return_labels=True)
-    with full_precision():
-        return jnp.einsum("c...d,...do->c...o", cache.apply_ln_to_stack(stack, pos_slice=pos), direction), labels
+    return jnp.einsum("c...d,...do->c...o", cache.apply_ln_to_stack(stack, pos_slice=pos), direction), labels

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens._jax import full_precision, wide
+from jaxlens._jax import in_full_precision, wide
 
 VECTOR_TYPES = ("OV", "w_in", "w_out")
 
 
+@in_full_precision
 class SVDInterpreter:
     """The strongest directions of a weight matrix in the residual stream, read as tokens.
 
@@ -81,5 +82,4 @@ def _right_singular_vectors(matrix: Float[Array, "m d"]) -> Float[Array, "d i"]:
 def _as_logits(vectors: Float[Array, "d i"], W_U: Float[Array, "d v"]) -> Float[Array, "v 1 i"]:
     """The logits of each vector, with the sign that makes its component of largest absolute value positive."""
     largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), axis=0, keepdims=True), axis=0)
-    with full_precision():
-        return jnp.einsum("di,dv->vi", vectors * jnp.sign(largest), W_U)[:, None]
+    return jnp.einsum("di,dv->vi", vectors * jnp.sign(largest), W_U)[:, None]

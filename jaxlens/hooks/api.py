@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from jaxlens.errors import HookError
+from jaxlens.hooks.layout import Layout
 from jaxlens.hooks.names import split_name
 
 IMMUTABLE = (
@@ -95,19 +96,28 @@ class HookPoint:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class PythonHook:
-    """A plain hook function. `fn` and `identity` are part of the key of compiled programs."""
+    """A plain hook function. All fields are part of the key of compiled programs.
+
+    With a `layout`, the function receives arrays on a mesh with Explicit axes, in a run that uses Auto axes.
+    """
 
     fn: Callable
     identity: Any = None
+    layout: Layout | None = None
 
     def with_new_identity(self) -> "PythonHook":
         """A copy for which every program is traced again, because `fn` may use globals that have changed."""
-        return PythonHook(self.fn, object())
+        return dataclasses.replace(self, identity=object())
 
 
 def apply(hook: PythonHook | DataHook, value: jax.Array, point: HookPoint) -> jax.Array:
     """The activation after a hook: the result of its function, or `value` if that is None."""
-    new = call(hook.fn if isinstance(hook, PythonHook) else hook, value, point)
+    if isinstance(hook, PythonHook) and hook.layout is not None:
+        explicit = hook.layout.to_explicit_at(point.name, value)
+        with hook.layout.explicit():
+            new = hook.layout.to_automatic(call(hook.fn, explicit, point))
+    else:
+        new = call(hook.fn if isinstance(hook, PythonHook) else hook, value, point)
     if new is None:
         return value
     if isinstance(new, tuple) and len(new) == 1:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlens._jax import is_traced, wide
+from jaxlens.hooks.layout import Layout, explicit_mesh
 
 
 class Output(NamedTuple):
@@ -42,7 +43,13 @@ def lm_cross_entropy_loss(
     """
     if not per_token:
         check_predictions(tokens, attention_mask)
-    return _cross_entropy(logits, tokens, attention_mask, per_token)
+    mesh = explicit_mesh(logits, tokens, attention_mask)
+    if mesh is None:
+        return _cross_entropy(logits, tokens, attention_mask, per_token)
+    layout = Layout.of(mesh, [("b p v", logits), ("b p", tokens)])
+    with layout.automatic():
+        losses = _cross_entropy(*layout.to_automatic((logits, tokens, attention_mask)), per_token)
+    return layout.to_explicit(losses, "b p" if per_token else "")
 
 
 @functools.partial(jax.jit, static_argnames=("per_token",))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens._jax import full_precision
 from jaxlens.config import Config
 from jaxlens.hooks.names import why_no_norm_output, without_alias
 from jaxlens.hooks.tap import Tap
@@ -99,7 +100,8 @@ class ModuleView:
         return ModelHookPoint(self._model, full)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _run(self._stored, self, *args, **kwargs)
+        with full_precision(self._model.cfg.dtype):
+            return _run(self._stored, self, *args, **kwargs)
 
     def __repr__(self) -> str:
         return f"{type(self._stored).__name__}({self.name})"

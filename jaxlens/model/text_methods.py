@@ -81,13 +81,13 @@ class TextMethods:
         bos = bos_choice(self.cfg, prepend_bos)
         return required_tokenizer(self.tokenizer).get_token_position(single_token, input, mode, bos, padding_side)
 
+    @full_precision()
     def tokens_to_residual_directions(self, tokens: Any) -> jax.Array:
         """The unembedding vectors of tokens, [*tokens.shape d_model], or [d_model] for a single token."""
         tokens = jnp.asarray(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
         check_in_vocabulary(tokens, self.cfg.d_vocab_out)
         tokens = tokens.reshape(()) if tokens.size == 1 else tokens
-        with full_precision():
-            return _unembedding_columns(arrays(self.modules), tokens, self.cfg.output_logits_scale)
+        return _unembedding_columns(arrays(self.modules), tokens, self.cfg.output_logits_scale)
 
 
 @functools.partial(jax.jit, static_argnames=("factor",))

@@ -25,6 +25,7 @@ from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import EMBED_NAMES, FINAL_NAMES
 from jaxlens.model.arguments import LOADING, MAKING, check_only
+from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.engine import Captured, run_layers, run_stage
 from jaxlens.model.gradients import run_with_gradients
@@ -297,9 +298,13 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         and the length to which they remain to be cut (None: they have it).
         """
         request.check_loss(model_input)
-        at_program_length = padded(self, model_input, hooks)
-        output, captured = (run or HookedTransformer.run)(self, at_program_length, request, hooks)
-        return cut(output, at_program_length), captured, at_program_length.length
+
+        def run_at_program_length(model: HookedTransformer, model_input, request, hooks):
+            at_program_length = padded(model, model_input, hooks)
+            output, captured = (run or HookedTransformer.run)(model, at_program_length, request, hooks)
+            return cut(output, at_program_length), captured, at_program_length.length
+
+        return with_automatic_axes(run_at_program_length, self, model_input, request, hooks)
 
     def run(
         self, model_input: ModelInput, request: RunRequest, hooks: tuple[RegisteredHook, ...],

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens._jax import full_precision
+from jaxlens._jax import in_full_precision
 from jaxlens.config import Config
 from jaxlens.model.hook_methods import ModelHookPoint
 from jaxlens.model.module_views import KEYS_AND_VALUES, BlockViews, ModuleView, zeros
@@ -27,6 +27,7 @@ STACKED = {
 """The module that holds each stacked weight."""
 
 
+@in_full_precision
 class WeightProperties:
     """Mixin of HookedTransformer: weights under TransformerLens's names.
 
@@ -172,8 +173,7 @@ class WeightProperties:
 
 @jax.jit
 def _product(a: Float[Array, "x y"], b: Float[Array, "y z"]) -> Float[Array, "x z"]:
-    with full_precision():
-        return jnp.einsum("xy,yz->xz", a, b)
+    return jnp.einsum("xy,yz->xz", a, b)
 
 
 def _stacked(model: WeightProperties, name: str, grouped: bool = False) -> jax.Array | None:

@@ -4,11 +4,13 @@ The rotation is in nn/attention.py. Axes: r half of the rotated dimensions, l la
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxlens._jax import wide_dtype
 from jaxlens.config import Config, Dynamic, Linear, Llama3, LongRope, Rotary, Yarn
 
 
@@ -16,34 +18,37 @@ def rotary_tables(cfg: Config, lengths: Int[Array, "b"]) -> tuple[Float[Array, "
     """Frequencies of every layer, in radians per position, and factors on rotated queries and keys.
 
     `lengths` are those of the rows of the batch, without padding; two of the scalings depend on them. For the others
-    the axis of rows has length 1. A layer without position information has frequencies of zero.
+    the axis of rows has length 1. A layer without position information has frequencies of zero. The tables are float64
+    for float64 models, else float32.
     """
-    dim, lengths = cfg.rotary_dim, lengths[:, None]
+    dim, lengths, dtype = cfg.rotary_dim, lengths[:, None], wide_dtype(cfg.dtype)
     kinds = list(dict.fromkeys(cfg.rotary))
     which = np.array([kinds.index(rotary) for rotary in cfg.rotary])
 
     def table(values: list[Array]) -> Float[Array, "l #b 1 #r"]:
-        return jnp.stack(jnp.broadcast_arrays(*map(jnp.atleast_2d, values)))[which][:, :, None]
+        return jnp.stack(jnp.broadcast_arrays(*map(jnp.atleast_2d, values)))[which][:, :, None].astype(dtype)
 
     return (
-        table([frequencies(kind, dim, lengths) if kind else jnp.zeros(dim // 2) for kind in kinds]),
-        table([attention_factor(kind, lengths) for kind in kinds]),
+        table([frequencies(kind, dim, lengths, dtype) if kind else jnp.zeros(dim // 2) for kind in kinds]),
+        table([attention_factor(kind, lengths, dtype) for kind in kinds]),
     )
 
 
-def attention_factor(rotary: Rotary | None, length: Int[Array, "*b"]) -> Float[Array, ""] | Float[Array, "*b"]:
+def attention_factor(
+    rotary: Rotary | None, length: Int[Array, "*b"], dtype: Any
+) -> Float[Array, ""] | Float[Array, "*b"]:  # fmt: skip
     """The factor that multiplies rotated queries and keys."""
     match rotary and rotary.scaling:
         case LongRope(original_n_ctx=original, attention_factor=long, short_attention_factor=float(short)):
-            return jnp.where(length > original, jnp.float32(long), jnp.float32(short))
+            return jnp.where(length > original, jnp.array(long, dtype), jnp.array(short, dtype))
         case Yarn() | LongRope() as scaling:
-            return jnp.float32(scaling.attention_factor)
+            return jnp.array(scaling.attention_factor, dtype)
         case _:
-            return jnp.float32(1)
+            return jnp.array(1, dtype)
 
 
 def frequencies(
-    rotary: Rotary, dim: int, length: Int[Array, ""] | Int[Array, "b 1"]
+    rotary: Rotary, dim: int, length: Int[Array, ""] | Int[Array, "b 1"], dtype: Any = "float32"
 ) -> Float[Array, "r"] | Float[Array, "b r"]:
     """Radians per position of each rotated pair, with `rotary.scaling` applied.
 
@@ -51,9 +56,9 @@ def frequencies(
         >>> frequencies(Rotary(base=100.0), 4, jnp.array(1))
         Array([1. , 0.1], dtype=float32)
     """
-    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    # A power that is rounded once, then a float32 reciprocal: bit for bit the frequencies of torch.
-    plain = jnp.asarray(1 / (np.float64(rotary.base) ** exponents).astype(np.float32))
+    exponents = np.arange(0, dim, 2, dtype=dtype) / np.array(dim, dtype)
+    # In float32 a power that is rounded once, then a reciprocal: bit for bit the frequencies of torch.
+    plain = jnp.asarray(1 / (np.float64(rotary.base) ** exponents).astype(dtype))
     match rotary.scaling:
         case None:
             return plain
@@ -67,7 +72,7 @@ def frequencies(
         case Yarn():
             return _yarn(plain, rotary.scaling, rotary.base, dim)
         case LongRope(short_factor=short, long_factor=long, original_n_ctx=original):
-            return plain / jnp.where(length > original, jnp.array(long), jnp.array(short))
+            return plain / jnp.where(length > original, jnp.array(long, dtype), jnp.array(short, dtype))
 
 
 def _llama3(plain: Float[Array, "r"], scaling: Llama3) -> Float[Array, "r"]:
@@ -88,6 +93,6 @@ def _yarn(plain: Float[Array, "r"], scaling: Yarn, base: float, dim: int) -> Flo
     if scaling.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, dim - 1)
-    ramp = (np.arange(dim // 2, dtype=np.float32) - first) / ((last - first) or 0.001)
+    ramp = (np.arange(dim // 2, dtype=plain.dtype) - first) / ((last - first) or 0.001)
     divided = jnp.asarray(np.clip(ramp, 0, 1))
     return plain / scaling.factor * divided + plain * (1 - divided)

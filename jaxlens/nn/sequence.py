@@ -6,6 +6,7 @@ t equal b and p, unless rows of several sequences are packed into one (nn/packin
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,12 +70,14 @@ class SequenceInfo:
         low, high = band(jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1, window, layer)
         cos = sin = None
         if self.frequencies is not None:
-            angles = self.positions[..., None].astype(jnp.float32) * self.frequencies[layer]
+            angles = self.positions[..., None].astype(self.frequencies.dtype) * self.frequencies[layer]
             cos, sin = (wave(angles) * self.rotary_factors[layer] for wave in (jnp.cos, jnp.sin))
+        growth = None
+        if self.query_growth is not None:
+            growth = growth_of_queries(self.positions, *self.query_growth, self.scales.dtype)
         return LayerInfo(
             low, high, jnp.where(self.mask, high, PADDING), window, self.scales[layer], cos, sin, self.qk_input,
-            growth=None if self.query_growth is None else growth_of_queries(self.positions, *self.query_growth),
-            packing=None if self.packing is None else self.packing.at_layer(layer),
+            growth, packing=None if self.packing is None else self.packing.at_layer(layer),
         )  # fmt: skip
 
     def packed(self, prompts: Int[Array, "r"], slots: Int[Array, "r"], sequences: Int[Array, "g"], packing: Packing):
@@ -105,12 +108,12 @@ def band(indices: Int[Array, "b p"], window: Int[Array, ""], layer: Int[Array, "
     return high - window, high
 
 
-def growth_of_queries(positions: Int[Array, "b p"], beta: float, original: int) -> Float[Array, "b p"]:
+def growth_of_queries(positions: Int[Array, "b p"], beta: float, original: int, dtype: Any) -> Float[Array, "b p"]:
     """The factor 1 + β ln(1 + ⌊position / original⌋) on queries (Llama 4, 2025).
 
     Attention over more sources is flatter. The factor compensates for this beyond the original context.
     """
-    return 1 + beta * jnp.log(1 + (positions // original).astype(jnp.float32))
+    return 1 + beta * jnp.log(1 + (positions // original).astype(dtype))
 
 
 def layer_scales(cfg: Config) -> np.ndarray:

@@ -72,7 +72,8 @@ def train(model: HookedTransformer, config: HookedTransformerTrainConfig, datase
     """
     if config.device is not None:
         model.to(config.device)
-    optimizer, params = optimizer_of(config), model.params
+    # Every step reuses the memory of its arguments, so the weights are copied once: the caller may hold them.
+    optimizer, params = optimizer_of(config), jax.tree.map(jnp.copy, model.params)
     state = optimizer.init(params)
     run = None
     if config.wandb:
@@ -120,7 +121,7 @@ def optimizer_of(config: HookedTransformerTrainConfig) -> optax.GradientTransfor
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optimizer) if clips else optimizer
 
 
-@functools.partial(jax.jit, static_argnames="update")
+@functools.partial(jax.jit, static_argnames="update", donate_argnames=("params", "state"))
 def _step(
     model: HookedTransformer, params: Params, state: Any, tokens: Int[Array, "b p"], *, update: Callable
 ) -> tuple[Params, Any, Float[Array, ""]]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens._jax import full_precision
 from jaxlens.analysis.interventions.activation_patching import MetricFunction
 from jaxlens.analysis.interventions.cells import Cells
 from jaxlens.analysis.interventions.generic import (  # noqa: F401  (TransformerLens has them in this module)
@@ -165,7 +166,8 @@ def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric,
     W = jnp.stack([getattr(model.blocks[layer].attn, weights) for layer in range(cfg.n_layers)])
     if norms[0].multiplier is not None:
         W = W * jnp.stack([norm.multiplier for norm in norms])[:, None, :, None]
-    differences = _head_outputs(model, clean_cache, sources) - _head_outputs(model, corrupted_cache, sources)
+    with full_precision(cfg.dtype):
+        differences = _head_outputs(model, clean_cache, sources) - _head_outputs(model, corrupted_cache, sources)
     if norms[0].centres:
         differences = differences - jnp.mean(differences, axis=-1, keepdims=True)
     scales = jnp.stack([corrupted_cache[f"blocks.{layer}.ln1.hook_scale"] for layer in range(cfg.n_layers)])

@@ -85,10 +85,10 @@ def fold_values(
 def singular_factors(A: Float[Array, "n r h"], B: Float[Array, "n c h"]):
     """The SVD of every head's A B^T: U [n r h], S [n h] and V [n c h]. It decomposes only a d_head by d_head matrix."""
     (Q_A, R_A), (Q_B, R_B) = jnp.linalg.qr(A), jnp.linalg.qr(B)
-    inner = jnp.einsum("nih,njh->nij", R_A, R_B, precision="highest")
+    inner = jnp.einsum("nih,njh->nij", R_A, R_B)
     u, S, vT = jnp.linalg.svd(inner, full_matrices=False)
-    U = jnp.einsum("nri,nij->nrj", Q_A, u, precision="highest")
-    V = jnp.einsum("nci,nji->ncj", Q_B, vT, precision="highest")
+    U = jnp.einsum("nri,nij->nrj", Q_A, u)
+    V = jnp.einsum("nci,nji->ncj", Q_B, vT)
     missing = [(0, 0), (0, A.shape[-1] - S.shape[-1])]  # zeros unless d_head > d_model
     return jnp.pad(U, [(0, 0), *missing]), jnp.pad(S, missing), jnp.pad(V, [(0, 0), *missing])
 

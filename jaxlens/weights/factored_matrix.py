@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from jaxlens._jax import full_precision, is_traced, wide
+from jaxlens._jax import full_precision, in_full_precision, is_traced, wide
 
 STRIP = 2**24
 """The number of Gram matrix entries that `composition_scores` holds at a time: 64 MiB of float32."""
 
 
 @jax.tree_util.register_pytree_node_class
+@in_full_precision
 class FactoredMatrix:
     """The matrix `A @ B` [... l r] of rank at most m, stored as its factors. Only `AB` forms the product.
 
@@ -98,7 +99,7 @@ class FactoredMatrix:
             return (self @ other.A) @ other.B
         other = self._operand(other, -1 if np.ndim(other) < 2 else -2, self.rdim, "right")
         if other.ndim == 1:
-            return _einsum("...lm,...mr,r->...l", self.A, self.B, other)
+            return jnp.einsum("...lm,...mr,r->...l", self.A, self.B, other)
         if self.rdim > self.mdim:
             return FactoredMatrix(self.A, _matmul(self.B, other))
         return FactoredMatrix(self.AB, other)
@@ -107,7 +108,7 @@ class FactoredMatrix:
         """A matrix times this gives a FactoredMatrix. A vector [l] times this gives an array [... r]."""
         other = self._operand(other, -1, self.ldim, "left")
         if other.ndim == 1:
-            return _einsum("l,...lm,...mr->...r", other, self.A, self.B)
+            return jnp.einsum("l,...lm,...mr->...r", other, self.A, self.B)
         if self.ldim > self.mdim:
             return FactoredMatrix(_matmul(other, self.A), self.B)
         return FactoredMatrix(other, self.AB)
@@ -173,7 +174,7 @@ class FactoredMatrix:
     @property
     def Vh(self) -> Float[Array, "... r k"]:
         """TransformerLens's former name of `V`. Despite the name it is V, not its transpose."""
-        warnings.warn("FactoredMatrix.Vh is V and not its transpose; write .V", DeprecationWarning, stacklevel=2)
+        warnings.warn("FactoredMatrix.Vh is V and not its transpose; write .V", DeprecationWarning, stacklevel=3)
         return self.V
 
     def norm(self) -> Float[Array, "..."]:
@@ -206,13 +207,8 @@ def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(f"the leading axes {' and '.join(map(str, shapes))} do not broadcast together") from error
 
 
-def _einsum(letters: str, *arrays: Array) -> Array:
-    with full_precision(jnp.result_type(*arrays)):
-        return jnp.einsum(letters, *arrays)
-
-
 def _matmul(a: Float[Array, "... l m"], b: Float[Array, "... m r"]) -> Float[Array, "... l r"]:
-    return _einsum("...lm,...mr->...lr", a, b)
+    return jnp.einsum("...lm,...mr->...lr", a, b)
 
 
 # --- indices
@@ -303,6 +299,7 @@ def _norm(A, B):
 # --- composition
 
 
+@full_precision()
 def composition_scores(left: FactoredMatrix, right: FactoredMatrix, broadcast_dims: bool = True) -> Float[Array, "..."]:
     """How strongly two matrices compose: ‖left right‖ / (‖left‖ ‖right‖) in Frobenius norms, from 0 to 1.
 
@@ -341,13 +338,13 @@ def _compose_all(left: FactoredMatrix, right: FactoredMatrix):
     A, B, C, D = (wide(factor).reshape(-1, *factor.shape[-2:]) for factor in (*left.pair, *right.pair))
     C = C.mT
     width = min(left.rdim, max(1, STRIP // ((len(B) + len(C)) * left.rdim)))
-    sides = _einsum("ilm,iln,ind->idm", A, A, B), _einsum("jmd,jmr,jnr->jdn", C, D, D)
+    sides = jnp.einsum("ilm,iln,ind->idm", A, A, B), jnp.einsum("jmd,jmr,jnr->jdn", C, D, D)
     strips = tuple(_strips(side, width) for side in sides)
 
     def add_strip(squares, strips):
-        grams = [_einsum("ism,imd->isd", strip, side) for strip, side in zip(strips, (B, C), strict=True)]
+        grams = [jnp.einsum("ism,imd->isd", strip, side) for strip, side in zip(strips, (B, C), strict=True)]
         of_left, of_right = (gram.reshape(len(gram), -1) for gram in grams)
-        return squares + _einsum("ix,jx->ij", of_left, of_right), None
+        return squares + jnp.einsum("ix,jx->ij", of_left, of_right), None
 
     squares, _ = jax.lax.scan(add_strip, jnp.zeros((len(B), len(C)), B.dtype), strips)
     return jnp.sqrt(jnp.maximum(squares, 0)).reshape(norms.shape) / norms

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 
 import jax
 
+from jaxlens._jax import full_precision
 from jaxlens.config import Config
 from jaxlens.nn.parameters import Params, check_parameters, parameter_axes
 from jaxlens.weights.plans import PASSES, Plan
@@ -81,6 +82,7 @@ def fold_value_biases(params: Mapping[str, jax.Array], cfg: Config) -> tuple[Par
     return _apply_pass("fold_value_biases", params, cfg)
 
 
+@full_precision()
 def refactor_factored_attn_matrices(params: Mapping[str, jax.Array], cfg: Config) -> tuple[Params, Config]:
     """Replaces the factors of `W_Q W_K^T` and `W_V W_O` of every head by their singular factors.
 
@@ -93,6 +95,7 @@ def refactor_factored_attn_matrices(params: Mapping[str, jax.Array], cfg: Config
     return _apply_pass("refactor_factored_attn_matrices", params, cfg)
 
 
+@full_precision()
 def process_weights(
     params: Mapping[str, jax.Array], cfg: Config, fold_ln: bool = True, center_writing_weights: bool = True,
     center_unembed: bool = True, fold_value_biases: bool = True, refactor_factored_attn_matrices: bool = False, *,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens._jax import wide
+from jaxlens._jax import full_precision, wide
 from jaxlens.analysis.attribution.backward import Readout, Start, all_gradients, pull_back, run_layers, runs_along
 from jaxlens.analysis.input_pair import read_pair
 from jaxlens.analysis.interventions.activation_patching import position_labels
@@ -70,7 +70,8 @@ def integrated_gradients(
         gradient, _ = pull_back(model, gradient, run.derivatives, run.values, start.mask, reduce=all_gradients)
         total = total + float(weight) * wide(gradient)
         del run
-    contributions = np.asarray(_dot(total, goal.residual - start.residual))
+    with full_precision(model.cfg.dtype):
+        contributions = np.asarray(_dot(total, goal.residual - start.residual))
     at_end, at_start = (np.asarray(readout(run_layers(model, of, wanted=frozenset())[0])) for of in (goal, start))
     prompts = [str(prompt) for prompt in range(len(contributions))]
     labels = {"prompt": prompts, "pos": position_labels(model, inputs.tokens)}

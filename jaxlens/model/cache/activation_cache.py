@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlens._jax import as_device
+from jaxlens._jax import as_device, full_precision
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hooks.names import get_act_name, split_name, why_no_norm_output, without_alias
 from jaxlens.hooks.positions import Positions
@@ -247,6 +247,7 @@ class ActivationCache(Decomposition, Mapping):
         layers = range(layer_count(self.cfg, layer, least=1))
         return self.of_layers(split_name(self._full_name((activation_name, 0, sublayer_type)))[0], layers)
 
+    @full_precision()
     def compute_head_results(self) -> None:
         """Adds what every head writes, `blocks.*.attn.hook_result`, in the layers whose hook_z the cache holds.
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens._jax import in_full_precision
 from jaxlens.config import Config
 from jaxlens.hooks.slice import Slice
 from jaxlens.model.cache.linear_norm import IDENTITY, logit_direction
@@ -25,6 +26,7 @@ from jaxlens.model.cache.writers import ResidualPosition, Writers, norm_at, norm
 Stack = Float[Array, "c ... d"] | tuple[Float[Array, "c ... d"], list[str]]
 
 
+@in_full_precision
 class Decomposition:
     """Mixin of ActivationCache. Arguments that several methods share:
 

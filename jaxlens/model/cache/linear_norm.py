@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxlens._jax import full_precision
 from jaxlens.model.request import check_in_vocabulary
 from jaxlens.nn.module import arrays
 from jaxlens.nn.norm import Identity, Norm, OutputScale
@@ -149,8 +148,7 @@ def logit_constant(
     direction = logit_direction(model, right, wrong, rows, has_batch_dim)
     b = LinearNorm.at(arrays(model.modules.ln_final)).b
     constant = model.b_U[right] if wrong is None else model.b_U[right] - model.b_U[wrong]
-    with full_precision():
-        return constant if b is None else constant + jnp.matmul(direction, b)
+    return constant if b is None else constant + jnp.matmul(direction, b)
 
 
 def _right_and_wrong(model: Any, tokens: Any, incorrect_tokens: Any, rows: tuple[int, ...], has_batch_dim: bool):

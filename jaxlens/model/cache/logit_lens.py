@@ -61,6 +61,7 @@ class LogitLensResult:
         return f"LogitLensResult({self.labels[0]} to {self.labels[-1]}, {of}: {self.values.shape})"
 
 
+@full_precision()
 def logit_lens(
     cache: Any, layers: Sequence[int] | None = None, incl_mid: bool = False, positions: Any = -1,
     batch_slice: Any = None, lens: Callable[[jax.Array, int], jax.Array] | None = None, apply_ln: bool = True,
@@ -148,8 +149,7 @@ def read_vocabulary(
     """Unembeds normalized entries: their values and entropy, with `top_k` also tokens, and if `ranked` also ranks."""
 
     def of(x):
-        with full_precision():
-            logits = modules.unembed(x.reshape(1, -1, x.shape[-1]), modules.embed.W_E, Tap())
+        logits = modules.unembed(x.reshape(1, -1, x.shape[-1]), modules.embed.W_E, Tap())
         logits = wide(logits.reshape(*x.shape[:-1], -1))
         log_probs = jax.nn.log_softmax(logits)
         probs = jnp.exp(log_probs)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens._jax import full_precision, wide
+from jaxlens._jax import wide
 from jaxlens.model.cache.linear_norm import IDENTITY, LinearNorm, NormChain
 
 
@@ -131,10 +131,9 @@ class Biases:
 @jax.jit
 def stacked(terms: tuple[Term, ...], reading: Reading, whole: Float[Array, "... d"] | None = None):
     """All components, [c ... d] or [c ... o]. With `whole`, a last row holds `whole` minus their sum."""
-    with full_precision():
-        rows = [term.read(reading) for term in terms]
-        if whole is not None:
-            rows.append(reading.rows(whole[None]) - sum(jnp.sum(row, axis=0, keepdims=True) for row in rows))
+    rows = [term.read(reading) for term in terms]
+    if whole is not None:
+        rows.append(reading.rows(whole[None]) - sum(jnp.sum(row, axis=0, keepdims=True) for row in rows))
     stack = rows[0] if len(rows) == 1 else jnp.concatenate(rows)
     return stack[..., 0] if reading.single else stack
 
@@ -148,8 +147,7 @@ def carried(x: Float[Array, "l ..."], after: LinearNorm | NormChain) -> Float[Ar
 @jax.jit
 def head_results(z: Float[Array, "l ... n h"], W_O: Float[Array, "l n h d"]) -> Float[Array, "l ... n d"]:
     """What each head writes, before the norm after attention: `hook_result`."""
-    with full_precision():
-        return jnp.einsum("l...nh,lnhd->l...nd", z, W_O)
+    return jnp.einsum("l...nh,lnhd->l...nd", z, W_O)
 
 
 def runs_of(stacks: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:

@@ -1,0 +1,58 @@
+"""Runs of a model on a mesh with Explicit axes (see jaxlens/hooks/layout.py).
+
+Axes: b batch, p position, d d_model, o output vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from jaxlens.hooks.api import PythonHook
+from jaxlens.hooks.layout import Layout, explicit_mesh
+from jaxlens.hooks.plan import RegisteredHook
+from jaxlens.model.engine import Captured
+from jaxlens.model.request import ModelInput, RunRequest
+from jaxlens.nn.parameters import disassemble, parameter_axes
+
+
+def with_automatic_axes(
+    run: Callable, model: Any, model_input: ModelInput, request: RunRequest, hooks: tuple[RegisteredHook, ...]
+) -> tuple[Any, list[Captured], int | None]:
+    """`run(model, model_input, request, hooks)`, with Auto axes during the run if the mesh has Explicit axes."""
+    mesh = explicit_mesh(model.modules.embed, model_input)  # not all weights: every call would be slower
+    if mesh is None:
+        return run(model, model_input, request, hooks)
+    layout = Layout.of(mesh, _arrays(model, model_input), model.cfg)
+    hooks = tuple(_in_layout(hook, layout) for hook in hooks)
+    with layout.automatic():
+        modules, *inputs = layout.to_automatic((model.modules, model_input, request, hooks))
+        output, captured, length = run(model._copy(modules), *inputs)
+    letters = ["", "b", "b p", "b p o" if request.layers.unembeds else "b p d"]  # by the number of axes
+    output = jax.tree.map(lambda array: layout.to_explicit(array, letters[array.ndim]), output)
+    return output, [_explicit(entry, layout) for entry in captured], length
+
+
+def _arrays(model: Any, model_input: ModelInput) -> Iterator[tuple[str, jax.Array]]:
+    """The input and the weights, with their axis letters."""
+    for array in (model_input.tokens, model_input.residual):
+        if array is not None:
+            yield "b p", array
+    weights = disassemble(model.cfg, model.modules)
+    for name, letters in parameter_axes(model.cfg).items():
+        yield letters.replace("v", "o") if model.cfg.tie_word_embeddings else letters, weights[name]
+
+
+def _in_layout(hook: RegisteredHook, layout: Layout) -> RegisteredHook:
+    """The hook; if its function is a plain Python function, the function receives arrays with Explicit axes."""
+    if not isinstance(hook.hook, PythonHook):
+        return hook
+    return dataclasses.replace(hook, hook=dataclasses.replace(hook.hook, layout=layout))
+
+
+def _explicit(entry: Captured, layout: Layout) -> Captured:
+    """A captured activation with Explicit axes."""
+    name = entry.name if entry.layers is None else f"blocks.{entry.layers[0]}.{entry.name}"
+    value = layout.to_explicit_at(name, entry.value, n_leading=int(entry.layers is not None))
+    return dataclasses.replace(entry, value=value)
