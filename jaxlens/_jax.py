@@ -29,6 +29,13 @@ def is_traced(*trees: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
+def is_at_hand(array: Any) -> bool:
+    """Whether the values of an array can be read without waiting for a device."""
+    if not isinstance(array, jax.Array):
+        return True
+    return not is_traced(array) and array.is_ready() and all(device.platform == "cpu" for device in array.devices())
+
+
 def is_eagerly_differentiated(tracer: jax.core.Tracer) -> bool:
     """Whether a tracer belongs to `jax.grad` or `jax.vjp` alone, and so has a concrete value."""
     primal = getattr(tracer, "primal", None)

@@ -621,7 +621,7 @@ ERRORS = {
         lambda: ran("gpt2").logit_lens(top_k=3, vocab=[1]), ValueError, "vocab and top_k each select tokens"
     ),
     "a lens on nothing": Case(
-        lambda: ran("gpt2").logit_lens(positions=slice(3, 3)), ValueError, "batch_slice=None select nothing; expected"
+        lambda: ran("gpt2").logit_lens(positions=slice(3, 3)), ValueError, "pos_slice=slice(3, 3, None) selects no"
     ),
     "a lens on no token": Case(lambda: ran("gpt2").logit_lens(vocab=[]), ValueError, "the list of tokens is empty"),
     "a lens on no layer": Case(lambda: ran("gpt2").logit_lens(layers=[]), ValueError, "layers=[], positions=-1"),

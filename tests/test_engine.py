@@ -50,6 +50,25 @@ def test_only_the_layer_that_python_edits_leaves_the_loop():
     assert planned(cfg, plan) == [(0, (0, 1), False), (0, (2,), True), (0, (3,), False)]
 
 
+def test_only_layers_whose_head_inputs_are_edited_copy_them_for_each_head():
+    cfg = CONFIGS["llama"]
+    plan = plan_of(cfg, ("blocks.2.hook_q_input", hook(print)), ("blocks.*.attn.hook_q", hook(print)))
+    assert [(s.layers, s.per_head) for s in stretches(plan, 0, 4)] == [((0, 1), False), ((2,), True), ((3,), False)]
+    the_model, given = model("llama"), tokens()
+    name, edit = "blocks.2.hook_q_input", lambda value, hook: value.at[:, :, 1].multiply(2)
+    close(
+        the_model.run_with_hooks(given, fwd_hooks=[(name, hook(edit))]),
+        jax.jit(lambda m: m.run_with_hooks(given, fwd_hooks=[(name, hook(edit))]))(the_model),
+    )
+
+
+def test_a_cache_with_a_python_hook_has_a_fixed_number_of_stretches():
+    cfg = CONFIGS["llama"]
+    everywhere = [f"blocks.{layer}.attn.hook_z" for layer in range(4)]
+    plan = plan_of(cfg, ("blocks.2.attn.hook_z", print), wanted=everywhere)
+    assert planned(cfg, plan) == [(0, (0, 1), False), (0, (2,), True), (0, (3,), False)]
+
+
 def test_captures_are_of_a_whole_stack_or_of_single_layers():
     cfg = CONFIGS["llama"]
     everywhere = [f"blocks.{layer}.attn.hook_z" for layer in range(4)]

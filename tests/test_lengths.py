@@ -257,3 +257,58 @@ def test_a_token_outside_the_vocabulary_is_nan_under_jit():
     logits = jax.jit(lambda model, given: model(given))(the_model, outside)
     assert np.isfinite(np.asarray(logits[0])).all()
     assert np.isnan(np.asarray(logits[1, 1])).all() and np.isnan(np.asarray(logits[2])).all()
+
+
+# --- caches of padded batches
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda cache: cache.accumulated_resid(pos_slice=-1), lambda cache: cache.decompose_resid(pos_slice=[0, -1]),
+        lambda cache: cache.logit_lens(), lambda cache: cache.stack_head_results(pos_slice=slice(-2, None)),
+    ],
+)  # fmt: skip
+def test_positions_from_the_end_of_a_padded_cache_warn(read):
+    the_model = model("llama")
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    _, cache = the_model.run_with_cache(tokens(2, 5), attention_mask=mask)
+    with pytest.warns(UserWarning, match=r"rows \[1\] end with padding"):
+        read(cache)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(cache.apply_slice_to_batch_dim([0]))
+        read(the_model.run_with_cache(tokens(2, 5), attention_mask=mask[:, ::-1])[1])
+    cache.accumulated_resid(pos_slice=2)
+
+
+def test_a_slice_of_no_position_is_refused():
+    _, cache = model("llama").run_with_cache(tokens(1, 5))
+    with pytest.raises(ValueError, match=r"pos_slice=slice\(3, 3, None\) selects no position"):
+        cache.accumulated_resid(pos_slice=slice(3, 3))
+
+
+# --- values that are not finite
+
+
+def test_a_loss_that_is_not_finite_names_the_first_hook_point():
+    the_model = randomised(CONFIGS["llama"]).to("float16")
+    params = the_model.params
+    larger = {name: params[name].at[1].mul(by) for name, by in [("blocks.*.mlp.W_in", 500), ("blocks.*.mlp.W_out", 6e4)]}
+    the_model.set_params({**params, **larger})
+    with pytest.warns(UserWarning, match=r'"blocks.1.hook_mlp_out" is the first .*float16 ends at 65504'):
+        assert not np.isfinite(the_model(tokens(1, 5), return_type="loss"))
+
+
+def test_logits_are_checked_on_request():
+    the_model = randomised(CONFIGS["llama"])
+    params = the_model.params
+    the_model.set_params({**params, "embed.W_E": params["embed.W_E"].at[3, 2].set(jnp.nan)})
+    given = jnp.array([[1, 3, 2]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        the_model(given)
+        the_model.check_finite = True
+        jax.jit(lambda model: model(given))(the_model)
+    with pytest.warns(UserWarning, match='the logits are not finite: "hook_embed" is the first hook point'):
+        the_model(given)

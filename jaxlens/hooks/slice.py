@@ -50,6 +50,11 @@ class Slice:
                 return np.array(self.index)
         return slice(None) if self.mode == "identity" else slice(*self.index)
 
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """The integers (or the mask) that make up the index. None is an open bound of a slice."""
+        return self.index if isinstance(self.index, tuple) else (self.index,)
+
     def apply(self, value: jax.Array, dim: int = 0) -> jax.Array:
         """Indexes `value` along axis `dim`."""
         if self.mode == "identity":

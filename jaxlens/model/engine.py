@@ -32,7 +32,7 @@ from jaxlens.model.loops import (
     set_row,
     step,
 )  # fmt: skip
-from jaxlens.nn.block import Block
+from jaxlens.nn.block import SPLIT_INPUTS, Block
 from jaxlens.nn.module import arrays
 from jaxlens.nn.sequence import SequenceInfo
 
@@ -52,7 +52,8 @@ class Stretch:
     """Consecutive layers that run together, starting at index `first` of a stack of equal blocks.
 
     `wanted` are the sites to capture. They are written to buffers that the whole stack shares if `buffered`, which is
-    the case if they are captured in all of its layers. `edited` is True for a layer that a Python hook edits.
+    the case if they are captured in all of its layers. `edited` is True for a layer that a Python hook edits, and
+    `per_head` for layers whose inputs of attention are copied for each head, because a data hook edits the copies.
     """
 
     stack: int
@@ -61,6 +62,7 @@ class Stretch:
     wanted: frozenset[str]
     edited: bool
     buffered: bool
+    per_head: bool
 
 
 class Mode(enum.IntEnum):
@@ -122,13 +124,14 @@ def _in_buffers(buffers: dict[int, Rows], plan: HookPlan, stop: int) -> list[Cap
 def stretches(plan: HookPlan, start: int, stop: int, mode: Mode = Mode.EAGER, next_layer: int = 0) -> Iterator[Stretch]:
     """The stretches that cover layers start..stop-1 in order, from `next_layer` on.
 
-    A stretch ends where the kind of block changes, where a Python hook edits a layer, and where the captured sites
-    change. A stretch with captures belongs to a whole stack, whose buffers it writes to, or is a single layer. So a set
-    of sites needs a fixed number of programs, and not one for each number of layers. In a scan, stretches are split by
-    kind of block only.
+    A stretch ends where the kind of block changes, where a Python hook edits a layer, where data hooks begin or cease
+    to edit the inputs of heads, and where the captured sites change. A stretch with captures belongs to a whole stack,
+    whose buffers it writes to, or is a single layer. So a set of sites needs a fixed number of programs, and not one
+    for each number of layers. In a scan, stretches are split by kind of block only.
     """
     cfg, scanned = plan.cfg, mode is Mode.SCANNED
     index = {layer: (stack, i) for stack, layers in enumerate(cfg.stacks) for i, layer in enumerate(layers)}
+    of_heads = [hook for hook in plan.hooks if hook.site in SPLIT_INPUTS and not hook.is_plain and not scanned]
     edited = frozenset() if scanned else plan.edited_by_python(differentiated=mode is Mode.DIFFERENTIATED)
 
     def kind(layer: int):
@@ -138,14 +141,14 @@ def stretches(plan: HookPlan, start: int, stop: int, mode: Mode = Mode.EAGER, ne
         layers = tuple(group)
         buffered = bool(wanted) and layers == cfg.stacks[stack] and len(layers) > 1
         single = edited if buffered or not wanted else frozenset(layers)
-        for part in _split([layer for layer in layers if layer >= next_layer], single):
-            yield Stretch(stack, index[part[0]][1], part, wanted or frozenset(), part[0] in edited, buffered)
 
+        def part_of(layer: int, single=single):
+            return layer if layer in single else None, any(hook.acts_in(layer) for hook in of_heads)
 
-def _split(layers: list[int], single: frozenset[int]) -> list[tuple[int, ...]]:
-    """Consecutive layers in order. Each of `single` is apart."""
-    parts = itertools.groupby(layers, lambda layer: layer if layer in single else None)
-    return [tuple(part) for _, part in parts]
+        for (_, per_head), part in itertools.groupby((layer for layer in layers if layer >= next_layer), part_of):
+            part = tuple(part)
+            first, sites = part[0], wanted or frozenset()
+            yield Stretch(stack, index[first][1], part, sites, first in edited, buffered, per_head)
 
 
 # --- compiled stretches
@@ -155,7 +158,9 @@ def _compiled(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookP
     """A stretch as a compiled loop: the residual stream, and the captured values, in the rows of its buffers if any."""
     layers = plan.cfg.stacks[stretch.stack]
     rows = layers if stretch.buffered else stretch.layers if stretch.wanted else ()
-    inputs = LoopInputs(stack, (info, plan.data_hooks_in(layers), plan.positions), plan.probes_at(stretch.wanted, rows))
+    hooks = plan.data_hooks_in(layers)  # of the whole stack, so that all of its stretches have one program
+    hooks = tuple(hook for hook in hooks if stretch.per_head or hook.site not in SPLIT_INPUTS)
+    inputs = LoopInputs(stack, (info, hooks, plan.positions), plan.probes_at(stretch.wanted, rows))
     loop = compiled_loop if mode is Mode.EAGER else differentiable_loop
     program = Program(layers, stretch.wanted, len(rows))
     if buffers is None:

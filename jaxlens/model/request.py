@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlens._jax import is_traced
+from jaxlens._jax import is_at_hand
 from jaxlens.config import Config
 from jaxlens.errors import HookError
 from jaxlens.hooks.names import is_cached_by_default, matching, split_name
@@ -164,10 +164,13 @@ def bos_choice(cfg: Config, prepend_bos: bool | None) -> bool | None:
 
 
 def check_in_vocabulary(tokens: Any, size: int) -> None:
-    """Raises TypeError unless tokens are integers, and ValueError for an id out of range (not checked if traced)."""
+    """Raises TypeError unless tokens are integers, and ValueError for an id out of range.
+
+    Ids are not checked if they are traced, or if reading them would wait for a device. Their logits are then NaN.
+    """
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"tokens must be integers; got dtype {tokens.dtype}")
-    if not is_traced(tokens):
+    if is_at_hand(tokens):
         values = np.asarray(tokens)
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= size:
@@ -227,6 +230,6 @@ def _masks(mask: Any, shape: tuple[int, ...]) -> tuple[Bool[Array, "b p"], Bool[
     mask = jnp.asarray(mask)
     if mask.shape != shape:
         raise ValueError(f"attention_mask has shape {mask.shape}; expected {shape}, one entry per token")
-    if not is_traced(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
+    if is_at_hand(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
         raise ValueError("attention_mask must hold only 1 (a token) and 0 (padding)")
     return mask.astype(bool), mask.astype(bool)

@@ -28,6 +28,7 @@ from jaxlens.model.arguments import LOADING, MAKING, check_only
 from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.engine import Captured, run_layers, run_stage
+from jaxlens.model.finite import warn_if_not_finite
 from jaxlens.model.gradients import run_with_gradients
 from jaxlens.model.hook_methods import HookMethods, hook_points
 from jaxlens.model.lengths import cut, padded
@@ -55,6 +56,9 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
     constant of the program. `params` is a flat dict of its weights, and `with_params` makes a copy with other weights.
     It is also a Flax module, whose weights are `nnx.Param`s: see `docs/flax.md`.
 
+    If `check_finite` is set, a call outside of jit warns when its output is not finite, and names the first hook point
+    whose value is not finite. Half-precision models always do this for a loss.
+
     Example:
         >>> cfg = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_vocab=10, n_ctx=8)
         >>> model = HookedTransformer(cfg, seed=0)
@@ -62,6 +66,8 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         >>> cache["pattern", 1].shape
         (1, 2, 3, 3)
     """
+
+    check_finite = False
 
     def __init__(
         self,
@@ -254,7 +260,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         request = dataclasses.replace(request, wanted=wanted, positions=positions)
         run = run_with_gradients if incl_bwd else HookedTransformer.run
         out, captured, length = self._run_padded(model_input, request, self._hooks + hooks, run)
-        cache = ActivationCache.of(captured, self, length, positions)
+        cache = ActivationCache.of(captured, self, length, positions, model_input.loss_mask)
         cache = cache.remove_batch_dim() if remove_batch_dim else cache
         cache = cache if device is None else cache.to(device)
         if clear_contexts:
@@ -304,7 +310,9 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
             output, captured = (run or HookedTransformer.run)(model, at_program_length, request, hooks)
             return cut(output, at_program_length), captured, at_program_length.length
 
-        return with_automatic_axes(run_at_program_length, self, model_input, request, hooks)
+        result = with_automatic_axes(run_at_program_length, self, model_input, request, hooks)
+        warn_if_not_finite(self, result[0], model_input, request, hooks)
+        return result
 
     def run(
         self, model_input: ModelInput, request: RunRequest, hooks: tuple[RegisteredHook, ...],

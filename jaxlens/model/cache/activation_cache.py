@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlens._jax import as_device, full_precision
+from jaxlens._jax import as_device, full_precision, is_traced
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hooks.names import get_act_name, split_name, why_no_norm_output, without_alias
 from jaxlens.hooks.positions import Positions
@@ -44,6 +44,9 @@ class ActivationCache(Decomposition, Mapping):
         ((1, 3, 8), (1, 3, 2, 4), (2, 1, 3, 2, 4))
     """
 
+    ends_with_padding: np.ndarray | None = None
+    """Whether each row ends with padding, [batch]. None if it is unknown or the positions were selected already."""
+
     def __init__(self, cache_dict: Mapping[str, jax.Array], model: Any, has_batch_dim: bool = True):
         self.model, self.cfg = model, model.cfg
         self.has_batch_dim = has_batch_dim
@@ -53,10 +56,13 @@ class ActivationCache(Decomposition, Mapping):
 
     @classmethod
     def of(
-        cls, captured: list[Captured], model: Any, length: int | None = None, positions: Positions | None = None
-    ) -> "ActivationCache":
+        cls, captured: list[Captured], model: Any, length: int | None = None, positions: Positions | None = None,
+        mask: jax.Array | None = None,
+    ) -> "ActivationCache":  # fmt: skip
         """The cache of captured activations, in firing order. Those of a padded run are cut to `length` when read."""
         cache, rows = cls({}, model), {}
+        if mask is not None and positions is None and not is_traced(mask):
+            cache.ends_with_padding = ~np.asarray(mask)[:, -1]
         cache._arrays = {} if length is None else StoredArrays()
         for entry in captured:
             if entry.layers is None:
@@ -230,7 +236,10 @@ class ActivationCache(Decomposition, Mapping):
         if not self.has_batch_dim:
             raise ValueError("the cache has no batch axis, so there is nothing to slice")
         selection = Slice(batch_slice)
-        return self._map(selection.apply, has_batch_dim=selection.mode != "int")
+        cache = self._map(selection.apply, has_batch_dim=selection.mode != "int")
+        if self.ends_with_padding is not None:
+            cache.ends_with_padding = np.atleast_1d(selection.apply(self.ends_with_padding))
+        return cache
 
     def to_numpy(self) -> dict[str, np.ndarray]:
         """Every activation as a numpy array in host memory."""

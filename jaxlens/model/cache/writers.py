@@ -5,6 +5,7 @@ Axes: l layer, m neuron, e expert, f neuron of an expert, d d_model; "..." is ba
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -97,7 +98,24 @@ def _cut(cache: Any, name: str, value: jax.Array, positions: Slice) -> jax.Array
     axes = sites(cache.cfg)[name].axes.split()
     if cache.rank(name) < len(axes) - (not cache.has_batch_dim):
         raise ValueError(f"the cache has no position axis to select {positions.index} from; use pos_slice=None")
-    return positions.apply(value, axes.index("p") - len(axes))
+    _warn_of_padding(cache, positions)
+    selected = positions.apply(value, axes.index("p") - len(axes))
+    if not selected.size:
+        raise ValueError(f"pos_slice={positions.slice} selects no position; expected at least one")
+    return selected
+
+
+def _warn_of_padding(cache: Any, positions: Slice) -> None:
+    """Warns if positions count from the end of rows that end with padding."""
+    if cache.ends_with_padding is None or not cache.ends_with_padding.any():
+        return
+    if any(number is not None and not isinstance(number, bool) and number < 0 for number in positions.numbers):
+        rows = np.flatnonzero(cache.ends_with_padding).tolist()
+        warnings.warn(
+            f"pos_slice={positions.slice} counts from the end, but rows {rows} end with padding, so it selects padding "
+            "there; run_with_cache(..., pos_slice=-1) keeps the last token of each row",
+            stacklevel=5,
+        )
 
 
 def norm_named(cache: Any, name: str) -> Norm | None:
