@@ -30,6 +30,7 @@ docs: $(VENV)/.demo
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.hooks
 	$(BIN)/python -m benchmarks.lengths
+	$(BIN)/python -m benchmarks.gradients
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.patching
 	$(BIN)/python -m benchmarks.attribution

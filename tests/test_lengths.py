@@ -294,8 +294,8 @@ def test_a_slice_of_no_position_is_refused():
 def test_a_loss_that_is_not_finite_names_the_first_hook_point():
     the_model = randomised(CONFIGS["llama"]).to("float16")
     params = the_model.params
-    larger = {name: params[name].at[1].mul(by) for name, by in [("blocks.*.mlp.W_in", 500), ("blocks.*.mlp.W_out", 6e4)]}
-    the_model.set_params({**params, **larger})
+    factors = {"blocks.*.mlp.W_in": 500, "blocks.*.mlp.W_out": 60000}
+    the_model.set_params({**params, **{name: params[name].at[1].mul(by) for name, by in factors.items()}})
     with pytest.warns(UserWarning, match=r'"blocks.1.hook_mlp_out" is the first .*float16 ends at 65504'):
         assert not np.isfinite(the_model(tokens(1, 5), return_type="loss"))
 

@@ -1,11 +1,12 @@
 """How the blocks run: in stretches of consecutive layers, compiled except for the layers that a Python hook edits.
 
     eager     [ loop 0..4 ][ layer 5, step by step, the Python hook between two steps ][ loop 6..29, captures stacked ]
-    traced    [ scan 0..29, all hooks inside ]                   (under the caller's jit, grad or vmap)
+    gradient  the same, then [ loop 29..6 ][ layer 5, step by step ][ loop 4..0 ]         (an eager jax.grad)
+    traced    [ scan 0..29, all hooks inside ]                                            (the caller's jit, vmap, jvp)
 
 The bounds of the loop are arguments of its program, so the program runs any stretch of layers. Compile time does not
-grow with depth, and a new Python hook does not recompile the model. Under a transformation the same Block runs in a
-`lax.scan`, which can be differentiated; Python hooks are traced there.
+grow with depth, and a new Python hook does not recompile the model. Under other transformations the same Block runs in
+a `lax.scan`; Python hooks are traced there.
 """
 
 import dataclasses
