@@ -1,6 +1,7 @@
 """Names of hook points: full names, TransformerLens's short names, and selection by name, wildcard or filter."""
 
 import difflib
+import functools
 import re
 from collections.abc import Callable
 
@@ -53,6 +54,7 @@ def get_act_name(name: str, layer: int | str | None = None, layer_type: str | No
 # --- full names
 
 
+@functools.lru_cache(maxsize=65536)
 def split_name(name: str) -> tuple[str, int | None]:
     """Splits a full name into site and layer.
 

@@ -243,15 +243,10 @@ class HookPlan:
         by_site = [site_hook for hook in forward + backward for site_hook in _site_hooks(cfg, hook)]
         return cls(cfg, tuple(by_site), wanted, positions, points, length, probes)
 
-    @functools.cached_property
+    @property
     def wanted_in(self) -> Mapping[int | None, frozenset[str]]:
         """The sites to capture by layer, and outside the blocks (None)."""
-        by_layer: dict[int | None, set[str]] = {}
-        for site, layer in map(split_name, self.wanted):
-            by_layer.setdefault(layer, set()).add(site)
-        distinct: dict[frozenset[str], frozenset[str]] = {}  # layers with equal sites share a set: they compare quickly
-        by_layer = {layer: frozenset(sites) for layer, sites in by_layer.items()}
-        return {layer: distinct.setdefault(sites, sites) for layer, sites in by_layer.items()}
+        return _by_layer(self.wanted)
 
     def edited_by_python(self, differentiated: bool) -> frozenset[int]:
         """The layers in which a plain Python function edits values, or if `differentiated` gradients."""
@@ -276,6 +271,16 @@ class HookPlan:
         if len(layers) > 1:  # a probe of several layers of a stack is one of all its layers
             return zeros
         return _single_rows(zeros, {site: of_site["rows"][layers[0]] for site, of_site in data.items()})
+
+
+@functools.lru_cache(maxsize=256)
+def _by_layer(wanted: frozenset[str]) -> Mapping[int | None, frozenset[str]]:
+    by_layer: dict[int | None, set[str]] = {}
+    for site, layer in map(split_name, wanted):
+        by_layer.setdefault(layer, set()).add(site)
+    distinct: dict[frozenset[str], frozenset[str]] = {}  # layers with equal sites share a set: they compare quickly
+    by_layer = {layer: frozenset(sites) for layer, sites in by_layer.items()}
+    return {layer: distinct.setdefault(sites, sites) for layer, sites in by_layer.items()}
 
 
 def _site_hooks(cfg: Config, registered: RegisteredHook) -> list[SiteHook]:

@@ -56,7 +56,7 @@ class Tap:
             if hook.site == site:
                 value = self._edited(hook, value)
         if site in self._wanted:
-            value = _rounded(value)
+            value = value if self.stepwise else _rounded(value)  # between two steps it is an array
             self.captured[site] = value if self._positions is None else self._positions.cut(site, value)
         return value
 

@@ -4,6 +4,7 @@ Axes: b batch, p position, d d_model.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class LayerRange:
         Each entry of a list must select an activation that these layers reach.
         """
         if names_filter is None:
-            return frozenset(name for name in sites(cfg) if is_cached_by_default(cfg, name) and self.covers(name))
+            return _default_names(cfg, cfg.switched_on, self)
         filters = names_filter if isinstance(names_filter, list | tuple | set | frozenset) else [names_filter]
         if not filters:
             raise HookError("names_filter is an empty list; give at least one name, or None for everything")
@@ -84,6 +85,11 @@ class LayerRange:
     def _not_reached(self, name: str) -> HookError:
         layers = f"layers {self.start} to {self.stop - 1}" if self.start < self.stop else "no layer"
         return HookError(f'"{name}" is never reached: this run covers {layers}')
+
+
+@functools.lru_cache(maxsize=256)
+def _default_names(cfg: Config, switched_on: frozenset[str], layers: LayerRange) -> frozenset[str]:
+    return frozenset(name for name in sites(cfg) if is_cached_by_default(cfg, name) and layers.covers(name))
 
 
 @jax.tree_util.register_dataclass

@@ -5,6 +5,7 @@ The layers of a site are stored stacked, as the compiled loop returns them: `cac
 """
 
 import difflib
+import functools
 import types
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlens._jax import as_device, full_precision, is_traced
+from jaxlens.config import Config
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hooks.names import get_act_name, split_name, why_no_norm_output, without_alias
 from jaxlens.hooks.positions import Positions
@@ -76,8 +78,7 @@ class ActivationCache(Decomposition, Mapping):
             else:
                 site, n_leading = split_name(entry.name)[0].removesuffix("_grad"), int(entry.layers is not None)
                 cache._arrays.store_padded(key, entry.value, site, n_leading, length, positions)
-        order = [f"{name}{suffix}" for suffix in ("", "_grad") for name in sites(model.cfg)]
-        cache._rows = {name: rows[name] for name in order if name in rows}
+        cache._rows = {name: rows[name] for name in _firing_order(model.cfg) if name in rows}
         return cache
 
     # --- a mapping
@@ -333,6 +334,12 @@ class ActivationCache(Decomposition, Mapping):
         cache.model, cache._ranks, cache._rows = None, dict(ranks), dict(rows)
         cache._arrays = dict(zip(cache._ranks, arrays, strict=True))
         return cache
+
+
+@functools.lru_cache(maxsize=64)
+def _firing_order(cfg: Config) -> list[str]:
+    """Every name that a cache may have: activations, then gradients."""
+    return [f"{name}{suffix}" for suffix in ("", "_grad") for name in sites(cfg)]
 
 
 def _stacked_key(site: str, layers: Sequence[int], n_layers: int) -> str:
