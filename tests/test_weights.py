@@ -196,7 +196,7 @@ def test_a_centred_model_writes_no_mean_and_its_logits_have_none(name):
     if "center_unembed" in done:
         assert np.abs(np.asarray(logits).mean(-1)).max() < 1e-5
     if "center_writing_weights" in done:
-        written = [key for key in cache if key.endswith(("hook_embed", "_out", "hook_resid_post"))]
+        written = [key for key in cache if key.endswith(("hook_embed", "attn_out", "mlp_out", "hook_resid_post"))]
         assert len(written) >= 2 * centred.cfg.n_layers
         assert all(np.abs(np.asarray(cache[key]).mean(-1)).max() < 1e-5 for key in written if "unembed" not in key)
 

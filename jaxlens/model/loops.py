@@ -26,7 +26,6 @@ from jaxlens.nn.block import Block
 from jaxlens.nn.module import arrays
 from jaxlens.nn.sequence import SequenceInfo
 
-STATIC = {"static": True}
 Rows = dict[str, jax.Array]
 """A value per site, with a row for each layer."""
 
@@ -66,10 +65,12 @@ class LoopInputs:
 
 
 def layer_at(rows: Any, i: Any) -> Any:
+    """Row i of every array."""
     return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, i, keepdims=False), rows)
 
 
 def set_row(rows: Any, value: Any, i: Any) -> Any:
+    """The arrays with `value` as row i."""
     return jax.tree.map(lambda w, value: jax.lax.dynamic_update_index_in_dim(w, value, i, 0), rows, value)
 
 
@@ -145,7 +146,7 @@ class _Residuals:
     `kept` is the input of each layer.
     """
 
-    fields: tuple[str, ...] = dataclasses.field(metadata=STATIC)
+    fields: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     inputs: LoopInputs
     kept: jax.Array
     first: Any
@@ -227,7 +228,7 @@ def _floats(tree: Any) -> tuple[list[jax.Array], Callable[[list], Any]]:
 
 
 def _is_float(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def _without_symbols(gradient: Any) -> Any:
