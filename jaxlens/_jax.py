@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import ad
 
 Class = TypeVar("Class")
@@ -39,7 +40,7 @@ def is_at_hand(array: Any) -> bool:
 def is_eagerly_differentiated(tracer: jax.core.Tracer) -> bool:
     """Whether a tracer belongs to `jax.grad` or `jax.vjp` alone, and so has a concrete value."""
     primal = getattr(tracer, "primal", None)
-    is_concrete = isinstance(primal, jax.Array) and not isinstance(primal, jax.core.Tracer)
+    is_concrete = isinstance(primal, jax.Array | np.ndarray) and not isinstance(primal, jax.core.Tracer)
     return is_concrete and not isinstance(tracer, ad.JVPTracer)
 
 

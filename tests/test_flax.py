@@ -83,6 +83,7 @@ def test_an_update_of_the_state_is_seen_by_the_next_call():
 def test_copies_compute_the_same(copied):
     the_model, given = randomised(CONFIGS["gpt2"]), tokens(1, 5)
     the_copy = copied(the_model)
+    assert jax.tree.structure(the_copy) == jax.tree.structure(randomised(CONFIGS["gpt2"], 1))
     assert (the_copy(given) == the_model(given)).all()
     the_copy.set_params({name: w * 0 for name, w in the_model.params.items()})
     assert the_model(given).any()

@@ -9,6 +9,7 @@ from test_engine import compilations  # noqa: F401, a fixture
 from test_models import close
 
 from jaxlens import hook
+from jaxlens.errors import HookError
 
 every_kind = pytest.mark.parametrize("name", ["llama", "gpt2", "moe", "shortformer"])
 TOLERANCE = 1e-4  # of the largest value: two programs, and gradients of several hundred
@@ -125,3 +126,46 @@ def test_derivatives_of_other_kinds():
     close(jax.vmap(jax.grad(loss))(direction[None])[0], gradient, TOLERANCE)
     close(jax.grad(lambda d: jax.grad(loss)(d) @ direction)(direction), jax.hessian(loss)(direction) @ direction, 1e-3)
     close(jax.grad(jax.checkpoint(loss))(direction), gradient, TOLERANCE)
+
+
+def test_gradients_of_gradients():
+    the_model, given = model("gpt2"), tokens(1, 5)
+    hooks = [("blocks.1.hook_mlp_out", fresh())]
+
+    def by_input(params):
+        residual = jnp.ones((1, 5, the_model.cfg.d_model)) * jnp.arange(the_model.cfg.d_model)
+        run = the_model.with_params(params).run_with_hooks
+        return (jax.grad(lambda x: (run(x, start_at_layer=0, fwd_hooks=hooks) ** 2).mean())(residual) ** 2).sum()
+
+    def of_cached_gradients(params):
+        options = {"return_type": "loss", "incl_bwd": True, "hooks": hooks, "names_filter": "blocks.*.hook_mlp_out"}
+        cache = the_model.with_params(params).run_with_cache(given, **options)[1]
+        return (cache["blocks.1.hook_mlp_out_grad"] ** 2).sum()
+
+    for function in (by_input, of_cached_gradients):
+        expected = jax.jit(jax.grad(function))(the_model.params)
+        for name, gradient in jax.grad(function)(the_model.params).items():
+            close(gradient, expected[name], 1e-3)
+
+
+def test_numpy_weights_compile_nothing_for_a_new_hook(compilations):  # noqa: F811
+    the_model, given = model("llama"), tokens(1, 7)
+    params = {name: np.asarray(w) for name, w in the_model.params.items()}
+
+    def gradient(by):
+        hooks = [("blocks.1.hook_resid_post", fresh(by))]
+        return jax.grad(lambda p: the_model.with_params(p)(given, return_type="loss", hooks=hooks))(params)
+
+    gradient(1.5)
+    compilations.clear()
+    gradient(1.6)
+    assert not compilations
+
+
+def test_a_data_hook_that_closes_over_what_is_differentiated_is_refused():
+    def loss(w):
+        hooks = [("blocks.1.hook_mlp_out", hook(lambda value, hook: value * w))]
+        return model("llama")(tokens(1, 5), return_type="loss", hooks=hooks)
+
+    with pytest.raises(HookError, match=r"pass the value as data, as in hook\(fn, w=w\)"):
+        jax.grad(loss)(1.3)

@@ -312,3 +312,6 @@ def test_logits_are_checked_on_request():
         jax.jit(lambda model: model(given))(the_model)
     with pytest.warns(UserWarning, match='the logits are not finite: "hook_embed" is the first hook point'):
         the_model(given)
+    infinite = [("blocks.1.hook_mlp_out", lambda value, hook: value * jnp.inf)]
+    with pytest.warns(UserWarning, match="the residual stream is not finite: .* in a run without its Python hooks"):
+        the_model.run_with_hooks(given % 3, stop_at_layer=2, fwd_hooks=infinite)

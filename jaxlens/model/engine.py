@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlens._jax import is_eagerly_differentiated, is_traced
+from jaxlens.errors import HookError
 from jaxlens.hooks.plan import HookPlan, zero_probe
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.loops import (
@@ -168,6 +169,9 @@ def _compiled(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookP
         buffers = new_buffers(program, inputs, x) if rows else {}
     first, last = np.int32(stretch.first), np.int32(stretch.first + len(stretch.layers))
     x, values = loop(program, inputs, x, buffers, first, last)
+    if mode is Mode.EAGER and is_traced(x) and is_eagerly_differentiated(x):  # although no input is traced
+        problem = "a function of hook(fn, **data) uses a value that is differentiated and is not among its data"
+        raise HookError(f"{problem}; pass the value as data, as in hook(fn, w=w)")
     return x, values if stretch.buffered else {site: value[0] for site, value in values.items()}
 
 

@@ -30,14 +30,19 @@ def warn_if_not_finite(
         return
     wanted = frozenset(name for name in request.layers.wanted(model.cfg, None) if not name.endswith(MASKED))
     repeated = dataclasses.replace(request, return_type=None, wanted=wanted, positions=None)
-    _, captured = type(model).run(model, model_input, repeated, tuple(hook for hook in hooks if not hook.is_plain))
+    repeatable = tuple(hook for hook in hooks if not hook.is_plain)
+    _, captured = type(model).run(model, model_input, repeated, repeatable)
     finite: dict[str, bool] = {}
     for entry in captured:
         names = [entry.name] if entry.layers is None else [f"blocks.{layer}.{entry.name}" for layer in entry.layers]
         of_layers = jnp.isfinite(entry.value).reshape(len(names), -1).all(1)
         finite |= dict(zip(names, of_layers.tolist(), strict=True))
     first = next((name for name in sites(model.cfg) if not finite.get(name, True)), None)
-    where = f'"{first}" is the first hook point that is not finite' if first else "every activation is finite"
+    where = f'"{first}" is the first hook point that is not finite'
+    if first is None:
+        where = "every hook point is finite"
+        where += ", in a run without its Python hooks" if len(repeatable) < len(hooks) else ""
     dtype = jnp.finfo(model.cfg.dtype)
     advice = f"; {dtype.dtype} ends at {float(dtype.max):.0f}, so try a wider dtype" if dtype.bits < 32 else ""
-    warnings.warn(f"the {'logits are' if value.ndim > 2 else 'loss is'} not finite: {where}{advice}", stacklevel=4)
+    kind = "loss is" if value.ndim < 3 else "logits are" if request.layers.unembeds else "residual stream is"
+    warnings.warn(f"the {kind} not finite: {where}{advice}", stacklevel=4)

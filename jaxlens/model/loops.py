@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from jaxlens._jax import full_precision
+from jaxlens._jax import full_precision, is_traced
 from jaxlens.hooks.plan import SiteHook, zero_probe
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.tap import Tap
@@ -159,7 +159,10 @@ def _loop_fwd(program: Program, structure, leaves, *others):
     needed = [any(list(itertools.islice(perturbed, size))) for size in sizes]
     leaves, (x, buffers, first, last) = jax.tree.map(lambda leaf: leaf.value, (leaves, others))
     inputs = structure.unflatten(leaves)
-    output, values, kept = _keeping_loop(program, inputs, x, buffers, first, last)
+    if is_traced(inputs, x, buffers):  # differentiated again: known bounds make it a scan
+        output, values, kept = _forward(program, inputs, x, buffers, int(first), int(last), keep=True)
+    else:
+        output, values, kept = _keeping_loop(program, inputs, x, buffers, first, last)
     return (output, values), _Residuals(tuple(itertools.compress(_FIELDS, needed)), inputs, kept, first, last)
 
 
@@ -167,7 +170,11 @@ def _loop_bwd(program: Program, structure, residuals: _Residuals, gradients):
     gradient, of_values = jax.tree.map(_without_symbols, gradients, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
     of_floats = {site: of_value for site, of_value in of_values.items() if of_value.dtype != jax.dtypes.float0}
     with full_precision(residuals.inputs.stack.cfg.dtype):
-        sums, gradient, of_floats = _backward(program, residuals, gradient, of_floats)
+        if is_traced(residuals, gradient, of_floats):
+            known = dataclasses.replace(residuals, first=int(residuals.first), last=int(residuals.last))
+            sums, gradient, of_floats = _backward(program, known, gradient, of_floats)
+        else:
+            sums, gradient, of_floats = _compiled_backward(program, residuals, gradient, of_floats)
     of_leaves: list[jax.Array | None] = []
     for field in _FIELDS:
         values, of_field = getattr(residuals.inputs, field), iter(sums.get(field, ()))
@@ -178,7 +185,6 @@ def _loop_bwd(program: Program, structure, residuals: _Residuals, gradients):
 _differentiable.defvjp(_loop_fwd, _loop_bwd, symbolic_zeros=True)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _backward(program: Program, residuals: _Residuals, gradient, of_buffers: Rows):
     """The gradients of the needed fields of the inputs (their floats), of the residual stream, and of the buffers."""
     inputs, first, last = residuals.inputs, residuals.first, residuals.last
@@ -207,6 +213,9 @@ def _backward(program: Program, residuals: _Residuals, gradient, of_buffers: Row
 
     gradient, of_buffers, sums = jax.lax.fori_loop(first, last, body, (gradient, of_buffers, zeros))
     return sums, gradient, of_buffers
+
+
+_compiled_backward = jax.jit(_backward, static_argnums=0)
 
 
 def _added(field: str, sums, of_layer, i, row):

@@ -61,7 +61,7 @@ class Module(FlaxModule):
 
     def tree_flatten(self):
         static = self._attributes()
-        return [static.pop(name) for name in self.children], tuple(static.items())
+        return [static.pop(name) for name in self.children], tuple(sorted(static.items()))
 
     def tree_flatten_with_keys(self):
         children, static = self.tree_flatten()
