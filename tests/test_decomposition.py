@@ -18,6 +18,9 @@ from jaxlens.nn.module import arrays
 from jaxlens.nn.moe import choose
 from jaxlens.nn.norm import Norm
 
+# The caches are of padded rows, and the padding is compared too.
+pytestmark = pytest.mark.filterwarnings("ignore:pos_slice=.* counts from the end")
+
 MORE = {
     "norms after, centred": Config(**SIZES, act_fn="gelu", norm_placement="both"),
     "no norm": Config(**SIZES, act_fn="relu", normalization_type=None, positional_embedding_type="none"),

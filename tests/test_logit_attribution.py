@@ -23,6 +23,9 @@ from jaxlens import ActivationCache, ActivationNotFound, HookedTransformer, Toke
 from jaxlens.analysis import logit_attribution
 from jaxlens.analysis.labelled_array import Labelled
 
+# The caches are of padded rows, and the padding is compared too.
+pytestmark = pytest.mark.filterwarnings("ignore:pos_slice=.* counts from the end")
+
 UNITS = ("component", "head", "neuron", "all", "layer")
 every_config = pytest.mark.parametrize("name", EVERY)
 
