@@ -9,7 +9,6 @@ from test_engine import compilations  # noqa: F401, a fixture
 from test_models import close
 
 from jaxlens import hook
-from jaxlens.errors import HookError
 
 every_kind = pytest.mark.parametrize("name", ["llama", "gpt2", "moe", "shortformer"])
 TOLERANCE = 1e-4  # of the largest value: two programs, and gradients of several hundred
@@ -160,12 +159,3 @@ def test_numpy_weights_compile_nothing_for_a_new_hook(compilations):  # noqa: F8
     compilations.clear()
     gradient(1.6)
     assert not compilations
-
-
-def test_a_data_hook_that_closes_over_what_is_differentiated_is_refused():
-    def loss(w):
-        hooks = [("blocks.1.hook_mlp_out", hook(lambda value, hook: value * w))]
-        return model("llama")(tokens(1, 5), return_type="loss", hooks=hooks)
-
-    with pytest.raises(HookError, match=r"pass the value as data, as in hook\(fn, w=w\)"):
-        jax.grad(loss)(1.3)
