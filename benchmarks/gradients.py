@@ -7,7 +7,6 @@ Every call has a new function object. The baseline is the gradient of the loss i
 is compiled once. Memory is the resident memory of the process, measured after the programs are compiled.
 """
 
-import argparse
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 
 from benchmarks import smollm2
-from benchmarks.report import environment, print_environment, print_table, verdict, write
+from benchmarks.report import print_table, verdict, write
 from benchmarks.timing import clocks, compilations, interleaved
 from jaxlens import HookedTransformer
 
@@ -70,17 +69,10 @@ def measure_memory(run: Callable[[int], Any], n_calls: int) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the benchmark, prints the results, and saves them unless `--quick`."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a small model and few calls; nothing is saved")
-    options = parser.parse_args()
-    jax.config.update("jax_enable_compilation_cache", False)
-    machine = environment()
-    print_environment(machine)
-    model, weights = smollm2.load(options.quick)
-    print(f"{model!r}\n  weights: {weights}")
+    quick, machine, model, weights = smollm2.begin(__doc__, "a small model and few calls; nothing is saved")
     tokens = np.random.default_rng(0).integers(0, model.cfg.d_vocab, (1, LENGTH))
     cases = gradient_cases(model, tokens)
-    timings = interleaved(cases, 3 if options.quick else 5)
+    timings = interleaved(cases, 3 if quick else 5)
     print_table(
         f"1×{LENGTH} tokens; medians, each call next to the baseline",
         ["", "first call", "compiled", "warm", "× baseline", "compiled", "target"],
@@ -90,7 +82,7 @@ def main() -> None:
     )  # fmt: skip
     short = tokens[:, :16]
     of_short = gradient_cases(model, short)
-    n_calls = 40 if options.quick else 200
+    n_calls = 40 if quick else 200
     memory = {name: measure_memory(run, n_calls) for name, run in of_short.items() if name != BASELINE}
     print_table(
         f"{n_calls} calls with 1×{short.shape[1]} tokens",
@@ -98,7 +90,7 @@ def main() -> None:
         [[name, f"{m[MEGABYTES]:.3f} MB", str(m["programs"]), verdict(m[MEGABYTES], GROWTH_TARGET)]
          for name, m in memory.items()],
     )  # fmt: skip
-    if not options.quick:
+    if not quick:
         times = {name: {"first": t.first, "warm": t.warm, "ratio": t.ratio} for name, t in timings.items()}
         write("gradients", machine, {"model": weights, "times": times, "memory": memory})
 

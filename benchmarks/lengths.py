@@ -10,7 +10,6 @@ The second table is the time that Python takes to plan a call and to start its p
 layer has a Python hook, in models of many layers that compute almost nothing.
 """
 
-import argparse
 import itertools
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 import jaxlens.model.lengths
 from benchmarks import smollm2
-from benchmarks.report import environment, print_environment, print_table, write
+from benchmarks.report import print_table, write
 from benchmarks.timing import clocks, compilations, median
 from jaxlens import Config, HookedTransformer
 
@@ -80,16 +79,9 @@ def measure_planning(n_layers: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Runs the benchmark, prints the results, and saves them unless `--quick`."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a small model and 20 prompts; nothing is saved")
-    options = parser.parse_args()
-    jax.config.update("jax_enable_compilation_cache", False)
-    machine = environment()
-    print_environment(machine)
-    model, weights = smollm2.load(options.quick)
-    print(f"{model!r}\n  weights: {weights}")
+    quick, machine, model, weights = smollm2.begin(__doc__, "a small model and 20 prompts; nothing is saved")
     rng = np.random.default_rng(0)
-    lengths = [int(length) for length in rng.permutation(np.arange(1, 21 if options.quick else 101))]
+    lengths = [int(length) for length in rng.permutation(np.arange(1, 21 if quick else 101))]
     tokens = rng.integers(0, model.cfg.d_vocab, (1, max(lengths)))
     by_policy = measure_lengths(model, tokens, lengths)
     print_table(
@@ -104,7 +96,7 @@ def main() -> None:
     for few, many in itertools.pairwise(DEPTHS):
         growth = planning[many][EVERYTHING] / planning[few][EVERYTHING]
         print(f"  {few} to {many} layers: {growth:.1f} × the time for {many / few:.1f} × the layers")
-    if not options.quick:
+    if not quick:
         write("lengths", machine, {"model": weights, "lengths": by_policy, "planning": planning})
 
 

@@ -1,7 +1,11 @@
 """The model of the benchmarks: SmolLM2-135M, or random weights of the same shape."""
 
+import argparse
 from typing import Any
 
+import jax
+
+from benchmarks.report import environment, print_environment
 from jaxlens import Config, HookedTransformer
 from jaxlens.config import Rotary
 from jaxlens.errors import CheckpointError
@@ -36,3 +40,19 @@ def load(quick: bool = False) -> tuple[HookedTransformer, str]:
     except CheckpointError as error:
         print(f"{PRETRAINED} cannot be loaded; using random weights of the same shape: {error}")
     return HookedTransformer(Config(**SMOLLM2)), "random"
+
+
+def begin(doc: str, quick_help: str) -> tuple[bool, dict[str, Any], HookedTransformer, str]:
+    """Reads the command line of a benchmark without other options, and prints the machine and the model.
+
+    Returns whether `--quick` was given, the machine, the model, and the origin of its weights.
+    """
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=quick_help)
+    quick = parser.parse_args().quick
+    jax.config.update("jax_enable_compilation_cache", False)
+    machine = environment()
+    print_environment(machine)
+    model, weights = load(quick)
+    print(f"{model!r}\n  weights: {weights}")
+    return quick, machine, model, weights

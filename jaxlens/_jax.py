@@ -27,7 +27,12 @@ UNTRACEABLE = (
 
 def is_traced(*trees: Any) -> bool:
     """Whether any array in `trees` is a tracer of a transformation (jit, grad, vmap)."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return bool(tracers_in(*trees))
+
+
+def tracers_in(*trees: Any) -> list[jax.core.Tracer]:
+    """The tracers of transformations in `trees`."""
+    return [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.core.Tracer)]
 
 
 def is_at_hand(array: Any) -> bool:

@@ -94,17 +94,17 @@ def test_copies_compute_the_same(copied):
 
 def test_an_optimizer_of_flax_does_what_optax_does_on_params():
     the_model, batch = randomised(CONFIGS["llama"]), tokens(4, 6)
-    params, transform = the_model.params, optax.adamw(1e-2)
+    params, transform = the_model.params, optax.sgd(0.01, momentum=0.9)
     state, losses = transform.init(params), []
     for _ in range(3):
         loss, gradient = jax.value_and_grad(lambda p: the_model.with_params(p)(batch, return_type="loss"))(params)
         update, state = transform.update(gradient, state, params)
         params = optax.apply_updates(params, update)
         losses.append(loss)
-    optimizer = nnx.Optimizer(the_model, optax.adamw(1e-2), wrt=nnx.Param)
-    close(jnp.stack([train_step(the_model, optimizer, batch) for _ in range(3)]), jnp.stack(losses), 1e-4)
+    optimizer = nnx.Optimizer(the_model, optax.sgd(0.01, momentum=0.9), wrt=nnx.Param)
+    close(jnp.stack([train_step(the_model, optimizer, batch) for _ in range(3)]), jnp.stack(losses))
     for name, trained in the_model.params.items():
-        close(trained, params[name], 1e-3)
+        close(trained, params[name])
 
 
 def test_a_training_step_is_traced_once_for_equal_models():

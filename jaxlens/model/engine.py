@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlens._jax import is_eagerly_differentiated, is_traced
+from jaxlens._jax import is_eagerly_differentiated, is_traced, tracers_in
 from jaxlens.errors import HookError
 from jaxlens.hooks.plan import HookPlan, zero_probe
 from jaxlens.hooks.tap import Tap
@@ -77,7 +77,7 @@ class Mode(enum.IntEnum):
     @classmethod
     def of(cls, plan: HookPlan, *trees) -> "Mode":
         """The mode for these inputs. An eager gradient without Python hooks is a scan, which JAX can compile whole."""
-        tracers = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.core.Tracer)]
+        tracers = tracers_in(trees)
         if not tracers:
             return cls.EAGER
         split = any(hook.is_plain for hook in plan.hooks) and all(map(is_eagerly_differentiated, tracers))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlens._jax import is_eagerly_differentiated, is_traced
+from jaxlens._jax import is_eagerly_differentiated, is_traced, tracers_in
 from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.hooks.positions import shortened
 from jaxlens.model.loss import Output
@@ -39,8 +39,7 @@ def padded(model: Any, model_input: ModelInput, hooks: tuple[RegisteredHook, ...
     target = program_length(length, model.cfg.n_ctx)
     if target == length or not all(hook.is_plain for hook in hooks):
         return model_input
-    tracers = [leaf for leaf in jax.tree.leaves((model_input, model.modules, hooks)) if is_traced(leaf)]
-    if not all(map(is_eagerly_differentiated, tracers)):
+    if not all(map(is_eagerly_differentiated, tracers_in(model_input, model.modules, hooks))):
         return model_input
     fields = (model_input.tokens, model_input.residual, model_input.mask)
     tokens, residual, mask = (None if array is None else _padded(array, target - length) for array in fields)
