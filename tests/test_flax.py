@@ -138,7 +138,7 @@ def test_hooks_on_the_model_act_in_a_training_step():
 
 
 def test_gradients_are_those_of_jax():
-    the_model, batch = model("llama"), tokens(2, 6)
+    the_model, batch = randomised(CONFIGS["llama"]), tokens(2, 6)  # not one kept from a trace
 
     def loss(the_model):
         return the_model(batch, return_type="loss")
