@@ -11,6 +11,15 @@ from test_engine import compilations  # noqa: F401, a fixture
 from test_models import close
 
 from jaxlens import hook
+from jaxlens.analysis import (
+    ablate,
+    activation_patch,
+    attribution_patch,
+    edge_attribution_patch,
+    integrated_gradients,
+    path_patch,
+)
+from jaxlens.analysis.interventions.generic import generic_activation_patch
 from jaxlens.config import Dynamic, LongRope, Rotary
 from jaxlens.hooks.slice import Slice
 from jaxlens.model.lengths import program_length
@@ -161,6 +170,75 @@ def test_a_new_length_compiles_no_model_code(compilations):  # noqa: F811
         everything(length)
         compiled.append(len(compilations))
     assert max(compiled) <= 2  # cuts: of logits, and of the value that the hook receives
+
+
+def difference(logits):
+    return logits[:, -1, 3] - logits[:, 1, 4]
+
+
+def last_position(activation, index, source):
+    return activation.at[:, -1].set(source[:, -1])
+
+
+EXPERIMENTS = {
+    "activation patching": lambda model, a, b: activation_patch(model, a, b, difference),
+    "patching of patterns": lambda model, a, b: activation_patch(
+        model, a, b, difference, "pattern", ("layer", "head", "dest_pos")
+    ),
+    "ablation": lambda model, a, b: ablate(model, a, difference, by="mean"),
+    "path patching": lambda model, a, b: path_patch(model, a, b, difference),
+    "a metric of all positions": lambda model, a, b: activation_patch(
+        model, a, b, lambda logits: logits.mean((1, 2)), "resid_pre"
+    ),
+    "a metric that cannot be traced": lambda model, a, b: activation_patch(
+        model, a, b, lambda logits: float(logits[0, -1, 0]), "z", ("layer", "head")
+    ),
+    "a setter that counts from the end": lambda model, a, b: generic_activation_patch(
+        model, a, model.run_with_cache(b)[1], difference, last_position, "resid_pre", ("layer",)
+    ),
+    "attribution": lambda model, a, b: attribution_patch(model, a, b, difference, ("resid_pre", "pattern"))["pattern"],
+    "exact attribution": lambda model, a, b: attribution_patch(model, a, b, difference, "k", exact_softmax=True)["k"],
+    "edges": lambda model, a, b: edge_attribution_patch(model, a, b, difference),
+    "integrated gradients": lambda model, a, b: integrated_gradients(model, a, difference, b, steps=2),
+    "a baseline of embeddings": lambda model, a, b: integrated_gradients(
+        model, a, difference, np.full((a.shape[1], model.cfg.d_model), 0.1, np.float32), steps=2
+    ),
+}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_at_the_length_of_a_program_give_those_of_the_exact_length(experiment, monkeypatch):
+    the_model, run = model("llama"), EXPERIMENTS[experiment]
+    pair = tokens(2, 9, seed=1), tokens(2, 9, seed=2)
+    if experiment == "exact attribution":
+        pair = tuple(given[:, :6] for given in pair)
+    at_program_length = run(the_model, *pair)
+    monkeypatch.setattr("jaxlens.model.lengths.program_length", lambda length, n_ctx: length)
+    exact_length = run(the_model, *pair)
+    assert at_program_length.shape == exact_length.shape
+    close(np.asarray(at_program_length), np.asarray(exact_length))
+    if hasattr(exact_length, "labels"):
+        assert at_program_length.labels == exact_length.labels
+
+
+def test_an_experiment_at_a_new_length_compiles_no_model_code(compilations):  # noqa: F811
+    the_model = model("llama")
+    pair = np.asarray(tokens(1, 16, seed=1)), np.asarray(tokens(1, 16, seed=2))
+
+    def experiments(length):
+        a, b = (given[:, :length] for given in pair)
+        activation_patch(the_model, a, b, difference)
+        path_patch(the_model, a, b, difference)
+        attribution_patch(the_model, a, b, difference)
+        integrated_gradients(the_model, a, difference, b, steps=2)
+
+    experiments(9)
+    compiled = []
+    for length in (10, 15):
+        compilations.clear()
+        experiments(length)
+        compiled.append(len(compilations))
+    assert max(compiled) <= 2  # cuts of the logits
 
 
 def test_a_new_position_compiles_nothing(compilations):  # noqa: F811

@@ -42,15 +42,8 @@ def padded(model: Any, model_input: ModelInput, hooks: tuple[RegisteredHook, ...
     if not all(map(is_eagerly_differentiated, tracers_in(model_input, model.modules, hooks))):
         return model_input
     fields = (model_input.tokens, model_input.residual, model_input.mask)
-    tokens, residual, mask = (None if array is None else _padded(array, target - length) for array in fields)
+    tokens, residual, mask = (None if array is None else extended(array, (1,), target) for array in fields)
     return ModelInput(tokens, residual, mask, mask, length)
-
-
-def _padded(array: jax.Array, n: int) -> jax.Array:
-    widths = ((0, 0), (0, n)) + ((0, 0),) * (array.ndim - 2)
-    if is_traced(array) or array.committed or not array.is_ready():
-        return jnp.pad(array, widths)
-    return jax.device_put(np.pad(np.asarray(array), widths))  # jnp.pad would compile a program per shape
 
 
 def cut(output: Any, model_input: ModelInput) -> Any:
@@ -61,3 +54,11 @@ def cut(output: Any, model_input: ModelInput) -> Any:
         return Output(*(cut(array, model_input) for array in output))
     n_padding = model_input.mask.shape[1] - model_input.length
     return output if output.ndim < 2 else shortened(output, (1,), output.shape[1] - n_padding)
+
+
+def extended(value: jax.Array, axes: tuple[int, ...], length: int) -> jax.Array:
+    """The value with zeros after its last position, up to `length` positions along these axes."""
+    widths = [(0, length - size if axis in axes else 0) for axis, size in enumerate(value.shape)]
+    if is_traced(value) or value.committed or not value.is_ready():
+        return jnp.pad(value, widths)
+    return jax.device_put(np.pad(np.asarray(value), widths))  # jnp.pad would compile a program per shape

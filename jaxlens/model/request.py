@@ -134,6 +134,11 @@ class ModelInput:
     loss_mask: Bool[Array, "b p"] | None
     length: int | None = dataclasses.field(default=None, metadata=STATIC)
 
+    @property
+    def n_positions(self) -> int:
+        """The number of positions before the padding to the length of the program."""
+        return self.mask.shape[1] if self.length is None else self.length
+
 
 def read_input(
     cfg: Config, tokenizer: Tokenizer | None, input: Any, prepend_bos: bool | None = None,

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlens._jax import full_precision
+from jaxlens.analysis.inputs import read_single
 from jaxlens.analysis.interventions.activation_patching import MetricFunction
 from jaxlens.analysis.interventions.cells import Cells
 from jaxlens.analysis.interventions.generic import (  # noqa: F401  (TransformerLens has them in this module)
@@ -179,7 +180,7 @@ def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric,
     if not len(indices):
         return result
     setter = hook(_add_linearly, differences=differences, scales=scales, W=W)
-    given = model.read_input(corrupted_tokens, attention_mask=options.get("attention_mask"))
+    given = read_single(model, corrupted_tokens, options.get("attention_mask"))
     cells = Cells.at(cfg, component, indices)
     values = sweep(model, given, cells, setter, None, {"": metric}, **options).cells[""]
     return result.at[indices[:, 2], indices[:, 0], indices[:, 1]].set(values)

@@ -79,7 +79,7 @@ CASES_OF = {
     "test_heads": ("analysis/heads.py", "analysis/prompt_test.py", "analysis/svd.py"),
     "test_logit_attribution": ("analysis/logit_attribution.py",),
     "test_patching": (
-        "analysis/input_pair.py", "analysis/interventions/", "analysis/labelled_array.py",
+        "analysis/inputs.py", "analysis/interventions/", "analysis/labelled_array.py",
         "transformer_lens/patching.py",
     ),
     "test_plot": ("plot/",),

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxlens._jax import UNTRACEABLE, is_traced
 from jaxlens.analysis.compiled import compiled
-from jaxlens.analysis.interventions.metric import Metric
+from jaxlens.analysis.interventions.metric import Metric, repeated_last
 from jaxlens.hooks.plan import HookPlan, zero_probe
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.engine import Mode, Stretch, stretches
@@ -219,12 +219,13 @@ class Readout:
     positions: np.ndarray
 
     @classmethod
-    def of(cls, model: HookedTransformer, metric: Callable, start: Start) -> "Readout":
-        """The metric for runs from `start`. Only the logits at positions that it reads are computed."""
-        shape = (*start.mask.shape, model.cfg.d_vocab_out)
-        traced = Metric(metric, jax.ShapeDtypeStruct(shape, start.residual.dtype))
+    def of(cls, model: HookedTransformer, metric: Callable, inputs: ModelInput) -> "Readout":
+        """The metric for runs of these inputs. Only the logits at positions that it reads are computed."""
+        shape = (len(inputs.mask), inputs.n_positions, model.cfg.d_vocab_out)
+        traced = Metric(metric, jax.ShapeDtypeStruct(shape, model.cfg.dtype))
         # With hooks, all positions are computed, because a hook on the final norm or the logits may index positions.
-        return cls(model, traced, np.arange(shape[1]) if model.list_hooks() else traced.positions)
+        read = np.arange(shape[1]) if model.list_hooks() else repeated_last(traced.positions, inputs.mask.shape[1])
+        return cls(model, traced, read)
 
     def __call__(self, final: Float[Array, "b p d"]) -> Array:
         """The metric of a run with this residual stream after the last layer."""

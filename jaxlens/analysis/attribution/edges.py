@@ -29,7 +29,7 @@ from jaxlens.analysis.attribution import backward
 from jaxlens.analysis.attribution.backward import ByStretch
 from jaxlens.analysis.attribution.nodes import path_steps
 from jaxlens.analysis.compiled import compiled
-from jaxlens.analysis.input_pair import read_pair
+from jaxlens.analysis.inputs import read_pair
 from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.config import Config
 from jaxlens.hooks.tap import Tap
@@ -92,7 +92,7 @@ def edge_attribution_patch(
     inputs = read_pair(model, attention_mask, clean=clean, corrupt=corrupt)
     goal, start = backward.Start.pair(model, *inputs)
     final, clean_values = backward.run_layers(model, goal, probed=INPUTS, wanted=OUTPUTS)
-    readout = backward.Readout.of(model, metric_fn, start)
+    readout = backward.Readout.of(model, metric_fn, inputs[1])
     corrupted_values, total = None, None
     for run, value, gradient in backward.runs_along(model, start, goal, steps, readout, probed=INPUTS, wanted=OUTPUTS):
         if corrupted_values is None:

@@ -17,9 +17,10 @@ from jaxtyping import Array, Float
 
 from jaxlens._jax import full_precision, wide
 from jaxlens.analysis.attribution.backward import Readout, Start, all_gradients, pull_back, run_layers, runs_along
-from jaxlens.analysis.input_pair import read_pair
+from jaxlens.analysis.inputs import read_pair, read_single
 from jaxlens.analysis.interventions.activation_patching import position_labels
 from jaxlens.analysis.labelled_array import Labelled
+from jaxlens.model.lengths import extended
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 
@@ -63,7 +64,7 @@ def integrated_gradients(
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps is {steps!r}; expected a positive number of integration points")
     inputs, goal, start = _ends(model, input, baseline, attention_mask)
-    readout, total = Readout.of(model, metric_fn, goal), 0
+    readout, total = Readout.of(model, metric_fn, inputs), 0
     points, weights = np.polynomial.legendre.leggauss(int(steps))
     runs = runs_along(model, start, goal, (points + 1) / 2, readout)
     for (run, _, gradient), weight in zip(runs, weights / 2, strict=True):
@@ -71,10 +72,10 @@ def integrated_gradients(
         total = total + float(weight) * wide(gradient)
         del run
     with full_precision(model.cfg.dtype):
-        contributions = np.asarray(_dot(total, goal.residual - start.residual))
+        contributions = np.asarray(_dot(total, goal.residual - start.residual))[:, : inputs.n_positions]
     at_end, at_start = (np.asarray(readout(run_layers(model, of, wanted=frozenset())[0])) for of in (goal, start))
     prompts = [str(prompt) for prompt in range(len(contributions))]
-    labels = {"prompt": prompts, "pos": position_labels(model, inputs.tokens)}
+    labels = {"prompt": prompts, "pos": position_labels(model, inputs)}
     return TokenContributions(contributions, ("prompt", "pos"), labels, difference=at_end - at_start)
 
 
@@ -83,14 +84,16 @@ def _ends(model: HookedTransformer, input: Any, baseline: Any, attention_mask: A
     if not (isinstance(baseline, jax.Array | np.ndarray) and jnp.issubdtype(baseline.dtype, jnp.floating)):
         runs = read_pair(model, attention_mask, input=input, baseline=baseline)
         return runs[0], *Start.pair(model, *runs)
-    inputs = model.read_input(input, attention_mask=attention_mask)
+    inputs = read_single(model, input, attention_mask)
     goal = Start.of(model, inputs)
-    sizes = zip(baseline.shape[::-1], goal.residual.shape[::-1], strict=False)
+    shape = (len(inputs.mask), inputs.n_positions, model.cfg.d_model)
+    sizes = zip(baseline.shape[::-1], shape[::-1], strict=False)
     if baseline.ndim > 3 or any(size not in (1, expected) for size, expected in sizes):
-        raise ValueError(f"the baseline has shape {baseline.shape}, which does not broadcast to {goal.residual.shape}")
+        raise ValueError(f"the baseline has shape {baseline.shape}, which does not broadcast to {shape}")
     options = {"attention_mask": inputs.mask, "stop_at_layer": 0, "names_filter": "hook_embed"}
     embedded = model.run_with_cache(inputs.tokens, **options)[1]["hook_embed"]
-    return inputs, goal, Start(goal.residual - embedded + jnp.asarray(baseline, embedded.dtype), goal.mask)
+    baseline = extended(jnp.broadcast_to(jnp.asarray(baseline, embedded.dtype), shape), (1,), goal.mask.shape[1])
+    return inputs, goal, Start(goal.residual - embedded + baseline, goal.mask)
 
 
 _dot = jax.jit(lambda gradient, difference: jnp.einsum("bpd,bpd->bp", gradient, difference))

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from jaxlens._jax import wide
 from jaxlens.analysis.attribution import backward
 from jaxlens.analysis.attribution.exact_softmax import ATTENTION_INPUTS, PATTERN, effect_of_keys, effect_of_queries
-from jaxlens.analysis.input_pair import read_pair
+from jaxlens.analysis.inputs import read_pair
 from jaxlens.analysis.interventions.activation_patching import position_labels
 from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.errors import ActivationNotFound
@@ -127,7 +127,7 @@ def attribution_patch(
     wanted = attributed | (set(ATTENTION_INPUTS) if exact else set())
 
     final, clean_values = backward.run_layers(model, goal, probed=probed, wanted=wanted)
-    readout = backward.Readout.of(model, metric_fn, start)
+    readout = backward.Readout.of(model, metric_fn, inputs[1])
     corrupted_values, total = None, None
     for run, value, gradient in backward.runs_along(model, start, goal, steps, readout, probed=probed, wanted=wanted):
         if corrupted_values is None:
@@ -139,7 +139,7 @@ def attribution_patch(
         total = added if total is None else jax.tree.map(jnp.add, total, added)
         del run
     gradient, attributions = jax.tree.map(lambda summed: np.asarray(summed) / len(steps), total)
-    label = Labeller(model, position_labels(model, inputs[1].tokens), corrupted_metric.ndim == 1)
+    label = Labeller(model, position_labels(model, inputs[1]), corrupted_metric.ndim == 1)
     embed = np.einsum("bpd,bpd->bp", gradient, np.asarray(wide(goal.residual - start.residual)))
     parts = {
         name: label.of_embedding(embed) if site == EMBED else label.of_layers(site, attributions)
@@ -239,6 +239,8 @@ class Labeller:
         """The array with the names and labels of its axes. The axis "prompt", if it is kept, comes last."""
         names = dict(AXIS_NAMES, l="layer", **({"p": "dest_pos"} if "s" in letters else {}))
         axes = [names[letter] for letter in letters.split() if letter in names and (self.per_prompt or letter != "b")]
+        n_positions = len(self.positions)  # the others are padding to the length of the program
+        values = values[tuple(slice(n_positions if axis.endswith("pos") else None) for axis in axes)]
         if self.per_prompt:
             values = np.moveaxis(values, axes.index("prompt"), -1)
             axes = [axis for axis in axes if axis != "prompt"] + ["prompt"]

@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlens._jax import wide
-from jaxlens.analysis.input_pair import read_pair
+from jaxlens.analysis.inputs import read_pair, read_single
 from jaxlens.analysis.interventions.cells import Cells, index_axes, site_of
-from jaxlens.analysis.interventions.sweep import Setter, SweepOptions, sweep
+from jaxlens.analysis.interventions.sweep import PaddedSetter, Setter, SweepOptions, sweep
 from jaxlens.analysis.labelled_array import Labelled
-from jaxlens.hooks.api import hook
 from jaxlens.hooks.table import sites
+from jaxlens.model.lengths import cut
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 
@@ -102,6 +102,7 @@ def activation_patch(
     runs = read_pair(model, options.get("attention_mask"), corrupted=corrupted, clean=clean)
     base, other = runs if direction == "denoising" else reversed(runs)
     logits, cache = model.run_with_cache(other.tokens, names_filter=target.name, attention_mask=other.mask)
+    logits = cut(logits, other)
     goals = {key: np.asarray(function(logits)) for key, function in _by_name(metric).items()}
     return _swept(model, base, cache, put_source, metric, target, goals, **options)
 
@@ -125,7 +126,7 @@ def ablate(
     if by == "mean" and "s" in target.letters.split():
         problem = f'the mean of "{activation_name}" over positions would attend to later positions'
         raise ValueError(f'{problem}; use by="zero", by="resample", or generic_activation_patch with another mean')
-    inputs = model.read_input(input, attention_mask=options.get("attention_mask"))
+    inputs = read_single(model, input, options.get("attention_mask"))
     if by == "zero":
         return _swept(model, inputs, None, put_zero, metric, target, None, **options)
     _, cache = model.run_with_cache(inputs.tokens, names_filter=target.name, attention_mask=inputs.mask)
@@ -187,12 +188,12 @@ def _swept(
     target: Target, goals: Mapping[str, np.ndarray] | None, **options: Unpack[SweepOptions],
 ) -> Patched | dict[str, Patched]:  # fmt: skip
     """The results of a sweep as `Patched` arrays: one, or a dict if `metric` is a dict."""
-    labels = index_axes(model.cfg, base.mask.shape[1], target.activation_name, target.axes)
+    labels = index_axes(model.cfg, base.n_positions, target.activation_name, target.axes)
     shape = tuple(map(len, labels.values()))
     cells = Cells.at(model.cfg, target.activation_name, np.array(list(np.ndindex(shape)), np.int32))
     setter = _setter(target.letters, tuple(target.axes), change)
     swept = sweep(model, base, cells, setter, source, _by_name(metric), **options)
-    labels |= {axis: position_labels(model, base.tokens) for axis in target.axes if axis.endswith("pos")}
+    labels |= {axis: position_labels(model, base) for axis in target.axes if axis.endswith("pos")}
     results = {}
     for name, values in swept.cells.items():
         prompts = metric_axes(values.shape[1:])
@@ -211,7 +212,7 @@ def _setter(letters: str, axes: tuple[str, ...], change: Callable[[Any, Array, A
     if None in along or len(set(along)) < len(along):
         raise ValueError(f"an activation with the axes {letters!r} cannot be swept along {axes}")
 
-    @hook
+    @PaddedSetter
     def setter(activation: Array, index: Array, source: Array) -> Array:
         selected: list[Any] = [slice(None)] * activation.ndim
         for axis, i in zip(along, index[1:], strict=True):
@@ -237,11 +238,12 @@ def metric_axes(shape: tuple[int, ...]) -> dict[str, list[str]]:
     return {axis: [str(i) for i in range(length)] for axis, length in zip(names, shape, strict=False)}
 
 
-def position_labels(model: HookedTransformer, tokens: Any) -> list[str]:
+def position_labels(model: HookedTransformer, inputs: ModelInput) -> list[str]:
     """A label for every position: the token of the first prompt, and the number of the position."""
     if model.tokenizer is None:
-        return [str(position) for position in range(tokens.shape[1])]
-    return [f"{token} {position}" for position, token in enumerate(model.to_str_tokens(tokens[0]))]
+        return [str(position) for position in range(inputs.n_positions)]
+    tokens = np.asarray(inputs.tokens)[0, : inputs.n_positions]
+    return [f"{token} {position}" for position, token in enumerate(model.to_str_tokens(tokens))]
 
 
 def _by_name(metric: Any) -> dict[str, MetricFunction]:

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxlens.analysis.inputs import read_single
 from jaxlens.analysis.interventions.activation_patching import MetricFunction
 from jaxlens.analysis.interventions.cells import Cells, axis_lengths_of_sweep, index_axes
-from jaxlens.analysis.interventions.sweep import Setter, SweepOptions, sweep
+from jaxlens.analysis.interventions.sweep import PaddedSetter, Setter, SweepOptions, sweep
 from jaxlens.errors import require
-from jaxlens.hooks.api import hook
 from jaxlens.model.transformer import HookedTransformer
 
 AxisNames = Literal["layer", "pos", "head", "head_index", "src_pos", "dest_pos", "neuron"]
@@ -58,8 +58,8 @@ def generic_activation_patch(
         raise ValueError("give exactly one of index_axis_names and index_df; either selects the patches")
     if clean_cache is None:
         raise TypeError("clean_cache is None; expected the cache of the clean run, `model.run_with_cache(clean)[1]`")
-    cfg, inputs = model.cfg, model.read_input(corrupted_tokens, attention_mask=options.get("attention_mask"))
-    n_positions = inputs.mask.shape[1]
+    cfg, inputs = model.cfg, read_single(model, corrupted_tokens, options.get("attention_mask"))
+    n_positions = inputs.n_positions
     if index_df is not None:
         indices = _indices(index_df, axis_lengths_of_sweep(cfg, n_positions, activation_name))
         shape = (len(index_df),)
@@ -82,11 +82,14 @@ def _indices(index_df: Any, lengths: Mapping[str, int | None]) -> np.ndarray:
         raise ValueError(f'{given}; expected "layer" as the first column, and at least one row')
     if not np.issubdtype(indices.dtype, np.integer):
         raise TypeError(f"index_df holds {indices.dtype}; expected integers")
+    indices = indices.astype(np.int32)
     for name, column in zip(columns[1:], indices.T[1:], strict=True):
         length = lengths.get(name) or column.max() + 1
         if column.min() < -length or column.max() >= length:
             raise ValueError(f"index_df has {name} {column.min()} to {column.max()}, but the length is {length}")
-    return indices.astype(np.int32)
+        if name in lengths:
+            column[column < 0] += length
+    return indices
 
 
 def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> Any:
@@ -100,7 +103,7 @@ def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence
 
 def _setter(function: Setter) -> Setter:
     """Marks a setter that reads only its arguments, so that its compiled programs can be reused."""
-    return functools.update_wrapper(hook(function), function)
+    return functools.update_wrapper(PaddedSetter(function), function)
 
 
 @_setter

@@ -6,7 +6,8 @@ logits of many runs. So a new metric, or the same metric with other answers, doe
 needs concrete numbers cannot be traced and is called once per run. Side effects of a traced metric happen once, as
 under `jax.jit`.
 
-Axes: c cell of a sweep, b batch, p position, r position that the metric reads, v vocabulary.
+Axes: c cell of a sweep, b batch, p position, i position that the metric reads, r the same with repetitions,
+v vocabulary.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxlens._jax import UNTRACEABLE
 
@@ -59,6 +60,12 @@ class Metric:
         if self._replay is None:
             return jnp.stack([_value(self.function, cell) for cell in logits])
         return jax.vmap(self._replay)(logits)
+
+
+def repeated_last(positions: Int[np.ndarray, "i"], at_most: int) -> Int[np.ndarray, "r"]:
+    """The positions, with the last repeated to a number that is a power of two, so that few programs are compiled."""
+    number = min(1 << (len(positions) - 1).bit_length(), at_most)
+    return np.pad(positions, (0, number - len(positions)), mode="edge")
 
 
 def _value(function: Callable, logits: Float[Array, "b p v"]) -> jax.Array:

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens.analysis.input_pair import read_pair
+from jaxlens.analysis.inputs import read_pair
 from jaxlens.analysis.interventions.activation_patching import MetricFunction, Patched, metric_axes
 from jaxlens.analysis.interventions.cells import Cells
-from jaxlens.analysis.interventions.sweep import SweepOptions, sweep
-from jaxlens.hooks.api import hook
+from jaxlens.analysis.interventions.sweep import PaddedSetter, SweepOptions, sweep
+from jaxlens.model.lengths import cut
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 from jaxlens.weights.circuits import require_additive_residual, require_linear_heads
@@ -81,7 +81,7 @@ def path_patch(
         for sender, receiver in itertools.product(range(len(senders)), receivers)
     ], np.int32)  # fmt: skip
     cells = Cells.at(cfg, RECEIVERS[component], indices)
-    setter = hook(_add_to_head if n_heads else _add, differences=differences)
+    setter = PaddedSetter(_add_to_head if n_heads else _add, differences=differences)
     values = sweep(model, runs[0], cells, setter, None, {"": metric}, **options).cells[""]
     labels = {"sender": [_label(node) for node in senders], "receiver": [_label(node, component) for node in receivers]}
     values = values.reshape(len(senders), len(receivers), *values.shape[1:])
@@ -119,7 +119,7 @@ def _outputs(
     if heads:
         results = cache.stack_head_results(layer=-1)
         written |= {(layer, head): results[layer * model.cfg.n_heads + head] for layer, head in heads}
-    return np.asarray(metric(logits)), jnp.stack([written[node] for node in senders])
+    return np.asarray(metric(cut(logits, run))), jnp.stack([written[node] for node in senders])
 
 
 def _add(activation: Array, index: Array, source: Array, differences: Float[Array, "s b p d"]) -> Array:

@@ -28,15 +28,17 @@ from tqdm import tqdm
 
 from jaxlens._jax import UNTRACEABLE, full_precision, is_traced
 from jaxlens.analysis.interventions.cells import Cells
-from jaxlens.analysis.interventions.metric import Metric
+from jaxlens.analysis.interventions.metric import Metric, repeated_last
 from jaxlens.analysis.interventions.sweep_batches import Baseline, Batch, BatchShape
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hooks.api import DataHook, hook
 from jaxlens.hooks.names import matching, split_name
 from jaxlens.hooks.plan import HookPlan, SiteHook
-from jaxlens.hooks.table import POSITION_AXES
+from jaxlens.hooks.positions import overwritten, shortened
+from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.engine import run_layers
+from jaxlens.model.lengths import extended
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 from jaxlens.nn.block import Block
@@ -49,6 +51,18 @@ Setter = Callable[[Array, Int[Array, "i"], Array], Array]
 
 A setter is traced. A plain function may read globals, so it is traced again in every sweep. For a `hook(fn, **data)`,
 sweeps with the same `fn` reuse the compiled programs."""
+
+
+class PaddedSetter(DataHook):
+    """A setter that accepts activations with padding after the last position of the prompt, at the length of a program.
+
+    Other setters may count positions from the end, so they receive the positions of the prompt only.
+    """
+
+
+jax.tree_util.register_pytree_node(
+    PaddedSetter, lambda s: ((s.keywords,), s.func), lambda function, data: PaddedSetter(function, **data[0])
+)
 
 
 class SweepOptions(TypedDict, total=False):
@@ -77,7 +91,8 @@ def sweep(
     """Every metric in every cell, and in the baseline run.
 
     `inputs` are those of the baseline run. `source` holds the activations that the setter receives as its third
-    argument (None: those of the baseline).
+    argument (None: those of the baseline). Metrics receive the logits at the positions of the prompt, without the
+    padding to the length of the program.
 
     Raises:
         ValueError: The model has hooks, the source does not fit the input, the setter returns another shape, or the
@@ -93,17 +108,18 @@ def sweep(
         raise ValueError(f"{problem}; call model.reset_hooks(including_permanent=True) first")
     with full_precision(model.cfg.dtype):
         # Metrics come first, so that an error in one is raised before the model runs.
-        shape = jax.ShapeDtypeStruct((*inputs.mask.shape, model.cfg.d_vocab_out), model.cfg.dtype)
+        shape = jax.ShapeDtypeStruct((len(inputs.mask), inputs.n_positions, model.cfg.d_vocab_out), model.cfg.dtype)
         traced = {name: Metric(metric, shape) for name, metric in metrics.items()}
         baseline, site_row = baseline_run(model, inputs, cells.site, sorted(set(cells.layers.tolist())))
         sources = baseline.activations
         if source is not None:
-            sources = _stacked_source(source, cells.site, site_row, baseline.activations)
+            sources = _stacked_source(source, cells.site, site_row, baseline.activations, inputs.n_positions)
         read = np.unique(np.concatenate([metric.positions for metric in traced.values()]))
         columns = {name: np.searchsorted(read, metric.positions) for name, metric in traced.items()}
+        read = repeated_last(read, inputs.mask.shape[1])
         # A plain function gets a new identity, so that it is traced again.
         data_hook = setter if isinstance(setter, DataHook) else hook(lambda *arguments: setter(*arguments))
-        runner = SweepRunner(model, baseline, sources, site_row, cells, data_hook, read)
+        runner = SweepRunner(model, baseline, sources, site_row, cells, data_hook, read, inputs.n_positions)
         logits = baseline.logits[:, read]
         unchanged = {name: np.asarray(metric(logits[None][:, :, columns[name]])) for name, metric in traced.items()}
         results = {name: np.repeat(value, len(cells.layers), axis=0) for name, value in unchanged.items()}
@@ -166,14 +182,20 @@ def _prepared(stack: Block, k: Float[Array, "l b t k h"], v: Float[Array, "l b t
     return jax.vmap(of_layer)(stack.attn, k, v, layers)
 
 
-def _stacked_source(source: Mapping[str, Array], site: str, site_row: dict[int, int], activations: Array) -> Array:
-    """The source's activations at a site in all swept layers, [s b ...]."""
+def _stacked_source(
+    source: Mapping[str, Array], site: str, site_row: dict[int, int], activations: Array, n_positions: int
+) -> Array:
+    """The source's activations at a site in all swept layers, [s b ...], at the length of the baseline's program."""
     layers = list(site_row)
     present = [layer for at, layer in map(split_name, source) if at == site]
     stacked = f"blocks.*.{site}"
     stack = source[stacked] if present == layers and stacked in source else _stack(source, site, layers)
+    axes, padded_length = tuple(axis + 1 for axis in LENGTH_AXES[site]), activations.shape[1 + POSITION_AXES[site]]
+    expected = tuple(n_positions if axis in axes else size for axis, size in enumerate(activations.shape))
+    if stack.shape[2:] == expected[2:]:
+        stack = extended(stack, axes, padded_length)
     if stack.shape[2:] != activations.shape[2:] or stack.shape[1] not in (1, activations.shape[1]):
-        shapes = f'the source has "{site}" of shape {stack.shape[1:]}, and the patched run {activations.shape[1:]}'
+        shapes = f'the source has "{site}" of shape {stack.shape[1:]}, and the patched run {expected[1:]}'
         raise ValueError(f"{shapes}; both need the same positions, and the source as many prompts or a single prompt")
     return stack
 
@@ -194,7 +216,10 @@ def _stack(source: Mapping[str, Array], site: str, layers: list[int]) -> Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SweepRunner:
-    """Runs the batches of a sweep. `read` are the positions whose logits the metrics use."""
+    """Runs the batches of a sweep. `read` are the positions whose logits the metrics use.
+
+    `n_positions` are those of the prompt. Later slots are padding to the length of the program, and are not computed.
+    """
 
     model: HookedTransformer
     baseline: Baseline
@@ -203,35 +228,41 @@ class SweepRunner:
     cells: Cells
     setter: DataHook
     read: Int[np.ndarray, "r"]
+    n_positions: int
+
+    @property
+    def length(self) -> int | None:
+        """The number of positions that the setter receives, or None for those of the program."""
+        return None if isinstance(self.setter, PaddedSetter) else self.n_positions
 
     def batches(self, shape: BatchShape) -> Iterator[Batch]:
         """The cells that change anything, in batches, ordered by layer."""
         layers, depth = self.cells.layers, self.model.cfg.n_layers
         first = self.first_changes(shape)
-        n_rows = (shape.slots - first).sum(1)
+        n_rows = (self.n_positions - first).sum(1)
         waiting, used = [], 0
         for cell in np.argsort(layers, kind="stable").tolist():
             if not n_rows[cell]:
                 continue
             if waiting and (used + n_rows[cell] > shape.rows or len(waiting) == shape.cells):
-                yield Batch.of(shape, waiting, layers, first, depth)
+                yield Batch.of(shape, waiting, layers, first, self.n_positions, depth)
                 waiting, used = [], 0
             waiting.append(cell)
             used += n_rows[cell]
         if waiting:
-            yield Batch.of(shape, waiting, layers, first, depth)
+            yield Batch.of(shape, waiting, layers, first, self.n_positions, depth)
 
     def first_changes(self, shape: BatchShape) -> Int[np.ndarray, "c b"]:
-        """The first slot at which every cell changes every prompt; the number of slots if it changes nothing."""
+        """The first position at which every cell changes every prompt; `n_positions` if it changes none."""
         rows = np.array([self.site_row[layer] for layer in self.cells.layers.tolist()], np.int32)
-        data, axis = (self.setter, self.baseline.activations, self.sources), POSITION_AXES[self.cells.site]
+        data, site = (self.setter, self.baseline.activations, self.sources), self.cells.site
         slots = []
         for start in range(0, len(rows), shape.cells):
             # The last batch repeats its cells, so that all batches have the same shape.
             batch = np.resize(np.arange(start, min(start + shape.cells, len(rows))), shape.cells)
-            first = _first_changes(*data, rows[batch], self.cells.indices[batch], axis=axis)
+            first = _first_changes(*data, rows[batch], self.cells.indices[batch], site=site, length=self.length)
             slots.append(np.asarray(first)[: len(rows) - start])
-        return np.concatenate(slots)
+        return np.minimum(np.concatenate(slots), self.n_positions)
 
     def run(self, batch: Batch, baseline_logits: Float[Array, "b r v"]) -> Float[Array, "c b r v"]:
         """The logits of a batch of cells at the positions in `read`."""
@@ -240,7 +271,7 @@ class SweepRunner:
         rows_of_site = np.array([self.site_row.get(layer, 0) for layer in batch.cell_layers.tolist()], np.int32)
         info, x, new, new_layers = _prepare(
             self.setter, self.baseline, self.sources, rows_of_site, self.cells.indices[batch.cells],
-            batch.groups, batch.slots, batch.row_layers, batch.cell_layers, batch.rows, axis=POSITION_AXES[site],
+            batch.groups, batch.slots, batch.row_layers, batch.cell_layers, batch.rows, site=site, length=self.length,
         )  # fmt: skip
         mask = np.isin(np.arange(cfg.n_layers), layers)
         # A row joins at the layer of its cell with the baseline's residual stream, if that is not the swept site.
@@ -260,13 +291,16 @@ def _put(value, hook, new, layers):
     return jnp.where(jnp.expand_dims(changes, tuple(range(changes.ndim, value.ndim))), new, value)
 
 
-def _changed(setter, activations, sources, rows, indices):
-    """The activations of the cells' layers after the setter, [c b ...]."""
+def _changed(setter, activations, sources, rows, indices, site: str, length: int | None):
+    """The activations of the cells' layers after the setter, [c b ...]. The setter receives `length` positions."""
 
     def change(row, index):
-        activation = activations[row]
+        activation, source = (
+            array[row] if length is None else shortened(array[row], LENGTH_AXES[site], length)
+            for array in (activations, sources)
+        )
         try:
-            new = setter(activation, index, sources[row])
+            new = setter(activation, index, source)
         except UNTRACEABLE as error:
             problem = "the index of a setter is traced: numpy functions, `if`, lists and slices `a:b` fail with it"
             raise TypeError(f"{problem}; use jnp.where, jnp.take and jax.lax.dynamic_slice") from error
@@ -274,22 +308,23 @@ def _changed(setter, activations, sources, rows, indices):
             got = "None" if new is None else f"{new.dtype}{list(new.shape)}"
             whole = f"the whole activation, {activation.dtype}{list(activation.shape)}"
             raise ValueError(f"a setter must return {whole}; got {got}. Write `return activation.at[:, pos].set(...)`")
-        return new
+        return new if length is None else overwritten(activations[row], new)
 
     return jax.vmap(change)(rows, indices)
 
 
-@functools.partial(jax.jit, static_argnames=("axis",))
-def _first_changes(setter, activations, sources, rows, indices, axis):
-    differs = _changed(setter, activations, sources, rows, indices) != activations[rows]
-    differs = jnp.moveaxis(differs, axis + 1, 2)
+@functools.partial(jax.jit, static_argnames=("site", "length"))
+def _first_changes(setter, activations, sources, rows, indices, site, length):
+    differs = _changed(setter, activations, sources, rows, indices, site, length) != activations[rows]
+    differs = jnp.moveaxis(differs, POSITION_AXES[site] + 1, 2)
     differs = jnp.any(differs, axis=tuple(range(3, differs.ndim)))
     return jnp.where(jnp.any(differs, axis=2), jnp.argmax(differs, axis=2), differs.shape[2])
 
 
-@functools.partial(jax.jit, static_argnames=("axis",))
+@functools.partial(jax.jit, static_argnames=("site", "length"))
 def _prepare(
-    setter, baseline: Baseline, sources, rows_of_site, indices, groups, slots, row_layers, cell_layers, rows, axis
+    setter, baseline: Baseline, sources, rows_of_site, indices, groups, slots, row_layers, cell_layers, rows,
+    site: str, length: int | None,
 ):  # fmt: skip
     """The info of a batch, its rows of the residual stream, and the cells' new values with the layer of each.
 
@@ -298,8 +333,8 @@ def _prepare(
     n_prompts = baseline.info.mask.shape[0]
     cells, prompts = groups // n_prompts, groups % n_prompts
     sequences = jnp.arange(len(rows)) % n_prompts
-    new = _changed(setter, baseline.activations, sources, rows_of_site, indices)
-    if axis == 1:
+    new = _changed(setter, baseline.activations, sources, rows_of_site, indices, site, length)
+    if POSITION_AXES[site] == 1:
         new, layers = new[cells, prompts, slots][None], row_layers
     else:
         new, layers = new.reshape(-1, *new.shape[2:]), jnp.repeat(cell_layers, n_prompts)

@@ -76,16 +76,18 @@ class Batch:
 
     @classmethod
     def of(
-        cls, shape: BatchShape, cells: list[int], layers: np.ndarray, first: Int[np.ndarray, "c b"], depth: int
+        cls, shape: BatchShape, cells: list[int], layers: np.ndarray, first: Int[np.ndarray, "c b"], n_positions: int,
+        depth: int,
     ) -> "Batch":  # fmt: skip
-        """The batch of these cells, which differ from the baseline from slot `first` on."""
+        """The batch of these cells, which differ from the baseline from slot `first` to slot `n_positions` - 1."""
         padded = np.zeros(shape.cells, np.int32)
         padded[: len(cells)] = cells
         cell_layers = np.full(shape.cells, -1, np.int32)
         cell_layers[: len(cells)] = layers[cells]
         starts = np.full((shape.cells, shape.prompts), shape.slots)
         starts[: len(cells)] = first[cells]
-        sequence, slot = np.nonzero(np.arange(shape.slots) >= starts.reshape(-1, 1))
+        slot = np.arange(shape.slots)
+        sequence, slot = np.nonzero((slot >= starts.reshape(-1, 1)) & (slot < n_positions))
         groups, slots, row_layers = (np.full(shape.rows, fill, np.int32) for fill in (0, 0, -1))
         groups[: len(sequence)], slots[: len(slot)] = sequence, slot
         row_layers[: len(sequence)] = cell_layers[sequence // shape.prompts]

@@ -1,16 +1,24 @@
-"""The inputs of two runs whose activations are compared position by position."""
+"""The inputs of the runs of an experiment, at the lengths of their programs (see jaxlens/model/lengths.py)."""
 
 from typing import Any
 
 import numpy as np
 
 from jaxlens._jax import is_traced
+from jaxlens.model.lengths import padded
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 
 
+def read_single(model: HookedTransformer, input: Any, attention_mask: Any = None) -> ModelInput:
+    """The input of a run."""
+    return _at_program_length(model, model.read_input(input, attention_mask=attention_mask))
+
+
 def read_pair(model: HookedTransformer, attention_mask: Any = None, **runs: Any) -> list[ModelInput]:
-    """The inputs of two runs. Errors call them by the names of the keyword arguments.
+    """The inputs of two runs whose activations are compared position by position.
+
+    Errors call the inputs by the names of the keyword arguments.
 
     Raises:
         ValueError: A transformation traces the model or an input, or the positions do not correspond: the inputs differ
@@ -28,4 +36,9 @@ def read_pair(model: HookedTransformer, attention_mask: Any = None, **runs: Any)
             one, other = (f"{row.sum()} tokens and {(~row).sum()} padding positions" for row in rows)
             lengths = f"prompt {prompt} has {one} in {first}, but {other} in {second}"
             raise ValueError(f"{lengths}; positions must correspond, so give pairs with the same number of tokens")
-    return inputs
+    return [_at_program_length(model, run) for run in inputs]
+
+
+def _at_program_length(model: HookedTransformer, model_input: ModelInput) -> ModelInput:
+    """The input with padding. Hooks on the model may count positions from the end, so they get the exact length."""
+    return model_input if model.list_hooks() else padded(model, model_input, hooks=())
