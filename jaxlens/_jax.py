@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,16 +73,24 @@ def full_precision(dtype: Any = "float32") -> Iterator[None]:
         yield
 
 
-def in_full_precision(cls: type[Class]) -> type[Class]:
-    """A class decorator: runs the public methods, operators and properties of the class in `full_precision`."""
-    for name, member in list(vars(cls).items()):
-        if name.startswith("_") and name not in ("__matmul__", "__rmatmul__"):
-            continue
-        if isinstance(member, types.FunctionType):
-            setattr(cls, name, full_precision()(member))
-        elif isinstance(member, property):
-            setattr(cls, name, property(full_precision()(member.fget), doc=member.__doc__))
-    return cls
+def each_public_method(decorator: Callable[[Callable], Callable]) -> Callable[[type[Class]], type[Class]]:
+    """A class decorator that applies a function decorator to public methods, matrix products and properties."""
+
+    def decorated(cls: type[Class]) -> type[Class]:
+        for name, member in list(vars(cls).items()):
+            if name.startswith(("_", "tree_")) and name not in ("__matmul__", "__rmatmul__"):
+                continue
+            if isinstance(member, types.FunctionType):
+                setattr(cls, name, decorator(member))
+            elif isinstance(member, property):
+                setattr(cls, name, property(decorator(member.fget), doc=member.__doc__))
+        return cls
+
+    return decorated
+
+
+in_full_precision = each_public_method(full_precision())
+"""A class decorator: runs the public methods, operators and properties of the class in `full_precision`."""
 
 
 def use_compilation_cache(folder: str | Path | None = None) -> Path:

@@ -20,6 +20,7 @@ from jaxlens._jax import full_precision
 from jaxlens.errors import require
 from jaxlens.hooks.slice import Slice
 from jaxlens.model.cache.activation_cache import ActivationCache
+from jaxlens.model.cache.any_mesh import cache_on_any_mesh
 from jaxlens.model.cache.linear_norm import logit_constant, logit_direction
 from jaxlens.model.cache.writers import read
 
@@ -163,6 +164,7 @@ def _run(model: Any, input: Any, unit: Unit, pos: Any, run_options: dict[str, An
     )[1]  # fmt: skip
 
 
+@cache_on_any_mesh
 @full_precision()
 def _attribute(cache: ActivationCache, answers: Any, incorrect: Any, unit: Unit, pos: Any) -> DirectLogitAttribution:
     last = f"blocks.{cache.cfg.n_layers - 1}.hook_resid_post"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlens._jax import in_full_precision, wide
+from jaxlens.hooks.layout import on_any_mesh
 
 VECTOR_TYPES = ("OV", "w_in", "w_out")
 
@@ -73,11 +74,13 @@ class SVDInterpreter:
         return weight.T if multiplier is None else weight.T * multiplier
 
 
+@on_any_mesh
 @jax.jit
 def _right_singular_vectors(matrix: Float[Array, "m d"]) -> Float[Array, "d i"]:
     return jnp.linalg.svd(wide(matrix), full_matrices=False)[2].T
 
 
+@on_any_mesh
 @jax.jit
 def _as_logits(vectors: Float[Array, "d i"], W_U: Float[Array, "d v"]) -> Float[Array, "v 1 i"]:
     """The logits of each vector, with the sign that makes its component of largest absolute value positive."""

@@ -9,13 +9,15 @@ of the result: a letter is divided over the mesh axes over which the weights and
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
 
+from jaxlens._jax import is_traced
 from jaxlens.config import Config
 from jaxlens.hooks.table import sites
 
@@ -29,6 +31,27 @@ def explicit_mesh(*trees: Any) -> AbstractMesh | None:
         if isinstance(leaf, jax.Array) and (mesh := jax.typeof(leaf).sharding.mesh).explicit_axes:
             return mesh
     return None
+
+
+def on_any_mesh(function: Callable) -> Callable:
+    """A decorator of functions that compute with arrays: they use Auto axes, also if the mesh has Explicit axes.
+
+    The first argument determines the mesh, if none is active. Results are divided as XLA chooses, and have Explicit
+    axes. If an array is traced, nothing changes: JAX then requires the sharding of each result to be known.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        mesh = explicit_mesh([*arguments, *keywords.values()][:1])
+        if mesh is None or is_traced(arguments, keywords):
+            return function(*arguments, **keywords)
+        layout = Layout(mesh, ())
+        arguments, keywords = layout.to_automatic((arguments, keywords))
+        with layout.automatic():
+            result = function(*arguments, **keywords)
+        return jax.tree.map(lambda leaf: layout.to_explicit(leaf) if isinstance(leaf, jax.Array) else leaf, result)
+
+    return run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +89,11 @@ class Layout:
 
         return jax.tree.map(converted, tree)
 
-    def to_explicit(self, array: jax.Array, letters: str) -> jax.Array:
+    def to_explicit(self, array: jax.Array, letters: str = "") -> jax.Array:
         """The array with Explicit axes. Its axis letters choose the sharding of a traced array; others keep theirs."""
-        if not isinstance(array, jax.core.Tracer) and not isinstance(array.sharding, NamedSharding):
-            return array
-        return _on_mesh(array, self.mesh, self._spec(letters.split(), array.shape))
+        if isinstance(array, jax.core.Tracer):
+            return _on_mesh(array, self.mesh, self._spec(letters.split(), array.shape))
+        return _on_mesh(array, self.mesh, PartitionSpec()) if isinstance(array.sharding, NamedSharding) else array
 
     def to_explicit_at(self, name: str, value: jax.Array, n_leading: int = 0) -> jax.Array:
         """The value of a hook point, or its gradient, with Explicit axes. `n_leading` axes come before those of the

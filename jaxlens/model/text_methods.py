@@ -10,6 +10,7 @@ from jaxtyping import Array, Int
 
 from jaxlens._jax import full_precision
 from jaxlens.config import Config
+from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.request import bos_choice, check_in_vocabulary, required_tokenizer
 from jaxlens.nn.module import arrays
 from jaxlens.nn.transformer import Modules
@@ -81,6 +82,7 @@ class TextMethods:
         bos = bos_choice(self.cfg, prepend_bos)
         return required_tokenizer(self.tokenizer).get_token_position(single_token, input, mode, bos, padding_side)
 
+    @on_any_mesh
     @full_precision()
     def tokens_to_residual_directions(self, tokens: Any) -> jax.Array:
         """The unembedding vectors of tokens, [*tokens.shape d_model], or [d_model] for a single token."""

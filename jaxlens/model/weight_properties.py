@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxlens._jax import in_full_precision
 from jaxlens.config import Config
+from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.hook_methods import ModelHookPoint
 from jaxlens.model.module_views import KEYS_AND_VALUES, BlockViews, ModuleView, zeros
 from jaxlens.nn.module import arrays
@@ -65,11 +66,13 @@ class WeightProperties:
         return arrays(self.modules.pos_embed).W_pos
 
     @property
+    @on_any_mesh
     def W_E_pos(self) -> jax.Array:
         """W_E and W_pos, one after the other [d_vocab + n_ctx d_model]."""
         return jnp.concatenate((self.W_E, self.W_pos))
 
     @property
+    @on_any_mesh
     def W_U(self) -> jax.Array:
         """The unembedding [d_model d_vocab_out], with `cfg.output_logits_scale` and the projection to d_embed, if any.
 
@@ -113,6 +116,7 @@ class WeightProperties:
     # --- circuits and other functions of the weights
 
     @property
+    @on_any_mesh
     def QK(self) -> FactoredMatrix:
         """Every head's QK circuit `W_Q @ W_K.T` [l n d d]; `model.QK[3, 5]` is that of head 5 in layer 3.
 
@@ -121,10 +125,12 @@ class WeightProperties:
         return qk_circuit(self.cfg, self.W_Q, _stacked(self, "W_K", grouped=True))
 
     @property
+    @on_any_mesh
     def OV(self) -> FactoredMatrix:
         """Every head's OV circuit `W_V @ W_O` [l n d d]: the map from its input at the source to its output."""
         return ov_circuit(self.cfg, _stacked(self, "W_V", grouped=True), self.W_O)
 
+    @on_any_mesh
     def all_composition_scores(self, mode: Literal["Q", "K", "V"]) -> Float[Array, "l n l2 n2"]:
         """How strongly each head (l n) composes with the queries, keys or values of each later head (l2 n2).
 
@@ -144,6 +150,7 @@ class WeightProperties:
         """The names of all heads, "L0H0", "L0H1", …, layer by layer."""
         return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
 
+    @on_any_mesh
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Array, " d"]:

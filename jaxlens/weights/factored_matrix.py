@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from jaxlens._jax import full_precision, in_full_precision, is_traced, wide
+from jaxlens._jax import each_public_method, full_precision, in_full_precision, is_traced, wide
+from jaxlens.hooks.layout import on_any_mesh
 
 STRIP = 2**24
 """The number of Gram matrix entries that `composition_scores` holds at a time: 64 MiB of float32."""
 
 
 @jax.tree_util.register_pytree_node_class
+@each_public_method(on_any_mesh)
 @in_full_precision
 class FactoredMatrix:
     """The matrix `A @ B` [... l r] of rank at most m, stored as its factors. Only `AB` forms the product.
@@ -131,6 +133,7 @@ class FactoredMatrix:
 
     # --- indexing
 
+    @on_any_mesh
     def __getitem__(self, index: Any) -> "FactoredMatrix":
         """A FactoredMatrix of the selected matrices, rows and columns, as for an array of this shape.
 
@@ -299,6 +302,7 @@ def _norm(A, B):
 # --- composition
 
 
+@on_any_mesh
 @full_precision()
 def composition_scores(left: FactoredMatrix, right: FactoredMatrix, broadcast_dims: bool = True) -> Float[Array, "..."]:
     """How strongly two matrices compose: ‖left right‖ / (‖left‖ ‖right‖) in Frobenius norms, from 0 to 1.

@@ -23,6 +23,7 @@ import jax
 
 from jaxlens._jax import full_precision
 from jaxlens.config import Config
+from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.nn.parameters import Params, check_parameters, parameter_axes
 from jaxlens.weights.plans import PASSES, Plan
 
@@ -82,6 +83,7 @@ def fold_value_biases(params: Mapping[str, jax.Array], cfg: Config) -> tuple[Par
     return _apply_pass("fold_value_biases", params, cfg)
 
 
+@on_any_mesh
 @full_precision()
 def refactor_factored_attn_matrices(params: Mapping[str, jax.Array], cfg: Config) -> tuple[Params, Config]:
     """Replaces the factors of `W_Q W_K^T` and `W_V W_O` of every head by their singular factors.
@@ -95,6 +97,7 @@ def refactor_factored_attn_matrices(params: Mapping[str, jax.Array], cfg: Config
     return _apply_pass("refactor_factored_attn_matrices", params, cfg)
 
 
+@on_any_mesh
 @full_precision()
 def process_weights(
     params: Mapping[str, jax.Array], cfg: Config, fold_ln: bool = True, center_writing_weights: bool = True,

@@ -13,7 +13,18 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxlens import HookedTransformer, hook, lm_cross_entropy_loss
+from jaxlens.analysis import (
+    SVDInterpreter,
+    ablate,
+    activation_patch,
+    attribution_patch,
+    direct_logit_attribution,
+    edge_attribution_patch,
+    integrated_gradients,
+    path_patch,
+)
 from jaxlens.nn.parameters import parameter_axes
+from jaxlens.weights import process_weights
 from support.models import CONFIGS, randomised, tokens
 
 BRIEF = ("cache", "Python hook", "cache under jit", "gradient")
@@ -59,6 +70,43 @@ def runs(model, tokens, vector):
     }  # fmt: skip
 
 
+def analyses(model, tokens):
+    """Functions without arguments that run more than the model, by name."""
+
+    def cached():
+        return model.run_with_cache(tokens)[1]
+
+    def metric(logits):
+        return logits[:, -1, 3] - logits[:, -1, 4]
+
+    return {
+        "residual stream as a sum": lambda: [
+            stack(apply_ln=True) for stack in (cached().accumulated_resid, cached().decompose_resid,
+                                               cached().stack_head_results, cached().get_full_resid_decomposition)
+        ],
+        "logit lens": lambda: cached().logit_lens(return_type="logits").values,
+        "logit attribution": lambda: (
+            cached().logit_attrs(cached().decompose_resid(layer=-1), tokens=3),
+            direct_logit_attribution(model, tokens, jnp.full(len(tokens), 3), unit="head").values,
+        ),
+        "circuits": lambda: (
+            model.all_composition_scores("Q"), model.OV.norm(), model.QK[0, 1].svd()[1], model.W_U, model.W_Q,
+            SVDInterpreter(model).get_singular_vectors("OV", layer_index=1, num_vectors=1, head_index=0),
+        ),
+        "processed weights": lambda: process_weights(model.params, model.cfg)[0],
+        "patching": lambda: [
+            patch(model, tokens, tokens[::-1], metric, progress=False).values
+            for patch in (activation_patch, path_patch)
+        ],
+        "ablation": lambda: ablate(model, tokens, metric, by="mean", progress=False).values,
+        "attribution": lambda: [
+            attribution_patch(model, tokens, tokens[::-1], metric)["z"].values,
+            edge_attribution_patch(model, tokens, tokens[::-1], metric).values,
+            integrated_gradients(model, tokens, metric, tokens[::-1], steps=2).values,
+        ],
+    }  # fmt: skip
+
+
 def on_mesh(cfg, params, mesh):
     """The parameters with heads, neurons, experts and vocabulary divided over "model", where the lengths allow it."""
     size, placed = mesh.shape["model"], {}
@@ -99,6 +147,7 @@ def distances(name: str) -> dict[str, float | str]:
     cfg = CONFIGS[name].replace(d_vocab=36, d_mlp=24, dtype="float64")
     whole, batch, vector = randomised(cfg), tokens(4, 11, d_vocab=36), jnp.linspace(-1, 1, cfg.d_model)
     wanted = runs(whole, batch, vector) if name == "llama" else {n: runs(whole, batch, vector)[n] for n in BRIEF}
+    wanted |= analyses(whole, batch) if name == "llama" else {}
     expected, found = {what: run() for what, run in wanted.items()}, {}
     meshes = [((2, 2), ("data", "model"), True)]
     if name == "llama":
@@ -106,12 +155,16 @@ def distances(name: str) -> dict[str, float | str]:
     for shape, axes, active in meshes:
         mesh = mesh_of(shape, axes, AxisType.Explicit)
         with jax.set_mesh(mesh if active else None):
-            on_mesh_runs = runs(*placed(cfg, whole.params, mesh, batch, vector))
-            for what in expected:
+            model, tokens_on_mesh, vector_on_mesh = placed(cfg, whole.params, mesh, batch, vector)
+            on_mesh_runs = runs(model, tokens_on_mesh, vector_on_mesh)
+            if shape == (2, 2) and active:
+                on_mesh_runs |= analyses(model, tokens_on_mesh)
+            for what in expected.keys() & on_mesh_runs.keys():
                 if what.startswith("gradient") and not active:
                     continue  # JAX itself differentiates on Explicit axes only with an active mesh
                 result = on_mesh_runs[what]()
-                assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(result)), what
+                arrays = [leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array)]
+                assert all(leaf.sharding.mesh == mesh for leaf in arrays), what
                 if what.startswith("gradient"):
                     jax.tree.map(lambda g, w: np.testing.assert_equal(g.sharding.spec, w.sharding.spec),
                                  result, on_mesh(cfg, whole.params, mesh))  # fmt: skip

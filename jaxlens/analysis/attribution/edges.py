@@ -32,6 +32,7 @@ from jaxlens.analysis.compiled import compiled
 from jaxlens.analysis.inputs import read_pair
 from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.config import Config
+from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.cache.linear_norm import LinearNorm
 from jaxlens.model.transformer import HookedTransformer
@@ -60,6 +61,7 @@ class EdgeScores(Labelled):
         return [(labels["upstream"], labels["receiver"], score) for labels, score in scores.strongest(k)]
 
 
+@on_any_mesh
 def edge_attribution_patch(
     model: HookedTransformer, clean: Any, corrupt: Any, metric_fn: Callable[[Float[Array, "b p v"]], Array], *,
     ig_steps: int = 1, attention_mask: Any = None,

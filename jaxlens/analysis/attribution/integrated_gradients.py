@@ -20,6 +20,7 @@ from jaxlens.analysis.attribution.backward import Readout, Start, all_gradients,
 from jaxlens.analysis.inputs import read_pair, read_single
 from jaxlens.analysis.interventions.activation_patching import position_labels
 from jaxlens.analysis.labelled_array import Labelled
+from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.lengths import extended
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
@@ -37,6 +38,7 @@ class TokenContributions(Labelled):
         return self.difference - self.values.sum(-1 if self.difference.ndim else None)
 
 
+@on_any_mesh
 def integrated_gradients(
     model: HookedTransformer, input: Any, metric_fn: Callable[[Float[Array, "b p v"]], Array], baseline: Any,
     steps: int = 32, *, attention_mask: Any = None,

@@ -28,6 +28,7 @@ from jaxlens.analysis.inputs import read_pair
 from jaxlens.analysis.interventions.activation_patching import position_labels
 from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.errors import ActivationNotFound
+from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.hooks.names import get_act_name, matching, split_name
 from jaxlens.hooks.table import sites
 from jaxlens.model.transformer import HookedTransformer
@@ -83,6 +84,7 @@ class Attributions(Mapping):
         return f"Attributions of {', '.join(self)}{strongest}"
 
 
+@on_any_mesh
 def attribution_patch(
     model: HookedTransformer, clean: Any, corrupt: Any, metric_fn: Callable[[Float[Array, "b p v"]], Array],
     nodes: str | Sequence[str] = ("z", "mlp_out"), *, ig_steps: int = 1, exact_softmax: bool = False,

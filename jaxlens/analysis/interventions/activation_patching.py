@@ -22,6 +22,7 @@ from jaxlens.analysis.inputs import read_pair, read_single
 from jaxlens.analysis.interventions.cells import Cells, index_axes, site_of
 from jaxlens.analysis.interventions.sweep import PaddedSetter, Setter, SweepOptions, sweep
 from jaxlens.analysis.labelled_array import Labelled
+from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.hooks.table import sites
 from jaxlens.model.lengths import cut
 from jaxlens.model.request import ModelInput
@@ -67,6 +68,7 @@ class Patched(Labelled):
         return Labelled((self.values - self.start) / (self.goal - self.start), self.axes, self.labels)
 
 
+@on_any_mesh
 def activation_patch(
     model: HookedTransformer, corrupted: Any, clean: Any, metric: MetricFunction | Mapping[str, MetricFunction],
     activation_name: str = "resid_pre", axes: Sequence[str] = ("layer", "pos"), *,
@@ -107,6 +109,7 @@ def activation_patch(
     return _swept(model, base, cache, put_source, metric, target, goals, **options)
 
 
+@on_any_mesh
 def ablate(
     model: HookedTransformer, input: Any, metric: MetricFunction | Mapping[str, MetricFunction],
     activation_name: str = "z", axes: Sequence[str] = ("layer", "head"), *,

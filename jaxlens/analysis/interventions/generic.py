@@ -18,11 +18,13 @@ from jaxlens.analysis.interventions.activation_patching import MetricFunction
 from jaxlens.analysis.interventions.cells import Cells, axis_lengths_of_sweep, index_axes
 from jaxlens.analysis.interventions.sweep import PaddedSetter, Setter, SweepOptions, sweep
 from jaxlens.errors import require
+from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.transformer import HookedTransformer
 
 AxisNames = Literal["layer", "pos", "head", "head_index", "src_pos", "dest_pos", "neuron"]
 
 
+@on_any_mesh
 def generic_activation_patch(
     model: HookedTransformer, corrupted_tokens: Any, clean_cache: Mapping[str, Array], patching_metric: MetricFunction,
     patch_setter: Setter, activation_name: str, index_axis_names: Sequence[AxisNames] | None = None,

@@ -20,6 +20,7 @@ from jaxlens.analysis.inputs import read_pair
 from jaxlens.analysis.interventions.activation_patching import MetricFunction, Patched, metric_axes
 from jaxlens.analysis.interventions.cells import Cells
 from jaxlens.analysis.interventions.sweep import PaddedSetter, SweepOptions, sweep
+from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.lengths import cut
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
@@ -33,6 +34,7 @@ RECEIVERS = {"q": "q_input", "k": "k_input", "v": "v_input", "mlp": "mlp_in", "l
 """The input of each kind of receiver."""
 
 
+@on_any_mesh
 def path_patch(
     model: HookedTransformer, corrupted: Any, clean: Any, metric: MetricFunction, component: Component = "q",
     senders: Sequence[Node] | None = None, receivers: Sequence[Node] | None = None, **options: Unpack[SweepOptions],

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens._jax import in_full_precision
+from jaxlens._jax import each_public_method, in_full_precision
 from jaxlens.config import Config
 from jaxlens.hooks.slice import Slice
+from jaxlens.model.cache.any_mesh import cache_on_any_mesh
 from jaxlens.model.cache.linear_norm import IDENTITY, logit_direction
 from jaxlens.model.cache.logit_lens import logit_lens, renormalise
 from jaxlens.model.cache.terms import Reading, Rows, stacked
@@ -26,6 +27,7 @@ from jaxlens.model.cache.writers import ResidualPosition, Writers, norm_at, norm
 Stack = Float[Array, "c ... d"] | tuple[Float[Array, "c ... d"], list[str]]
 
 
+@each_public_method(cache_on_any_mesh)
 @in_full_precision
 class Decomposition:
     """Mixin of ActivationCache. Arguments that several methods share:

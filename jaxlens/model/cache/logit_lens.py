@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from jaxlens._jax import full_precision, wide
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.tap import Tap
+from jaxlens.model.cache.any_mesh import cache_on_any_mesh
 from jaxlens.model.cache.linear_norm import as_tokens
 from jaxlens.model.cache.writers import read
 from jaxlens.nn.module import arrays
@@ -61,6 +62,7 @@ class LogitLensResult:
         return f"LogitLensResult({self.labels[0]} to {self.labels[-1]}, {of}: {self.values.shape})"
 
 
+@cache_on_any_mesh
 @full_precision()
 def logit_lens(
     cache: Any, layers: Sequence[int] | None = None, incl_mid: bool = False, positions: Any = -1,

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlens._jax import wide
+from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.cache.linear_norm import IDENTITY, LinearNorm, NormChain
 
 
@@ -144,6 +145,7 @@ def carried(x: Float[Array, "l ..."], after: LinearNorm | NormChain) -> Float[Ar
     return jax.vmap(type(after).apply)(after, x)
 
 
+@on_any_mesh
 @jax.jit
 def head_results(z: Float[Array, "l ... n h"], W_O: Float[Array, "l n h d"]) -> Float[Array, "l ... n d"]:
     """What each head writes, before the norm after attention: `hook_result`."""

@@ -1,0 +1,23 @@
+"""Methods of a cache whose model is on a mesh with Explicit axes (see jaxlens/hooks/layout.py)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jaxlens.hooks.layout import explicit_mesh, on_any_mesh
+
+
+def cache_on_any_mesh(function: Callable) -> Callable:
+    """`on_any_mesh` for a function whose first argument is a cache, which as a pytree has no model."""
+
+    @on_any_mesh
+    def with_model(model: Any, cache: Any, *arguments: Any, **keywords: Any) -> Any:
+        return function(cache.with_model(model), *arguments, **keywords)
+
+    @functools.wraps(function)
+    def run(cache: Any, *arguments: Any, **keywords: Any) -> Any:
+        if cache.model is None or explicit_mesh(cache.model.modules.embed) is None:
+            return function(cache, *arguments, **keywords)
+        return with_model(cache.model, cache, *arguments, **keywords)
+
+    return run
