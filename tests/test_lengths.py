@@ -19,7 +19,7 @@ from jaxlens.analysis import (
     integrated_gradients,
     path_patch,
 )
-from jaxlens.analysis.interventions.generic import generic_activation_patch
+from jaxlens.analysis.interventions.generic import generic_activation_patch, layer_head_pattern_patch_setter
 from jaxlens.config import Dynamic, LongRope, Rotary
 from jaxlens.hooks.slice import Slice
 from jaxlens.model.lengths import program_length
@@ -195,6 +195,10 @@ EXPERIMENTS = {
     ),
     "a setter that counts from the end": lambda model, a, b: generic_activation_patch(
         model, a, model.run_with_cache(b)[1], difference, last_position, "resid_pre", ("layer",)
+    ),
+    "scores from a cache": lambda model, a, b: generic_activation_patch(
+        model, a, model.run_with_cache(b)[1], difference, layer_head_pattern_patch_setter, "attn_scores",
+        ("layer", "head"),
     ),
     "attribution": lambda model, a, b: attribution_patch(model, a, b, difference, ("resid_pre", "pattern"))["pattern"],
     "exact attribution": lambda model, a, b: attribution_patch(model, a, b, difference, "k", exact_softmax=True)["k"],

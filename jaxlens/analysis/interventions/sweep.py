@@ -38,7 +38,6 @@ from jaxlens.hooks.positions import overwritten, shortened
 from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.engine import run_layers
-from jaxlens.model.lengths import extended
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 from jaxlens.nn.block import Block
@@ -190,12 +189,13 @@ def _stacked_source(
     present = [layer for at, layer in map(split_name, source) if at == site]
     stacked = f"blocks.*.{site}"
     stack = source[stacked] if present == layers and stacked in source else _stack(source, site, layers)
-    axes, padded_length = tuple(axis + 1 for axis in LENGTH_AXES[site]), activations.shape[1 + POSITION_AXES[site]]
-    expected = tuple(n_positions if axis in axes else size for axis, size in enumerate(activations.shape))
-    if stack.shape[2:] == expected[2:]:
-        stack = extended(stack, axes, padded_length)
+    expected = list(activations.shape)
+    for axis in LENGTH_AXES[site]:
+        expected[axis + 1] = n_positions
+    if list(stack.shape[2:]) == expected[2:]:
+        stack = overwritten(activations[:, : stack.shape[1]], stack)
     if stack.shape[2:] != activations.shape[2:] or stack.shape[1] not in (1, activations.shape[1]):
-        shapes = f'the source has "{site}" of shape {stack.shape[1:]}, and the patched run {expected[1:]}'
+        shapes = f'the source has "{site}" of shape {stack.shape[1:]}, and the patched run {tuple(expected[1:])}'
         raise ValueError(f"{shapes}; both need the same positions, and the source as many prompts or a single prompt")
     return stack
 
