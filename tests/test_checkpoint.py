@@ -19,9 +19,10 @@ from tokenizers import models
 
 from jaxlens import CheckpointError, Config, Tokenizer
 from jaxlens.checkpoints import converter, export, load
+from jaxlens.checkpoints.folder_reader import TensorFolder
 from jaxlens.checkpoints.folder_writer import atomic_folder, write_json, write_tensors
 from jaxlens.checkpoints.open import read_config
-from jaxlens.checkpoints.safetensors_reader import TensorFolder, read_json
+from jaxlens.checkpoints.safetensors_reader import read_json
 from jaxlens.nn.parameters import parameter_shapes
 
 SIZES = {"n_layers": 4, "d_model": 10, "n_heads": 6, "n_key_value_heads": 2, "d_head": 4, "d_vocab": 37, "n_ctx": 16}
@@ -253,7 +254,8 @@ def test_config_files(folder):
         with refused(text):
             load(folder)
     config.unlink()
-    with refused(f"{folder} has no config.json; expected a folder with config.json and safetensors. It contains"):
+    expected = "expected a folder with config.json, and safetensors or PyTorch files"
+    with refused(f"{folder} has no config.json; {expected}. It contains"):
         load(folder)
 
 

@@ -243,7 +243,7 @@ def test_a_conversion_needs_memory_for_one_tensor(tmp_path, theirs):
 KILLED = """
 import os, signal, sys
 from jaxlens.cli import main
-from jaxlens.checkpoints.safetensors_reader import TensorFolder
+from jaxlens.checkpoints.folder_reader import TensorFolder
 
 read, count = TensorFolder.read, 0
 
@@ -309,7 +309,7 @@ def test_inspect_lists_unread_fields_and_unknown_tensors_without_reading_weights
     folder = shutil.copytree(theirs("gemma2"), tmp_path / "changed")
     more = {"model.layers.0.new.weight": np.zeros(3, np.float32), "score": np.zeros(2, np.int32)}
     edit(folder, {"new_switch": 3, "other": "x"}, **more, **{"model.norm.weight": np.zeros(7, np.float32)})
-    monkeypatch.setattr("jaxlens.checkpoints.safetensors_reader.TensorFolder.read", None)
+    monkeypatch.setattr("jaxlens.checkpoints.folder_reader.TensorFolder.read", None)
     inspected = look(folder)
     assert not inspected.loads
     assert inspected.checkpoint.unread == {"new_switch": 3, "other": "x"}
