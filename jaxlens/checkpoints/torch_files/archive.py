@@ -37,8 +37,8 @@ class Archive:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             located = {entry.filename: _locate(file, entry) for entry in entries}
-        if len(located) < len(entries):
-            raise CheckpointError("a member occurs twice")
+        if len(located) < len(entries) or len({name.partition("/")[0] for name in located}) != 1:
+            raise CheckpointError("a member occurs twice, or its members are not in one folder; download it again")
         ranges = sorted((start, member.start + member.stored_size) for start, member in located.values())
         ends = [end for _, end in ranges]
         if any(start < end for end, (start, _) in zip(ends, ranges[1:], strict=False)) or max(ends) > self.size:

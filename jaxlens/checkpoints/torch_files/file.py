@@ -15,6 +15,7 @@ import numpy as np
 from jaxlens.checkpoints.torch_files.archive import LOCAL_HEADER, Archive
 from jaxlens.checkpoints.torch_files.dtypes import DTYPES
 from jaxlens.checkpoints.torch_files.unpickler import Other, StoredTensor, Unpickler
+from jaxlens.checkpoints.validate import shortened
 from jaxlens.errors import CheckpointError
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module")
@@ -48,7 +49,8 @@ class TorchFile:
             self._tensors, others = _state_dict(value)
             self._check_tensors()
         if others:
-            warnings.warn(f"{self.path}: entries that are not weights are not loaded: {others}", stacklevel=2)
+            problem = f"these entries are no weights, and are not loaded: {_listed(others)}"
+            warnings.warn(f"{self.path}: {problem}", stacklevel=2)
 
     def names(self) -> list[str]:
         return list(self._tensors)
@@ -135,34 +137,30 @@ def _check_members(archive: Archive) -> None:
         raise CheckpointError(f"its byte order is {order[:20]!r}; expected b'little'; convert it: {convert}")
 
 
-def _state_dict(value: Any, path: str = "") -> tuple[dict[str, StoredTensor], str]:
-    """The tensors of a state dict, and a description of all other entries."""
+def _state_dict(value: Any) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """The tensors of a state dict, and all other entries, by name. The state dict may be inside other dicts."""
+    path, others = "", {}
+    while inner := [key for key in CONTAINERS if type(value) is dict and type(value.get(key)) is dict]:
+        if len(inner) > 1 or path.count(".") > len(CONTAINERS):
+            keys = ", ".join(path + key for key in inner)
+            raise CheckpointError(f"it contains several state dicts ({keys}); save only the weights of the model")
+        others |= {f"{path}{key!s:.50}": entry for key, entry in value.items() if key != inner[0]}
+        path, value = f"{path}{inner[0]}.", value[inner[0]]
     if type(value) is not dict:
         call = "torch.save(model.state_dict(), file)"
-        raise CheckpointError(f"it contains {_described(value)}; expected a dict from names to tensors, as in {call}")
-    inner = [key for key in CONTAINERS if type(value.get(key)) is dict and value[key] is not value]
-    if len(inner) > 1 or path.count(".") > 3:
-        raise CheckpointError(f"it contains several state dicts ({', '.join(inner)}); save only one of them")
-    kept = {key: entry for key, entry in value.items() if type(key) is str and isinstance(entry, StoredTensor)}
-    others = {key: entry for key, entry in value.items() if key not in kept}
-    if inner:
-        tensors, nested = _state_dict(value[inner[0]], f"{path}{inner[0]}.")
-        others = {key: entry for key, entry in value.items() if key != inner[0]}
-    elif not kept:
-        raise CheckpointError(
-            f"it contains no tensors, only {_listed(others, path) or 'an empty dict'}; save the weights"
-        )
-    else:
-        tensors, nested = kept, ""
-    return tensors, ", ".join(filter(None, (_listed(others, path), nested)))
+        raise CheckpointError(f"it contains a {_type(value)}; expected a dict from names to tensors, as in {call}")
+    tensors = {key: entry for key, entry in value.items() if type(key) is str and isinstance(entry, StoredTensor)}
+    others |= {f"{path}{key!s:.50}": entry for key, entry in value.items() if key not in tensors}
+    if not tensors:
+        raise CheckpointError(f"it contains no tensors by name, only {_listed(others) or 'an empty dict'}")
+    return tensors, others
 
 
-def _listed(entries: dict[Any, Any], path: str) -> str:
-    shown = [f"{path}{key!r:.50} ({_described(entry)})" for key, entry in list(entries.items())[:8]]
-    return ", ".join(shown) + (f", … and {len(entries) - 8} more" if len(entries) > 8 else "")
+def _listed(entries: dict[str, Any]) -> str:
+    return shortened([f"{name} ({_type(entry)})" for name, entry in entries.items()])
 
 
-def _described(entry: Any) -> str:
+def _type(entry: Any) -> str:
     """The type of an entry, without its contents, which may be large or refer to themselves."""
     if isinstance(entry, Other):
         return entry.type
