@@ -202,7 +202,7 @@ class Unpickler:
     def storage(self) -> None:
         """A storage from its persistent id, ("storage", class, key, device, number of values)."""
         match self.pop():
-            case ("storage", Dtype(dtype), str(key), str(), int(count)) if count >= 0:
+            case ("storage", Dtype(dtype), str(key), str(), int(count)) if 0 <= count < 2**60:
                 self.stack.append(Storage(key, dtype, count * DTYPES[dtype].itemsize))
             case other:
                 raise CheckpointError(f"it refers to {_short(other)}; expected a storage; download it again")
