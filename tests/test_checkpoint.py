@@ -226,7 +226,7 @@ def test_a_context_that_changes_the_frequencies_is_not_exported(folder, tmp_path
         **read_json(folder / "config.json"),
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 9.0, "factor": 2.0},
     }
-    cfg = read_config(source)[1].replace(n_ctx=128)
+    cfg = read_config(source)[1].replace(n_ctx=96)
     with refused("a llama checkpoint cannot express this model: rotary is"):
         export(tmp_path / "a", cfg, {}, source)
 

@@ -14,7 +14,10 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Dynamic:
-    """NTK-aware scaling: increases the base for sequences longer than `original_n_ctx` (bloc97, 2023)."""
+    """NTK-aware scaling: increases the base for sequences longer than `original_n_ctx` (bloc97, 2023).
+
+    It is made for sequences of up to `factor` times `original_n_ctx`.
+    """
 
     factor: float
     original_n_ctx: int
@@ -50,7 +53,8 @@ class LongRope:
     """LongRoPE (Ding et al. 2024, arXiv 2402.13753): one divisor per frequency.
 
     Sequences longer than `original_n_ctx` use the divisors `long_factor`, others `short_factor`. `attention_factor`
-    multiplies rotated queries and keys; sequences up to `original_n_ctx` use `short_attention_factor` if it is set.
+    multiplies rotated queries and keys; sequences up to `original_n_ctx` use `short_attention_factor` if it is set. The
+    divisors are made for sequences of up to `factor` times `original_n_ctx`.
     """
 
     short_factor: tuple[float, ...]
@@ -58,6 +62,7 @@ class LongRope:
     original_n_ctx: int
     attention_factor: float
     short_attention_factor: float | None = None
+    factor: float = 1.0
 
 
 Scaling = Linear | Dynamic | Llama3 | Yarn | LongRope

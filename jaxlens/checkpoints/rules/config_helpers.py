@@ -1,7 +1,7 @@
 """Helpers that read config.json: the fields that many families share, and the Configs of common architectures."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxlens.checkpoints.rules.hf_config import Reader
@@ -79,13 +79,14 @@ def _scaling(hf: Reader, rope: Reader) -> Scaling | None:
     if kind == "linear":
         return Linear(rope.positive("factor"))
     if kind == "dynamic":
-        return Dynamic(rope.positive("factor"), hf.size("max_position_embeddings"))
+        n_ctx = hf.size("max_position_embeddings")
+        return Dynamic(_scaling_factor(rope, n_ctx), n_ctx)
     if kind not in ("llama3", "yarn", "longrope"):
         raise rope.refused("rope_type", "expected one of default, linear, dynamic, llama3, yarn, longrope")
     field = "original_max_position_embeddings"
     original = rope.size(field)
     hf.expect(field, original, because=f"it must equal rope_parameters.{field}")
-    factor = rope.positive("factor", hf.size("max_position_embeddings") / original)
+    factor = _scaling_factor(rope, original, hf.size("max_position_embeddings") / original)
     if kind == "llama3":
         return Llama3(factor, rope.positive("low_freq_factor"), rope.positive("high_freq_factor"), original)
     if kind == "yarn":
@@ -101,8 +102,23 @@ def _scaling(hf: Reader, rope: Reader) -> Scaling | None:
     default_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return LongRope(
         short_factor=rope.numbers("short_factor"), long_factor=rope.numbers("long_factor"), original_n_ctx=original,
-        attention_factor=rope.number("attention_factor", default_factor),
+        attention_factor=rope.number("attention_factor", default_factor), factor=factor,
     )  # fmt: skip
+
+
+def _scaling_factor(rope: Reader, original: int, *default: float) -> float:
+    """The field `factor`. `original` is the context before the scaling."""
+    factor = rope.positive("factor", *default)
+    if factor * original >= 2**31:
+        raise rope.refused("factor", "expected a factor with which the context is shorter than 2^31")
+    return factor
+
+
+def scaled_context(n_ctx: int, rotary: Rotary | Iterable[Rotary | None]) -> int:
+    """The context length: `n_ctx`, or the longer one that a dynamic or LongRoPE scaling is made for."""
+    layers = (rotary,) if isinstance(rotary, Rotary) else rotary
+    scalings = {layer.scaling for layer in layers if layer and isinstance(layer.scaling, Dynamic | LongRope)}
+    return max([n_ctx, *(int(scaling.factor * scaling.original_n_ctx) for scaling in scalings)])
 
 
 def _yarn_attention_factor(rope: Reader, factor: float) -> float:
@@ -124,8 +140,10 @@ def common_config(
 ) -> Config:  # fmt: skip
     """A Config with `fields`, and defaults for those common to all architectures.
 
-    `n_layers`, `d_model` and `n_heads` are the names of these fields in config.json.
+    `n_layers`, `d_model` and `n_heads` are the names of these fields in config.json. `n_ctx` is increased to the
+    context that the rotary scaling is made for.
     """
+    fields["n_ctx"] = scaled_context(fields["n_ctx"], fields.get("rotary", ()))
     width, heads = hf.size(d_model), hf.size(n_heads)
     defaults = {
         "n_layers": hf.size(n_layers), "d_model": width, "n_heads": heads, "d_head": width // heads,
