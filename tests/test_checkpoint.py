@@ -227,7 +227,7 @@ def test_a_context_that_changes_the_frequencies_is_not_exported(folder, tmp_path
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 9.0, "factor": 2.0},
     }
     cfg = read_config(source)[1].replace(n_ctx=96)
-    with refused("a llama checkpoint cannot express this model: rotary is"):
+    with refused("a llama checkpoint cannot express this model: n_ctx is 96, not 192, rotary is"):
         export(tmp_path / "a", cfg, {}, source)
 
 

@@ -53,8 +53,7 @@ class LongRope:
     """LongRoPE (Ding et al. 2024, arXiv 2402.13753): one divisor per frequency.
 
     Sequences longer than `original_n_ctx` use the divisors `long_factor`, others `short_factor`. `attention_factor`
-    multiplies rotated queries and keys; sequences up to `original_n_ctx` use `short_attention_factor` if it is set. The
-    divisors are made for sequences of up to `factor` times `original_n_ctx`.
+    multiplies rotated queries and keys; sequences up to `original_n_ctx` use `short_attention_factor` if it is set.
     """
 
     short_factor: tuple[float, ...]
@@ -62,7 +61,6 @@ class LongRope:
     original_n_ctx: int
     attention_factor: float
     short_attention_factor: float | None = None
-    factor: float = 1.0
 
 
 Scaling = Linear | Dynamic | Llama3 | Yarn | LongRope

@@ -10,6 +10,8 @@ from jaxlens.config import ACTIVATIONS, Config, Dynamic, Linear, Llama3, LongRop
 ACTIVATION_ALIASES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_pytorch_tanh"}
 """Activations that have two names in transformers: the alias, and the name in `Config.act_fn`."""
 
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
 
 def activation(hf: Reader, name: str) -> str:
     """The activation in the field `name`, as `Config.act_fn` spells it."""
@@ -66,7 +68,7 @@ def rotary_embedding(
 def rotary_by_layer_type(hf: Reader) -> tuple[Rotary, ...]:
     """The rotary embedding of each layer, from `layer_types` and the `rope_parameters` of each type."""
     by_type = hf.inside("rope_parameters")
-    rotary = {kind: rotary_embedding(hf, by_type.inside(kind)) for kind in ("full_attention", "sliding_attention")}
+    rotary = {kind: rotary_embedding(hf, by_type.inside(kind)) for kind in LAYER_TYPES}
     for kind in rotary:
         by_type.inside(kind).expect("truncate", True, because="transformers ignores it in the entry of a layer type")
     return layer_values(hf, "layer_types", rotary)
@@ -102,7 +104,7 @@ def _scaling(hf: Reader, rope: Reader) -> Scaling | None:
     default_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return LongRope(
         short_factor=rope.numbers("short_factor"), long_factor=rope.numbers("long_factor"), original_n_ctx=original,
-        attention_factor=rope.number("attention_factor", default_factor), factor=factor,
+        attention_factor=rope.number("attention_factor", default_factor),
     )  # fmt: skip
 
 
@@ -114,11 +116,21 @@ def _scaling_factor(rope: Reader, original: int, *default: float) -> float:
     return factor
 
 
-def scaled_context(n_ctx: int, rotary: Rotary | Iterable[Rotary | None]) -> int:
-    """The context length: `n_ctx`, or the longer one that a dynamic or LongRoPE scaling is made for."""
+def scaled_context(hf: Reader, n_ctx: int, rotary: Rotary | Iterable[Rotary | None]) -> int:
+    """The context length: `n_ctx`, or the longer one that a dynamic or LongRoPE scaling is made for.
+
+    That is `factor` times the context before the scaling.
+    """
     layers = (rotary,) if isinstance(rotary, Rotary) else rotary
-    scalings = {layer.scaling for layer in layers if layer and isinstance(layer.scaling, Dynamic | LongRope)}
-    return max([n_ctx, *(int(scaling.factor * scaling.original_n_ctx) for scaling in scalings)])
+    if not any(layer and isinstance(layer.scaling, Dynamic | LongRope) for layer in layers):
+        return n_ctx
+    rope, contexts = hf.inside("rope_parameters"), [n_ctx]
+    for entry in [rope.inside(kind) for kind in LAYER_TYPES if rope(kind, None)] or [rope]:
+        if entry("rope_type", "default") == "dynamic":
+            contexts.append(int(entry.number("factor") * hf.size("max_position_embeddings")))
+        elif entry("rope_type", "default") == "longrope":
+            contexts.append(int(entry.number("factor", 1) * entry.size("original_max_position_embeddings")))
+    return max(contexts)
 
 
 def _yarn_attention_factor(rope: Reader, factor: float) -> float:
@@ -143,7 +155,7 @@ def common_config(
     `n_layers`, `d_model` and `n_heads` are the names of these fields in config.json. `n_ctx` is increased to the
     context that the rotary scaling is made for.
     """
-    fields["n_ctx"] = scaled_context(fields["n_ctx"], fields.get("rotary", ()))
+    fields["n_ctx"] = scaled_context(hf, fields["n_ctx"], fields.get("rotary", ()))
     width, heads = hf.size(d_model), hf.size(n_heads)
     defaults = {
         "n_layers": hf.size(n_layers), "d_model": width, "n_heads": heads, "d_head": width // heads,
