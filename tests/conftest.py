@@ -22,6 +22,7 @@ COMMON = {"gpt2", "llama", "gemma", "moe", "parallel", "attn_only", "shortformer
 
 EVERY_CONFIG_IN = {
     "test_models.py", "test_decomposition.py", "test_patching.py", "test_weights.py", "test_config.py", "test_masks.py",
+    "test_torch_files.py",
 }  # fmt: skip
 
 # Where arrays are computed with. What users call checks its own arguments, and its errors are tested as they are.

@@ -155,6 +155,17 @@ def test_compressed_members(tmp_path):
     assert_equals_torch(TorchFile(path), tensors)
 
 
+def test_files_without_checksums(tmp_path):
+    tensors = {"a": torch.randn(5, 5), "b": torch.ones(3)}
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save(tmp_path / "model.pt", tensors)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert not zipfile.ZipFile(path).getinfo("model/data/0").CRC
+    assert_equals_torch(TorchFile(path), tensors)
+
+
 def test_a_member_that_unpacks_to_much_more(tmp_path):
     path = repacked(save(tmp_path / "model.pt", {"a": torch.zeros(10**6)}), compression=zipfile.ZIP_DEFLATED)
     with refused(f"{path} cannot be read as a PyTorch file: data/0 has 3,"):

@@ -114,8 +114,23 @@ def flipped(data, start, end, random):
     return bytes(data)
 
 
+def without_checksums(data):
+    """A file whose checksums were not computed, as with `torch.serialization.set_crc32_options(False)`."""
+    data, position = bytearray(data), directory_start(data)
+    while data[position : position + 4] == b"PK\1\2":
+        data[position + 16 : position + 20] = bytes(4)
+        position += 46 + sum(struct.unpack_from("<HHH", data, position + 28))
+    return bytes(data)
+
+
 def in_the_pickle(data, random):
-    return flipped(data, *pickle_range(data), random)
+    return flipped(without_checksums(data), *pickle_range(data), random)
+
+
+def in_the_values(data, random):
+    info = random.choice([info for info in zipfile.ZipFile(io.BytesIO(data)).infolist() if "/data/" in info.filename])
+    end = info.header_offset + 30 + sum(struct.unpack_from("<HH", data, info.header_offset + 26)) + info.file_size
+    return flipped(data, end - info.file_size, end, random)
 
 
 def in_the_directory(data, random):
@@ -129,6 +144,7 @@ def in_a_local_header(data, random):
 
 def opcode(data, random):
     """Replaces a byte of the pickle by the code of an instruction."""
+    data = without_checksums(data)
     i = random.integers(*pickle_range(data))
     codes = [code.code.encode("latin-1") for code in pickletools.opcodes]
     return data[:i] + codes[random.integers(len(codes))] + data[i + 1 :]
@@ -159,7 +175,9 @@ def swapped(data, random):
     return bytes(data)
 
 
-DAMAGES = (in_the_pickle, in_the_directory, in_a_local_header, opcode, cut, lengthened, without_bytes, swapped)
+DAMAGES = (
+    in_the_pickle, in_the_values, in_the_directory, in_a_local_header, opcode, cut, lengthened, without_bytes, swapped,
+)  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*these entries are no weights")
@@ -273,6 +291,7 @@ def hostile(marker):
     yield "calls a dict", state(b"})R")
     yield "calls a dtype", state(b"ctorch\nfloat32\n)R")
     yield "calls with a list", state(b"ctorch._utils\n_rebuild_parameter\n]R")
+    yield "eight arguments", state(tensor(rest=b"\x89NNK\x01"))
     yield "too few arguments", state(b"ctorch._utils\n_rebuild_tensor_v2\n)R")
     yield "too many arguments", state(b"ccollections\nOrderedDict\n(K\x01K\x02tR")
     yield "attributes of a number", state(b"K\x01}b")
@@ -391,14 +410,28 @@ def test_many_tensors_that_repeat_values(tmp_path):
 
 
 def overlapping(path, data):
-    """Two members with the same bytes: the second entry of the directory is at the place of the first."""
+    """The first storage is so long that it contains the second."""
     archive(path, data, (bytes(24), bytes(24)))
     raw = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as file:
-        first, second = (file.getinfo(f"archive/data/{i}").header_offset for i in range(2))
-    i = raw.rindex(struct.pack("<I", second), 0, len(raw) - 22)
-    raw[i : i + 4] = struct.pack("<I", first)
+    entry = raw.rindex(b"PK\1\2", 0, raw.rindex(b"PK\1\2"))
+    raw[entry + 20 : entry + 28] = struct.pack("<II", 90, 90)
     path.write_bytes(raw)
+
+
+def exchanged(path, data):
+    """Two entries of the directory have exchanged locations."""
+    archive(path, data, (bytes(24), b"\1" * 24))
+    raw = bytearray(path.read_bytes())
+    second = raw.rindex(b"PK\1\2")
+    first = raw.rindex(b"PK\1\2", 0, second)
+    for entry, other in ((first, second), (second, first)):
+        raw[entry + 42 : entry + 46] = path.read_bytes()[other + 42 : other + 46]
+    path.write_bytes(raw)
+
+
+def changed_values(path, data):
+    archive(path, data, (b"\7" * 24,))
+    path.write_bytes(path.read_bytes().replace(b"\7" * 24, b"\7" * 23 + b"\6"))
 
 
 def renamed(path, data, name):
@@ -440,6 +473,8 @@ def edited(path, data, offset, value):
 
 ZIPS = {
     "overlapping members": (overlapping, "its members overlap, or reach past the end of the file"),
+    "exchanged members": (exchanged, "archive/data/0 has no header at byte"),
+    "changed values": (changed_values, "data/0 does not have the checksum in the file's directory"),
     "a member twice": (twice, "a member occurs twice"),
     "a member outside": (lambda *a: renamed(*a, "../data/0"), "or its members are not in one folder"),
     "a member of another folder": (lambda *a: renamed(*a, "other/data/0"), "or its members are not in one folder"),

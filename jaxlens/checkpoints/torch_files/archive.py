@@ -11,18 +11,25 @@ import numpy as np
 from jaxlens.errors import CheckpointError
 
 LOCAL_HEADER = b"PK\3\4"
+UTF8 = 0x800
+"""The flag of a member whose name is encoded in UTF-8."""
+
 MAX_RATIO = 100
 """The largest ratio of a member's size to its compressed size, above 1 MiB. Weights have smaller ratios."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """The location of a member in the file, its stored size, and its size without compression."""
+    """The location of a member in the file, its stored size, its size without compression, and its checksum.
+
+    A checksum of 0 was not computed, as in files saved with `torch.serialization.set_crc32_options(False)`.
+    """
 
     start: int
     stored_size: int
     size: int
     compression: int
+    checksum: int
 
 
 class Archive:
@@ -34,6 +41,7 @@ class Archive:
 
     def __init__(self, path: Path):
         self.path, self._state = path, _state(path)
+        self._checked: set[str] = set()  # the members whose checksum was compared
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             located = {entry.filename: _locate(file, entry) for entry in entries}
@@ -52,7 +60,13 @@ class Archive:
 
     def read(self, name: str) -> np.ndarray:
         """The bytes of a member, as a view of the memory-mapped file unless the member is compressed."""
-        member = self.members[name]
+        value = self._values(name, self.members[name])
+        if name not in self._checked and self.members[name].checksum not in (0, zlib.crc32(value)):
+            raise CheckpointError(f"{name} does not have the checksum in the file's directory; download it again")
+        self._checked.add(name)
+        return value
+
+    def _values(self, name: str, member: Member) -> np.ndarray:
         if _state(self.path) != self._state:
             raise CheckpointError("it was changed after it was opened; open it again")
         if not member.size:
@@ -79,11 +93,13 @@ def _locate(file: BinaryIO, entry: zipfile.ZipInfo) -> tuple[int, Member]:
         raise CheckpointError(f"{entry.filename} has {entry.compress_size} bytes; expected {entry.file_size}")
     file.seek(entry.header_offset)
     header = file.read(30)
-    if len(header) < 30 or not header.startswith(LOCAL_HEADER):
-        raise CheckpointError(f"{entry.filename} has no header at byte {entry.header_offset}; download the file again")
     name_size, extra_size = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+    name = file.read(name_size).decode("utf-8" if entry.flag_bits & UTF8 else "cp437")
+    if not header.startswith(LOCAL_HEADER) or name != entry.orig_filename:
+        raise CheckpointError(f"{entry.filename} has no header at byte {entry.header_offset}; download the file again")
     start = entry.header_offset + 30 + name_size + extra_size
-    return entry.header_offset, Member(start, entry.compress_size, entry.file_size, entry.compress_type)
+    member = Member(start, entry.compress_size, entry.file_size, entry.compress_type, entry.CRC)
+    return entry.header_offset, member
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class Other:
 
 def rebuild_tensor(
     storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], requires_grad: bool = False,
-    hooks: Any = None, metadata: Any = None, dtype: Dtype | None = None,
+    hooks: Any = None, metadata: Any = None, *, dtype: Dtype | None = None,
 ) -> StoredTensor:  # fmt: skip
     if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
         raise CheckpointError("a tensor is not made of a storage, a shape and strides; download the file again")
@@ -67,7 +67,7 @@ def rebuild_tensor_v3(storage: Any, offset: Any, shape: Any, strides: Any, grad:
                       metadata: Any = None) -> StoredTensor:  # fmt: skip
     if not isinstance(dtype, Dtype):
         raise CheckpointError(f"the dtype of a tensor is {_short(dtype)}; expected a dtype of torch")
-    return rebuild_tensor(storage, offset, shape, strides, grad, hooks, metadata, dtype)
+    return rebuild_tensor(storage, offset, shape, strides, grad, hooks, metadata, dtype=dtype)
 
 
 def rebuild_parameter(data: Any, requires_grad: Any = None, hooks: Any = None, state: Any = None) -> StoredTensor:
