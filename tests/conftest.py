@@ -21,7 +21,7 @@ from jaxtyping import install_import_hook
 COMMON = {"gpt2", "llama", "gemma", "moe", "parallel", "attn_only", "shortformer"}
 """Configs of `models.py` that `make test` runs everything on; the others where parts themselves are tested."""
 
-EVERY_CONFIG_IN = {"test_config.py", "test_masks.py"}
+EVERY_CONFIG_IN = {"test_config.py", "test_masks.py", "test_torch_files.py"}
 
 # Where arrays are computed with. What users call checks its own arguments, and its errors are tested as they are.
 install_import_hook(["jaxlens.nn", "jaxlens.model.loss"], "beartype.beartype")

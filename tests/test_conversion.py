@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from families import CASES, SIZES
 from safetensors.numpy import load_file, save_file
 from support.tiny import hf_logits, random_tokens, write_checkpoint
@@ -25,11 +27,12 @@ import jaxlens.checkpoints.families
 from jaxlens import CheckpointError, Tokenizer
 from jaxlens.checkpoints import converter, load, load_lazily, native
 from jaxlens.checkpoints.inspector import look
-from jaxlens.checkpoints.open import read_config
+from jaxlens.checkpoints.open import open_checkpoint, read_config
 from jaxlens.checkpoints.safetensors_reader import read_json
 from jaxlens.checkpoints.validate import UNKNOWN_TENSORS
 from jaxlens.cli import COMMANDS, main
 from jaxlens.cli.commands import families
+from jaxlens.config import Rotary
 from jaxlens.model import verify as verify_module
 
 ROOT = Path(__file__).parents[1]
@@ -243,7 +246,7 @@ def test_a_conversion_needs_memory_for_one_tensor(tmp_path, theirs):
 KILLED = """
 import os, signal, sys
 from jaxlens.cli import main
-from jaxlens.checkpoints.safetensors_reader import TensorFolder
+from jaxlens.checkpoints.folder_reader import TensorFolder
 
 read, count = TensorFolder.read, 0
 
@@ -309,7 +312,7 @@ def test_inspect_lists_unread_fields_and_unknown_tensors_without_reading_weights
     folder = shutil.copytree(theirs("gemma2"), tmp_path / "changed")
     more = {"model.layers.0.new.weight": np.zeros(3, np.float32), "score": np.zeros(2, np.int32)}
     edit(folder, {"new_switch": 3, "other": "x"}, **more, **{"model.norm.weight": np.zeros(7, np.float32)})
-    monkeypatch.setattr("jaxlens.checkpoints.safetensors_reader.TensorFolder.read", None)
+    monkeypatch.setattr("jaxlens.checkpoints.folder_reader.TensorFolder.read", None)
     inspected = look(folder)
     assert not inspected.loads
     assert inspected.checkpoint.unread == {"new_switch": 3, "other": "x"}
@@ -414,6 +417,31 @@ def test_a_gguf_file_is_compared_with_transformers(tmp_path, capsys):
     words = vocabulary(tokens=["<s>", "</s>", *"abcdefghi"], token_type=[3, 3, *[1] * 9], merges=[])
     file = write_gguf(tmp_path / "model.gguf", {name: value / 8 for name, value in weights().items()}, extra=words)
     assert "(llama), 87,552 parameters" in run(capsys, "verify", file, "--length", "10")
+
+
+def test_a_pytorch_file_is_compared_with_transformers(theirs, tmp_path, capsys):
+    folder = shutil.copytree(theirs("gpt2"), tmp_path / "pickled")
+    torch.save(transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert "passed" in run(capsys, "verify", folder, "--length", "9", "--results", tmp_path / "RESULTS.md")
+
+
+@pytest.mark.parametrize(
+    ("kind", "versions"), [("deepseek_v2", ("5.14.1", "5.15.0")), ("olmo3", ("5.12.1", "5.13.0.dev0"))]
+)
+def test_versions_of_transformers_with_a_wrong_rotary_scaling(kind, versions, tmp_path, capsys, monkeypatch):
+    scaled = next(fields for fields in CASES[kind] if "yarn" in str(fields))
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "scaled", kind, **scaled))
+    wrong, correct = versions
+    monkeypatch.setattr("importlib.metadata.version", lambda package: wrong)
+    error = run(capsys, "verify", tmp_path / "scaled", status=1)
+    needed = ".".join(correct.split(".")[:2])
+    problem = f"transformers {wrong} computes the rotary scaling of {kind} incorrectly; expected at least {needed}"
+    assert error == f"jaxlens: {problem}; run `pip install 'transformers>={needed}'`\n"
+    plain = dataclasses.replace(checkpoint, cfg=checkpoint.cfg.replace(rotary=Rotary()))
+    assert verify_module.check_version(plain) is None
+    monkeypatch.setattr("importlib.metadata.version", lambda package: correct)
+    assert verify_module.check_version(checkpoint) is None
 
 
 def test_errors_of_verify(theirs, tmp_path, capsys, monkeypatch):

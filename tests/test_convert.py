@@ -17,11 +17,12 @@ import jaxlens.checkpoints.families
 from jaxlens import CheckpointError, Config
 from jaxlens.checkpoints import all_families, hub, load, open_checkpoint
 from jaxlens.checkpoints.exporter import ExportedTensors
+from jaxlens.checkpoints.folder_reader import TensorFolder
 from jaxlens.checkpoints.open import read_config
 from jaxlens.checkpoints.parameters import load_parameters
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
 from jaxlens.checkpoints.rules.rule import Family, Rule
-from jaxlens.checkpoints.safetensors_reader import TensorFolder, read_json
+from jaxlens.checkpoints.safetensors_reader import read_json
 from jaxlens.nn.parameters import parameter_shapes
 
 LENGTHS = {"d": 5, "n": 6, "k": 2, "h": 3, "m": 7, "g": 3, "one": 1}

@@ -97,6 +97,51 @@ def test_short_sequences_are_not_scaled(tmp_path):
         assert_equal_logits(logits(folder, tokens), hf_logits(folder, tokens))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "parameters", "n_ctx"),
+    [
+        ("llama", {**ROPE, "rope_type": "dynamic", "factor": 4.0}, 64),
+        ("llama", {**ROPE, "rope_type": "dynamic", "factor": 2.6}, 41),
+        ("llama", {**LONGROPE, "factor": 3.0, "attention_factor": 1.25}, 48),
+        ("llama", {**LONGROPE, "factor": 4.0, "original_max_position_embeddings": 10}, 40),
+        ("gpt_neox", {**ROPE, "rope_type": "dynamic", "factor": 3.0, "partial_rotary_factor": 0.6}, 48),
+        ("falcon", {**ROPE, "rope_type": "dynamic", "factor": 4.0}, 64),
+    ],
+)
+def test_scaled_contexts(tmp_path, model_type, parameters, n_ctx):
+    """A model with max_position_embeddings = 16 runs up to the context that its scaling is made for.
+
+    Each row has the logits that transformers computes for its tokens alone: below, at and past
+    max_position_embeddings, in one batch with padding on either side.
+    """
+    folder = write_checkpoint(tmp_path, model_type, max_position_embeddings=16, rope_parameters=parameters)
+    loaded = load(folder)
+    assert loaded.cfg.n_ctx == n_ctx
+    model, tokens = HookedTransformer(loaded.cfg, params=loaded.params), random_tokens(0, n_ctx, batch=4)
+    lengths = (9, 16, 17, n_ctx)
+    mask = np.arange(n_ctx) < np.array(lengths)[:, None]
+    batch = np.asarray(model(tokens, attention_mask=mask))
+    left = np.asarray(model(tokens[:, ::-1], attention_mask=mask[:, ::-1]))
+    for row, length in enumerate(lengths):
+        expected = hf_logits(folder, tokens[row : row + 1, :length])
+        assert_equal_logits(np.asarray(model(tokens[row : row + 1, :length])), expected)
+        assert_equal_logits(batch[row : row + 1, :length], expected)
+        expected = hf_logits(folder, np.ascontiguousarray(tokens[row : row + 1, :length][:, ::-1]))
+        assert_equal_logits(left[row : row + 1, n_ctx - length :], expected)
+    with pytest.raises(ValueError, match=f"{n_ctx + 1} positions, more than the model's n_ctx = {n_ctx}"):
+        model(random_tokens(0, n_ctx + 1))
+    exported = export(tmp_path / "exported", loaded.cfg, loaded.params, loaded.source)
+    assert load(exported).cfg == loaded.cfg
+
+
+def test_a_scaled_context_that_is_too_long(tmp_path):
+    fields = json.loads((write_checkpoint(tmp_path, "llama") / "config.json").read_text())
+    rope = {**ROPE, "rope_type": "dynamic", "factor": 1e9}
+    text = "rope_parameters.factor is 1000000000.0; expected a factor with which the context is shorter than 2^31"
+    with pytest.raises(CheckpointError, match=re.escape(text)):
+        read_config({**fields, "rope_parameters": rope})
+
+
 def edit_config(folder, **fields):
     config = json.loads((folder / "config.json").read_text())
     config = {**config, **fields}

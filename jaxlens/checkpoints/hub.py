@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from jaxlens.checkpoints.folder_reader import NOT_WEIGHTS
 from jaxlens.errors import CheckpointError
 
 FILE_PATTERNS = [
@@ -11,7 +12,10 @@ FILE_PATTERNS = [
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.tiktoken"),
     *("spiece.model", "chat_template*"),
 ]
-"""The files of a repository that are downloaded: one copy of the weights, and no pickles."""
+"""The files of a repository that are downloaded. They contain one copy of the weights."""
+
+PYTORCH_PATTERNS = ["pytorch_model*.bin", "pytorch_model*.bin.index.json", "*.pth", "*.pt"]
+"""The files that are downloaded from a repository without safetensors."""
 
 
 def download(name: str, revision: str | None = None) -> Path:
@@ -24,8 +28,11 @@ def download(name: str, revision: str | None = None) -> Path:
         raise CheckpointError(f"{not_local}, and not a Hugging Face id (owner/name); check the path")
     subject = f"{not_local}; as a Hugging Face id{f' at revision {revision!r}' if revision else ''}, it"
     try:
-        patterns = {"allow_patterns": FILE_PATTERNS, "ignore_patterns": ["*/*"]}
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, **patterns))
+        options = {"revision": revision, "ignore_patterns": ["*/*", *NOT_WEIGHTS]}
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=FILE_PATTERNS, **options))
+        if any(folder.glob("*.safetensors")):
+            return folder
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=PYTORCH_PATTERNS, **options))
     except errors.GatedRepoError as error:
         why = f"is gated: accept its license at https://huggingface.co/{name} and log in with `hf auth login`"
         raise CheckpointError(f"{subject} {why}") from error

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxlens.checkpoints.families import family_of
+from jaxlens.checkpoints.folder_reader import TensorFolder
 from jaxlens.checkpoints.gguf.file import GGUFFile, smollm2_path
 from jaxlens.checkpoints.hub import download
 from jaxlens.checkpoints.mxfp4 import Mxfp4Tensors, is_mxfp4
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
 from jaxlens.checkpoints.rules.rule import Family, Tensors
-from jaxlens.checkpoints.safetensors_reader import TensorFolder, read_json
+from jaxlens.checkpoints.safetensors_reader import read_json
 from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
 from jaxlens.text.tokenizer import Tokenizer
@@ -106,7 +107,7 @@ def _open_folder(name: str, path: Path, strict: bool) -> Checkpoint:
         raise CheckpointError(f"{path} {kind}; merge the two with peft: {merge}")
     if not (path / "config.json").is_file():
         contents = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-        expected = "expected a folder with config.json and safetensors"
+        expected = "expected a folder with config.json, and safetensors or PyTorch files"
         raise CheckpointError(f"{path} has no config.json; {expected}. It contains {contents}")
     if special := [file.name for file in path.iterdir() if file.exists() and not (file.is_file() or file.is_dir())]:
         raise CheckpointError(f"{path} contains {', '.join(special)}, which is no regular file or folder; remove it")

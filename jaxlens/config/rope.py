@@ -14,7 +14,10 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Dynamic:
-    """NTK-aware scaling: increases the base for sequences longer than `original_n_ctx` (bloc97, 2023)."""
+    """NTK-aware scaling: increases the base for sequences longer than `original_n_ctx` (bloc97, 2023).
+
+    It is made for sequences of up to `factor` times `original_n_ctx`.
+    """
 
     factor: float
     original_n_ctx: int

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,10 @@ from jaxlens.model.transformer import HookedTransformer
 
 TOLERANCE = 1e-5
 """The largest difference of float32 logits, relative to the largest logit, for every family."""
+
+CORRECT_SINCE = {"deepseek_v2": (5, 15), "olmo3": (5, 13)}
+"""The first version of transformers that computes the rotary scaling of a model_type correctly: pull request 47435 of
+huggingface/transformers (the factor on attention scores of YaRN), and issue 46911 (scaling in global layers only)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +69,11 @@ def verify(
 
     Raises:
         CheckpointError: jaxlens or transformers cannot load the checkpoint.
-        ImportError: torch is not installed.
+        ImportError: torch is not installed, or the installed transformers computes this model incorrectly.
     """
     torch = require("torch", "comparing with transformers")
     checkpoint = open_checkpoint(name_or_path, revision)
+    check_version(checkpoint)
     loaded = load(name_or_path, revision=revision)
     cfg = loaded.cfg
     model = HookedTransformer(cfg, loaded.tokenizer, params=loaded.params, name=loaded.name, source=loaded.source)
@@ -89,6 +96,16 @@ def difference(name: str, ours: Any, theirs: Any) -> Difference:
     ours, theirs = np.asarray(ours), theirs.numpy()
     largest = np.abs(ours - theirs).max() if ours.shape == theirs.shape else np.inf
     return Difference(name, float(largest), float(np.abs(theirs).max()))
+
+
+def check_version(checkpoint: Checkpoint) -> None:
+    """Raises an ImportError if the installed transformers computes the rotary scaling of a checkpoint incorrectly."""
+    version, kind = importlib.metadata.version("transformers"), checkpoint.model_type
+    scaled = any(rotary is not None and rotary.scaling for rotary in checkpoint.cfg.rotary or ())
+    if scaled and tuple(map(int, re.findall(r"\d+", version)[:2])) < (first := CORRECT_SINCE.get(kind, (0, 0))):
+        needed = ".".join(map(str, first))
+        problem = f"transformers {version} computes the rotary scaling of {kind} incorrectly"
+        raise ImportError(f"{problem}; expected at least {needed}; run `pip install 'transformers>={needed}'`")
 
 
 @contextlib.contextmanager

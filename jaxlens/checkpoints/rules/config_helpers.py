@@ -1,7 +1,7 @@
 """Helpers that read config.json: the fields that many families share, and the Configs of common architectures."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxlens.checkpoints.rules.hf_config import Reader
@@ -9,6 +9,8 @@ from jaxlens.config import ACTIVATIONS, Config, Dynamic, Linear, Llama3, LongRop
 
 ACTIVATION_ALIASES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_pytorch_tanh"}
 """Activations that have two names in transformers: the alias, and the name in `Config.act_fn`."""
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def activation(hf: Reader, name: str) -> str:
@@ -66,7 +68,7 @@ def rotary_embedding(
 def rotary_by_layer_type(hf: Reader) -> tuple[Rotary, ...]:
     """The rotary embedding of each layer, from `layer_types` and the `rope_parameters` of each type."""
     by_type = hf.inside("rope_parameters")
-    rotary = {kind: rotary_embedding(hf, by_type.inside(kind)) for kind in ("full_attention", "sliding_attention")}
+    rotary = {kind: rotary_embedding(hf, by_type.inside(kind)) for kind in LAYER_TYPES}
     for kind in rotary:
         by_type.inside(kind).expect("truncate", True, because="transformers ignores it in the entry of a layer type")
     return layer_values(hf, "layer_types", rotary)
@@ -79,13 +81,14 @@ def _scaling(hf: Reader, rope: Reader) -> Scaling | None:
     if kind == "linear":
         return Linear(rope.positive("factor"))
     if kind == "dynamic":
-        return Dynamic(rope.positive("factor"), hf.size("max_position_embeddings"))
+        n_ctx = hf.size("max_position_embeddings")
+        return Dynamic(_scaling_factor(rope, n_ctx), n_ctx)
     if kind not in ("llama3", "yarn", "longrope"):
         raise rope.refused("rope_type", "expected one of default, linear, dynamic, llama3, yarn, longrope")
     field = "original_max_position_embeddings"
     original = rope.size(field)
     hf.expect(field, original, because=f"it must equal rope_parameters.{field}")
-    factor = rope.positive("factor", hf.size("max_position_embeddings") / original)
+    factor = _scaling_factor(rope, original, hf.size("max_position_embeddings") / original)
     if kind == "llama3":
         return Llama3(factor, rope.positive("low_freq_factor"), rope.positive("high_freq_factor"), original)
     if kind == "yarn":
@@ -103,6 +106,31 @@ def _scaling(hf: Reader, rope: Reader) -> Scaling | None:
         short_factor=rope.numbers("short_factor"), long_factor=rope.numbers("long_factor"), original_n_ctx=original,
         attention_factor=rope.number("attention_factor", default_factor),
     )  # fmt: skip
+
+
+def _scaling_factor(rope: Reader, original: int, *default: float) -> float:
+    """The field `factor`. `original` is the context before the scaling."""
+    factor = rope.positive("factor", *default)
+    if factor * original >= 2**31:
+        raise rope.refused("factor", "expected a factor with which the context is shorter than 2^31")
+    return factor
+
+
+def scaled_context(hf: Reader, n_ctx: int, rotary: Rotary | Iterable[Rotary | None]) -> int:
+    """The context length: `n_ctx`, or the longer one that a dynamic or LongRoPE scaling is made for.
+
+    That is `factor` times the context before the scaling.
+    """
+    layers = (rotary,) if isinstance(rotary, Rotary) else rotary
+    if not any(layer and isinstance(layer.scaling, Dynamic | LongRope) for layer in layers):
+        return n_ctx
+    rope, contexts = hf.inside("rope_parameters"), [n_ctx]
+    for entry in [rope.inside(kind) for kind in LAYER_TYPES if rope(kind, None)] or [rope]:
+        if entry("rope_type", "default") == "dynamic":
+            contexts.append(int(entry.number("factor") * hf.size("max_position_embeddings")))
+        elif entry("rope_type", "default") == "longrope":
+            contexts.append(int(entry.number("factor", 1) * entry.size("original_max_position_embeddings")))
+    return max(contexts)
 
 
 def _yarn_attention_factor(rope: Reader, factor: float) -> float:
@@ -124,8 +152,10 @@ def common_config(
 ) -> Config:  # fmt: skip
     """A Config with `fields`, and defaults for those common to all architectures.
 
-    `n_layers`, `d_model` and `n_heads` are the names of these fields in config.json.
+    `n_layers`, `d_model` and `n_heads` are the names of these fields in config.json. `n_ctx` is increased to the
+    context that the rotary scaling is made for.
     """
+    fields["n_ctx"] = scaled_context(hf, fields["n_ctx"], fields.get("rotary", ()))
     width, heads = hf.size(d_model), hf.size(n_heads)
     defaults = {
         "n_layers": hf.size(n_layers), "d_model": width, "n_heads": heads, "d_head": width // heads,
