@@ -22,9 +22,10 @@ CONVERT_PICKLES = "convert it: transformers.AutoModelForCausalLM.from_pretrained
 class TensorFolder:
     """The tensors of a folder: those of its single safetensors file, or of the shards that its index lists.
 
-    If a folder has both, the single file is used, as in transformers. The constructor reads the headers, and raises a
-    CheckpointError if a file is missing or damaged, or does not match the index. `read` uses `pread`, because the pages
-    of a memory map would count as memory of this process while the file is open.
+    The path may also be that of a single file. If a folder has both, the single file is used, as in transformers. The
+    constructor reads the headers, and raises a CheckpointError if a file is missing or damaged, or does not match the
+    index. `read` uses `pread`, because the pages of a memory map would count as memory of this process while the file
+    is open.
     """
 
     def __init__(self, folder: str | Path):
@@ -101,6 +102,8 @@ def _shards(folder: Path, index: dict[str, str]) -> list[Path]:
 
 
 def _single_file(folder: Path) -> Path:
+    if folder.is_file():
+        return folder
     files = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return files[0]
