@@ -469,7 +469,7 @@ ERRORS = {
         "checkpoint_label is 3 and checkpoint_value is 4; pass only checkpoint_value",
     ),
     "a training checkpoint of other weights": Case(
-        loading(checkpoint_index=3, hf_model=object()), ValueError, "checkpoint_index and hf_model are given; expected one"
+        loading(checkpoint_index=3, hf_model=object()), ValueError, "checkpoint_index and hf_model are given; expected"
     ),
     "a name of no table": Case(
         lambda: get_official_model_name("pythia-71m"), ValueError, "did you mean 'pythia-70m' or 'pythia-31m' or"

@@ -20,7 +20,6 @@ from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
 from jaxlens.text.tokenizer import Tokenizer
 
-TRAINING = ("checkpoint_index", "checkpoint_value")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.*", "merges.txt", "*.tiktoken")
 
 
@@ -65,11 +64,7 @@ def open_checkpoint(
         ValueError: There is no training checkpoint with this index or value.
     """
     hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    found = find(name_or_path, revision, checkpoint_index, checkpoint_value, **hub)
-    if found.path.suffix.lower() == ".gguf" and not found.path.is_dir():
-        file = GGUFFile(found.path)
-        return _checkpoint(found, file.config, strict, lambda: file, file.tokenizer)
-    return _open_folder(found, strict)
+    return _open(find(name_or_path, revision, checkpoint_index, checkpoint_value, **hub), strict)
 
 
 def open_config(name_or_path: str | os.PathLike[str], revision: str | None = None, **found_by: Any) -> Config:
@@ -79,7 +74,7 @@ def open_config(name_or_path: str | os.PathLike[str], revision: str | None = Non
     """
     found = find(name_or_path, revision, config_only=True, **found_by)
     if found.repository is None:
-        return open_checkpoint(name_or_path, **{name: found_by[name] for name in TRAINING if name in found_by}).cfg
+        return _open(found, strict=True).cfg
     fields = read_json(found.path / "config.json")
     if toys.is_toy(fields):
         fields = {**fields, "model_type": toys.architecture(fields, _names(found))}
@@ -115,6 +110,13 @@ def path_in_errors(path: str | Path) -> Iterator[None]:
         if str(path) in str(error):
             raise
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _open(found: Found, strict: bool) -> Checkpoint:
+    if found.path.is_dir() or found.path.suffix.lower() != ".gguf":
+        return _open_folder(found, strict)
+    file = GGUFFile(found.path)
+    return _checkpoint(found, file.config, strict, lambda: file, file.tokenizer)
 
 
 def _open_folder(found: Found, strict: bool) -> Checkpoint:

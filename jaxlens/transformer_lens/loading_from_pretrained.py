@@ -1,5 +1,6 @@
 """TransformerLens's `loading_from_pretrained`: names of models, their configs, and their training checkpoints."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,7 +78,7 @@ def get_pretrained_model_config(
     check_only({"n_devices": n_devices, **transformerlens}, LOADING)
     if hf_cfg:
         repository = official_name(model_name) or model_name
-        cfg = read_config(hf_cfg)[1].replace(model_name=repository.rpartition("/")[2])
+        cfg = read_config(json.loads(json.dumps(hf_cfg)))[1].replace(model_name=repository.rpartition("/")[2])
     else:
         cfg = open_config(
             model_name, revision, checkpoint_index=checkpoint_index, checkpoint_value=checkpoint_value, token=token,

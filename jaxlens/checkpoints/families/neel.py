@@ -1,6 +1,7 @@
 """TransformerLens's toy models: attn-only-1l to 4l, gelu-1l to 4l, solu-1l to 12l, redwood_attn_2l.
 
-Their repositories contain a config.json without `model_type` and one `.pth` file for each training checkpoint.
+Their repositories contain a config.json without `model_type`, and one `.pth` file for each training checkpoint. They
+cannot be exported, because transformers has no class for them.
 """
 
 from jaxlens.checkpoints.native import rules

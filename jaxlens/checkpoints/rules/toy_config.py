@@ -2,7 +2,7 @@
 
 from jaxlens.checkpoints.rules.config_helpers import activation
 from jaxlens.checkpoints.rules.hf_config import Reader
-from jaxlens.config import BIASES, Config
+from jaxlens.config import Config
 
 CHECKED = (
     "attention_dir", "attn_scale", "attn_scores_soft_cap", "d_vocab_out", "gated_mlp", "n_key_value_heads",
@@ -21,17 +21,22 @@ def toy_config(hf: Reader) -> Config:
     The other fields are settings of the training run, without effect on a forward pass.
     """
     attn_only, sizes = hf.flag("attn_only"), ("n_layers", "d_model", "n_heads", "d_head", "d_vocab", "n_ctx")
+    kind = hf("normalization", hf("normalization_type", None))
+    if not isinstance(tokenizer_name := hf("tokenizer_name", None), str | None):
+        raise hf.refused("tokenizer_name", "expected a string or null")
+    absent = {"b_in", "b_out"} if attn_only else set()
+    absent |= set() if kind == "LN" else {"norm"}
     cfg = Config(
         **{name: hf.size(name) for name in sizes},
         attn_only=attn_only,
         d_mlp=None if attn_only else hf.size("d_mlp"),
         act_fn="relu" if attn_only else activation(hf, "act_fn"),
-        normalization_type=hf("normalization", hf("normalization_type", None)),
+        normalization_type=kind,
         final_rms=hf.flag("final_rms") or None,
         eps=hf.positive("eps", 1e-5),
         positional_embedding_type=_positions(hf),
-        biases=tuple(hf("biases", BIASES)),
-        tokenizer_name=hf("tokenizer_name", None),
+        biases=tuple(hf("biases", [bias for bias in Config.biases if bias not in absent])),
+        tokenizer_name=tokenizer_name,
     )
     for name, value in hf.unread().items():
         if name in CHECKED and value not in UNSET and value != getattr(cfg, name):
