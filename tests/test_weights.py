@@ -154,7 +154,7 @@ def test_a_folded_model_has_no_norms_left_but_those_of_outputs_queries_and_keys(
     assert norms <= {"ln1_post", "ln2_post", "q_norm", "k_norm", "q_latent_norm", "kv_latent_norm", "ln"}
     assert ("norm" in folded.cfg.biases) <= (bool(norms & {"ln1_post", "ln"}) or not applied(folded))
     if applied(folded) and folded.cfg.normalization_type == "LNPre":
-        readers = ("W_Q", "W_K", "W_V", "W_in", "W_gate", "W_router", "W_U")
+        readers = ("W_Q", "W_K", "W_V", "W_in", "W_gate", "W_router", *([] if folded.cfg.final_rms else ["W_U"]))
         for key, letters in parameter_axes(folded.cfg).items():
             if key.endswith(readers) and (folded.cfg.norm_placement != "post" or key == "unembed.W_U"):
                 assert np.abs(np.asarray(folded.params[key]).mean(of(letters))).max() < 1e-6, key
