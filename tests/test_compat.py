@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from jaxlens.loading_from_pretrained import get_pretrained_model_config
+from jaxlens.loading_from_pretrained import get_official_model_name, get_pretrained_model_config
 from support.mistakes import Case, unreached
 from support.models import CONFIGS, model, tokens
 from test_models import close
@@ -412,7 +412,7 @@ def test_a_model_of_transformers_is_loaded_by_way_of_files(tmp_path, monkeypatch
         close(ours(given), theirs(torch.tensor(np.asarray(given), dtype=torch.int64)).logits)
     theirs.save_pretrained(tmp_path)
     cfg = get_pretrained_model_config(str(tmp_path))
-    assert cfg == ours.cfg.replace(default_prepend_bos=True) and cfg.model_name == str(tmp_path)
+    assert cfg == ours.cfg.replace(default_prepend_bos=True) and cfg.model_name == tmp_path.name
 
 
 def test_padding_goes_where_the_model_was_told():
@@ -452,7 +452,6 @@ ERRORS = {
     "bidirectional attention": Case(
         made(attention_dir="bidirectional"), ValueError, "attention_dir='bidirectional' is not supported"
     ),
-    "a norm of two kinds": Case(made(final_rms=True), ValueError, "final_rms needs RMSNorm everywhere"),
     "no vocabulary": Case(made(d_vocab=-1), ValueError, "pass d_vocab=len(tokenizer)"),
     "heads that do not fill the model": Case(made(d_head=5), ValueError, "d_head = 5 does not divide d_model"),
     "local attention without a window": Case(
@@ -465,10 +464,15 @@ ERRORS = {
         ValueError,
         "n_devices=2 is not supported (only 1): pass a dict of shardings by name: model.set_params(",
     ),
-    "a training checkpoint": Case(
-        loading(checkpoint_index=3),
-        ValueError,
-        "checkpoint_index=3 is not supported (only None): training checkpoints are",
+    "two training checkpoints": Case(
+        loading(checkpoint_label=3, checkpoint_value=4), ValueError,
+        "checkpoint_label is 3 and checkpoint_value is 4; pass only checkpoint_value",
+    ),
+    "a training checkpoint of other weights": Case(
+        loading(checkpoint_index=3, hf_model=object()), ValueError, "checkpoint_index and hf_model are given; expected"
+    ),
+    "a name of no table": Case(
+        lambda: get_official_model_name("pythia-71m"), ValueError, "did you mean 'pythia-70m' or 'pythia-31m' or"
     ),
     "a model left where it is": Case(
         lambda: HookedTransformer(config(), move_to_device=False),

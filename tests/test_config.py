@@ -73,6 +73,7 @@ LOGIT_CASES = {
     "experts_per_token": (EXPERTS, {"experts_per_token": 3}),
     "norm_topk_prob": (EXPERTS, {"norm_topk_prob": False}),
     "router": (EXPERTS, {"router": "sigmoid"}),
+    "final_rms": (PLAIN.replace(normalization_type="LNPre"), {"final_rms": True}),
     "router_tolerance": (EXPERTS.replace(router="sparsemixer", norm_topk_prob=False), {"router_tolerance": 3.0}),
     "router_groups": (EXPERTS, {"router_groups": (2, 1)}),
     "router_scale": (EXPERTS, {"router_scale": 2.0}),
@@ -134,6 +135,7 @@ def test_each_case_changes_its_own_field(cases):
         # the others are those that hold a default that depends on it
         assert name in differing(cfg, cfg.replace(**change))
         following = {"d_mlp", "d_expert", "n_key_value_heads", "windows", "attn_scale", "initializer_range"}
+        following |= {"final_rms"}
         assert set(differing(cfg, cfg.replace(**change))) <= {name, *change, *following}
 
 

@@ -386,6 +386,13 @@ CONFIG_FIELDS = {
         lambda: config(shared_norm=True), ValueError,
         "shared_norm means one norm for attention and MLP",
     ),
+    "a final RMSNorm without a final norm": Case(
+        lambda: config(norm_placement="sum", final_rms=True), ValueError,
+        "final_rms is True; expected False, or None, with normalization_type='LN' and norm_placement='sum'",
+    ),
+    "a final LayerNorm after RMSNorms": Case(
+        lambda: config(normalization_type="RMS", final_rms=False), ValueError, "final_rms is False; expected True, or",
+    ),
     "a norm of sums without two of them": Case(
         lambda: config(norm_placement="sum", attn_only=True), ValueError, 'norm_placement="sum" needs a sequential'
     ),

@@ -22,6 +22,9 @@ TOLERANCE = 1e-5
 
 LENGTH = 40
 
+TOYS = ("neel", "neel-solu-old", "mingpt")
+"""The families of TransformerLens's toy models, whose cases are in test_published.py."""
+
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs_have_their_published_size(name):
@@ -85,7 +88,7 @@ def test_unsupported_fields_are_refused(tmp_path, model_type, fields, text):
 
 def test_every_family_has_cases():
     in_transformers = {kind for kind in all_families() if kind in transformers.CONFIG_MAPPING}
-    assert in_transformers == set(CASES) and set(all_families()) - in_transformers == {"jaxlens", "qwen"}
+    assert in_transformers == set(CASES) and set(all_families()) - in_transformers == {"jaxlens", "qwen", *TOYS}
     assert all(len(cases) >= 4 for cases in CASES.values())
 
 

@@ -492,7 +492,7 @@ def test_the_files_of_an_id(monkeypatch, checkpoints):
     """PyTorch files are downloaded from a repository without safetensors."""
     folders, requested = iter(checkpoints("opt")[1:] * 2), []
 
-    def download(name, allow_patterns, ignore_patterns, revision):
+    def download(name, allow_patterns, ignore_patterns, revision, **options):
         requested.append((allow_patterns, revision))
         assert "training_args*" in ignore_patterns
         return str(next(folders))

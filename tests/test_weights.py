@@ -26,7 +26,7 @@ MORE = {
     "biases to be made": Config(**GPT2, gated_mlp=True, biases=("norm",), tie_word_embeddings=True, embed_scale=3.0),
     "no biases": Config(**GPT2, biases=(), tie_word_embeddings=True, positional_embedding_type="none"),
     "some biases": Config(**GPT2, attn_only=True, biases=("b_Q", "b_V")),
-    "solu": Config(**SIZES, act_fn="solu_ln"),
+    "solu": Config(**SIZES, act_fn="solu_ln", final_rms=True),
     "solu, RMS": Config(**SIZES, act_fn="solu_ln", normalization_type="RMS"),
     "LN after": Config(**GPT2, norm_placement="post"),
     "LN before and after": Config(**GPT2, norm_placement="both"),
@@ -154,7 +154,7 @@ def test_a_folded_model_has_no_norms_left_but_those_of_outputs_queries_and_keys(
     assert norms <= {"ln1_post", "ln2_post", "q_norm", "k_norm", "q_latent_norm", "kv_latent_norm", "ln"}
     assert ("norm" in folded.cfg.biases) <= (bool(norms & {"ln1_post", "ln"}) or not applied(folded))
     if applied(folded) and folded.cfg.normalization_type == "LNPre":
-        readers = ("W_Q", "W_K", "W_V", "W_in", "W_gate", "W_router", "W_U")
+        readers = ("W_Q", "W_K", "W_V", "W_in", "W_gate", "W_router", *([] if folded.cfg.final_rms else ["W_U"]))
         for key, letters in parameter_axes(folded.cfg).items():
             if key.endswith(readers) and (folded.cfg.norm_placement != "post" or key == "unembed.W_U"):
                 assert np.abs(np.asarray(folded.params[key]).mean(of(letters))).max() < 1e-6, key
@@ -482,6 +482,7 @@ INVALID = {
     ("fold_ln", "LN with bias, experts"): "experts have no bias that could absorb the bias of ln2",
     ("center_writing_weights", "llama"): "an RMSNorm reads the residual stream, and depends on its mean",
     ("center_writing_weights", "shortformer"): "a linear map reads the residual stream, and depends on its mean",
+    ("center_writing_weights", "solu"): "the final RMSNorm reads the residual stream, and depends on its mean",
     ("center_writing_weights", "LN after"): "attention and MLP read the residual stream without a norm",
     ("center_writing_weights", "LN before and after"): "ln1_post and ln2_post write a mean to the residual stream",
     ("center_unembed", "gemma"): "the logit soft cap is not invariant to adding a constant",

@@ -16,7 +16,7 @@ from jaxlens.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 NOT_WEIGHTS = (
-    "adapter_*",
+    "adapter_model*",
     "optimizer*",
     "openvino_*",
     "rng_state*",

@@ -30,9 +30,11 @@ class Loaded:
 
 def load(
     name_or_path: str | os.PathLike[str], *, dtype: Any = "float32", first_n_layers: int | None = None,
-    n_ctx: int | None = None, tokenizer: Any = None, revision: str | None = None,
+    n_ctx: int | None = None, tokenizer: Any = None, revision: str | None = None, checkpoint_index: int | None = None,
+    checkpoint_value: int | None = None, token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
 ) -> Loaded:  # fmt: skip
-    """Loads a folder (Hugging Face or native), a `.gguf` file, "smollm2-135m-instruct" or a Hugging Face id.
+    """Loads a checkpoint. What can be loaded, and how it is found, is described at `open_checkpoint`.
 
     Weights are cast to `dtype`, or to that of the largest tensor if `dtype` is None. `first_n_layers` loads only the
     first layers. `n_ctx` changes the context length, which cannot increase in a model with learned positions.
@@ -43,14 +45,18 @@ def load(
             ignore. The message lists the file, the fields or the tensors.
         ValueError: An argument does not match the checkpoint.
     """
-    checkpoint = open_checkpoint(name_or_path, revision)
+    checkpoint = open_checkpoint(
+        name_or_path, revision, checkpoint_index=checkpoint_index, checkpoint_value=checkpoint_value, token=token,
+        cache_dir=cache_dir, local_files_only=local_files_only,
+    )  # fmt: skip
     cfg = _with_dtype(checkpoint, dtype)
     if cfg.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError('dtype float64 needs jax.config.update("jax_enable_x64", True); otherwise JAX uses float32')
-    kept = _with_n_ctx(cfg if first_n_layers is None else cfg.first_layers(first_n_layers), n_ctx)
+    kept = with_n_ctx(cfg if first_n_layers is None else cfg.first_layers(first_n_layers), n_ctx)
     with path_in_errors(checkpoint.name):
         params = load_parameters(checkpoint.family, cfg, checkpoint.tensors, cfg.dtype, kept=kept)
     tokenizer = checkpoint.tokenizer() if tokenizer is None else tokenizer
+    kept = kept if tokenizer else kept.replace(tokenizer_name=None)  # it could not be loaded, or there is none
     return Loaded(kept, params, tokenizer, checkpoint.name, checkpoint.source)
 
 
@@ -67,7 +73,8 @@ def load_lazily(name_or_path: str | os.PathLike[str], *, dtype: Any = None, revi
     return Loaded(cfg, params, checkpoint.tokenizer(), checkpoint.name, checkpoint.source)
 
 
-def _with_n_ctx(cfg: Config, n_ctx: int | None) -> Config:
+def with_n_ctx(cfg: Config, n_ctx: int | None) -> Config:
+    """The config with the given context length, which learned positions bound."""
     learned = cfg.positional_embedding_type in ("standard", "shortformer")
     if n_ctx is not None and learned and n_ctx > cfg.n_ctx:
         raise ValueError(f"n_ctx is {n_ctx}; expected at most {cfg.n_ctx}, the number of learned positions")

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxlens.checkpoints import toys
 from jaxlens.checkpoints.families import family_of
+from jaxlens.checkpoints.find import Found, find
 from jaxlens.checkpoints.folder_reader import TensorFolder
-from jaxlens.checkpoints.gguf.file import GGUFFile, smollm2_path
-from jaxlens.checkpoints.hub import download
+from jaxlens.checkpoints.gguf.file import GGUFFile
+from jaxlens.checkpoints.hub import tokenizer_named
 from jaxlens.checkpoints.mxfp4 import Mxfp4Tensors, is_mxfp4
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
 from jaxlens.checkpoints.rules.rule import Family, Tensors
@@ -19,7 +21,6 @@ from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
 from jaxlens.text.tokenizer import Tokenizer
 
-SMOLLM2 = "smollm2-135m-instruct"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.*", "merges.txt", "*.tiktoken")
 
 
@@ -47,27 +48,39 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    name_or_path: str | os.PathLike[str], revision: str | None = None, *, strict: bool = True
-) -> Checkpoint:
+    name_or_path: str | os.PathLike[str], revision: str | None = None, *, checkpoint_index: int | None = None,
+    checkpoint_value: int | None = None, strict: bool = True, token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
+) -> Checkpoint:  # fmt: skip
     """Opens a checkpoint: finds its files, and reads its config and headers.
 
-    `name_or_path` is a folder (Hugging Face or native), a `.gguf` file, "smollm2-135m-instruct", or a Hugging Face id.
-    With `strict=False`, config.json fields that jaxlens does not read are listed in `unread` and are no error.
+    `name_or_path` is a folder (Hugging Face or native), a `.gguf` file, "smollm2-135m-instruct", a Hugging Face id, or
+    a name of TransformerLens such as "gpt2-small". `checkpoint_index` or `checkpoint_value` selects a training
+    checkpoint (`published/training.py`). With `strict=False`, config.json fields that jaxlens does not read are listed
+    in `unread` and are no error. `token`, `cache_dir` and `local_files_only` are arguments of huggingface_hub.
 
     Raises:
-        CheckpointError: The checkpoint cannot be found or read, or its architecture is not supported.
+        CheckpointError: The checkpoint cannot be found or read, its architecture is not supported, or it has no
+            training checkpoints.
+        ValueError: There is no training checkpoint with this index or value.
     """
-    name = os.fspath(name_or_path)
-    path = Path(name).expanduser()
-    if name == SMOLLM2:
-        return _open_gguf(name, smollm2_path(), strict)
-    if name and path.is_dir():
-        return _open_folder(name, path, strict)
-    if path.suffix.lower() == ".gguf":
-        return _open_gguf(name, path, strict)
-    if path.is_file():
-        raise CheckpointError(f"{path} is a single file; pass the folder that contains it and its config.json")
-    return _open_folder(name, download(name, revision), strict)
+    hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    return _open(find(name_or_path, revision, checkpoint_index, checkpoint_value, **hub), strict)
+
+
+def open_config(name_or_path: str | os.PathLike[str], revision: str | None = None, **found_by: Any) -> Config:
+    """The Config of a checkpoint. Of a Hugging Face repository, only config.json is downloaded.
+
+    The arguments are those of `open_checkpoint`.
+    """
+    found = find(name_or_path, revision, config_only=True, **found_by)
+    if found.repository is None:
+        return _open(found, strict=True).cfg
+    fields = read_json(found.path / "config.json")
+    if toys.is_toy(fields):
+        fields = {**fields, "model_type": toys.architecture(fields, _names(found))}
+    with path_in_errors(found.name):
+        return read_config(fields)[1].replace(**found.notes)
 
 
 def read_config(fields: Mapping[str, Any]) -> tuple[Family, Config]:
@@ -100,7 +113,15 @@ def path_in_errors(path: str | Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _open_folder(name: str, path: Path, strict: bool) -> Checkpoint:
+def _open(found: Found, strict: bool) -> Checkpoint:
+    if found.path.is_dir() or found.path.suffix.lower() != ".gguf":
+        return _open_folder(found, strict)
+    file = GGUFFile(found.path)
+    return _checkpoint(found, file.config, strict, lambda: file, file.tokenizer)
+
+
+def _open_folder(found: Found, strict: bool) -> Checkpoint:
+    path = found.path
     if (path / "adapter_config.json").is_file():
         merge = "PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(new_folder)"
         kind = "contains an adapter (adapter_config.json), which modifies the weights of a model"
@@ -112,34 +133,53 @@ def _open_folder(name: str, path: Path, strict: bool) -> Checkpoint:
     if special := [file.name for file in path.iterdir() if file.exists() and not (file.is_file() or file.is_dir())]:
         raise CheckpointError(f"{path} contains {', '.join(special)}, which is no regular file or folder; remove it")
     fields = read_json(path / "config.json")
-    has_tokenizer = any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES)
-
-    def tokenizer() -> Tokenizer | None:
-        try:
-            return Tokenizer.from_folder(path) if has_tokenizer else None
-        except CheckpointError:
-            raise
-        except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
-            raise CheckpointError(f"{path} has a tokenizer that cannot be read: {error}") from error
+    if toys.is_toy(fields):
+        return _open_toy(found, fields, strict)
 
     def tensors() -> Tensors:
         return Mxfp4Tensors(TensorFolder(path)) if is_mxfp4(fields) else TensorFolder(path)
 
-    return _checkpoint(name, path, fields, strict, tensors, tokenizer)
+    elsewhere = found.repository if found.training else None
+    return _checkpoint(found, fields, strict, tensors, lambda: _tokenizer(found, elsewhere))
 
 
-def _open_gguf(name: str, path: Path, strict: bool) -> Checkpoint:
-    file = GGUFFile(path)
-    return _checkpoint(name, path, file.config, strict, lambda: file, file.tokenizer)
+def _open_toy(found: Found, fields: dict[str, Any], strict: bool) -> Checkpoint:
+    weights = toys.open_weights(toys.weights_file(found.path, found.training and found.training.value))
+    kind = toys.architecture(fields, _names(found), weights)
+    completed, tensors = toys.as_checkpoint(fields, kind, weights)
+    return _checkpoint(
+        found, completed, strict, lambda: tensors, lambda: _tokenizer(found, fields.get("tokenizer_name"))
+    )
+
+
+def _names(found: Found) -> tuple[str, ...]:
+    """The name of the repository or folder of a model, and of its folder in the cache of huggingface_hub."""
+    path = found.path.resolve()
+    cached = (parent.name for parent in path.parents[1:2] if parent.name.startswith("models--"))
+    return (found.repository or path.name, *cached)
+
+
+def _tokenizer(found: Found, elsewhere: str | None) -> Tokenizer | None:
+    """The tokenizer of a folder. If it has none, that of the repository or folder `elsewhere`."""
+    path = found.path
+    if not any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES):
+        return elsewhere and tokenizer_named(elsewhere, **found.hub)
+    try:
+        return Tokenizer.from_folder(path)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{path} has a tokenizer that cannot be read: {error}") from error
 
 
 def _checkpoint(
-    name: str, path: Path, fields: dict[str, Any], strict: bool, tensors: Callable[[], Tensors],
+    found: Found, fields: dict[str, Any], strict: bool, tensors: Callable[[], Tensors],
     tokenizer: Callable[[], Tokenizer | None],
 ) -> Checkpoint:  # fmt: skip
-    with path_in_errors(path):
+    with path_in_errors(found.path):
         family, cfg, hf = map_config(fields)
         if strict:
             hf.check_all_read(family.unused)
         source, unread = family.source(fields), hf.unread(family.unused)
-        return Checkpoint(name, path, family, cfg, tensors(), source, tokenizer, unread)
+        cfg = cfg.replace(**found.notes)
+        return Checkpoint(found.name, found.path, family, cfg, tensors(), source, tokenizer, unread)

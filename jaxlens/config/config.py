@@ -109,6 +109,7 @@ class Config:
     embed_scale: float = 1.0
     d_embed: int | None = None  # width of the token embedding, which is then projected to d_model; None: d_model
     post_embedding_ln: bool = False  # a norm after the token embedding
+    final_rms: bool | None = None  # the final norm is an RMSNorm; None: if the other norms are
     output_logits_scale: float = 1.0
     output_logits_soft_cap: float | None = None
     tie_word_embeddings: bool = False
@@ -124,6 +125,9 @@ class Config:
     seed: int | None = _note(default=None)  # of the initial weights; None: 0
     tokenizer_name: str | None = _note(default=None)  # a Hugging Face id or folder, loaded with the model
     switched_on: frozenset[str] = _note(default=frozenset())  # on-request hook points that unfiltered caches contain
+    checkpoint_index: int | None = _note(default=None)  # the training checkpoint that was loaded: its index, its step
+    checkpoint_value: int | None = _note(default=None)  # or number of tokens, and which of the two ("step", "token")
+    checkpoint_label_type: str | None = _note(default=None)
     weights_on: Any = _note(default=None)  # noqa: RUF009 -- the device `model.to` moved weights to; None: the default
 
     def __post_init__(self) -> None:
@@ -156,6 +160,7 @@ class Config:
             "n_key_value_heads": self.n_heads, "d_mlp": None if self.attn_only else 4 * self.d_model,
             "d_vocab_out": self.d_vocab, "attn_scale": self.d_head**0.5, "initializer_range": gain,
             "d_expert": (self.d_mlp or 4 * self.d_model) if self.num_experts else None,
+            "final_rms": self.normalization_type in ("RMS", "RMSPre"),
         }  # fmt: skip
 
     def block_kind(self, layer: int) -> BlockKind:
@@ -192,6 +197,11 @@ class Config:
         return self.normalization_type is not None and self.norm_placement != "sum"
 
     @property
+    def final_norm_type(self) -> str | None:
+        """The `normalization_type` of `ln_final`."""
+        return self.normalization_type.replace("LN", "RMS") if self.final_rms else self.normalization_type
+
+    @property
     def alibi_slopes(self) -> tuple[float, ...]:
         """The decrease of each head's scores per position of distance (ALiBi, Press et al. 2021, arXiv 2108.12409).
 
@@ -206,7 +216,10 @@ class Config:
 
     def __repr__(self) -> str:
         """The fields that differ from their defaults. A value that all layers share is printed once."""
-        shown, derived = [], {name: self._derived_defaults[name] for name in ("attn_scale", "initializer_range")}
+        shown, derived = (
+            [],
+            {name: self._derived_defaults[name] for name in ("attn_scale", "initializer_range", "final_rms")},
+        )
         for name, field in _FIELDS.items():
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) > 1 and len(set(value)) == 1:

@@ -23,8 +23,9 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def dtype_name(dtype: Any) -> str:
-    """ "float32" from jnp.float32, numpy.dtype("float32") or "float32"."""
+    """ "float32" from jnp.float32, numpy.dtype("float32"), torch.float32 or "float32"."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", str(dtype))
+    name = name.removeprefix("torch.")  # the str of a torch dtype, which has no name
     if name not in DTYPES:
         raise ValueError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
     return name
@@ -69,6 +70,10 @@ def check_choices(cfg: Any, rotary: Any) -> None:
     if rotary and cfg.positional_embedding_type != "rotary":
         kind = f'positional_embedding_type is "{cfg.positional_embedding_type}"'
         raise ValueError(f'rotary is set, but {kind}; pass positional_embedding_type="rotary"')
+    is_rms, is_ln = (cfg.normalization_type in (kind, f"{kind}Pre") for kind in ("RMS", "LN"))
+    if cfg.final_rms != is_rms and not (is_ln and cfg.has_final_norm):
+        fields = f"normalization_type={cfg.normalization_type!r} and norm_placement={cfg.norm_placement!r}"
+        raise ValueError(f"final_rms is {cfg.final_rms!r}; expected {is_rms}, or None, with {fields}")
     if cfg.shared_norm and not cfg.parallel_attn_mlp:
         raise ValueError("shared_norm means one norm for attention and MLP; pass parallel_attn_mlp=True with it")
     if cfg.norm_placement == "sum" and (cfg.parallel_attn_mlp or cfg.attn_only or cfg.residual_scale != 1):

@@ -3,17 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-CHECKPOINTS = "training checkpoints are revisions of a Hugging Face repository; use revision=..."
 SHARDED = "pass a dict of shardings by name: model.set_params(jax.device_put(model.params, shardings))"
 
 MAKING = {"move_to_device": (True, "arrays are created on JAX's default device; use jax.default_device")}
 LOADING = {
-    "checkpoint_index": (None, CHECKPOINTS), "checkpoint_value": (None, CHECKPOINTS),
-    "checkpoint_label": (None, CHECKPOINTS), "n_devices": (1, SHARDED), "move_to_device": (True, "use device=..."),
+    "n_devices": (1, SHARDED), "move_to_device": (True, "use device=..."),
     "trust_remote_code": (False, "jaxlens never runs code from a checkpoint"),
-    "load_in_4bit": (False, "jaxlens has no 4-bit weights"),
+    "load_in_4bit": (False, "jaxlens has no 4-bit weights"), "load_in_8bit": (False, "jaxlens has no 8-bit weights"),
 }  # fmt: skip
 """The value that each argument may have, and what to use instead of other values."""
+
+
+def renamed(given: dict[str, Any], dtype: Any, checkpoint_value: int | None) -> tuple[Any, int | None]:
+    """The dtype and the checkpoint_value of a call, which may be in `given` by their other names, and are removed."""
+    value = given.pop("checkpoint_label", None)
+    if value is not None and checkpoint_value is not None:
+        both = f"checkpoint_label is {value!r} and checkpoint_value is {checkpoint_value!r}"
+        raise ValueError(f"{both}; pass only checkpoint_value, because both have the same meaning")
+    torch_dtype = given.pop("torch_dtype", None)
+    return dtype if torch_dtype is None else torch_dtype, checkpoint_value if value is None else value
 
 
 def check_only(given: Mapping[str, Any], known: Mapping[str, tuple[Any, str]]) -> None:

@@ -6,8 +6,7 @@ Axes: b batch, p position, d d_model, v vocabulary.
 import contextlib
 import dataclasses
 import inspect
-import tempfile
-import warnings
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,13 +17,12 @@ from jaxtyping import Array, Float, Int
 from jaxlens import config
 from jaxlens._jax import as_device, full_precision
 from jaxlens.config import Config
-from jaxlens.errors import CheckpointError
 from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import Direction, HookPlan, HookSpec, RegisteredHook, SiteHook, hook_specs, register
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import EMBED_NAMES, FINAL_NAMES
-from jaxlens.model.arguments import LOADING, MAKING, check_only
+from jaxlens.model.arguments import LOADING, MAKING, check_only, renamed
 from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.engine import Captured, run_layers, run_stage
@@ -33,6 +31,7 @@ from jaxlens.model.gradients import run_with_gradients
 from jaxlens.model.hook_methods import HookMethods, hook_points
 from jaxlens.model.lengths import cut, padded
 from jaxlens.model.loss import Output, lm_cross_entropy_loss
+from jaxlens.model.pretrained import load_pretrained
 from jaxlens.model.pytree import ModelPytree
 from jaxlens.model.request import LayerRange, ModelInput, RunRequest, read_input
 from jaxlens.model.text_methods import TextMethods
@@ -41,7 +40,6 @@ from jaxlens.model.weight_methods import WeightMethods
 from jaxlens.model.weight_properties import WeightProperties
 from jaxlens.nn.parameters import Params, assemble, disassemble, init_parameters, parameter_shapes
 from jaxlens.nn.transformer import Modules
-from jaxlens.text.tokenizer import Tokenizer
 from jaxlens.weights import PASSES, process_weights
 
 __all__ = ["HookedTransformer", "Output", "parameter_shapes"]
@@ -106,13 +104,22 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         n_ctx: int | None = None,
         tokenizer: Any = None,
         revision: str | None = None,
+        checkpoint_index: int | None = None,
+        checkpoint_value: int | None = None,
         hf_model: Any = None,
         device: Any = None,
         default_prepend_bos: bool | None = None,
         default_padding_side: Literal["left", "right"] | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
         **transformerlens: Any,
     ) -> "HookedTransformer":
-        """Loads a pretrained model: a Hugging Face id, a local folder, a `.gguf` file, or "smollm2-135m-instruct".
+        """Loads a pretrained model: a name of TransformerLens ("gpt2-small"), a Hugging Face id, or a local checkpoint.
+
+        A local checkpoint is a folder, a `.gguf` file, or "smollm2-135m-instruct". `checkpoint_index` or
+        `checkpoint_value` (a step or a number of tokens) selects a training checkpoint of Pythia, of Stanford CRFM's
+        GPT-2, or of a toy model. `token`, `cache_dir` and `local_files_only` are passed to huggingface_hub.
 
         The weights are processed by those passes of `jaxlens.weights` that are switched on and valid for the model.
         Log-probabilities stay the same; logits (`center_unembed`) and activations do not. `model.processing` reports
@@ -121,22 +128,19 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
 
         Raises:
             CheckpointError: The checkpoint cannot be found, read or understood. Nothing was loaded.
-            ValueError: An argument of TransformerLens has a value that jaxlens does not support.
+            ValueError: There is no such training checkpoint, or an argument of TransformerLens has a value that jaxlens
+                does not support.
         """
-        from jaxlens.checkpoints import load  # slow to import, and not needed for a model with random weights
-
+        dtype, checkpoint_value = renamed(transformerlens, dtype, checkpoint_value)
         check_only(transformerlens, LOADING)
         target = None if device is None else as_device(device)
-        with contextlib.ExitStack() as stack:
-            if isinstance(target, jax.Device):
-                stack.enter_context(jax.default_device(target))
-            path = model_name
-            if hf_model is not None:
-                path = stack.enter_context(_saved(hf_model))
-                tokenizer = _tokenizer_named(model_name, revision) if tokenizer is None else tokenizer
-            loaded = load(
-                path, dtype=dtype, first_n_layers=first_n_layers, n_ctx=n_ctx, tokenizer=tokenizer, revision=revision
-            )
+        with jax.default_device(target) if isinstance(target, jax.Device) else contextlib.nullcontext():
+            loaded = load_pretrained(
+                model_name, hf_model, tokenizer=tokenizer, revision=revision, dtype=dtype, n_ctx=n_ctx,
+                first_n_layers=first_n_layers,
+                training={"checkpoint_index": checkpoint_index, "checkpoint_value": checkpoint_value},
+                hub={"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only},
+            )  # fmt: skip
             cfg = loaded.cfg
             if default_prepend_bos is not None:
                 cfg = cfg.replace(default_prepend_bos=default_prepend_bos)
@@ -145,10 +149,9 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
                 refactor_factored_attn_matrices, consume=True,
             )  # fmt: skip
         model = cls(
-            cfg, loaded.tokenizer, default_padding_side=default_padding_side, params=params,
-            name=loaded.name if hf_model is None else model_name, source=loaded.source,
+            cfg, loaded.tokenizer, default_padding_side=default_padding_side, params=params, source=loaded.source
         )  # fmt: skip
-        model.processing = report
+        model.name, model.processing = loaded.name, report
         return model if target is None else model.to(target)
 
     @classmethod
@@ -360,20 +363,3 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
 
 
 _CALL = inspect.signature(HookedTransformer.__call__)
-
-
-@contextlib.contextmanager
-def _saved(hf_model: Any):
-    """A temporary folder with the files of a transformers model."""
-    with tempfile.TemporaryDirectory() as folder:
-        hf_model.save_pretrained(folder)
-        yield folder
-
-
-def _tokenizer_named(name: str, revision: str | None) -> Tokenizer | None:
-    """The tokenizer of a folder or a Hugging Face id, or None, with a warning, if it cannot be loaded."""
-    try:
-        return Tokenizer.from_pretrained(name, revision)
-    except CheckpointError as error:
-        warnings.warn(f"the model has no tokenizer: {error}", UserWarning, stacklevel=3)
-        return None

@@ -126,5 +126,5 @@ def reference(checkpoint: Checkpoint) -> Iterator[Any]:
             yield AutoModelForCausalLM.from_pretrained(
                 path, dtype=torch.float32, attn_implementation=family.reference, local_files_only=True, **options
             ).eval()
-        except (OSError, LookupError) as error:
+        except (OSError, LookupError, ValueError) as error:
             raise CheckpointError(f"transformers cannot open {checkpoint.name}: {error}") from error

@@ -39,7 +39,7 @@ def parameter_axes(cfg: Config) -> dict[str, str]:
     for layers, name in zip(cfg.stacks, cfg.stack_names, strict=True):
         block = Block.axes(cfg, cfg.block_kind(layers[0]))
         axes |= prefixed(f"blocks.{name}", {weight: f"l {letters}" for weight, letters in block.items()})
-    norm = prefixed("ln_final", Norm.axes(cfg)) if cfg.has_final_norm else {}
+    norm = prefixed("ln_final", Norm.axes(cfg, kind=cfg.final_norm_type)) if cfg.has_final_norm else {}
     return axes | norm | prefixed("unembed", Unembed.axes(cfg))
 
 

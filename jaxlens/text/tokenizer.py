@@ -104,13 +104,15 @@ class Tokenizer:
         return cls(**read_folder(Path(path)))
 
     @classmethod
-    def from_pretrained(cls, name: str, revision: str | None = None) -> "Tokenizer":
+    def from_pretrained(cls, name: str, revision: str | None = None, **hub: Any) -> "Tokenizer":
         """Loads the tokenizer of a folder or of a Hugging Face id. Downloads only the tokenizer's files.
+
+        `hub` are arguments of `huggingface_hub.snapshot_download`: token, cache_dir, local_files_only.
 
         Raises:
             CheckpointError: There is no such folder or id, or its tokenizer cannot be read.
         """
-        return cls.from_folder(find_folder(name, revision))
+        return cls.from_folder(find_folder(name, revision, **hub))
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `from_folder` and transformers both read.

@@ -19,7 +19,7 @@ FILE_PATTERNS = [
 """The files of a repository that a tokenizer is read from."""
 
 
-def find_folder(name: str, revision: str | None = None) -> Path:
+def find_folder(name: str, revision: str | None = None, **hub: Any) -> Path:
     """The folder `name`, or a folder with the tokenizer files of a Hugging Face id, which are downloaded."""
     import huggingface_hub
     from huggingface_hub import errors
@@ -28,7 +28,7 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         return path
     try:
         patterns = {"allow_patterns": FILE_PATTERNS, "ignore_patterns": ["*/*"]}
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, **patterns))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, **patterns, **hub))
     except (OSError, ValueError, errors.HTTPError, errors.EntryNotFoundError) as error:
         problem = f"the tokenizer {name!r} is not a local folder, and cannot be downloaded as a Hugging Face id"
         raise CheckpointError(f"{problem}; check the name, or pass tokenizer= ({type(error).__name__})") from error

@@ -23,7 +23,6 @@ FIXED: dict[str, Any] = {
 """The fields of features that jaxlens does not have, and the only value that each accepts."""
 
 MEANINGLESS: dict[str, Any] = {
-    "checkpoint_index": None, "checkpoint_label_type": None, "checkpoint_value": None, "from_checkpoint": False,
     "init_weights": True, "original_architecture": None, "tokenizer_prepends_bos": None, "trust_remote_code": False,
     "ungroup_grouped_query_attention": False,
 }  # fmt: skip
@@ -46,7 +45,7 @@ ROTARY: dict[str, Any] = {
 """The fields of rotary positions and their defaults."""
 
 OTHERS = (
-    "attn_types", "device", "final_rms", "layer_norm_folding", "n_params", "use_attn_scale", "use_local_attn",
+    "attn_types", "device", "from_checkpoint", "layer_norm_folding", "n_params", "use_attn_scale", "use_local_attn",
     "use_normalization_before_and_after", "use_qk_norm", "uses_rms_norm", "window_size", *SWITCHES,
 )  # fmt: skip
 """Other fields of TransformerLens that a Config does not have under the same name."""
@@ -109,11 +108,9 @@ def _config_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in FIXED.items():
         if (given_value := take(name, value)) != value:
             raise ValueError(f"{name}={given_value!r} is not supported; omit it, or pass {value!r}")
-    for name in (*MEANINGLESS, "device", "layer_norm_folding", "n_params", "uses_rms_norm"):
+    for name in (*MEANINGLESS, "device", "from_checkpoint", "layer_norm_folding", "n_params", "uses_rms_norm"):
         take(name, None)
-    kind = given.get("normalization_type", "LN")
-    if take("final_rms", False) and not (kind or "").startswith("RMS"):
-        raise ValueError(f"final_rms needs RMSNorm everywhere; normalization_type is {kind!r}")
+    given["final_rms"] = take("final_rms", False) or None  # TransformerLens ignores False in models with RMSNorm
     if given.get("d_vocab", -1) == -1:
         raise ValueError("d_vocab is missing and is not read from a tokenizer; pass d_vocab=len(tokenizer)")
     if not take("use_attn_scale", True):
@@ -234,7 +231,8 @@ READ: dict[str, Callable[[Config], Any]] = {
     **{name: functools.partial(_rotary_field, name) for name in ROTARY if name != "rotary_dim"},
     **{switch: functools.partial(_is_on, switch) for switch in SWITCHES},
     "attn_types": lambda cfg: ["global" if w is None else "local" for w in cfg.windows] if any(cfg.windows) else None,
-    "device": lambda cfg: cfg.weights_on or jax.config.jax_default_device or jax.devices()[0], "final_rms": _is_rms,
+    "device": lambda cfg: cfg.weights_on or jax.config.jax_default_device or jax.devices()[0],
+    "from_checkpoint": lambda cfg: cfg.checkpoint_value is not None,
     "is_layer_norm_activation": lambda cfg: lambda: cfg.act_fn.endswith("_ln"),
     "layer_norm_folding": lambda cfg: (cfg.normalization_type or "").endswith("Pre"), "n_params": _n_params,
     "use_attn_scale": lambda cfg: cfg.attn_scale != 1.0, "use_local_attn": lambda cfg: any(cfg.windows),

@@ -24,6 +24,7 @@ MODULES = {
     "hook_points": "transformer_lens.hook_points",
     "loading_from_pretrained": "transformer_lens.loading_from_pretrained",
     "patching": "transformer_lens.patching",
+    "supported_models": "transformer_lens.loading_from_pretrained",
     "train": "training.train",
     "utils": "transformer_lens.utils",
     "utilities": "transformer_lens.utilities",

@@ -65,7 +65,7 @@ def _fold_ln(cfg: Config) -> Plan:
             if weight in biased:
                 bias = params.get(_bias(weight))
                 yield _bias(weight), arithmetic.fold_bias(params[weight], params[f"{norm}.b"], bias, axis)
-            centre = inner or cfg.normalization_type == "LN"
+            centre = inner or (cfg.final_norm_type if norm == "ln_final" else cfg.normalization_type) == "LN"
             w, offset = params[f"{norm}.w"], cfg.rmsnorm_uses_offset
             yield weight, arithmetic.fold(params[weight], w, axis, centre, offset)
 
@@ -110,6 +110,8 @@ def _center_writing_weights(cfg: Config) -> Plan:
     if cfg.normalization_type not in ("LN", "LNPre"):
         reader = "an RMSNorm" if cfg.normalization_type else "a linear map"
         return Plan(cfg, valid=False, reason=f"{reader} reads the residual stream, and depends on its mean")
+    if cfg.final_rms:
+        return Plan(cfg, valid=False, reason="the final RMSNorm reads the residual stream, and depends on its mean")
     if cfg.norm_placement == "post":
         return Plan(cfg, valid=False, reason="attention and MLP read the residual stream without a norm")
     if cfg.norm_placement == "both":

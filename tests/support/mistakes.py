@@ -83,6 +83,10 @@ CASES_OF = {
         "transformer_lens/patching.py",
     ),
     "test_plot": ("plot/",),
+    "test_published": (
+        "checkpoints/find.py", "checkpoints/published/", "checkpoints/rules/toy_config.py", "checkpoints/toys.py",
+        "model/pretrained.py",
+    ),
     "test_tokenizer": ("text/",),
     "test_utils": ("training/data.py", "model/sampling.py", "transformer_lens/utils.py", "errors.py"),
 }  # fmt: skip

@@ -21,7 +21,7 @@ CONFIGS = {
     "neo": Config(**SIZES, act_fn="gelu_new", windows=(None, 3, None, 3), attn_scale=1.0),
     "attn_only": Config(**SIZES, attn_only=True),
     "shortformer": Config(**SIZES, attn_only=True, positional_embedding_type="shortformer", normalization_type=None),
-    "solu_ln": Config(**SIZES, act_fn="solu_ln", normalization_type="LNPre"),
+    "solu_ln": Config(**SIZES, act_fn="solu_ln", normalization_type="LNPre", final_rms=True),
     "parallel": Config(**SIZES, act_fn="gelu", parallel_attn_mlp=True, positional_embedding_type="rotary",
                        rotary=Rotary(dim=2)),
     "shared_norm": Config(**SIZES, act_fn="gelu_new", parallel_attn_mlp=True, shared_norm=True,

@@ -230,6 +230,9 @@ in its imports. Names, arguments, defaults, shapes and hook points are the same.
 - **Invalid input raises an error:** a hook name that matches no hook point, a prompt longer than `n_ctx`, or a config
   field that jaxlens does not support. Fields that have no meaning in JAX (`device`, `init_weights`) are accepted and
   have no effect.
+- **Models have the same names.** `from_pretrained("pythia-70m")` loads `EleutherAI/pythia-70m`. Names are those of
+  TransformerLens 3.5.1; any other Hugging Face id, folder or GGUF file is a name too. `checkpoint_index` and
+  `checkpoint_value` select a training checkpoint. `jaxlens.loading_from_pretrained` lists names and checkpoints.
 - **No switches are needed.** A hook or a `names_filter` that selects `hook_result`, `hook_q_input` or `hook_mlp_in` is
   enough. `set_use_attn_result` and similar methods add these activations to every cache, as in TransformerLens.
 - **Models with raw weights have more hook points:** `ln1.hook_out` and `ln2.hook_out` of TransformerLens 4, which are
