@@ -328,7 +328,7 @@ def test_toy_models_and_their_training_checkpoints_are_downloaded_by_name(hub, t
             cfg = model.cfg
             assert (cfg.checkpoint_index, cfg.checkpoint_value, cfg.checkpoint_label_type) == found
     patterns = requests[0]["allow_patterns"]
-    assert {"config.json", "*final.pth"} <= {*patterns} and requests[0]["ignore_patterns"] == ["*/*"]
+    assert {"config.json", "*final.pth"} <= {*patterns} and "*/*" in requests[0]["ignore_patterns"]
     assert "checkpoints/*_0000500.*" in requests[1]["allow_patterns"] and requests[1]["ignore_patterns"] == []
     assert get_pretrained_model_config("solu-1l") == load(tmp_path).cfg
     (tmp_path / "checkpoints" / "x_2000000000.safetensors").touch()
