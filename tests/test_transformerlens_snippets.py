@@ -67,10 +67,14 @@ def reference() -> dict[str, tuple[object, list[np.ndarray]]]:
 
 
 CASES = [
-    pytest.param(snippet, name, state, id=f"{snippet.theme}: {snippet.title} [{name} {state}]")
-    for snippet in snippets()
-    for name, state in snippet.where
-]
+    pytest.param(
+        snippet, name, state, id=f"{snippet.theme}: {snippet.title} [{name} {state}]",
+        marks=[pytest.mark.slow] if (number - other) % len(snippet.where) else [],
+    )
+    for number, snippet in enumerate(snippets())
+    for other, (name, state) in enumerate(snippet.where)
+]  # fmt: skip
+"""Every snippet on its models. `make test` runs it on one of them, in turn."""
 
 
 def names_of(name: str, state: str):
