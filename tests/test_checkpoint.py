@@ -199,7 +199,6 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path, llama):
         (large[-1] / "model.safetensors").unlink()
     program = [sys.executable, "-c", MEMORY, str(llama), *map(str, large)]
     ratios = subprocess.run(program, check=True, capture_output=True, text=True).stdout.split()
-    print(ratios)
     assert all(float(ratio) < 1.3 for ratio in ratios), ratios
 
 

@@ -216,10 +216,8 @@ class Config:
 
     def __repr__(self) -> str:
         """The fields that differ from their defaults. A value that all layers share is printed once."""
-        shown, derived = (
-            [],
-            {name: self._derived_defaults[name] for name in ("attn_scale", "initializer_range", "final_rms")},
-        )
+        names = ("attn_scale", "initializer_range", "final_rms")
+        shown, derived = [], {name: self._derived_defaults[name] for name in names}
         for name, field in _FIELDS.items():
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) > 1 and len(set(value)) == 1:

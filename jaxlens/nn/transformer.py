@@ -39,8 +39,8 @@ class Modules(Module):
         self.embed = Embed(cfg, within("embed", params))
         self.pos_embed = PosEmbed(cfg, within("pos_embed", params)) if PosEmbed.exists(cfg) else None
         self.stacks = tuple(Block(cfg, within(f"blocks.{n}", params), cfg.block_kind(rows[0])) for rows, n in stacks)
-        final = Norm(cfg, within("ln_final", params), cfg.final_norm_type)
-        self.ln_final = final if cfg.has_final_norm else None
+        weights = within("ln_final", params)
+        self.ln_final = Norm(cfg, weights, cfg.final_norm_type) if cfg.has_final_norm else None
         self.unembed = Unembed(cfg, within("unembed", params))
 
     def without_blocks(self) -> "Modules":

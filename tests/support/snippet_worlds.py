@@ -278,7 +278,6 @@ DIFFERENCES = """## Values that differ
 | `HookedRootModule` and `HookPoint()` in your own modules | write functions; the two names exist only for annotations and `isinstance` |
 | `HookedEncoder`, `HookedEncoderDecoder`, `BertNextSentencePrediction`, `HookedAudioEncoder` | not supported; jaxlens has decoder-only models |
 | `TransformerBridge` | `HookedTransformer` |
-| `from_pretrained(checkpoint_index=...)` | `from_pretrained(..., revision="step3000")` |
 | `from_pretrained(n_devices=2)` | `model.set_params(jax.device_put(model.params, shardings))` |
 | `load_sample_training_dataset`, `sample_datapoint` | `jaxlens.utils.get_dataset` |
 | `positional_embedding_type="alibi"`, `attention_dir="bidirectional"` and other config fields | not supported; an error names the field |

@@ -35,7 +35,7 @@ from jaxlens.hooks.api import DataHook, hook
 from jaxlens.hooks.names import matching, split_name
 from jaxlens.hooks.plan import HookPlan, SiteHook
 from jaxlens.hooks.positions import overwritten, shortened
-from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
+from jaxlens.hooks.table import LENGTH_AXES
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.engine import run_layers
 from jaxlens.model.request import ModelInput
@@ -192,8 +192,8 @@ def _stacked_source(
     expected = list(activations.shape)
     for axis in LENGTH_AXES[site]:
         expected[axis + 1] = n_positions
-    if list(stack.shape[2:]) == expected[2:]:
-        stack = overwritten(activations[:, : stack.shape[1]], stack)
+    if list(stack.shape[2:]) == expected[2:] != list(activations.shape[2:]):
+        stack = overwritten(activations[:, : stack.shape[1]].astype(stack.dtype), stack)
     if stack.shape[2:] != activations.shape[2:] or stack.shape[1] not in (1, activations.shape[1]):
         shapes = f'the source has "{site}" of shape {stack.shape[1:]}, and the patched run {tuple(expected[1:])}'
         raise ValueError(f"{shapes}; both need the same positions, and the source as many prompts or a single prompt")
@@ -255,12 +255,12 @@ class SweepRunner:
     def first_changes(self, shape: BatchShape) -> Int[np.ndarray, "c b"]:
         """The first position at which every cell changes every prompt; `n_positions` if it changes none."""
         rows = np.array([self.site_row[layer] for layer in self.cells.layers.tolist()], np.int32)
-        data, site = (self.setter, self.baseline.activations, self.sources), self.cells.site
+        data, axes = (self.setter, self.baseline.activations, self.sources), LENGTH_AXES[self.cells.site]
         slots = []
         for start in range(0, len(rows), shape.cells):
             # The last batch repeats its cells, so that all batches have the same shape.
             batch = np.resize(np.arange(start, min(start + shape.cells, len(rows))), shape.cells)
-            first = _first_changes(*data, rows[batch], self.cells.indices[batch], site=site, length=self.length)
+            first = _first_changes(*data, rows[batch], self.cells.indices[batch], axes=axes, length=self.length)
             slots.append(np.asarray(first)[: len(rows) - start])
         return np.minimum(np.concatenate(slots), self.n_positions)
 
@@ -271,7 +271,8 @@ class SweepRunner:
         rows_of_site = np.array([self.site_row.get(layer, 0) for layer in batch.cell_layers.tolist()], np.int32)
         info, x, new, new_layers = _prepare(
             self.setter, self.baseline, self.sources, rows_of_site, self.cells.indices[batch.cells],
-            batch.groups, batch.slots, batch.row_layers, batch.cell_layers, batch.rows, site=site, length=self.length,
+            batch.groups, batch.slots, batch.row_layers, batch.cell_layers, batch.rows, axes=LENGTH_AXES[site],
+            length=self.length,
         )  # fmt: skip
         mask = np.isin(np.arange(cfg.n_layers), layers)
         # A row joins at the layer of its cell with the baseline's residual stream, if that is not the swept site.
@@ -291,13 +292,15 @@ def _put(value, hook, new, layers):
     return jnp.where(jnp.expand_dims(changes, tuple(range(changes.ndim, value.ndim))), new, value)
 
 
-def _changed(setter, activations, sources, rows, indices, site: str, length: int | None):
-    """The activations of the cells' layers after the setter, [c b ...]. The setter receives `length` positions."""
+def _changed(setter, activations, sources, rows, indices, axes: tuple[int, ...], length: int | None):
+    """The activations of the cells' layers after the setter, [c b ...]. The setter receives `length` positions.
+
+    `axes` are those of positions; the first is that of queries.
+    """
 
     def change(row, index):
         activation, source = (
-            array[row] if length is None else shortened(array[row], LENGTH_AXES[site], length)
-            for array in (activations, sources)
+            array[row] if length is None else shortened(array[row], axes, length) for array in (activations, sources)
         )
         try:
             new = setter(activation, index, source)
@@ -313,18 +316,18 @@ def _changed(setter, activations, sources, rows, indices, site: str, length: int
     return jax.vmap(change)(rows, indices)
 
 
-@functools.partial(jax.jit, static_argnames=("site", "length"))
-def _first_changes(setter, activations, sources, rows, indices, site, length):
-    differs = _changed(setter, activations, sources, rows, indices, site, length) != activations[rows]
-    differs = jnp.moveaxis(differs, POSITION_AXES[site] + 1, 2)
+@functools.partial(jax.jit, static_argnames=("axes", "length"))
+def _first_changes(setter, activations, sources, rows, indices, axes, length):
+    differs = _changed(setter, activations, sources, rows, indices, axes, length) != activations[rows]
+    differs = jnp.moveaxis(differs, axes[0] + 1, 2)
     differs = jnp.any(differs, axis=tuple(range(3, differs.ndim)))
     return jnp.where(jnp.any(differs, axis=2), jnp.argmax(differs, axis=2), differs.shape[2])
 
 
-@functools.partial(jax.jit, static_argnames=("site", "length"))
+@functools.partial(jax.jit, static_argnames=("axes", "length"))
 def _prepare(
     setter, baseline: Baseline, sources, rows_of_site, indices, groups, slots, row_layers, cell_layers, rows,
-    site: str, length: int | None,
+    axes: tuple[int, ...], length: int | None,
 ):  # fmt: skip
     """The info of a batch, its rows of the residual stream, and the cells' new values with the layer of each.
 
@@ -333,8 +336,8 @@ def _prepare(
     n_prompts = baseline.info.mask.shape[0]
     cells, prompts = groups // n_prompts, groups % n_prompts
     sequences = jnp.arange(len(rows)) % n_prompts
-    new = _changed(setter, baseline.activations, sources, rows_of_site, indices, site, length)
-    if POSITION_AXES[site] == 1:
+    new = _changed(setter, baseline.activations, sources, rows_of_site, indices, axes, length)
+    if axes[0] == 1:
         new, layers = new[cells, prompts, slots][None], row_layers
     else:
         new, layers = new.reshape(-1, *new.shape[2:]), jnp.repeat(cell_layers, n_prompts)
