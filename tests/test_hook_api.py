@@ -411,6 +411,29 @@ def test_the_derivative_of_a_gradient_includes_its_hooks(small):
         close(derivative(squared_gradient)(1.5), 3.0 * squared_gradient(1.0), 1e-4)
 
 
+# --- Python hooks of several layers, under jit
+
+
+@pytest.mark.parametrize("direction", ["fwd_hooks", "bwd_hooks"])
+@pytest.mark.parametrize("depends_on", [None, "name", "layer"])
+def test_a_python_hook_is_traced_once_unless_it_reads_its_layer(the_model, depends_on, direction):
+    calls = []
+
+    def scaled(value, hook):
+        calls.append(type(hook))
+        layer = {None: lambda: 2, "name": lambda: int(hook.name.split(".")[1]), "layer": lambda: hook.layer()}
+        return value * (1 + layer[depends_on]() / 8)
+
+    hooks = {direction: [(lambda name: name.endswith("hook_resid_mid"), scaled)]}
+    gradient = jax.grad(lambda m, t: m.run_with_hooks(t, return_type="loss", **hooks))
+    expected = gradient(the_model, tokens())
+    assert len(calls) == the_model.cfg.n_layers
+    calls.clear()
+    for ours, eager in zip(*map(jax.tree.leaves, (jax.jit(gradient)(the_model, tokens()), expected)), strict=True):
+        close(ours, eager)
+    assert len(calls) == (1 if depends_on is None else 1 + the_model.cfg.n_layers)
+
+
 # --- hooks as data
 
 

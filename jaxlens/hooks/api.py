@@ -72,7 +72,7 @@ class HookPoint:
     """
 
     def __init__(self, name: str, layer: Any = None):
-        self.name = name
+        self.name = self._label = name
         self.ctx: dict = {}
         self._layer = split_name(name)[1] if layer is None else layer
 
@@ -88,6 +88,25 @@ class HookPoint:
 
     def __repr__(self) -> str:
         return f"HookPoint({self.name!r})"
+
+
+class LayerIsRead(BaseException):
+    """A hook function depends on its layer, so it cannot be traced for all layers at once. No `except` catches it."""
+
+
+class HookPointOfAnyLayer(HookPoint):
+    """The hook points of several layers at once, for a plain function that does not read the name, the layer or ctx.
+
+    `label` is the name in error messages.
+    """
+
+    def __init__(self, label: str):
+        self._label = label
+
+    def _read(self) -> Any:
+        raise LayerIsRead
+
+    name = ctx = _layer = property(_read)
 
 
 # --- calling a hook function
@@ -113,7 +132,7 @@ class PythonHook:
 def apply(hook: PythonHook | DataHook, value: jax.Array, point: HookPoint) -> jax.Array:
     """The activation after a hook: the result of its function, or `value` if that is None."""
     if isinstance(hook, PythonHook) and hook.layout is not None:
-        explicit = hook.layout.to_explicit_at(point.name, value)
+        explicit = hook.layout.to_explicit_at(point._label, value)
         with hook.layout.explicit():
             new = hook.layout.to_automatic(call(hook.fn, explicit, point))
     else:
@@ -123,12 +142,12 @@ def apply(hook: PythonHook | DataHook, value: jax.Array, point: HookPoint) -> ja
     if isinstance(new, tuple) and len(new) == 1:
         new = new[0]
     if not isinstance(new, jax.Array | np.ndarray):
-        raise HookError(f'the hook on "{point.name}" returned {type(new).__name__}; expected an array or None')
+        raise HookError(f'the hook on "{point._label}" returned {type(new).__name__}; expected an array or None')
     if new.shape != value.shape:
-        raise HookError(f'the hook on "{point.name}" changed the shape from {value.shape} to {new.shape}')
+        raise HookError(f'the hook on "{point._label}" changed the shape from {value.shape} to {new.shape}')
     if new.dtype != value.dtype:
         change = f"from {value.dtype} to {new.dtype}"
-        raise HookError(f'the hook on "{point.name}" changed the dtype {change}; return `.astype(value.dtype)`')
+        raise HookError(f'the hook on "{point._label}" changed the dtype {change}; return `.astype(value.dtype)`')
     # The copy is independent of later writes to the hook's array. jnp.array would compile a program per shape.
     return new if isinstance(new, jax.Array) else jax.device_put(new.copy())
 
@@ -144,14 +163,14 @@ def call(fn: Callable, value: Any, point: HookPoint) -> Any:
         raise
     except Exception as error:
         habit = isinstance(error, TypeError | AttributeError) and any(phrase in str(error) for phrase in TORCH_HABITS)
-        note = f'in the hook on "{point.name}"{f". {IMMUTABLE}" if habit else ""}'
+        note = f'in the hook on "{point._label}"{f". {IMMUTABLE}" if habit else ""}'
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
         raise
     if new is None and (name := _edited_in_place(fn)):
         raise HookError(
-            f'the hook on "{point.name}" edits `{name}` in place and returns nothing, so the edit is lost. Return the '
-            f"new value: instead of `{name} += new` write `return {name} + new`. {IMMUTABLE}"
+            f'the hook on "{point._label}" edits `{name}` in place and returns nothing, so the edit is lost. Return '
+            f"the new value: instead of `{name} += new` write `return {name} + new`. {IMMUTABLE}"
         )
     return new
 

@@ -19,7 +19,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxlens.config import Config
 from jaxlens.errors import HookError
-from jaxlens.hooks.api import DataHook, HookPoint, PythonHook, apply
+from jaxlens.hooks.api import DataHook, HookPoint, HookPointOfAnyLayer, LayerIsRead, PythonHook, apply
 from jaxlens.hooks.names import HookName, matching, split_name
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.table import BLOCK_NAMES
@@ -116,43 +116,44 @@ class SiteHook:
 
     def __call__(self, value: jax.Array, layer, points: Mapping[str, HookPoint] | None = None) -> jax.Array:
         """The value after this hook. `layer` may be traced."""
-        run = functools.partial(self._run, points=points)
-        if layer is None or isinstance(layer, int):
-            return run(value, layer) if self.acts_in(layer) else value
-        # Not `where`, which would run the function and its derivative in other layers too.
-        if self.is_plain:
-            for number in self.layers:
-                value = jax.lax.cond(layer == number, functools.partial(run, layer=number), lambda value: value, value)
+        is_traced = layer is not None and not isinstance(layer, int)
+        if not is_traced and not self.acts_in(layer):
             return value
-        if self.mask is None:
-            return run(value, layer)
-        acts = jnp.asarray(self.mask)[layer]
-        return jax.lax.cond(acts, functools.partial(run, layer=layer), lambda value: value, value)
-
-    def _run(self, value, layer, points=None):
-        point = _point(self.site, layer, points)
         if self.direction == "fwd":
-            return apply(self.hook, value, point)
-        traced_layer = None if layer is None or isinstance(layer, int) else layer
-        data, structure = jax.tree.flatten((self.hook, traced_layer))
+            return self._edited(value, layer, points)
+        traced, structure = jax.tree.flatten((self, layer if is_traced else None))
 
-        def edit(gradient, *data):  # runs after the trace of `layer` has ended
-            hook, traced_layer = structure.unflatten(data)
-            return apply(hook, gradient, point if traced_layer is None else HookPoint(point.name, traced_layer))
+        def edit(gradient, *traced):  # runs after the trace of `layer` has ended
+            hook, traced_layer = structure.unflatten(traced)
+            return hook._edited(gradient, traced_layer if is_traced else layer, points)
 
-        return _edit_gradient.bind(value, *data, edit=edit)
+        return _edit_gradient.bind(value, *traced, edit=edit)
+
+    def _edited(self, value, layer, points: Mapping[str, HookPoint] | None):
+        """The result of the function, in a layer in which it acts or, if `layer` is traced, in any layer."""
+        if layer is None or isinstance(layer, int):
+            name = self.site if layer is None else f"blocks.{layer}.{self.site}"
+            return apply(self.hook, value, points[name] if points else HookPoint(name))
+        if not self.is_plain:
+            acts = None if self.mask is None else jnp.asarray(self.mask)[layer]
+            return self._edited_if(acts, value, HookPoint(f"blocks.*.{self.site}", layer))
+        try:
+            acts = jnp.any(layer == np.array(self.layers))
+            return self._edited_if(acts, value, HookPointOfAnyLayer(f"blocks.{self.layers[0]}.{self.site}"))
+        except LayerIsRead:  # the function is traced for each layer
+            for number in self.layers:
+                name = f"blocks.{number}.{self.site}"
+                value = self._edited_if(layer == number, value, points[name] if points else HookPoint(name))
+            return value
+
+    def _edited_if(self, acts, value, point: HookPoint):
+        """The value, edited if `acts` (None: in every layer)."""
+        edited = functools.partial(apply, self.hook, point=point)
+        # not `where`, which would run the function and its derivative in other layers too
+        return edited(value) if acts is None else jax.lax.cond(acts, edited, lambda value: value, value)
 
 
 jax.tree_util.register_dataclass(SiteHook, ["hook", "mask"], ["site", "direction", "layers"])
-
-
-def _point(site: str, layer, points: Mapping[str, HookPoint] | None) -> HookPoint:
-    if layer is None:
-        return points[site] if points else HookPoint(site)
-    if isinstance(layer, int):
-        name = f"blocks.{layer}.{site}"
-        return points[name] if points else HookPoint(name)
-    return HookPoint(f"blocks.*.{site}", layer)
 
 
 _edit_gradient = Primitive("edit_gradient")
@@ -292,8 +293,9 @@ def _site_hooks(cfg: Config, registered: RegisteredHook) -> list[SiteHook]:
     hooks = []
     for site, layers in by_site.items():
         where: dict[str, Any] = {}
-        if layers != [None]:
-            mask = np.isin(np.arange(cfg.n_layers), layers)
-            where = {"layers": tuple(layers)} if registered.is_plain else {"mask": mask}
+        if layers != [None] and registered.is_plain:
+            where = {"layers": tuple(layers)}
+        elif layers != [None]:
+            where = {"mask": np.isin(np.arange(cfg.n_layers), layers)}
         hooks.append(SiteHook(registered.hook, site, registered.direction, **where))
     return hooks

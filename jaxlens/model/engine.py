@@ -36,7 +36,7 @@ from jaxlens.model.loops import (
 )  # fmt: skip
 from jaxlens.nn.block import SPLIT_INPUTS, Block
 from jaxlens.nn.module import arrays
-from jaxlens.nn.sequence import SequenceInfo
+from jaxlens.nn.sequence import LayerInfo, SequenceInfo
 
 
 @jax.tree_util.register_dataclass
@@ -237,10 +237,14 @@ def _rows(wanted: tuple[int, ...], layers: tuple[int, ...]) -> jax.Array:
 
 # --- a layer that a Python hook edits
 
-_layer_at = jax.jit(layer_at)
-_info_at = jax.jit(SequenceInfo.at_layer)
 _new_rows = jax.jit(new_rows, static_argnames="n")
 _set_row, _set_row_in_place = jax.jit(set_row), jax.jit(set_row, donate_argnums=0)
+
+
+@jax.jit
+def _inputs_at(stack: Block, info: SequenceInfo, i, layer) -> tuple[Block, LayerInfo]:
+    """The layer at index i of a stack, with arrays in place of its parameters, and its other inputs."""
+    return arrays(layer_at(stack, i)), info.at_layer(layer)
 
 
 def _edited(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan, buffers: Rows | None, mode: Mode):
@@ -248,7 +252,8 @@ def _edited(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPla
     (layer,), row = stretch.layers, np.int32(stretch.first)
     probes = (zero_probe(site, zeros[0]) for site, zeros in plan.probes_at(stretch.wanted, stretch.layers).items())
     tap = Tap((*plan.hooks, *probes), stretch.wanted, layer, plan.positions, plan.points, plan.length, stepwise=True)
-    x = arrays(_layer_at(stack, row))(x, _info_at(info, np.int32(layer)), tap)
+    block, layer_info = _inputs_at(stack, info, row, np.int32(layer))
+    x = block(x, layer_info, tap)
     if not stretch.buffered:
         return x, tap.captured
     if buffers is None:

@@ -59,6 +59,8 @@ def cut(output: Any, model_input: ModelInput) -> Any:
 def extended(value: jax.Array, axes: tuple[int, ...], length: int) -> jax.Array:
     """The value with zeros after its last position, up to `length` positions along these axes."""
     widths = [(0, length - size if axis in axes else 0) for axis, size in enumerate(value.shape)]
+    if isinstance(value, np.ndarray):
+        return np.pad(value, widths)
     if is_traced(value) or value.committed or not value.is_ready():
         return jnp.pad(value, widths)
     return jax.device_put(np.pad(np.asarray(value), widths))  # jnp.pad would compile a program per shape

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens._jax import is_traced, wide
 from jaxlens.hooks.layout import Layout, explicit_mesh
@@ -24,8 +24,8 @@ class Output(NamedTuple):
 
 def lm_cross_entropy_loss(
     logits: Float[Array, "b p v"],
-    tokens: Int[Array, "b p"],
-    attention_mask: Bool[Array, "b p"] | Int[Array, "b p"] | None = None,
+    tokens: Int[ArrayLike, "b p"],
+    attention_mask: Bool[ArrayLike, "b p"] | Int[ArrayLike, "b p"] | None = None,
     per_token: bool = False,
 ) -> Float[Array, ""] | Float[Array, "b p-1"]:
     """The cross-entropy of next-token predictions: -log p in nats, accumulated in float32 or wider.
@@ -64,7 +64,7 @@ def _cross_entropy(logits, tokens, attention_mask, per_token: bool):
     return losses if per_token else jnp.sum(losses) / jnp.sum(counted)
 
 
-def check_predictions(tokens: Int[Array, "b p"], attention_mask: Array | None = None) -> None:
+def check_predictions(tokens: Int[ArrayLike, "b p"], attention_mask: ArrayLike | None = None) -> None:
     """Raises ValueError if no token has a next token, so that a mean over predictions is 0 / 0."""
     if tokens.shape[1] < 2:
         raise ValueError("each token is compared with the next one; pass at least two tokens")
@@ -78,7 +78,7 @@ def check_predictions(tokens: Int[Array, "b p"], attention_mask: Array | None = 
 
 @functools.partial(jax.jit, static_argnames=("per_token",))
 def lm_accuracy(
-    logits: Float[Array, "b p v"], tokens: Int[Array, "b p"], per_token: bool = False
+    logits: Float[Array, "b p v"], tokens: Int[ArrayLike, "b p"], per_token: bool = False
 ) -> Float[Array, ""] | Bool[Array, "b p-1"]:
     """The fraction of next tokens that the model ranks first; with `per_token`, whether it does for each.
 

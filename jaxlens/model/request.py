@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens._jax import is_at_hand
 from jaxlens.config import Config
@@ -124,14 +124,15 @@ class RunRequest:
 class ModelInput:
     """The input of a run: tokens, or a residual stream.
 
+    Tokens and masks that come from the host are NumPy arrays: a program takes them in less time than `device_put`.
     `mask` is False on padding. `loss_mask` is the same, or None if no mask was passed and no text was padded. An input
     that is padded to the length of its program has its own length in `length`.
     """
 
-    tokens: Int[Array, "b p"] | None
+    tokens: Int[ArrayLike, "b p"] | None
     residual: Float[Array, "b p d"] | None
-    mask: Bool[Array, "b p"]
-    loss_mask: Bool[Array, "b p"] | None
+    mask: Bool[ArrayLike, "b p"]
+    loss_mask: Bool[ArrayLike, "b p"] | None
     length: int | None = dataclasses.field(default=None, metadata=STATIC)
 
     @property
@@ -210,7 +211,7 @@ def _tokenized(cfg: Config, tokenizer: Tokenizer, text, bos, padding_side):
     return tokens, None if len(tokens) == 1 else tokenizer.attention_mask(tokens, bos, padding_side)
 
 
-def _read_tokens(cfg: Config, tokens: Any) -> Int[Array, "b p"]:
+def _read_tokens(cfg: Config, tokens: Any) -> Int[ArrayLike, "b p"]:
     if isinstance(tokens, float | bytes | dict | type(None)):
         got = type(tokens).__name__
         raise TypeError(f"the input must be a string, a list of strings or tokens [batch, pos]; got {got}")
@@ -225,7 +226,7 @@ def _read_tokens(cfg: Config, tokens: Any) -> Int[Array, "b p"]:
         raise ValueError(f"tokens must be [batch, pos] or [pos]; got shape {tokens.shape}")
     tokens = tokens[None] if tokens.ndim == 1 else tokens
     _check_length(cfg, tokens.shape)
-    return tokens.astype(jnp.int32) if isinstance(tokens, jax.Array) else jax.device_put(tokens.astype(np.int32))
+    return tokens.astype(np.int32)
 
 
 def _check_length(cfg: Config, shape: tuple[int, ...]) -> None:
@@ -234,11 +235,11 @@ def _check_length(cfg: Config, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{given}; shorten it, or load the model with a larger n_ctx if its positions allow it")
 
 
-def _masks(mask: Any, shape: tuple[int, ...]) -> tuple[Bool[Array, "b p"], Bool[Array, "b p"] | None]:
+def _masks(mask: Any, shape: tuple[int, ...]) -> tuple[Bool[ArrayLike, "b p"], Bool[ArrayLike, "b p"] | None]:
     """`ModelInput.mask` and `ModelInput.loss_mask`."""
     if mask is None:
-        return jax.device_put(np.ones(shape, bool)), None  # jnp.ones would compile a program per shape
-    mask = jnp.asarray(mask)
+        return np.ones(shape, bool), None
+    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
     if mask.shape != shape:
         raise ValueError(f"attention_mask has shape {mask.shape}; expected {shape}, one entry per token")
     if is_at_hand(mask) and not np.isin(np.asarray(mask), (0, 1)).all():

@@ -127,7 +127,8 @@ class TorchMethods:
         """The residual stream before the first layer, the tokens, and the mask of padding, if any."""
         model_input = self.read_input(input, prepend_bos, padding_side, attention_mask)
         residual = self(input, None, False, prepend_bos, padding_side, attention_mask=attention_mask, stop_at_layer=0)
-        return InputToEmbed(residual, model_input.tokens, None, model_input.loss_mask)
+        tokens, mask = jax.tree.map(jnp.asarray, (model_input.tokens, model_input.loss_mask))
+        return InputToEmbed(residual, tokens, None, mask)
 
     def get_caching_hooks(
         self, names_filter: NamesFilter = None, incl_bwd: bool = False, device: Any = None,

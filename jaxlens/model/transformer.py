@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxlens import config
 from jaxlens._jax import as_device, full_precision
@@ -326,11 +326,12 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
             self.cfg, hooks, request.wanted, request.positions, self._points, probes, model_input.length
         )  # fmt: skip
         with full_precision(self.cfg.dtype):
-            info = self.modules.sequence_info(model_input.mask)
-            outer, x, first = self.modules.without_blocks(), model_input.residual, []
-            if x is None:
-                inputs = model_input.tokens, info
+            outer = self.modules.without_blocks()
+            if model_input.residual is None:
+                inputs = model_input.tokens, model_input.mask
                 (x, info), first = run_stage(Modules.embed_tokens, outer, inputs, plan, EMBED_NAMES)
+            else:
+                x, info, first = model_input.residual, outer.sequence_info(model_input.mask), []
             x, captured = run_layers(self.modules.stacks, x, info, request.layers.start, request.layers.stop, plan)
             if not request.layers.unembeds:
                 return x, first + captured
@@ -344,7 +345,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         return Output(logits, loss) if request.return_type == "both" else loss
 
     def loss_fn(
-        self, logits: Float[Array, "b p v"], tokens: Int[Array, "b p"], attention_mask: Any = None,
+        self, logits: Float[Array, "b p v"], tokens: Int[ArrayLike, "b p"], attention_mask: Any = None,
         per_token: bool = False,
     ) -> Array:  # fmt: skip
         """`lm_cross_entropy_loss` of these logits."""

@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens._jax import inlined
 from jaxlens.config import Config
@@ -74,7 +74,7 @@ class Embed(Module):
         axes = {"W_E": "v w", "W_proj": "w d"} if cfg.d_embed else {"W_E": "v d"}
         return axes | (prefixed("ln", OutputNorm.axes(cfg)) if cfg.post_embedding_ln else {})
 
-    def __call__(self, tokens: Int[Array, "b p"], tap) -> Float[Array, "b p d"]:
+    def __call__(self, tokens: Int[ArrayLike, "b p"], tap) -> Float[Array, "b p d"]:
         x = look_up(self.W_E, tokens, self.cfg.embed_scale)
         x = x if self.W_proj is None else project(x, self.W_proj)
         return self.ln(x, tap.at("ln"))

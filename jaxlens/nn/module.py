@@ -6,13 +6,16 @@ In latent attention: t d_v_head, r q_lora_rank, z kv_lora_rank, j the rotated pa
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import jax
 from flax import nnx
 
 from jaxlens.config import Config
+
+OF_FLAX = frozenset(("_pytree__state", "_pytree__nodes"))
+"""The attributes that Flax adds to a module."""
 
 
 class FlaxModule(nnx.Module, pytree=False):
@@ -27,7 +30,7 @@ class FlaxModule(nnx.Module, pytree=False):
 
     def _attributes(self) -> dict[str, Any]:
         """The attributes of the module, without those of Flax."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_pytree__")}
+        return {name: value for name, value in vars(self).items() if name not in OF_FLAX}
 
     def _check_valid_context(self, error_msg: Any) -> None:
         """Allows changes under a transformation: a traced function may add hooks to a model. A Param refuses them."""
@@ -47,11 +50,13 @@ class Module(FlaxModule):
     """
 
     children: tuple[str, ...] = ()
+    _not_static: Set[str] = OF_FLAX
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         declared = (name for name, value in vars(cls).items() if isinstance(value, dataclasses.Field))
         cls.children = tuple(dict.fromkeys((*cls.children, *declared)))
+        cls._not_static = {*cls.children, *OF_FLAX}
 
     def __init__(self, cfg: Config, weights: Mapping[str, jax.Array]):
         self.cfg = cfg
@@ -60,8 +65,9 @@ class Module(FlaxModule):
             setattr(self, name, None if weight is None else nnx.Param(weight))
 
     def tree_flatten(self):
-        static = self._attributes()
-        return [static.pop(name) for name in self.children], tuple(sorted(static.items()))
+        attributes = vars(self)
+        static = sorted(attributes.keys() - self._not_static)
+        return [attributes[name] for name in self.children], tuple([(name, attributes[name]) for name in static])
 
     def tree_flatten_with_keys(self):
         children, static = self.tree_flatten()

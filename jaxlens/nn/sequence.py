@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens.config import WHOLE_PAST, Config
 from jaxlens.nn.packing import LayerPacking, Packing
@@ -124,7 +124,7 @@ def layer_scales(cfg: Config) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
-def sequence_info(cfg: Config, mask: Bool[Array, "b p"]) -> SequenceInfo:
+def sequence_info(cfg: Config, mask: Bool[ArrayLike, "b p"]) -> SequenceInfo:
     """The SequenceInfo of a batch, without a `qk_input`. `mask` is False on padding."""
     positions = jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
     frequencies, factors = rotary_tables(cfg, jnp.sum(mask, axis=-1)) if cfg.rotary_dim else (None, None)

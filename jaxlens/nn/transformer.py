@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens.config import Config
 from jaxlens.nn.block import Block, add
@@ -49,17 +49,18 @@ class Modules(Module):
         vars(modules).update(vars(self), stacks=())
         return modules
 
-    def sequence_info(self, mask: Bool[Array, "b p"]) -> SequenceInfo:
+    def sequence_info(self, mask: Bool[ArrayLike, "b p"]) -> SequenceInfo:
         """The inputs of all layers besides the residual stream. `mask` is False on padding."""
         info = sequence_info(self.cfg, mask)
         if self.cfg.positional_embedding_type != "shortformer":
             return info
-        return dataclasses.replace(info, qk_input=arrays(self.pos_embed)(info.positions, mask))
+        return dataclasses.replace(info, qk_input=arrays(self.pos_embed)(info.positions, info.mask))
 
     def embed_tokens(
-        self, tokens: Int[Array, "b p"], info: SequenceInfo, tap
+        self, tokens: Int[ArrayLike, "b p"], mask: Bool[ArrayLike, "b p"], tap
     ) -> tuple[Float[Array, "b p d"], SequenceInfo]:
-        """The residual stream before the first layer, and `info` with the position embedding after its hooks."""
+        """The residual stream before the first layer, and the other inputs of all layers."""
+        info = self.sequence_info(mask)
         x = tap("hook_embed", self.embed(tokens, tap.at("embed")))
         if info.qk_input is not None:
             return x, dataclasses.replace(info, qk_input=tap("hook_pos_embed", info.qk_input))
