@@ -93,6 +93,11 @@ in_full_precision = each_public_method(full_precision())
 """A class decorator: runs the public methods, operators and properties of the class in `full_precision`."""
 
 
+def user_cache() -> Path:
+    """The folder for files that can be made again: `jaxlens` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlens"
+
+
 def use_compilation_cache(folder: str | Path | None = None) -> Path:
     """Keeps compiled programs on disk, so that a later process loads them instead of compiling them again.
 
@@ -106,8 +111,7 @@ def use_compilation_cache(folder: str | Path | None = None) -> Path:
     """
     if folder is None and jax.config.jax_compilation_cache_dir:
         return Path(jax.config.jax_compilation_cache_dir)
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(folder or user_cache / "jaxlens" / "xla")
+    folder = Path(folder or user_cache() / "xla")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # JAX's default keeps slower programs only
     return folder

@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".cache")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads would double the time of models as small as these
 # XLA's optimisation of programs that run once would be three quarters of the time. With XLA_FLAGS set, if only to
 # nothing, programs are as users have them: in `make test-all`, and in `make test` where compiled code is read.

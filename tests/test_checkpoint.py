@@ -172,6 +172,7 @@ def test_a_new_model_is_exported_with_a_given_config(tmp_path, folder):
 
 MEMORY = """
 import gc, sys
+from transformers import LlamaConfig  # which a new config.json needs
 from jaxlens.checkpoints import load
 
 def kilobytes(field):

@@ -20,6 +20,7 @@ from jaxlens.checkpoints.exporter import ExportedTensors
 from jaxlens.checkpoints.folder_reader import TensorFolder
 from jaxlens.checkpoints.open import read_config
 from jaxlens.checkpoints.parameters import load_parameters
+from jaxlens.checkpoints.rules import completion
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
 from jaxlens.checkpoints.rules.rule import Family, Rule
 from jaxlens.checkpoints.safetensors_reader import read_json
@@ -414,6 +415,23 @@ def test_completing_a_config_does_not_modify_it():
         "rope_theta": 7.0,
     }
     assert json.dumps(fields) == before
+
+
+def test_a_config_is_completed_by_transformers_once(tmp_path, monkeypatch):
+    """The next process does without transformers, unless what is on disk is damaged."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fields = {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}
+    expected = complete(fields)
+    (kept,) = (tmp_path / "jaxlens" / "configs").iterdir()
+    monkeypatch.setattr(completion, "_config_classes", lambda: pytest.fail("transformers is imported"))
+    assert complete(fields) == expected
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept.write_text(kept.read_text()[:-9])
+    assert complete(fields) == expected
+    assert json.loads(kept.read_text())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # no folder can be made there
+    assert complete(fields) == expected
 
 
 def test_fields_of_a_model_type_unknown_to_transformers_are_unchanged():

@@ -10,7 +10,8 @@ import numpy as np
 from jaxlens.checkpoints.folder_writer import atomic_folder, write_json, write_tensors
 from jaxlens.checkpoints.open import read_config
 from jaxlens.checkpoints.parameters import StoredParameter
-from jaxlens.checkpoints.rules.hf_config import complete, standard_names
+from jaxlens.checkpoints.rules.completion import standard_names
+from jaxlens.checkpoints.rules.hf_config import complete
 from jaxlens.checkpoints.rules.rule import FLOATS, Family, moves
 from jaxlens.checkpoints.validate import check_coverage
 from jaxlens.config import Config

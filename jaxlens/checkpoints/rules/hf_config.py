@@ -1,12 +1,11 @@
 """Reads config.json and records which fields were read, so that no field is ignored by accident."""
 
-import copy
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from jaxlens.checkpoints.rules.completion import completed
 from jaxlens.errors import CheckpointError
 
 IGNORED_FIELDS = frozenset(
@@ -172,46 +171,26 @@ def complete(fields: Mapping[str, Any]) -> dict[str, Any]:
     (`rope_parameters`). A field that the class drops is kept, so that `Reader.unread` can report it. If transformers
     does not support the `model_type`, the fields are returned unchanged.
     """
-    from huggingface_hub.errors import StrictDataclassError
-
     _check_counts(fields)
-    classes = _config_classes()
-    if fields.get("model_type") not in classes:
-        return dict(fields)
-    config_class = classes[fields["model_type"]]
     ignored = {name for name in IGNORED_FIELDS if not name.endswith("_token_id")}
-    relevant = {name: value for name, value in fields.items() if name not in ignored}
-    copied = copy.deepcopy(relevant)  # from_dict modifies its argument
-    try:
-        completed = config_class.from_dict(copied).to_dict()
-    except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"config.json: transformers' {config_class.__name__} rejects it: {error}") from error
-    dropped = [name for name in relevant if config_class.attribute_map.get(name, name) not in completed]
-    return completed | {name: relevant[name] for name in dropped if not _is_converted(name, relevant[name], completed)}
+    relevant = {name: value for name, value in fields.items() if name not in ignored or name == "model_type"}
+    if (result := completed(relevant)) is None:
+        return dict(fields)
+    all_fields, names = result
+    dropped = [name for name in relevant if names.get(name, name) not in all_fields]
+    return all_fields | {
+        name: relevant[name] for name in dropped if not _is_converted(name, relevant[name], all_fields)
+    }
 
 
-def _is_converted(name: str, value: Any, completed: Mapping[str, Any]) -> bool:
+def _is_converted(name: str, value: Any, all_fields: Mapping[str, Any]) -> bool:
     """Whether a dropped field is an older spelling whose value is in `rope_parameters`."""
     if name not in ROPE_FIELDS or value is None:
         return name in ROPE_FIELDS
     older = value if isinstance(value, Mapping) else {ROPE_FIELDS[name]: value}
-    rope = completed.get("rope_parameters") or {}
+    rope = all_fields.get("rope_parameters") or {}
     objects = [rope, *(entry for entry in rope.values() if isinstance(entry, Mapping))]  # one per layer type
     return any(all(entry.get(key) == expected for key, expected in older.items()) for entry in objects)
-
-
-def standard_names(model_type: str) -> Mapping[str, str]:
-    """The `attribute_map` of transformers' config class, for example {"hidden_size": "n_embd", ...} for GPT-2."""
-    classes = _config_classes()
-    return classes[model_type].attribute_map if model_type in classes else {}
-
-
-def _config_classes() -> Mapping[str, Any]:
-    """transformers' config classes by model_type, imported without the advice to install torch."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import CONFIG_MAPPING
-
-    return CONFIG_MAPPING
 
 
 def _check_counts(fields: Mapping[str, Any]) -> None:
