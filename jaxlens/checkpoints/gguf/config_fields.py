@@ -284,11 +284,11 @@ def apertus(file: Metadata) -> Fields:
     """The learned parameters of xIELU are lists in the metadata."""
     for name in ("alpha_p", "alpha_n", "beta", "eps"):
         values = file.raw(f"xielu.{name}")
-        values = values if isinstance(values, list) else [values] * file.layers
-        if len(values) != file.layers or not all(isinstance(value, float) for value in values):
+        each = values if isinstance(values, list) else [values] * file.layers
+        if len(each) != file.layers or not all(isinstance(value, float) for value in each):
             raise CheckpointError(f"xielu.{name} is {values}; expected one number for each of {file.layers} layers")
         shape = (1,) if name.startswith("alpha") else ()
-        for layer, value in enumerate(values):
+        for layer, value in enumerate(each):
             file.made[f"model.layers.{layer}.mlp.act_fn.{name}"] = np.full(shape, value, np.float32)
     return with_biases(file) | {"hidden_act": "xielu"}
 
@@ -336,7 +336,8 @@ def hunyuan(file: Metadata) -> Fields:
 
 
 def gemma(file: Metadata) -> Fields:
-    return llama_like(file) | {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+    fields = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+    return llama_like(file) | fields | biases(file, attention_bias="attn_q")
 
 
 def gemma_with_windows(file: Metadata, n_layers_of_largest: int, period: int) -> Fields:
@@ -345,7 +346,7 @@ def gemma_with_windows(file: Metadata, n_layers_of_largest: int, period: int) ->
     heads, is_largest = fields["num_attention_heads"], fields["num_hidden_layers"] == n_layers_of_largest
     layers = file.sliding_layers(period) if window else [False] * file.layers
     del fields["hidden_act"]
-    return fields | {
+    return fields | biases(file, attention_bias="attn_q") | {
         "hidden_activation": "gelu_pytorch_tanh", "sliding_window": window or 4096, "layer_types": layer_types(layers),
         "query_pre_attn_scalar": fields["hidden_size"] // heads if is_largest else fields["head_dim"],
         "final_logit_softcapping": file.get("final_logit_softcapping") or None,

@@ -13,6 +13,7 @@ from jaxlens.checkpoints.gguf.config_fields import (
     layer_types,
     llama_like,
     rope,
+    scaling,
     sizes,
 )
 from jaxlens.checkpoints.gguf.metadata import Metadata
@@ -62,8 +63,6 @@ def deepseek2(file: Metadata) -> Fields:
 
 def latent_rope(file: Metadata, rotated: int, yarn: Fields) -> Fields:
     """The rotary embedding of the `rotated` dimensions that keys and queries have in addition."""
-    from jaxlens.checkpoints.gguf.config_fields import scaling
-
     base = float(file.get("rope.freq_base", default=10000.0))
     file.skip("rope.scaling.finetuned")
     fields = scaling(file, rotated // 2, file.positive("context_length"), yarn)
@@ -176,7 +175,8 @@ def gptneox(file: Metadata) -> Fields:
     fields = layer_norms(file, partial=True)
     del fields["num_key_value_heads"], fields["head_dim"]
     parallel = file.get("use_parallel_residual", default=True)
-    return fields | {"use_parallel_residual": parallel, "hidden_act": "gelu", "attention_bias": True}
+    bias = biases(file, attention_bias="attn_qkv")
+    return fields | bias | {"use_parallel_residual": parallel, "hidden_act": "gelu"}
 
 
 def falcon(file: Metadata) -> Fields:
@@ -187,10 +187,10 @@ def falcon(file: Metadata) -> Fields:
     two_norms = file.has("blk.0.attn_norm_2.weight")
     newer = two_norms or kv_heads not in (1, heads)
     del fields["head_dim"], fields["hidden_act"]
-    return fields | biases(file, bias="attn_qkv") | {
+    return biases(file, bias="attn_qkv") | {
         "num_kv_heads": kv_heads, "new_decoder_architecture": newer, "multi_query": kv_heads == 1, "alibi": False,
         "parallel_attn": True, "num_ln_in_parallel_attn": (1 + two_norms) if newer else None, "activation": "gelu",
-        "ffn_hidden_size": fields.pop("intermediate_size"),
+        "ffn_hidden_size": fields.pop("intermediate_size"), **fields,
     }  # fmt: skip
 
 
