@@ -158,10 +158,10 @@ class GGUFFile:
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {source.stored[0]} {error}") from None
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the file's vocabulary. Raises a CheckpointError if its kind is not supported."""
         try:
-            return Vocabulary(self.metadata).tokenizer()
+            return Vocabulary.read(self.metadata)
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.path} has a tokenizer that cannot be built: {error}") from error
 
