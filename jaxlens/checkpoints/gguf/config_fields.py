@@ -20,6 +20,9 @@ SIGMOID = 2
 PHI_MOE_MSCALE = 1.243163121016122
 """`short_mscale` and `long_mscale` of Phi 3.5 MoE, the only published model of its architecture. Files lack them."""
 
+QWEN_CONTEXTS = {40: 2048, 80: 32768}
+"""The context of training of Qwen 14B and 72B, by the number of layers. That of the smaller models is 8192."""
+
 LLAMA_NAMES = {
     "width": "hidden_size", "inner": "intermediate_size", "layers": "num_hidden_layers",
     "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "context": "max_position_embeddings",
@@ -42,6 +45,8 @@ def sizes(file: Metadata, names: Mapping[str, str] = LLAMA_NAMES) -> Fields:
         "head_dim": file.head_dim,
     }  # fmt: skip
     file.expect("attention.causal", True)
+    if not file.values.get(f"{file.name}.attention.sliding_window"):
+        file.skip("attention.sliding_window")  # 0: no window
     return {name: values[size] for size, name in names.items()}
 
 
@@ -186,10 +191,12 @@ def qwen3vl(file: Metadata) -> Fields:
 
 
 def qwen(file: Metadata) -> Fields:
+    """Files do not contain the context of training, `seq_length`, after which the published code changes positions."""
     fields = llama_like(file)
+    context = min(fields["max_position_embeddings"], QWEN_CONTEXTS.get(file.layers, 8192))
     kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     return {name: fields[name] for name in kept} | {
-        "layer_norm_epsilon": fields["rms_norm_eps"], "seq_length": fields["max_position_embeddings"],
+        "layer_norm_epsilon": fields["rms_norm_eps"], "seq_length": context,
         "kv_channels": fields["head_dim"], "rotary_emb_base": fields["rope_parameters"]["rope_theta"], "no_bias": True,
     }  # fmt: skip
 
