@@ -42,6 +42,17 @@ def smollm2_path() -> Path:
     return files[0]
 
 
+def gguf_in(folder: Path) -> Path | None:
+    """The GGUF file of a folder, or its first part. None if there is none, and an error if there are several."""
+    files = sorted(file for file in folder.glob("*.[gG][gG][uU][fF]") if not file.name.lower().startswith("mmproj"))
+    matches = {file: PART.fullmatch(file.name) for file in files}
+    firsts = {match["name"] if match else file.name: file for file, match in reversed(matches.items())}
+    if len(firsts) > 1:
+        names = ", ".join(sorted(file.name for file in firsts.values()))
+        raise CheckpointError(f"{folder} contains several GGUF files: {names}; pass the path of one of them")
+    return next(iter(firsts.values()), None)
+
+
 @dataclass(frozen=True)
 class Source:
     """A tensor of a checkpoint: the tensors of the file from which it is made, or an entry of their first axis."""

@@ -89,7 +89,7 @@ class Metadata:
     def head_dim(self) -> int:
         """The size of a head: from the metadata, or else from the tensor of queries."""
         rows, fused = self.rows("attn_q.weight"), self.rows("attn_qkv.weight")
-        parts = self.heads if rows else self.heads + 2 * self.kv_heads
+        parts = self.heads + 2 * self.kv_heads if fused and not rows else self.heads
         size = self.get("attention.key_length", default=(rows or fused or self.positive("embedding_length")) // parts)
         self.expect("attention.value_length", size)
         return size

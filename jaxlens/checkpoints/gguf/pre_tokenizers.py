@@ -12,6 +12,7 @@ class Splitting:
     """How a byte-level tokenizer splits text into words before it merges tokens."""
 
     patterns: tuple[str, ...]  # regular expressions, applied one after the other
+    after: tuple[str, ...] = ()  # regular expressions applied to bytes, which are written as characters
     nfc: bool = False  # text is first normalized to Unicode's NFC
     ignore_merges: bool = False  # a word in the vocabulary becomes one token without merges
     add_bos: bool = False
@@ -84,7 +85,7 @@ PRE_TOKENIZERS: dict[str, Splitting] = {
     **dict.fromkeys(("mpt", "olmo"), Splitting((GPT2,), nfc=True)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell", "exaone", "minerva-7b", "mellum2"), EVERY_DIGIT),
     "command-r": Splitting((DIGIT, GPT2), nfc=True),
-    "falcon": Splitting((PUNCTUATION, GPT2, "[0-9][0-9][0-9]")),
+    "falcon": Splitting((PUNCTUATION, GPT2), after=(r"\p{N}+", "[0-9][0-9][0-9]")),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0"), LLAMA3),
     **dict.fromkeys(("lfm2", "jina-v5-nano"), LLAMA3),
     **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), THREE_DIGITS),

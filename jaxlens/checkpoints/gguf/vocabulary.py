@@ -66,9 +66,12 @@ class Vocabulary:
         backend = self.backend(merges, ignore_merges=splitting.ignore_merges)
         if splitting.nfc:
             backend.normalizer = normalizers.NFC()
-        steps = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in splitting.patterns]
-        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-        backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        before, after = (
+            [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+            for patterns in (splitting.patterns, splitting.after)
+        )
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*before, as_bytes, *after])
         backend.decoder = decoders.ByteLevel()
         return backend, splitting.add_bos
 
@@ -89,7 +92,10 @@ class Vocabulary:
         return backend, True
 
     def merges(self) -> list[tuple[str, ...]]:
-        """The pairs of tokens that concatenate to a token: highest score first, then longest left token first."""
+        """The pairs of tokens that concatenate to a token: highest score first, then longest left token first.
+
+        Gemma's scores do not follow the order of its merges, but its token ids do (as transformers found).
+        """
         if "tokenizer.ggml.merges" in self.metadata:
             return [tuple(merge.split(" ", 1)) for merge in self.get("merges")]
         scores = self.get("scores", [])
@@ -97,6 +103,8 @@ class Vocabulary:
         if len(scores) != len(self.tokens) or len({scores[index] for index in normal}) < min(2, len(normal)):
             raise CheckpointError("the vocabulary has no merges, and no scores from which merges could be derived")
         scored = []
+        if str(self.metadata.get("general.architecture")).startswith("gemma"):
+            scores = range(0, -len(self.tokens), -1)
         for index in normal:
             token = self.tokens[index]
             pairs = ((token[:i], token[i:]) for i in range(len(token) - 1, 0, -1))
