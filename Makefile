@@ -25,6 +25,7 @@ lint: $(VENV)/.test
 
 docs: $(VENV)/.demo
 	$(BIN)/python docs/hook_points.py
+	$(BIN)/python docs/files.py
 	$(BIN)/jaxlens families --update docs/models.md
 
 benchmarks: $(VENV)/.test
