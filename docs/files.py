@@ -13,9 +13,18 @@ HEADER = """# Which files can be read
 
 Generated from the tables of `jaxlens/checkpoints/` by `make docs`; do not edit.
 
-`jaxlens inspect PATH` tells what a checkpoint is, and what of it cannot be read, without reading its weights. Weights are
-read tensor by tensor, and dequantized when they are read. [models.md](models.md) lists the architectures.
+`jaxlens inspect PATH` tells what a checkpoint is, and what of it cannot be read, without reading its weights. Weights
+are read tensor by tensor, and dequantized when they are read. [models.md](models.md) lists the architectures.
 """
+
+ARCHITECTURES_NOTE = """Tensors have the values of the original checkpoint, up to quantization. Some fields of
+config.json are not in the files of llama.cpp's converter. The activation is that of the published models. Windows that
+the converter leaves out (Mistral, Qwen 2, StarCoder 2) are absent, and so are dynamic scalings. Llama 3's scaling is
+stored as one divisor per frequency, and is read as LongRoPE with these divisors."""
+
+VOCABULARIES_NOTE = """`tokenizer.ggml.model` is `gpt2` (byte-level BPE) or `llama` (SentencePiece BPE). {refused} are
+refused; pass the original tokenizer as `tokenizer=`. In `gpt2`, text is split into words in the way that
+`tokenizer.ggml.pre` names:"""
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
@@ -39,17 +48,13 @@ def page() -> str:
     }
     for title, (head, rows) in sections.items():
         lines += [f"## {title}", "", *table(head, rows)] if rows else []
-    lines += ["## GGUF: types of tensors", "", f"{code(TYPES)}. Names of files such as Q4_K_M stand for mixtures of them.", ""]
-    lines += ["## GGUF: architectures", "", "The values are those of the original checkpoint. Files do not contain some of its"]
-    lines += ["fields (activations; the windows of Mistral, Qwen and StarCoder 2; dynamic scalings). jaxlens takes those of the"]
-    lines += ["published models.", ""]
+    lines += ["## GGUF: types of tensors", "", f"{code(TYPES)}. Names of files such as Q4_K_M stand for mixtures.", ""]
+    lines += ["## GGUF: architectures", "", ARCHITECTURES_NOTE, ""]
     lines += table(
         ("`general.architecture`", "read as `model_type`", "models"),
         ((f"`{name}`", code(entry.model_types), entry.models) for name, entry in sorted(ARCHITECTURES.items())),
     )
-    lines += ["## GGUF: vocabularies", "", "`tokenizer.ggml.model` is `gpt2` (byte-level BPE) or `llama` (SentencePiece BPE)."]
-    lines += [f"{code(OTHER_MODELS)} are refused; pass the original tokenizer as `tokenizer=`. In `gpt2`, text is split into"]
-    lines += ["words in the way that `tokenizer.ggml.pre` names:", ""]
+    lines += ["## GGUF: vocabularies", "", VOCABULARIES_NOTE.format(refused=code(OTHER_MODELS)), ""]
     ways: dict[object, list[str]] = {}
     for name, splitting in PRE_TOKENIZERS.items():
         ways.setdefault(splitting, []).append(name)

@@ -1,4 +1,4 @@
-"""Vocabularies of GGUF files split text like the published tokenizers: those that transformers builds, or their parts."""
+"""Vocabularies of GGUF files split text like the published tokenizers."""
 
 import functools
 import json
@@ -18,7 +18,8 @@ from jaxlens.checkpoints.gguf.pre_tokenizers import PRE_TOKENIZERS
 from jaxlens.checkpoints.gguf.vocabulary import Vocabulary
 
 MORE = (
-    "camelCase HTTPServer McDonald's ISN'T it's WE'LL 'tis", "1234567 12 345,678.90 ٣٤٥ ²³½", "a\n\n\nb\r\n\r\n  c\t\td   ",
+    "camelCase HTTPServer McDonald's ISN'T it's WE'LL 'tis", "1234567 12 345,678.90 ٣٤٥ ²³½",
+    "a\n\n\nb\r\n\r\n  c\t\td   ",
     "x = {'a': [1, 2]}; // done!!! <|user|> #tag @me", "北京2024年 ひらがな カタカナ 한국어", "e\u0301 Å ｆｕｌｌ ǅ ﬁ",
     "   leading", "don't—“quoted”…", "αβγ ΔΕΖ Привет Мир", "\u00a0\u2003x", "$100 + 50% = <y> ^~|`",
 )  # fmt: skip
@@ -31,9 +32,10 @@ def trained() -> tuple[list[str], list[str]]:
     """Tokens and merges of a byte-level BPE that was trained on the texts, split only at line ends."""
     model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r" ?\S+|\s"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        pre_tokenizers.Split(Regex(r" ?\S+|\s"), "isolated"), byte_level(),
     ])  # fmt: skip
-    model.train_from_iterator(ALL * 3, trainers.BpeTrainer(vocab_size=900, initial_alphabet=ALPHABET, show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=ALPHABET, show_progress=False)
+    model.train_from_iterator(ALL * 3, trainer)
     state = json.loads(model.to_str())["model"]
     tokens = [token for token, _ in sorted(state["vocab"].items(), key=lambda item: item[1])]
     return tokens, [" ".join(merge) for merge in state["merges"]]
@@ -97,7 +99,7 @@ def test_files_read_by_transformers(pre, tmp_path):
 
 
 def published() -> dict[str, tokenizers.Tokenizer]:
-    """Reference tokenizers by name in `tokenizer.ggml.pre`, from classes of transformers and known tokenizer.json files."""
+    """Tokenizers by name in `tokenizer.ggml.pre`: from transformers, and from known tokenizer.json files."""
     tokens, merges = trained()
     vocabulary, pairs = {t: i for i, t in enumerate(tokens)}, [tuple(merge.split(" ", 1)) for merge in merges]
 
@@ -105,8 +107,10 @@ def published() -> dict[str, tokenizers.Tokenizer]:
         return kind(vocab=vocabulary, merges=pairs).backend_tokenizer
 
     digits = pre_tokenizers.Digits(individual_digits=True)
-    falcon = [pre_tokenizers.Punctuation("contiguous"), byte_level(True), pre_tokenizers.Digits(individual_digits=False),
-              pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated")]  # fmt: skip
+    falcon = [
+        pre_tokenizers.Punctuation("contiguous"), byte_level(True), pre_tokenizers.Digits(individual_digits=False),
+        pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+    ]  # fmt: skip
     coder = [
         *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in (
             "[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+")),
@@ -126,8 +130,10 @@ def published() -> dict[str, tokenizers.Tokenizer]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "mpt", "olmo", "command-r", "qwen2", "llama-bpe", "glm4", "falcon", "starcoder",
-                                 "smollm", "refact", "deepseek-coder", "bloom"])  # fmt: skip
+PUBLISHED = "gpt-2 mpt olmo command-r qwen2 llama-bpe glm4 falcon starcoder smollm refact deepseek-coder bloom"
+
+
+@pytest.mark.parametrize("pre", PUBLISHED.split())
 def test_published_tokenizers(pre):
     expected, tokenizer = published()[pre], ours(pre)
     for text in ALL:
@@ -196,7 +202,7 @@ def test_several_chat_templates():
 
 def test_a_file_without_a_vocabulary():
     assert Vocabulary.read({}) is None and Vocabulary.read({"tokenizer.ggml.model": "none"}) is None
-    with pytest.raises(CheckpointError, match="tokenizer.ggml.model is None; expected gpt2 or llama"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.ggml\.model is None; expected gpt2 or llama"):
         Vocabulary.read({"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.token_type": [1]})
 
 

@@ -24,4 +24,3 @@ def file_format(tensors: Tensors, fields: Mapping[str, Any]) -> str:
     quantization = fields.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
     return f"{kind}{described}" + (f", quantized: {method}" if method else "")
-

@@ -46,7 +46,9 @@ class Format:
 
 
 SAFETENSORS = Format("safetensors", SINGLE, INDEX, (".safetensors",), SafetensorsFile)
-PYTORCH = Format("PyTorch", "pytorch_model.bin", "pytorch_model.bin.index.json", (".bin", ".pth", ".pt", ".ckpt"), TorchFile)
+PYTORCH = Format(
+    "PyTorch", "pytorch_model.bin", "pytorch_model.bin.index.json", (".bin", ".pth", ".pt", ".ckpt"), TorchFile
+)
 FORMATS = (SAFETENSORS, PYTORCH)
 """The formats. If a folder has files of several formats, the first is used."""
 

@@ -58,9 +58,10 @@ def open_checkpoint(
     """Opens a checkpoint: finds its files, and reads its config and headers.
 
     `name_or_path` is a folder (Hugging Face, GGUF or native), a `.gguf` file, "smollm2-135m-instruct", a Hugging Face
-    id, a GGUF file of a Hugging Face id ("owner/name/file.gguf"), or a name of TransformerLens such as "gpt2-small". `checkpoint_index` or `checkpoint_value` selects a training
-    checkpoint (`published/training.py`). With `strict=False`, config.json fields that jaxlens does not read are listed
-    in `unread` and are no error. `token`, `cache_dir` and `local_files_only` are arguments of huggingface_hub.
+    id, a GGUF file of a Hugging Face id ("owner/name/file.gguf"), or a name of TransformerLens such as "gpt2-small".
+    `checkpoint_index` or `checkpoint_value` selects a training checkpoint (`published/training.py`). With
+    `strict=False`, config.json fields that jaxlens does not read are listed in `unread` and are no error. `token`,
+    `cache_dir` and `local_files_only` are arguments of huggingface_hub.
 
     Raises:
         CheckpointError: The checkpoint cannot be found or read, its architecture is not supported, or it has no

@@ -1,6 +1,6 @@
 """What can be read, as tables for docs/files.md: one row for each kind of file, quantization and repository.
 
-A row has a name, what it is, and notes. GGUF architectures, vocabularies and types have tables of their own, in `gguf/`.
+A row has a name, what it is, and notes. GGUF architectures, vocabularies and types have their own tables, in `gguf/`.
 """
 
 from jaxlens.checkpoints.folder_reader import PYTORCH, SAFETENSORS
@@ -11,10 +11,11 @@ FILES: tuple[Row, ...] = (
     (f"`{SAFETENSORS.single}`, or `{SAFETENSORS.index}` and its shards", "safetensors", "float64, 32, 16 and bfloat16"),
     (
         f"`{PYTORCH.single}`, or `{PYTORCH.index}` and its shards; {', '.join(f'`{s}`' for s in PYTORCH.suffixes)}",
-        "PyTorch's zip files, without torch", "nothing in them is executed; older files are not zip files, and are refused",
+        "PyTorch's zip files, without torch",
+        "nothing in them is executed; older files are not zip files, and are refused",
     ),
-    ("`*.gguf`, or all parts `*-00001-of-0000N.gguf`", "GGUF, the format of llama.cpp", "dequantized to float32; see below"),
-    ("`config.json` and `model*.safetensors` of `jaxlens convert`", "jaxlens's own format", "`jaxlens export` writes it back"),
+    ("`*.gguf`, or all parts `*-00001-of-0000N.gguf`", "GGUF, the format of llama.cpp", "dequantized to float32"),
+    ("`config.json`, `model*.safetensors`", "jaxlens's own format", "`jaxlens convert` and `export` write it and back"),
     ("`*final.pth`, `checkpoints/*.pth`", "TransformerLens's toy models", "config.json without `model_type`"),
 )  # fmt: skip
 """The kinds of files with weights. The first that a folder contains is read."""

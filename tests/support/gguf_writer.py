@@ -12,8 +12,11 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import load_file
 
-PERMUTED = "llama mistral3 arcee smollm3 olmo granite granitemoe minicpm baichuan xverse internlm2".split()
-PLUS_ONE = "gemma gemma2 gemma3 nemotron".split()
+PERMUTED = (
+    *("llama", "mistral3", "arcee", "smollm3", "olmo", "granite", "granitemoe", "minicpm"),
+    *("baichuan", "xverse", "internlm2"),
+)
+PLUS_ONE = ["gemma", "gemma2", "gemma3", "nemotron"]
 KEYS = {  # key of the file: names of the field in config.json
     "block_count": "num_hidden_layers n_layer n_layers",
     "context_length": "max_position_embeddings n_positions max_seq_len seq_length",
@@ -97,9 +100,9 @@ def converted(architecture, config, tensors):
         if ".experts." in name and name.split(".experts.")[1][0].isdigit():
             before, after = name.split(".experts.")
             index, kind = after.split(".")[:2]
-            merged = f"{before}.experts.{kind}.weight".replace("model.layers", "layers" if "w" in kind[:1] else "model.layers")
-            merged = merged.replace("block_sparse_moe", "feed_forward") if architecture == "llama" else merged
-            merged = merged if architecture == "llama" else merged.replace("layers.", "model.layers.", 1).replace("model.model", "model")
+            merged = f"{before}.experts.{kind}.weight"
+            if architecture == "llama":
+                merged = merged.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
             stacked.setdefault(merged, {})[int(index)] = value
         elif "layernorm.norms." in name:
             before, after = name.split(".norms.")
@@ -148,8 +151,9 @@ def frequency_factors(config, tensors):
     """rope_freqs.weight and rope_factors_*.weight: of Llama 3's scaling and of LongRoPE."""
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type") == "llama3":
-        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
         from types import SimpleNamespace
+
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         options = SimpleNamespace(**config, standardize_rope_params=lambda: None)
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](options, torch.device("cpu"))

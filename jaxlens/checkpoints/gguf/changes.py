@@ -106,7 +106,7 @@ class Joined(Change):
 
 
 class Alternating(Change):
-    """Gate and up of all experts, [e f d] each, in one tensor [e d (f two)]; their biases, [e f] each, in [e (f two)]."""
+    """Gate and up of all experts, [e f d] each, in one tensor [e d (f two)]. Biases become [e (f two)]."""
 
     def shape(self, shapes: Sequence[Shape], file: Metadata) -> Shape:
         experts, neurons, *rest = shapes[0]

@@ -78,14 +78,14 @@ class GGUFFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
-            first = _read_header(self.path)
+            first = read_header(self.path)
             self._open(self.path, first)
         except (OSError, ValueError, TypeError, ArithmeticError, struct.error, RecursionError) as error:
             raise CheckpointError(f"{self.path} cannot be read as a GGUF file: {error}") from error
 
     def _open(self, path: Path, header: Header) -> None:
         self.parts = _parts(path, header)
-        headers = {part: header if part == path else _read_header(part) for part in self.parts}
+        headers = {part: header if part == path else read_header(part) for part in self.parts}
         self.metadata = headers[self.parts[0]].metadata
         self._tensors: dict[str, TensorInfo] = {}
         self._files: dict[str, Path] = {}
@@ -185,7 +185,8 @@ class GGUFFile:
         return tensors.read(self._files[stored], stored, self._tensors[stored], entry)
 
 
-def _read_header(path: Path) -> Header:
+def read_header(path: Path) -> Header:
+    """The header of a file, which is not kept open."""
     if path.exists() and not path.is_file():  # opening a pipe would block
         raise CheckpointError(f"{path} is not a regular file; expected a GGUF file")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

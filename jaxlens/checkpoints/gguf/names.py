@@ -200,8 +200,11 @@ GPTJ = (
     *renamed({"ffn_up": "mlp.fc_in", "ffn_down": "mlp.fc_out"}, theirs=GPT_LAYER),
 )  # fmt: skip
 QWEN = (
-    *outside(GPT_OUTSIDE), *GPT_NORMS, *renamed({"attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj"}, theirs=GPT_LAYER),
-    *renamed({"ffn_gate": "mlp.w2", "ffn_up": "mlp.w1", "ffn_down": "mlp.c_proj"}, theirs=GPT_LAYER),
+    *outside(GPT_OUTSIDE), *GPT_NORMS,
+    *renamed({
+        "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj", "ffn_gate": "mlp.w2", "ffn_up": "mlp.w1",
+        "ffn_down": "mlp.c_proj",
+    }, theirs=GPT_LAYER),
 )  # fmt: skip
 BLOOM_MODULES = {
     "attn_output": "self_attention.dense", "ffn_up": "mlp.dense_h_to_4h", "ffn_down": "mlp.dense_4h_to_h",

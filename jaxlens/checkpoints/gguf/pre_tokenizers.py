@@ -1,7 +1,7 @@
 r"""How byte-level tokenizers split text into words: a table of the names in `tokenizer.ggml.pre`.
 
-The regular expressions are those of the published tokenizer.json files, as collected in llama.cpp's src/llama-vocab.cpp.
-Each splits the pieces that the previous one left, and matches and the text between them are pieces.
+The regular expressions are those of the published tokenizer.json files, as collected in llama.cpp's
+src/llama-vocab.cpp. Each splits the pieces that the previous one left: matches, and the text between them, are pieces.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,7 @@ UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 HAN_OR_KANA = "[一-龥぀-ゟ゠-ヿ]+"
 HAN_TO_HANGUL = "[一-龥ࠀ-一가-퟿]+"
 ASCII_PUNCTUATION = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
-SYMBOLS_OR_WORDS = (
-    ASCII_PUNCTUATION + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*" + SPACES
-)
+SYMBOLS_OR_WORDS = ASCII_PUNCTUATION + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*" + SPACES
 CASED = (
     "A-Za-z\xb5\xc0-\xd6\xd8-\xf6\xf8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377"
     "\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"

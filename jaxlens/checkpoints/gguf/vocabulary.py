@@ -11,7 +11,6 @@ from jaxlens.checkpoints.gguf.pre_tokenizers import PLAIN, PRE_TOKENIZERS
 from jaxlens.errors import CheckpointError
 from jaxlens.text.tokenizer import Tokenizer
 
-
 OTHER_MODELS = {
     "t5": "Unigram", "bert": "WordPiece", "rwkv": "a trie of byte strings", "plamo2": "PLaMo's Unigram",
     "gemma4": "BPE on text without byte tokens",
