@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import toys
 from support.gguf_writer import export
 from support.tiny import write_checkpoint
-from support import toys
 
 from jaxlens import CheckpointError
 from jaxlens.checkpoints import load, open_checkpoint, readable
@@ -84,7 +84,7 @@ def test_a_folder_with_a_gguf_file(theirs, gguf_file, tmp_path):
     shutil.copy(theirs / "config.json", folder)
     assert open_checkpoint(folder).path == folder / "model-Q4_K_M.gguf"
     shutil.copy(gguf_file, folder / "model-Q8_0.gguf")
-    with pytest.raises(CheckpointError, match=r"several GGUF files: model-Q4_K_M\.gguf, model-Q8_0\.gguf; pass the path"):
+    with pytest.raises(CheckpointError, match=r"several GGUF files: model-Q4_K_M\.gguf, model-Q8_0\.gguf; pass"):
         open_checkpoint(folder)
     shutil.copy(theirs / "model.safetensors", folder)
     assert open_checkpoint(folder).format == "safetensors, F32"
@@ -104,6 +104,11 @@ def test_a_gguf_file_of_a_repository(gguf_file, tmp_path, monkeypatch):
     assert checkpoint.path == tmp_path / "Q8" / "m.gguf" and checkpoint.cfg.model_name == "m.gguf"
     with pytest.raises(CheckpointError, match=r"owner/name has no file m-00001-of-00002\.gguf; check the name"):
         open_checkpoint("owner/name/m-00001-of-00002.gguf")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(empty))
+    with pytest.raises(CheckpointError, match=r'It contains nothing\. For a GGUF file, pass "owner/name/FILE\.gguf"'):
+        open_checkpoint("owner/name")
     assert requested == [
         ("owner/name", ["Q8/m.gguf"], [], "v1"), ("owner/name", ["m-*-of-00002.gguf"], [], None),
     ]  # fmt: skip

@@ -74,6 +74,7 @@ CASES = {  # name: architecture, model_type, fields of config.json, keys of the 
         "mistral3", "ministral3", {"rope_parameters": MISTRAL3},
         {"rope.scaling.yarn_log_multiplier": 1.0, "attention.temperature_scale": 0.4},
     ),
+    "mistral small 3.1": ("mistral3", "mistral", {"sliding_window": None}, {}),
     "baichuan": ("baichuan", "llama", PLAIN_HEADS, {"tensor_data_layout": "Meta AI original pth"}),
     "xverse": ("xverse", "llama", PLAIN_HEADS, {"tensor_data_layout": "Meta AI original pth"}),
     "internlm 2": ("internlm2", "llama", PLAIN_HEADS, {}),
@@ -574,3 +575,22 @@ def test_longrope_of_phi_moe_has_the_factors_of_the_published_model():
     )
     rope = ARCHITECTURES["phimoe"].config(file)["rope_parameters"]
     assert rope["short_mscale"] == rope["long_mscale"] == 1.243163121016122 and "attention_factor" not in rope
+
+
+def test_groups_of_experts_that_older_files_of_deepseek_do_not_contain(written):
+    file = GGUFFile(written("deepseek v3")[1])._file
+    without = {key: value for key, value in file.values.items() if "expert_group" not in key}
+    for count, groups in ((256, (8, 4)), (160, (8, 3)), (64, (1, 1))):
+        file.values = without | {"deepseek2.expert_count": count}
+        config = ARCHITECTURES["deepseek2"].config(file)
+        assert (config["n_group"], config["topk_group"]) == groups
+
+
+def test_the_other_kind_of_epsilon(written, tmp_path):
+    keys = {"exaone.attention.layer_norm_rms_epsilon": None, "exaone.attention.layer_norm_epsilon": 1e-6}
+    assert_same(*respelled(tmp_path / "other.gguf", written("exaone"), lambda tensors: None, keys))
+
+
+def test_routers_with_sigmoids_are_refused_elsewhere(written, tmp_path):
+    with pytest.raises(CheckpointError, match=r"expert_gating_func is 2; expected 1 or 0 or 3"):
+        respelled(tmp_path / "other.gguf", written("mixtral"), lambda tensors: None, {"llama.expert_gating_func": 2})

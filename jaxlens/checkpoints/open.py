@@ -136,7 +136,8 @@ def _open_folder(found: Found, strict: bool) -> Checkpoint:
     if not (path / "config.json").is_file():
         contents = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         expected = "expected a folder with config.json, and safetensors or PyTorch files"
-        raise CheckpointError(f"{path} has no config.json; {expected}. It contains {contents}")
+        remote = f'. For a GGUF file, pass "{found.repository}/FILE.gguf"' if found.repository else ""
+        raise CheckpointError(f"{path} has no config.json; {expected}. It contains {contents}{remote}")
     if special := [file.name for file in path.iterdir() if file.exists() and not (file.is_file() or file.is_dir())]:
         raise CheckpointError(f"{path} contains {', '.join(special)}, which is no regular file or folder; remove it")
     fields = read_json(path / "config.json")

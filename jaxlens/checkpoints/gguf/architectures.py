@@ -45,7 +45,9 @@ ARCHITECTURES = {
     "llama": Architecture(
         ("llama", "mistral", "mixtral"), fields.llama, names.LLAMA, "Llama 1 to 3, Mistral, Mixtral, SmolLM, Yi, …"
     ),
-    "mistral3": Architecture(("ministral3",), fields.ministral3, names.LLAMA, "Ministral 3"),
+    "mistral3": Architecture(
+        ("ministral3", "mistral"), fields.ministral3, names.LLAMA, "Ministral 3, Mistral Small 3.1 and 3.2"
+    ),
     "baichuan": Architecture(("llama",), fields.baichuan, names.LLAMA, "Baichuan and Baichuan 2, 7B"),
     "xverse": Architecture(("llama",), fields.as_llama, names.LLAMA, "XVERSE"),
     "internlm2": Architecture(("llama",), fields.as_llama, names.LLAMA, "InternLM 2"),

@@ -14,8 +14,8 @@ from jaxlens.errors import CheckpointError
 
 Fields = dict[str, Any]
 
-SIGMOID = 2
-"""The `expert_gating_func` of routers with sigmoids."""
+SOFTMAX, SIGMOID = (1, 0, 3), 2
+"""The `expert_gating_func` of routers with a softmax (0: not stated; 3: over the chosen experts) and with sigmoids."""
 
 PHI_MOE_MSCALE = 1.243163121016122
 """`short_mscale` and `long_mscale` of Phi 3.5 MoE, the only published model of its architecture. Files lack them."""
@@ -51,9 +51,9 @@ def sizes(file: Metadata, names: Mapping[str, str] = LLAMA_NAMES) -> Fields:
 
 
 def eps(file: Metadata, name: str = "rms_norm_eps", kind: str = "rms") -> Fields:
-    """The epsilon of the norms, as a field called `name`. Files may contain that of the other kind of norm too."""
+    """The epsilon of the norms, as a field called `name`. Some files contain both kinds of epsilon, or only the other."""
     keys = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
-    value = file.positive(keys.pop(kind))
+    value = file.positive(keys.pop(kind), *keys.values())
     file.skip(*keys.values())
     return {name: value}
 
@@ -65,6 +65,7 @@ def dense(file: Metadata) -> None:
 
 
 def chosen_experts(file: Metadata, count: str = "num_experts") -> Fields:
+    file.expect("expert_gating_func", *SOFTMAX)
     return {count: file.positive("expert_count"), "num_experts_per_tok": file.positive("expert_used_count")}
 
 
@@ -278,13 +279,15 @@ def ernie(file: Metadata) -> Fields:
 
 
 def ministral3(file: Metadata) -> Fields:
-    """YaRN's weight of scores, `mscale_all_dim`, and the growth of queries are metadata."""
+    """YaRN's weight of scores, `mscale_all_dim`, and the growth of queries are metadata. A Mistral has neither."""
     weight = file.get("rope.scaling.yarn_log_multiplier", default=0.0)
     yarn = {"mscale": 1.0, "mscale_all_dim": weight} if weight else {}
     fields = sizes(file) | eps(file) | rope(file, yarn=yarn) | {"hidden_act": "silu"}
-    fields["rope_parameters"]["llama_4_scaling_beta"] = file.get("attention.temperature_scale", default=0.0)
     dense(file)
-    return fields | {"sliding_window": file.get("attention.sliding_window") or None}
+    if growth := file.get("attention.temperature_scale"):
+        fields["rope_parameters"]["llama_4_scaling_beta"] = growth
+    kind = "ministral3" if growth else "mistral"
+    return fields | {"model_type": kind, "sliding_window": file.get("attention.sliding_window") or None}
 
 
 def apertus(file: Metadata) -> Fields:

@@ -19,6 +19,9 @@ from jaxlens.checkpoints.gguf.config_fields import (
 from jaxlens.checkpoints.gguf.metadata import Metadata
 from jaxlens.errors import CheckpointError
 
+DEEPSEEK_GROUPS = {160: (8, 3), 256: (8, 4)}
+"""The groups of experts of DeepSeek V2 and V3, by the number of experts: older files do not contain them."""
+
 
 def gpt_oss(file: Metadata) -> Fields:
     """Every second layer has a window. YaRN's boundaries are not rounded, which llama.cpp ignores."""
@@ -43,8 +46,11 @@ def deepseek2(file: Metadata) -> Fields:
     file.skip("attention.key_length", "attention.value_length")
     weight = round(10 * file.get("rope.scaling.yarn_log_multiplier", default=0.0), 6)
     yarn = {"mscale": weight, "mscale_all_dim": weight} if weight else {}
-    groups = file.get("expert_group_count"), file.get("expert_group_used_count")
-    limited = {"topk_method": "group_limited_greedy" if groups[0] and groups[0] > 1 else "greedy"}
+    published = DEEPSEEK_GROUPS.get(file.positive("expert_count"), (1, 1))
+    groups = (
+        file.get("expert_group_count", default=published[0]), file.get("expert_group_used_count", default=published[1])
+    )  # fmt: skip
+    limited = {"topk_method": "group_limited_greedy" if groups[0] > 1 else "greedy"}
     return {
         "model_type": f"deepseek_v{version}", "hidden_size": file.positive("embedding_length"),
         "intermediate_size": file.positive("feed_forward_length"), "num_hidden_layers": file.layers,
@@ -54,7 +60,7 @@ def deepseek2(file: Metadata) -> Fields:
         "qk_nope_head_dim": key - rotated, "v_head_dim": value, "n_routed_experts": file.positive("expert_count"),
         "num_experts_per_tok": file.positive("expert_used_count"), "moe_intermediate_size": expert_size(file),
         "n_shared_experts": file.positive("expert_shared_count"),
-        "n_group": groups[0] or 1, "topk_group": groups[1] or 1,
+        "n_group": groups[0], "topk_group": groups[1],
         "first_k_dense_replace": file.get("leading_dense_block_count", default=0),
         "routed_scaling_factor": file.get("expert_weights_scale") or 1.0,
         "norm_topk_prob": bool(file.get("expert_weights_norm", default=False)), **eps(file),

@@ -20,7 +20,7 @@ TYPES = (
 Names such as Q4_K_M, of files and not of tensors, stand for a mixture of these types.
 """
 
-CHUNK = 2**20
+CHUNK = 2**18
 """The number of values that are dequantized at a time. The package gguf needs several arrays of this size."""
 
 
@@ -43,13 +43,17 @@ def read(path: Path, name: str, info: TensorInfo, entry: int | None = None) -> n
             data = np.frombuffer(file.read(count * block_size), np.uint8)
             if data.size < count * block_size:
                 raise CheckpointError(f"{path} was shortened after it was opened; {name} is incomplete")
-            flat[first * block : (first + count) * block] = _dequantized(data.reshape(count, block_size), info.kind)
+            flat[first * block : (first + count) * block] = _dequantized(data, info.kind)
     return value
 
 
-def _dequantized(blocks: np.ndarray, kind: object) -> np.ndarray:
-    from gguf import GGMLQuantizationType, dequantize
+def _dequantized(data: np.ndarray, kind: object) -> np.ndarray:
+    """The values of some blocks. The package gguf would process a matrix in groups of 16 rows, so it gets one row."""
+    from gguf import GGMLQuantizationType as Kind
+    from gguf import dequantize
 
-    if kind == GGMLQuantizationType.F64:
-        return blocks.reshape(-1).view("<f8")
-    return dequantize(blocks, kind).reshape(-1)
+    if kind == Kind.BF16:
+        return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    if kind in (Kind.F64, Kind.F32, Kind.F16):
+        return data.view({Kind.F64: "<f8", Kind.F32: "<f4", Kind.F16: "<f2"}[kind])
+    return dequantize(data[None], kind)[0]
