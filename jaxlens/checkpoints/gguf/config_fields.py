@@ -51,7 +51,7 @@ def sizes(file: Metadata, names: Mapping[str, str] = LLAMA_NAMES) -> Fields:
 
 
 def eps(file: Metadata, name: str = "rms_norm_eps", kind: str = "rms") -> Fields:
-    """The epsilon of the norms, as a field called `name`. Some files contain both kinds of epsilon, or only the other."""
+    """The epsilon of the norms, as a field called `name`. Some files contain both kinds, or only the other."""
     keys = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
     value = file.positive(keys.pop(kind), *keys.values())
     file.skip(*keys.values())
