@@ -272,6 +272,7 @@ def test_llama3_scaling_is_kept_exactly(path):
         ({"rope__scaling__type": "longrope"}, "LongRoPE needs rope_factors_short.weight and rope_factors_long.weight"),
         ({"rope__scaling__attn_factor": 2.0}, r"llama\.rope\.scaling\.attn_factor is 2\.0; expected 1\.0"),
         ({"extra": {"split.count": 3}}, "it is one of 3 parts; expected a name like model-00001-of-00003.gguf"),
+        ({"extra": {"general.type": "adapter"}}, "general.type is 'adapter'; expected 'model', not an adapter or a"),
         ({"extra": {"general.alignment": 0}}, "general.alignment is 0; expected a power of two"),
         ({"extra": {"general.alignment": 24}}, "general.alignment is 24; expected a power of two"),
         ({"extra": {"general.alignment": True}}, "general.alignment is True; expected a power of two"),

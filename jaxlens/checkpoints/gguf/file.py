@@ -97,6 +97,8 @@ class GGUFFile:
         count = self.metadata.get("split.tensors.count", len(self._tensors))
         if len(self.parts) > 1 and count != len(self._tensors):
             raise CheckpointError(f"its parts have {len(self._tensors)} tensors; expected {count}")
+        if (kind := self.metadata.get("general.type", "model")) != "model":
+            raise CheckpointError(f"general.type is {kind!r}; expected 'model', not an adapter or a vision model")
         name = self.metadata.get("general.architecture")
         if name not in ARCHITECTURES:
             raise CheckpointError(f"its architecture is {name!r}; expected one of {', '.join(ARCHITECTURES)}")
