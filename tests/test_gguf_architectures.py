@@ -460,6 +460,25 @@ def test_half_precision_files(name, kind, written, tmp_path):
     assert f"matrices in {kind.name}" in file.format
 
 
+def test_experts_of_gpt_oss_in_mxfp4(tmp_path):
+    """Experts that MXFP4 represents exactly, quantized by the package gguf: the tensors are those of the checkpoint."""
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "head_dim": 16}
+    folder = write_checkpoint(tmp_path / "theirs", "gpt_oss", **sizes)
+    tensors = gguf_tensors(folder, "gpt-oss")
+    experts = {name: value for name, value in tensors.items() if value.ndim == 3}
+    exact = {name: gguf.dequantize(gguf.quantize(value, Kind.MXFP4), Kind.MXFP4) for name, value in experts.items()}
+    path = export(tmp_path / "model.gguf", folder, "gpt-oss", {"expert_feed_forward_length": 32}, kind=Kind.MXFP4)
+    file = GGUFFile(path)
+    assert file.format == "GGUF, architecture gpt-oss, matrices in MXFP4"
+    for layer in range(3):
+        prefix, stored = f"model.layers.{layer}.mlp.experts.", f"blk.{layer}.ffn_"
+        gate_up = file.read(prefix + "gate_up_proj")
+        assert np.array_equal(gate_up[..., ::2], exact[stored + "gate_exps.weight"].swapaxes(1, 2))
+        assert np.array_equal(gate_up[..., 1::2], exact[stored + "up_exps.weight"].swapaxes(1, 2))
+        assert np.array_equal(file.read(prefix + "down_proj"), exact[stored + "down_exps.weight"].swapaxes(1, 2))
+    assert load(path).cfg.num_experts == 5
+
+
 def test_reading_needs_little_memory_beyond_the_tensor(tmp_path):
     """At most 1.3 times the dequantized tensor, also for types that need several arrays."""
     blocks = np.tile(random_blocks(Kind.IQ3_S, 1, 8), (4096, 1))  # 4096 x 2048 values, 32 MiB

@@ -63,9 +63,9 @@ def find(
     if name and path.is_dir():
         return Found(name, path, training=_training(str(path.resolve()), lambda: toys.files_of(path), *chosen), hub=hub)
     if path.suffix.lower() == ".gguf":
-        if not path.exists() and REMOTE_GGUF.fullmatch(name):
-            return _gguf_of_repository(name, revision, hub)
-        return Found(name, path, training=_training(str(path.resolve()), list, *chosen))
+        is_remote = not path.exists() and REMOTE_GGUF.fullmatch(name)
+        training = _training(name if is_remote else str(path.resolve()), list, *chosen)  # there are none
+        return _gguf_of_repository(name, revision, hub) if is_remote else Found(name, path, training=training)
     if path.is_file():
         raise CheckpointError(f"{path} is a single file; pass the folder that contains it and its config.json")
     repository = repository_of(name)
