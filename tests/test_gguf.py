@@ -259,6 +259,7 @@ def test_llama3_scaling_is_kept_exactly(path):
         ({"block_count": 0}, r"llama\.block_count is 0; expected a positive number"),
         ({"block_count": "two"}, r"llama\.block_count is 'two'; expected a positive number"),
         ({"block_count": 10**6}, r"llama\.block_count is 1000000, but the file has only 20 tensors"),
+        ({"block_count": 2.0}, r"llama\.block_count is 2\.0; expected an integer"),
         ({"block_count": True}, r"llama\.block_count is True; expected a positive number"),
         ({"attention__head_count_kv": 4}, "6 attention heads cannot be divided into 4 groups, one per key/value head"),
         ({"attention__head_count": [6, 3]}, r"llama\.attention\.head_count is \[6, 3\]; expected the same value for"),

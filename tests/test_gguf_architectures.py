@@ -613,3 +613,26 @@ def test_the_other_kind_of_epsilon(written, tmp_path):
 def test_routers_with_sigmoids_are_refused_elsewhere(written, tmp_path):
     with pytest.raises(CheckpointError, match=r"expert_gating_func is 2; expected 1 or 0 or 3"):
         respelled(tmp_path / "other.gguf", written("mixtral"), lambda tensors: None, {"llama.expert_gating_func": 2})
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gemma 3", "gpt-oss", "deepseek v2", "falcon 40b", "granite moe"])
+def test_wrong_metadata_and_tensors_raise_no_other_error(name, written, tmp_path):
+    """Any value of any key, and tensors that are missing or have other shapes: a CheckpointError, or a model."""
+    random, (folder, path) = np.random.default_rng(0), written(name)
+    values = {key: value for key, value in GGUFFile(path).metadata.items() if not key.startswith("general.")}
+    tensors, wrong = gguf_tensors(folder, CASES[name][0]), (None, 0, 7, 3.5, "x", [1, 2, 3], True, 10**6)
+    shapes = (None, (4,), (3, 5), (2, 3, 4))
+    trials = [({key: wrong[random.integers(len(wrong))]}, {}) for key in values]
+    trials += [({}, {key: shapes[random.integers(4)]}) for key in random.choice(list(tensors), 8)]
+    refused = 0
+    for keys, changes in trials:
+        others = {key: shape and np.zeros(shape, np.float32) for key, shape in changes.items()}
+        kept = {key: value for key, value in (tensors | others).items() if value is not None}
+        try:
+            checkpoint = open_checkpoint(write_gguf(tmp_path / "wrong.gguf", CASES[name][0], values | keys, kept))
+            for tensor in checkpoint.tensors.names():
+                checkpoint.tensors.read(tensor)
+                checkpoint.tensors.shape(tensor)
+        except CheckpointError as error:
+            refused += "wrong.gguf" in str(error)
+    assert refused > len(trials) / 4

@@ -168,7 +168,7 @@ class GGUFFile:
         values = [self._values(stored, source.entry) for stored in source.stored]
         try:
             return np.ascontiguousarray(source.change.value(values, self._file))
-        except CheckpointError as error:
+        except (CheckpointError, ValueError) as error:
             raise CheckpointError(f"{self.path}: {source.stored[0]} {error}") from None
 
     def tokenizer(self) -> Tokenizer | None:

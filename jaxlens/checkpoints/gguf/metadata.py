@@ -70,12 +70,13 @@ class Metadata:
 
     @property
     def layers(self) -> int:
-        layers = self.positive("block_count")
+        if not isinstance(layers := self.positive("block_count"), int):
+            raise CheckpointError(f"{self.name}.block_count is {layers!r}; expected an integer")
         if layers > len(self.shapes):
             raise CheckpointError(
                 f"{self.name}.block_count is {layers}, but the file has only {len(self.shapes)} tensors"
             )
-        return int(layers)
+        return layers
 
     @property
     def heads(self) -> int:
