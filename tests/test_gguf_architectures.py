@@ -18,7 +18,7 @@ from test_qwen import as_qwen
 from jaxlens import CheckpointError, HookedTransformer
 from jaxlens.checkpoints import export as export_checkpoint
 from jaxlens.checkpoints import load, open_checkpoint
-from jaxlens.checkpoints.gguf import config_fields
+from jaxlens.checkpoints.gguf import config_llama
 from jaxlens.checkpoints.gguf import tensors as tensor_reader
 from jaxlens.checkpoints.gguf.architectures import ARCHITECTURES
 from jaxlens.checkpoints.gguf.file import GGUFFile, read_header
@@ -228,7 +228,7 @@ def test_qwen_1(tmp_path):
     assert {name: file.tensors.read(name).tolist() for name in file.tensors.names()} == {
         name: value.tolist() for name, value in tensors.items()
     }
-    contexts = [config_fields.qwen(qwen_metadata(layers, 32768))["seq_length"] for layers in (32, 40, 80)]
+    contexts = [config_llama.qwen(qwen_metadata(layers, 32768))["seq_length"] for layers in (32, 40, 80)]
     assert contexts == [8192, 2048, 32768]
 
 
@@ -354,7 +354,7 @@ def test_baichuan_13b_has_other_positions(written):
     file.values = {**file.values, "baichuan.block_count": 40}
     file.shapes = dict.fromkeys(range(100))
     with pytest.raises(CheckpointError, match="Baichuan 13B has ALiBi positions, which jaxlens supports in BLOOM, MPT"):
-        config_fields.baichuan(file)
+        config_llama.baichuan(file)
 
 
 @pytest.mark.parametrize(("name", "tensor", "shape", "message"), [

@@ -1,8 +1,7 @@
-"""The fields of config.json for architectures of llama.cpp that differ more from Llama; see `config_fields.py`."""
+"""The fields of config.json for architectures that differ more from Llama; see `config_fields.py`."""
 
 from jaxlens.checkpoints.gguf.config_fields import (
     GPT_NAMES,
-    PHI_MOE_MSCALE,
     SIGMOID,
     Fields,
     biases,
@@ -18,6 +17,9 @@ from jaxlens.checkpoints.gguf.config_fields import (
 )
 from jaxlens.checkpoints.gguf.metadata import Metadata
 from jaxlens.errors import CheckpointError
+
+PHI_MOE_MSCALE = 1.243163121016122
+"""`short_mscale` and `long_mscale` of Phi 3.5 MoE, the only published model of its architecture. Files lack them."""
 
 DEEPSEEK_GROUPS = {160: (8, 3), 256: (8, 4)}
 """The groups of experts of DeepSeek V2 and V3, by the number of experts: older files do not contain them."""
