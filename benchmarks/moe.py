@@ -45,7 +45,7 @@ def measure(models: dict[int, HookedTransformer], shape: tuple[int, int], rounds
         return model.run_with_cache(tokens, names_filter="blocks.0.mlp.hook_post")[0]
 
     forwards = {f"{n} experts": lambda call, model=model: model(tokens) for n, model in models.items()}
-    few, many = models.values()
+    many = models[max(models)]
     forwards[f"{max(models)} experts, all neurons of layer 0"] = lambda call: neurons(many)
     results = {"forward": interleaved(forwards, rounds)}
     if shape[1] > 1:
