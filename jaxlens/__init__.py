@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from jaxlens.analysis.svd import SVDInterpreter
     from jaxlens.config import Config, Rotary
     from jaxlens.errors import ActivationNotFound, CheckpointError, HookError
-    from jaxlens.hooks import HookPoint, Slice, get_act_name, hook
+    from jaxlens.hooks import Slice, get_act_name, hook
+    from jaxlens.hooks.point import HookPoint
+    from jaxlens.hooks.root_module import HookedRootModule
     from jaxlens.model.cache.activation_cache import ActivationCache
-    from jaxlens.model.hook_methods import HookMethods as HookedRootModule
     from jaxlens.model.loss import Output, lm_accuracy, lm_cross_entropy_loss
     from jaxlens.model.transformer import HookedTransformer
     from jaxlens.text.tokenizer import Tokenizer
@@ -33,8 +34,8 @@ _EXPORTS = {
     "DirectLogitAttribution": "analysis.logit_attribution",
     "FactoredMatrix": "weights.factored_matrix",
     "HookError": "errors",
-    "HookPoint": "hooks",
-    "HookedRootModule": "transformer_lens.hook_points",
+    "HookPoint": "hooks.point",
+    "HookedRootModule": "hooks.root_module",
     "HookedTransformer": "model.transformer",
     "HookedTransformerConfig": "transformer_lens.config",
     "Output": "model.loss",

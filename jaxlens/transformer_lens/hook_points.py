@@ -1,7 +1,7 @@
-"""TransformerLens's `hook_points`: hook points and the methods that a model offers for them."""
+"""TransformerLens's `hook_points`: hook points, and the base class of models whose activations can be hooked."""
 
-from jaxlens.hooks import HookPoint
-from jaxlens.model.hook_methods import HookMethods as HookedRootModule
-from jaxlens.model.hook_methods import LensHandle
+from jaxlens.hooks.plan import Direction
+from jaxlens.hooks.point import HookPoint, LensHandle
+from jaxlens.hooks.root_module import HookedRootModule, NamesFilter
 
-__all__ = ["HookPoint", "HookedRootModule", "LensHandle"]
+__all__ = ["Direction", "HookPoint", "HookedRootModule", "LensHandle", "NamesFilter"]
