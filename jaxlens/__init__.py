@@ -5,7 +5,6 @@ Names are imported when they are first used, so `import jaxlens` is fast.
 
 import importlib
 import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 from jaxlens.transformer_lens import names
@@ -72,11 +71,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *names.TOP_LEVEL})
 
 
-class _Package(types.ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        # `import jaxlens.FactoredMatrix` sets the attribute to the module of that name, which must not hide the class.
-        if not (name in _EXPORTS and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
+class _Package(names.Package):
+    exports = _EXPORTS
 
 
 sys.modules[__name__].__class__ = _Package

@@ -110,7 +110,7 @@ HOOK_NAMES = {
     ),
     "a filter that matches nothing": Case(
         lambda: hooked(lambda name: "hook_nothing" in name), HookError,
-        "the filter '<lambda>' matches none of the model's 106 hook points",
+        "the filter '<lambda>' matches none of the model's 107 hook points",
     ),
     "a number for a name": Case(lambda: hooked(3), HookError, "a hook name is a string or a filter function"),
     "a cache of nothing": Case(lambda: cached([]), HookError, "names_filter is an empty list; give at least one name"),
@@ -256,7 +256,7 @@ INPUTS = {
         lambda: cached(Z, pos_slice=-7, attention_mask=[[1, 0] * 5 + [1]] * 2), IndexError,
         "position -7 is out of range: row 0 has 6 tokens",
     ),
-    "an unknown argument": Case(lambda: cached(Z, returns="loss"), TypeError, "unexpected keyword argument 'returns'"),
+    "an unknown argument": Case(lambda: cached(Z, returns="loss"), TypeError, "there is no argument 'returns'"),
 }  # fmt: skip
 
 TEXT = {

@@ -503,7 +503,7 @@ MISTAKES = [
     Case(lambda: Incomplete().run_with_cache(1), TypeError, "define __call__ or forward"),
     Case(lambda: two().run_with_cache(jnp.ones(2), incl_bwd=True), ValueError, "output has shape (2,)"),
     Case(lambda: Scanned().run_with_cache(jnp.ones(2)), HookError, "inside a transformation of the model"),
-    Case(lambda: Compiled().run_with_cache(1.0), HookError, 'did not reach the hook point "layer1.hook_square" from here'),
+    Case(lambda: Compiled().run_with_cache(1.0), HookError, 'did not reach the hook point "layer1.hook_square" from'),
     Case(of_tracers, HookError, "caching hooks store concrete values, but the value at 'hook_mid' is traced"),
     Case(lambda: two().run_with_cache(1.0, reset_hooks_end=False), ValueError, "use add_caching_hooks"),
     Case(lambda: HookPoint().enable_reshape(object()), NotImplementedError, "reshape in the hook function"),

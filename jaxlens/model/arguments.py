@@ -11,6 +11,10 @@ LOADING = {
     "trust_remote_code": (False, "jaxlens never runs code from a checkpoint"),
     "load_in_4bit": (False, "jaxlens has no 4-bit weights"), "load_in_8bit": (False, "jaxlens has no 8-bit weights"),
 }  # fmt: skip
+RUNNING = {
+    "past_kv_cache": (None, "runs read whole prompts; pass the tokens so far and the new ones as one prompt"),
+    "shortformer_pos_embed": (None, "positions are embedded in the run; edit hook_pos_embed"),
+}
 """The value that each argument may have, and what to use instead of other values."""
 
 
@@ -30,5 +34,5 @@ def check_only(given: Mapping[str, Any], known: Mapping[str, tuple[Any, str]]) -
         if name not in known:
             raise TypeError(f"there is no argument {name!r}")
         expected, instead = known[name]
-        if value != expected:
+        if value is not expected and value != expected:
             raise ValueError(f"{name}={value!r} is not supported (only {expected!r}): {instead}")

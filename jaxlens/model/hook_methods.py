@@ -222,6 +222,10 @@ class HookMethods:
         """Whether unfiltered caches contain `hook_attn_in`, which exists if every head has its own keys."""
         self._switch("use_attn_in", use_attn_in)
 
+    def set_use_hook_tokens(self, use_hook_tokens: bool) -> None:
+        """Whether unfiltered caches contain `hook_tokens`, the tokens that are embedded."""
+        self._switch("use_hook_tokens", use_hook_tokens)
+
     def _switch(self, switch: str, on: bool) -> None:
         names = self.cfg.switched_on
         names = names.union(SWITCHES[switch]) if on else names.difference(SWITCHES[switch])
