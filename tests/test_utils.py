@@ -353,6 +353,9 @@ MISTAKES = {
         lambda: utils.LocallyOverridenDefaults(model("gpt2"), padding_side="top"), ValueError, "padding_side='top'"
     ),
     "initialization in place": Case(lambda: utils.init_xavier_normal_, ImportError, "jax.nn.initializers"),
+    "logits of several positions": Case(
+        lambda: utils.logits_to_df(np.ones((3, 5))), ValueError, "logits have shape (3, 5); expected those of one"
+    ),
     "an unknown name": Case(lambda: utils.get_act_names, AttributeError, "has no attribute 'get_act_names'"),
     "no pandas": Case(
         lambda: without("pandas", lambda: utils.logits_to_df(np.ones(3))), ImportError, "run `pip install pandas`"

@@ -80,22 +80,18 @@ class ConfigOfModel:
     def __get__(self, model: Any, owner: type | None = None) -> Any:
         if model is None:
             return self
-        state = vars(model)
-        try:
-            cfg = state["cfg"]
-        except KeyError:
-            raise AttributeError(f"{type(model).__name__} has no attribute 'cfg' yet") from None
-        own = state.get("_own_cfg")
-        if type(own) is not OwnConfig or vars(own)["_plain"] is not cfg or vars(own)["_model"]() is not model:
-            own = state["_own_cfg"] = OwnConfig.of(model, cfg)
+        if (own := model.__dict__.get("_own_cfg")) is not None:
+            return own
+        if (cfg := model.__dict__.get("cfg")) is None:
+            raise AttributeError  # in `__init__`, before the config is set
+        own = model.__dict__["_own_cfg"] = OwnConfig.of(model, cfg)
         return own
 
     def __set__(self, model: Any, cfg: Config) -> None:
-        state = vars(model)
-        state["cfg"] = cfg
-        if isinstance(cfg, OwnConfig):
-            state["cfg"] = cfg.plain
-            state["_own_cfg"] = cfg if cfg._model() is model and type(cfg) is OwnConfig else None
+        state, mine = vars(model), type(cfg) is OwnConfig and cfg._model() is model
+        state["cfg"], state["_own_cfg"] = (
+            (cfg.plain, cfg if mine else None) if isinstance(cfg, OwnConfig) else (cfg, None)
+        )
 
 
 def assign(model: Any, name: str, value: Any) -> None:

@@ -86,4 +86,4 @@ class ModelPytree(FlaxModule):
         data = dict(attributes)
         static = data.pop("static")
         unchanged = bool(vars(self)) and StaticPart(self) == static  # its tokenizer stays the same object
-        vars(self).update({} if unchanged else {**static.attributes(), "_level": 0}, **data)
+        vars(self).update({} if unchanged else {**static.attributes(), "_level": 0, "_own_cfg": None}, **data)

@@ -227,6 +227,8 @@ def _tokenized(cfg: Config, tokenizer: Tokenizer, text, bos, padding_side):
     tokens = tokenizer.to_tokens(text, bos, padding_side, truncate=False)
     if not tokens.size:
         raise ValueError(f"the input is empty: {text!r} has no tokens, and no BOS is prepended")
+    if len(tokenizer) > cfg.d_vocab:
+        check_in_vocabulary(tokens, cfg.d_vocab, _padding_from_outside(cfg, tokenizer))
     _check_length(cfg, tokens.shape)
     return tokens, None if len(tokens) == 1 else tokenizer.attention_mask(tokens, bos, padding_side)
 

@@ -186,7 +186,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
 
     def _copy(self, modules: Modules) -> "HookedTransformer":
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__, modules=modules)
+        twin.__dict__.update(self.__dict__, modules=modules, _own_cfg=None)
         return twin
 
     # --- running
