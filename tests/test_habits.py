@@ -157,6 +157,26 @@ def test_to_numpy_takes_tensors_and_dicts():
     assert jaxlens.FactoredMatrix(torch.ones(3, 2), torch.ones(2, 3)).AB.shape == (3, 3)
 
 
+def test_old_names_of_caching_hooks_work():
+    ours, cache = fresh(), {}
+    ours.cache_some(cache, lambda name: name.endswith("hook_z"))
+    ours.hook_embed.enable_reshape(None)
+    ours(tokens())
+    assert list(cache) == [f"blocks.{layer}.attn.hook_z" for layer in range(4)]
+    ours.reset_hooks()
+    ours.cache_all(cache)
+    ours(tokens())
+    assert set(cache) == set(ours.run_with_cache(tokens())[1])
+
+
+def test_random_numbers_of_the_host_are_seeded():
+    drawn = []
+    for _ in range(2):
+        fresh().cfg.set_seed_everywhere(3)
+        drawn.append(np.random.rand())
+    assert drawn[0] == drawn[1]
+
+
 def test_the_tokens_have_a_hook_point_on_request():
     ours = fresh()
     _, cache = ours.run_with_cache(tokens(), names_filter="hook_tokens")
@@ -303,6 +323,8 @@ def assigned(name, value):
 MISTAKES = [
     Case(lambda: assigned("d_model", 28), ValueError, "would change the shapes of the model's parameters"),
     Case(lambda: assigned("d_modle", 28), AttributeError, "Config has no field 'd_modle'"),
+    Case(lambda: fresh().generate("a"), AttributeError, "'generate': runs read whole prompts; pass the tokens so far"),
+    Case(lambda: fresh().hook_embed.enable_reshape(1), NotImplementedError, "reshape in the hook function"),
     Case(lambda: fresh()(tokens(), past_kv_cache=[]), ValueError, "past_kv_cache=[] is not supported (only None)"),
     Case(
         lambda: ProcessWeights.fold_layer_norm(fresh().state_dict(), fresh().cfg, fold_biases=False), ValueError,

@@ -44,6 +44,15 @@ def check_direction(direction: str) -> None:
         raise HookError(f'a direction is "fwd", "bwd" or "both"; got {direction!r}')
 
 
+def refuse_conversion(hook_conversion: Any) -> None:
+    """Raises NotImplementedError for a conversion of the values that hooks receive and return."""
+    if hook_conversion is not None:
+        raise NotImplementedError(
+            "HookPoint.enable_reshape has no conversions in jaxlens; reshape in the hook function and return the value "
+            "in its own shape: `return edit(value.reshape(new)).reshape(value.shape)`"
+        )
+
+
 def hook_of_point(
     fn: Callable, dir: Direction, name: Any, permanent: bool = False, level: int | None = None
 ) -> RegisteredHook:
@@ -177,16 +186,8 @@ class HookPoint(FlaxModule):
         self._ctx = {}
 
     def enable_reshape(self, hook_conversion: Any = None) -> None:
-        """TransformerLens's conversions of values before and after hooks, which jaxlens does not have.
-
-        Raises:
-            NotImplementedError: A conversion is given.
-        """
-        if hook_conversion is not None:
-            raise NotImplementedError(
-                "HookPoint.enable_reshape has no conversions in jaxlens; reshape in the hook function and return the "
-                "value in its own shape: `return edit(value.reshape(new)).reshape(value.shape)`"
-            )
+        """TransformerLens's conversions of values before and after hooks, which jaxlens does not have."""
+        refuse_conversion(hook_conversion)
 
     def __repr__(self) -> str:
         parts = [] if self.name is None else [f"name={self.name!r}"]

@@ -9,6 +9,8 @@ from flax import nnx
 from flax.nnx.tracers import TraceState
 
 from jaxlens.errors import HookError
+from jaxlens.hooks.api import PythonHook
+from jaxlens.hooks.plan import SiteHook
 from jaxlens.hooks.point import HookPoint
 
 Values = dict[str, jax.Array]
@@ -36,7 +38,8 @@ def run_with_values(
         values[point.name] = value
         return replace(value, point.name)
 
-    points = [model.hook_dict[name] for name in names]
+    of_model = model.hook_dict
+    points = [of_model[name] for name in names]
     for point in points:
         point._watches += (record,)
     try:
@@ -75,16 +78,13 @@ def run_with_gradients(model: Any, names: list[str], args: tuple, kwargs: dict) 
         return out, (values, nnx.state(twin, nnx.Variable))
 
     def probed(value, zero, name):
-        @jax.custom_vjp
-        def probe(value, zero):
+        if not jnp.issubdtype(value.dtype, jnp.inexact):
             return value
 
-        def backward(_, gradient):
+        def store(gradient, hook):
             gradients[f"{name}_grad"] = gradient
-            return gradient, jnp.zeros_like(zero)
 
-        probe.defvjp(lambda value, zero: (value, None), backward)
-        return probe(value, zero) if jnp.issubdtype(value.dtype, jnp.inexact) else value
+        return SiteHook(PythonHook(store), name, "bwd")(value + zero.astype(value.dtype), None)
 
     out, vjp, (values, after) = jax.vjp(forward, jnp.zeros(()), has_aux=True)
     vjp(jnp.ones_like(out))

@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from jaxlens.config import Config
 from jaxlens.hooks.api import NamedHookPoint
 from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import Direction, HookPlan, HookSpec, RegisteredHook, hook_specs, register
-from jaxlens.hooks.point import LensHandle, check_direction, handle_of
+from jaxlens.hooks.point import LensHandle, check_direction, handle_of, refuse_conversion
 from jaxlens.hooks.root_module import HookedRootModule
 from jaxlens.hooks.table import SWITCHES, sites
 
@@ -65,6 +66,10 @@ class ModelHookPoint(NamedHookPoint):
     def clear_context(self) -> None:
         """Empties `ctx`."""
         self.ctx.clear()
+
+    def enable_reshape(self, hook_conversion: Any = None) -> None:
+        """TransformerLens's conversions of values before and after hooks, which jaxlens does not have."""
+        refuse_conversion(hook_conversion)
 
 
 def _is_selected(hook: RegisteredHook, direction: str, including_permanent: bool, level: int | None) -> bool:

@@ -163,6 +163,20 @@ class TorchMethods:
             self.add_hook(name, store)
         return cache
 
+    def cache_all(
+        self, cache: dict[str, jax.Array] | None, incl_bwd: bool = False, device: Any = None,
+        remove_batch_dim: bool = False,
+    ) -> None:  # fmt: skip
+        """`add_caching_hooks` at every hook point, under the name that TransformerLens keeps for old code."""
+        self.add_caching_hooks(None, incl_bwd, device, remove_batch_dim, cache)
+
+    def cache_some(
+        self, cache: dict[str, jax.Array] | None, names: NamesFilter, incl_bwd: bool = False, device: Any = None,
+        remove_batch_dim: bool = False,
+    ) -> None:  # fmt: skip
+        """`add_caching_hooks` at the hook points that `names` selects."""
+        self.add_caching_hooks(names, incl_bwd, device, remove_batch_dim, cache)
+
     def _names(self, names_filter: NamesFilter) -> list[str]:
         if names_filter is None:
             return [name for name in sites(self.cfg) if is_cached_by_default(self.cfg, name)]

@@ -7,10 +7,12 @@ does not have must be off.
 
 import dataclasses
 import functools
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxlens.config import Config, Linear, Llama3, Rotary, Yarn
 from jaxlens.config.config import from_json
@@ -255,6 +257,12 @@ def _is_rms(cfg: Config) -> bool:
     return (cfg.normalization_type or "").startswith("RMS")
 
 
+def _set_seed_everywhere(seed: int) -> None:
+    """Seeds Python's and NumPy's random numbers. JAX's come from keys, and weights from `cfg.seed`."""
+    random.seed(seed)
+    np.random.seed(seed)
+
+
 READ: dict[str, Callable[[Config], Any]] = {
     **{name: functools.partial(_constant, value) for name, value in (FIXED | MEANINGLESS).items()},
     **{name: functools.partial(_rotary_field, name) for name in ROTARY if name != "rotary_dim"},
@@ -263,6 +271,7 @@ READ: dict[str, Callable[[Config], Any]] = {
     "device": lambda cfg: cfg.weights_on or jax.config.jax_default_device or jax.devices()[0],
     "from_checkpoint": lambda cfg: cfg.checkpoint_value is not None,
     "is_layer_norm_activation": lambda cfg: lambda: cfg.act_fn.endswith("_ln"),
+    "set_seed_everywhere": lambda cfg: _set_seed_everywhere,
     "layer_norm_folding": lambda cfg: (cfg.normalization_type or "").endswith("Pre"), "n_params": _n_params,
     "use_attn_scale": lambda cfg: cfg.attn_scale != 1.0, "use_local_attn": lambda cfg: any(cfg.windows),
     "use_normalization_before_and_after": lambda cfg: cfg.norm_placement == "both",

@@ -63,7 +63,7 @@ def get_official_model_name(model_name: str) -> str:
     if (repository := official_name(model_name)) is not None:
         return repository
     similar = " or ".join(map(repr, similar_names(model_name)))
-    hint = f"did you mean {similar}?" if similar else "OFFICIAL_MODEL_NAMES and MODEL_ALIASES list its names"
+    hint = f"did you mean {similar}?" if similar else "OFFICIAL_MODEL_NAMES and MODEL_ALIASES list its names."
     elsewhere = "HookedTransformer.from_pretrained also takes a folder or any Hugging Face id"
     raise ValueError(f"{model_name!r} is not a model of TransformerLens's table; {hint} {elsewhere}")
 

@@ -273,7 +273,6 @@ DIFFERENCES = """## Values that differ
 |---|---|
 | `loss.backward()`, `tensor.grad`, `requires_grad_` | `jax.grad` of a function; `run_with_cache(..., incl_bwd=True)` |
 | `add_caching_hooks(incl_bwd=True)` | `run_with_cache(..., incl_bwd=True)` |
-| `cache_all`, `cache_some` | `add_caching_hooks`, `run_with_cache` |
 | `torch.save(model.state_dict(), ...)` | `jaxlens.checkpoints.converter.save(folder, model.cfg, model.params)` |
 | `HookedRootModule` and `HookPoint()` in your own modules | the same, in modules of Flax: see [flax.md](flax.md#your-own-models) |
 | `transformer_lens.components`, `.cache`, `.factories`, `.model_bridge` and other modules | the ImportError says what to use |
