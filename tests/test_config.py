@@ -63,6 +63,7 @@ SHAPE_CASES = {
     "positional_embedding_type": (PLAIN, {"positional_embedding_type": "none"}),
     "tie_word_embeddings": (LLAMA, {"tie_word_embeddings": True}),
     "dtype": (PLAIN, {"dtype": "bfloat16"}),
+    "output_head": (PLAIN, {"output_head": None}),
 }
 LOGIT_CASES = {
     "normalization_type": (LLAMA.replace(normalization_type="RMSPre"), {"normalization_type": "LNPre"}),

@@ -12,6 +12,7 @@ from jaxlens.checkpoints.families import family_of
 from jaxlens.checkpoints.find import Found, find
 from jaxlens.checkpoints.folder_reader import TensorFolder
 from jaxlens.checkpoints.gguf.file import GGUFFile
+from jaxlens.checkpoints.heads import recognized, with_head
 from jaxlens.checkpoints.hub import tokenizer_named
 from jaxlens.checkpoints.mxfp4 import Mxfp4Tensors, is_mxfp4
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
@@ -95,7 +96,7 @@ def map_config(fields: Mapping[str, Any]) -> tuple[Family, Config, Reader]:
     family = family_of(fields.get("model_type"))
     try:
         hf = Reader(complete(fields))
-        return family, family.config(hf), hf
+        return *with_head(family, family.config(hf), fields), hf
     except CheckpointError:
         raise
     except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -177,9 +178,12 @@ def _checkpoint(
     tokenizer: Callable[[], Tokenizer | None],
 ) -> Checkpoint:  # fmt: skip
     with path_in_errors(found.path):
-        family, cfg, hf = map_config(fields)
+        family, cfg, hf = map_config({**fields, "architectures": None})
         if strict:
             hf.check_all_read(family.unused)
+        weights = tensors()
+        fields = recognized(fields, family, cfg, weights)
+        family, cfg = with_head(family, cfg, fields)
         source, unread = family.source(fields), hf.unread(family.unused)
         cfg = cfg.replace(**found.notes)
-        return Checkpoint(found.name, found.path, family, cfg, tensors(), source, tokenizer, unread)
+        return Checkpoint(found.name, found.path, family, cfg, weights, source, tokenizer, unread)

@@ -63,6 +63,7 @@ def check_choices(cfg: Any, rotary: Any) -> None:
         "normalization_type": NORMS, "norm_placement": ("pre", "post", "both", "sum"), "act_fn": ACTIVATIONS,
         "positional_embedding_type": POSITIONS, "qk_norm": ("head", "heads", "full", None),
         "qk_norm_type": ("LN", "RMS"), "router": ("softmax", "sigmoid", "sparsemixer"), "init_mode": INIT_MODES,
+        "output_head": ("next_token", "token_labels", "sequence_labels", None),
     }  # fmt: skip
     for name, allowed in fields.items():
         if getattr(cfg, name) not in allowed:
@@ -84,6 +85,8 @@ def check_choices(cfg: Any, rotary: Any) -> None:
     if cfg.tie_word_embeddings and cfg.d_vocab_out != cfg.d_vocab:
         expected = f"d_vocab = {cfg.d_vocab}, because tie_word_embeddings is True"
         raise ValueError(f"d_vocab_out is {cfg.d_vocab_out}; expected {expected}")
+    if cfg.tie_word_embeddings and cfg.output_head != "next_token":
+        raise ValueError(f'tie_word_embeddings is True; expected False with output_head={cfg.output_head!r}')
     if cfg.gated_mlp and cfg.act_fn.endswith("_ln"):
         problem = "has a norm inside the MLP, which a gated MLP does not have"
         raise ValueError(f"act_fn={cfg.act_fn!r} {problem}; pass gated_mlp=False")

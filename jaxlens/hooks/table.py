@@ -101,6 +101,10 @@ def _ungrouped(cfg: Config, layer: int) -> bool:
     return cfg.n_heads == cfg.n_key_value_heads and _heads_read_residual(cfg, layer)
 
 
+def _has_head(cfg: Config, layer: int) -> bool:
+    return cfg.output_head is not None
+
+
 def _when(condition: Condition, rows: list[Site]) -> list[Site]:
     """The rows with an additional condition."""
     return [
@@ -201,7 +205,7 @@ BLOCK_SITES = (
 FINAL_SITES = (
     *_norm_sites("ln_final", "b p d", "b p 1", "the residual stream", _has_norm("pre", "post", "both")),
     Site("unembed.hook_in", "b p d", "the input of the unembedding"),
-    Site("unembed.hook_out", "b p o", "the logits"),
+    Site("unembed.hook_out", "b p o", "the logits", _has_head),
 )
 
 POSITION_AXES = {site.name: site.axes.split().index("p") for site in EMBED_SITES + BLOCK_SITES + FINAL_SITES}

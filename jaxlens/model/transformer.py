@@ -29,6 +29,7 @@ from jaxlens.model.engine import Captured, run_layers, run_stage
 from jaxlens.model.finite import warn_if_not_finite
 from jaxlens.model.gradients import run_with_gradients
 from jaxlens.model.hook_methods import HookMethods, hook_points
+from jaxlens.model.label_methods import LabelMethods
 from jaxlens.model.lengths import cut, padded
 from jaxlens.model.loss import Output, lm_cross_entropy_loss
 from jaxlens.model.pretrained import load_pretrained
@@ -47,7 +48,7 @@ __all__ = ["HookedTransformer", "Output", "parameter_shapes"]
 Result = Array | Output | None
 
 
-class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightProperties, TorchMethods, ModelPytree):
+class HookedTransformer(HookMethods, TextMethods, LabelMethods, WeightMethods, WeightProperties, TorchMethods, ModelPytree):
     """A decoder-only transformer whose activations can be read, written and differentiated by name.
 
     It is a pytree. Pass it to jit, grad and vmap as an argument; a model that a jitted function closes over becomes a
@@ -306,7 +307,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         """`run` at the length of a program. Returns the output at the length of the input, the captured activations,
         and the length to which they remain to be cut (None: they have it).
         """
-        request.check_loss(model_input)
+        request.check_output(self.cfg, model_input)
 
         def run_at_program_length(model: HookedTransformer, model_input, request, hooks):
             at_program_length = padded(model, model_input, hooks)
