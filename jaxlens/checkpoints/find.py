@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxlens.checkpoints import toys
+from jaxlens.checkpoints.adapters.config import FILE as ADAPTER
+from jaxlens.checkpoints.adapters.config import AdapterConfig
 from jaxlens.checkpoints.gguf.file import smollm2_path
 from jaxlens.checkpoints.hub import FILE_PATTERNS, IGNORED, download, list_files
 from jaxlens.checkpoints.published.names import repository_of
@@ -18,6 +20,9 @@ from jaxlens.checkpoints.published.training import (
     labels_of,
 )
 from jaxlens.errors import CheckpointError
+
+ADAPTER_PATTERNS = [ADAPTER, "adapter_model.safetensors", "adapter_model.bin", "tokenizer*", "special_tokens_map.json"]
+"""The files that are downloaded from a repository with an adapter."""
 
 SMOLLM2 = "smollm2-135m-instruct"
 
@@ -71,7 +76,39 @@ def find(
     ignored = [] if training and training.revision is None else IGNORED
     revision = training.revision if training and training.revision else revision
     folder = download(name, repository, revision, files=files, ignored=ignored, **hub)
+    if is_adapter(folder):
+        return find_adapter(repository, revision, **hub)
     return Found(name, folder, repository, training, hub)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder contains an adapter of peft."""
+    return (path / ADAPTER).is_file()
+
+
+def find_adapter(name_or_path: str | os.PathLike[str], revision: str | None = None, **hub: Any) -> Found:
+    """Finds the files of an adapter: a folder, or a Hugging Face id."""
+    if not isinstance(name_or_path, str | os.PathLike):
+        given = f"adapter is a {type(name_or_path).__name__}; expected a folder or a Hugging Face id"
+        raise TypeError(f"{given}. To use several adapters, merge them into one with peft's add_weighted_adapter")
+    name = os.fspath(name_or_path)
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        path = download(name, name, revision, files=ADAPTER_PATTERNS, ignored=["*/*"], **hub)
+    if not is_adapter(path):
+        raise CheckpointError(f"{name} has no {ADAPTER}; expected a LoRA adapter that peft saved")
+    return Found(name, path, None if Path(name).is_dir() else name, hub=hub)
+
+
+def base_of(adapter: Found) -> Found:
+    """Finds the files of the base model of an adapter. Their name is that of the adapter."""
+    config = AdapterConfig.read(adapter.path)
+    try:
+        found = find(config.base, config.fields.get("revision"), **adapter.hub)
+    except CheckpointError as error:
+        instead = f"pass the base model itself, with adapter={adapter.name!r}"
+        raise CheckpointError(f"{adapter.path} is an adapter of {config.base}, which cannot be opened; {instead}: {error}") from error
+    return dataclasses.replace(found, name=adapter.name)
 
 
 def training_labels(name: str, **hub: Any) -> Labels:

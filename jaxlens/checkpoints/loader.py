@@ -33,6 +33,7 @@ def load(
     n_ctx: int | None = None, tokenizer: Any = None, revision: str | None = None, checkpoint_index: int | None = None,
     checkpoint_value: int | None = None, token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Loaded:  # fmt: skip
     """Loads a checkpoint. What can be loaded, and how it is found, is described at `open_checkpoint`.
 
@@ -47,7 +48,7 @@ def load(
     """
     checkpoint = open_checkpoint(
         name_or_path, revision, checkpoint_index=checkpoint_index, checkpoint_value=checkpoint_value, token=token,
-        cache_dir=cache_dir, local_files_only=local_files_only,
+        cache_dir=cache_dir, local_files_only=local_files_only, adapter=adapter,
     )  # fmt: skip
     cfg = _with_dtype(checkpoint, dtype)
     if cfg.dtype == "float64" and not jax.config.jax_enable_x64:
@@ -60,13 +61,16 @@ def load(
     return Loaded(kept, params, tokenizer, checkpoint.name, checkpoint.source)
 
 
-def load_lazily(name_or_path: str | os.PathLike[str], *, dtype: Any = None, revision: str | None = None) -> Loaded:
+def load_lazily(
+    name_or_path: str | os.PathLike[str], *, dtype: Any = None, revision: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+) -> Loaded:  # fmt: skip
     """Loads a checkpoint without its weights. `params[name][index]` reads them on demand.
 
     The model can then be written in another format while at most one tensor is in memory. By default, the dtype is
     that of the largest tensor. Errors are those of `load`.
     """
-    checkpoint = open_checkpoint(name_or_path, revision)
+    checkpoint = open_checkpoint(name_or_path, revision, adapter=adapter)
     cfg = _with_dtype(checkpoint, dtype)
     with path_in_errors(checkpoint.name):
         params = StoredParameters(checkpoint.family, cfg, checkpoint.tensors)

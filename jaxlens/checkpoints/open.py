@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxlens.checkpoints import toys
+from jaxlens.checkpoints.adapters.merge import merged
+from jaxlens.checkpoints.adapters.weights import Adapter
 from jaxlens.checkpoints.families import family_of
-from jaxlens.checkpoints.find import Found, find
+from jaxlens.checkpoints.find import Found, base_of, find, find_adapter, is_adapter
 from jaxlens.checkpoints.folder_reader import TensorFolder
 from jaxlens.checkpoints.gguf.file import GGUFFile
 from jaxlens.checkpoints.heads import recognized, with_head
@@ -52,6 +55,7 @@ def open_checkpoint(
     name_or_path: str | os.PathLike[str], revision: str | None = None, *, checkpoint_index: int | None = None,
     checkpoint_value: int | None = None, strict: bool = True, token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Checkpoint:  # fmt: skip
     """Opens a checkpoint: finds its files, and reads its config and headers.
 
@@ -60,13 +64,19 @@ def open_checkpoint(
     checkpoint (`published/training.py`). With `strict=False`, config.json fields that jaxlens does not read are listed
     in `unread` and are no error. `token`, `cache_dir` and `local_files_only` are arguments of huggingface_hub.
 
+    `adapter` is the folder or Hugging Face id of a LoRA adapter that peft saved, which is merged into the weights. If
+    `name_or_path` is itself an adapter, its base model is opened and the adapter merged.
+
     Raises:
-        CheckpointError: The checkpoint cannot be found or read, its architecture is not supported, or it has no
-            training checkpoints.
+        CheckpointError: The checkpoint or the adapter cannot be found or read, its architecture is not supported, or it
+            has no training checkpoints.
         ValueError: There is no training checkpoint with this index or value.
     """
     hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    return _open(find(name_or_path, revision, checkpoint_index, checkpoint_value, **hub), strict)
+    found = find(name_or_path, revision, checkpoint_index, checkpoint_value, **hub)
+    if adapter is None and is_adapter(found.path):
+        return _open(base_of(found), strict, found)
+    return _open(found, strict, None if adapter is None else find_adapter(adapter, **hub))
 
 
 def open_config(name_or_path: str | os.PathLike[str], revision: str | None = None, **found_by: Any) -> Config:
@@ -114,19 +124,15 @@ def path_in_errors(path: str | Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _open(found: Found, strict: bool) -> Checkpoint:
+def _open(found: Found, strict: bool, adapter: Found | None = None) -> Checkpoint:
     if found.path.is_dir() or found.path.suffix.lower() != ".gguf":
-        return _open_folder(found, strict)
+        return _open_folder(found, strict, adapter)
     file = GGUFFile(found.path)
-    return _checkpoint(found, file.config, strict, lambda: file, file.tokenizer)
+    return _checkpoint(found, file.config, strict, lambda: file, file.tokenizer, adapter)
 
 
-def _open_folder(found: Found, strict: bool) -> Checkpoint:
+def _open_folder(found: Found, strict: bool, adapter: Found | None) -> Checkpoint:
     path = found.path
-    if (path / "adapter_config.json").is_file():
-        merge = "PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(new_folder)"
-        kind = "contains an adapter (adapter_config.json), which modifies the weights of a model"
-        raise CheckpointError(f"{path} {kind}; merge the two with peft: {merge}")
     if not (path / "config.json").is_file():
         contents = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         expected = "expected a folder with config.json, and safetensors or PyTorch files"
@@ -135,21 +141,21 @@ def _open_folder(found: Found, strict: bool) -> Checkpoint:
         raise CheckpointError(f"{path} contains {', '.join(special)}, which is no regular file or folder; remove it")
     fields = read_json(path / "config.json")
     if toys.is_toy(fields):
-        return _open_toy(found, fields, strict)
+        return _open_toy(found, fields, strict, adapter)
 
     def tensors() -> Tensors:
         return Mxfp4Tensors(TensorFolder(path)) if is_mxfp4(fields) else TensorFolder(path)
 
     elsewhere = found.repository if found.training else None
-    return _checkpoint(found, fields, strict, tensors, lambda: _tokenizer(found, elsewhere))
+    return _checkpoint(found, fields, strict, tensors, lambda: _tokenizer(found, elsewhere), adapter)
 
 
-def _open_toy(found: Found, fields: dict[str, Any], strict: bool) -> Checkpoint:
+def _open_toy(found: Found, fields: dict[str, Any], strict: bool, adapter: Found | None) -> Checkpoint:
     weights = toys.open_weights(toys.weights_file(found.path, found.training and found.training.value))
     kind = toys.architecture(fields, _names(found), weights)
     completed, tensors = toys.as_checkpoint(fields, kind, weights)
     return _checkpoint(
-        found, completed, strict, lambda: tensors, lambda: _tokenizer(found, fields.get("tokenizer_name"))
+        found, completed, strict, lambda: tensors, lambda: _tokenizer(found, fields.get("tokenizer_name")), adapter
     )
 
 
@@ -175,13 +181,18 @@ def _tokenizer(found: Found, elsewhere: str | None) -> Tokenizer | None:
 
 def _checkpoint(
     found: Found, fields: dict[str, Any], strict: bool, tensors: Callable[[], Tensors],
-    tokenizer: Callable[[], Tokenizer | None],
+    tokenizer: Callable[[], Tokenizer | None], adapter: Found | None,
 ) -> Checkpoint:  # fmt: skip
     with path_in_errors(found.path):
         family, cfg, hf = map_config({**fields, "architectures": None})
         if strict:
             hf.check_all_read(family.unused)
         weights = tensors()
+        if adapter is not None:
+            fields, weights = merged(Adapter(adapter.path), family, cfg, fields, weights)
+            family, cfg, hf = map_config({**fields, "architectures": None})
+            if any(any(adapter.path.glob(pattern)) for pattern in TOKENIZER_FILES):
+                tokenizer = functools.partial(_tokenizer, adapter, None)
         fields = recognized(fields, family, cfg, weights)
         family, cfg = with_head(family, cfg, fields)
         source, unread = family.source(fields), hf.unread(family.unused)

@@ -114,13 +114,16 @@ class HookedTransformer(HookMethods, TextMethods, LabelMethods, WeightMethods, W
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        adapter: str | os.PathLike[str] | None = None,
         **transformerlens: Any,
     ) -> "HookedTransformer":
         """Loads a pretrained model: a name of TransformerLens ("gpt2-small"), a Hugging Face id, or a local checkpoint.
 
         A local checkpoint is a folder, a `.gguf` file, or "smollm2-135m-instruct". `checkpoint_index` or
         `checkpoint_value` (a step or a number of tokens) selects a training checkpoint of Pythia, of Stanford CRFM's
-        GPT-2, or of a toy model. `token`, `cache_dir` and `local_files_only` are passed to huggingface_hub.
+        GPT-2, or of a toy model. `token`, `cache_dir` and `local_files_only` are passed to huggingface_hub. `adapter` is
+        a LoRA adapter of peft, as a folder or a Hugging Face id, which is merged into the weights. `model_name` may also
+        be an adapter itself; the base model is then the one that it names.
 
         The weights are processed by those passes of `jaxlens.weights` that are switched on and valid for the model.
         Log-probabilities stay the same; logits (`center_unembed`) and activations do not. `model.processing` reports
@@ -138,7 +141,7 @@ class HookedTransformer(HookMethods, TextMethods, LabelMethods, WeightMethods, W
         with jax.default_device(target) if isinstance(target, jax.Device) else contextlib.nullcontext():
             loaded = load_pretrained(
                 model_name, hf_model, tokenizer=tokenizer, revision=revision, dtype=dtype, n_ctx=n_ctx,
-                first_n_layers=first_n_layers,
+                first_n_layers=first_n_layers, adapter=adapter,
                 training={"checkpoint_index": checkpoint_index, "checkpoint_value": checkpoint_value},
                 hub={"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only},
             )  # fmt: skip

@@ -1,0 +1,130 @@
+"""A base model whose tensors include the changes of an adapter, which are computed when a tensor is read."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxlens.checkpoints.adapters.weights import Adapter, Change, LowRank, Names
+from jaxlens.checkpoints.heads import CLASSIFIERS, PREFIXES
+from jaxlens.checkpoints.rules.rule import Family, Tensors, stored_dtype
+from jaxlens.config import Config
+from jaxlens.errors import CheckpointError
+
+ROWS = 2**22
+"""The number of values that an update changes at a time, so that it is never in memory as a whole."""
+
+TASKS = {
+    "SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+}  # fmt: skip
+
+
+class MergedTensors:
+    """The tensors of a base model with an adapter. At most one changed tensor is in memory.
+
+    Changed tensors are computed, and returned, in float32 or wider. `dtype` is that of the base model.
+    """
+
+    def __init__(self, base: Tensors, adapter: Adapter, changes: Mapping[str, Change], copied: Mapping[str, str],
+                 hidden: set[str]):  # fmt: skip
+        self._base, self._adapter, self._changes = base, adapter, changes
+        self._copied, self._hidden, self._names = copied, hidden, set(base.names())
+        for name, change in changes.items():
+            if change.low_rank:
+                self._check(name, change.low_rank)
+
+    def names(self) -> list[str]:
+        kept = [name for name in self._base.names() if name not in self._hidden]
+        return list(dict.fromkeys((*kept, *self._copied, *self._changes)))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        change = self._changes.get(name)
+        if change and change.whole:
+            return self._adapter.file.shape(change.whole)
+        return self._base.shape(self._copied.get(name, name))
+
+    def dtype(self, name: str) -> str:
+        source = self._copied.get(name, name)
+        if source in self._names:
+            return stored_dtype(self._base, source)
+        return self._adapter.file.dtype(self._changes[name].whole)
+
+    def read(self, name: str) -> np.ndarray:
+        change, source = self._changes.get(name), self._copied.get(name, name)
+        if change is None:
+            return self._base.read(source)
+        value = self._adapter.file.read(change.whole) if change.whole else self._base.read(source)
+        if not (change.low_rank or change.bias or change.rows):
+            return value
+        value = np.array(value, np.float64 if value.dtype == np.float64 else np.float32)
+        if change.low_rank:
+            self._update(value, change.low_rank)
+        if change.bias:
+            value += self._adapter.read(change.bias[0]) * np.float32(change.bias[1])
+        if change.rows:
+            value[list(change.rows[1])] = self._adapter.read(change.rows[0])
+        return value
+
+    def _update(self, value: np.ndarray, update: LowRank) -> None:
+        """Adds a low-rank update in place, and rescales the outputs to the magnitudes of a DoRA."""
+        B, A = update.factors()
+        left, right = (A.swapaxes(-1, -2), B.swapaxes(-1, -2)) if update.transposed else (B, A)
+        left = left * np.float32(update.scale)
+        for index in np.ndindex(update.stack):
+            step = max(1, ROWS // value.shape[-1])
+            for start in range(0, value.shape[-2], step):
+                rows = slice(start, start + step)
+                value[index][rows] += left[index][rows] @ right[index]
+        if update.magnitude:
+            norm = np.sqrt(np.einsum("xy,xy->y" if update.transposed else "xy,xy->x", value, value))
+            factor = self._adapter.read(update.magnitude).reshape(-1) / norm
+            value *= factor if update.transposed else factor[:, None]
+
+    def _check(self, name: str, update: LowRank) -> None:
+        n_out, n_in = update.shape
+        expected = (*update.stack, *((n_in, n_out) if update.transposed else (n_out, n_in)))
+        if (shape := self.shape(name)) != expected:
+            problem = f"{name} of the base model is {shape}, but the adapter's update is {expected}"
+            raise CheckpointError(f"{self._adapter.folder}: {problem}; pass the base model of the adapter")
+
+
+def merged(
+    adapter: Adapter, family: Family, cfg: Config, fields: Mapping[str, Any], base: Tensors
+) -> tuple[dict[str, Any], MergedTensors]:
+    """config.json and the tensors of a base model with an adapter. `cfg` is the Config of a language model.
+
+    If the adapter changes only one of two tied tensors, they are not tied any more.
+    """
+    fields, prefixes = dict(fields), (*family.prefixes, *PREFIXES)
+    heads, stored = adapter.heads(), set(base.names())
+    copies = [tuple(map(family.spelling(family.rules(cfg), stored), pair)) for pair in family.copies]
+    unembedding = {name for name, _ in copies} | {f"{name.removesuffix('weight')}bias" for name, _ in copies}
+    tied = cfg.tie_word_embeddings and not heads
+    added = [f"{head}.{leaf}" for head in heads for leaf in adapter.modules[head]] + [copies[0][0]] * tied
+    names = Names([*base.names(), *added], prefixes, family.renamed, adapter.folder, base.shape, cfg.num_experts)
+    changes = adapter.changes(str(fields.get("model_type")), names)
+    copied, hidden = {}, unembedding if heads else set()
+    if tied:
+        head, embedding = copies[0]
+        of_both, hidden = changes.get(embedding, Change()), {name for name, _ in copies}
+        of_head = changes.pop(head, Change())
+        is_own = any(change.of_its_own or change.low_rank for change in (of_both, of_head))
+        if is_own and not adapter.config.fields.get("ensure_weight_tying"):
+            copied, fields["tie_word_embeddings"] = {head: embedding}, False
+            whole = None if of_both.of_its_own else of_both.whole
+            changes[head] = dataclasses.replace(
+                of_head, whole=of_head.whole or whole, rows=of_head.rows or of_both.rows
+            )  # fmt: skip
+    if heads:
+        (head, shape), *_ = heads.items()
+        kind = TASKS.get(adapter.config.fields.get("task_type"), "ForSequenceClassification")
+        kind = next((kind for kind, (_, name) in CLASSIFIERS.items() if name == head != "score"), kind)
+        fields["architectures"] = [kind]
+        fields["id2label"] = {str(label): f"LABEL_{label}" for label in range(shape[0])}
+    result = MergedTensors(base, adapter, changes, copied, hidden - copied.keys())
+    for _, embedding in copies[:1]:
+        if (rows := result.shape(embedding)[0]) != cfg.d_vocab:
+            fields["vocab_size"] = rows
+    return fields, result
