@@ -108,8 +108,8 @@ class AdapterConfig:
 
     def parameters(self, module: str) -> list[str]:
         """The parameters of a module that the adapter updates by name (`target_parameters`)."""
-        targets = (name.rpartition(".") for name in self.fields.get("target_parameters") or ())
-        return [parameter for parent, _, parameter in targets if f".{module}".endswith(f".{parent}")]
+        targets = [(name, name.rpartition(".")[2]) for name in self.fields.get("target_parameters") or ()]
+        return [parameter for name, parameter in targets if f".{module}.{parameter}".endswith(f".{name}")]
 
     def tokens(self, module: str) -> Sequence[int]:
         """The rows of an embedding that the adapter replaces (`trainable_token_indices`)."""

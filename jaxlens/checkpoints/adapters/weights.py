@@ -218,7 +218,9 @@ class Names:
     def is_stacked(self, module: str, parameter: str) -> bool:
         """Whether a parameter of a module contains the weights of all experts."""
         stored = self.find(module, parameter)
-        return parameter in EXPERT_PARTS if stored is None else len(self._shape(stored)) == 3
+        if stored is None:
+            return module.endswith("experts") and parameter in EXPERT_PARTS
+        return len(self._shape(stored)) == 3
 
     def experts(self, module: str, parameter: str, model_type: str) -> "Stack":
         """The tensors of stacked experts: a single one, or several of each expert."""
@@ -243,6 +245,7 @@ class Names:
         return next(found, None) or self.stored(f"{module}.{expert}.{spellings[0]}", "weight")
 
     def _key(self, name: str) -> str:
+        name = name.replace(".block_sparse_moe.", ".mlp.")  # transformers renamed the experts of Mixtral
         for written, other in self._renamed:
             name = written + name.removeprefix(other) if name.startswith(other) else name
         prefix = next((prefix for prefix in self._prefixes if name.startswith(prefix)), "")
