@@ -115,7 +115,7 @@ def export_config(cfg: Config, source: Mapping[str, Any] | None) -> tuple[Family
 def _processing(cfg: Config, unprocessed: Config) -> dict[str, str]:
     """The passes of weight processing that an export cannot express: their names, and what they changed."""
     instead = "export the model from from_pretrained_no_processing, or leave this pass out"
-    passes = {}
+    passes = {"adapter": "is not merged: export model.merge_adapter()"} if cfg.adapter else {}
     if cfg.normalization_type == f"{unprocessed.normalization_type}Pre":
         passes["fold_ln"] = f"folded the weights of norms into the next layers: {instead}"
     if "b_O" in set(cfg.biases) - set(unprocessed.biases):

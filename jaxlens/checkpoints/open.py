@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxlens.checkpoints import toys
 from jaxlens.checkpoints.adapters.merge import merged
-from jaxlens.checkpoints.adapters.weights import Adapter
+from jaxlens.checkpoints.adapters.weights import Adapter, LowRank
 from jaxlens.checkpoints.families import family_of
 from jaxlens.checkpoints.find import Found, base_of, find, find_adapter, is_adapter
 from jaxlens.checkpoints.folder_reader import TensorFolder
@@ -33,7 +33,8 @@ class Checkpoint:
     """An open checkpoint: everything except its weights.
 
     `source` is the Hugging Face config.json, which an export needs, or None. `unread` are the config.json fields that
-    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`.
+    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `adapter` is the adapter
+    that `tensors` include. Its `updates` are not included, if it was opened with `merge=False`.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Checkpoint:
     source: dict[str, Any] | None
     tokenizer: Callable[[], Tokenizer | None]
     unread: Mapping[str, Any]
+    adapter: Adapter | None = None
+    updates: Mapping[str, LowRank] = dataclasses.field(default_factory=dict)
 
     @property
     def model_type(self) -> str:
@@ -55,7 +58,7 @@ def open_checkpoint(
     name_or_path: str | os.PathLike[str], revision: str | None = None, *, checkpoint_index: int | None = None,
     checkpoint_value: int | None = None, strict: bool = True, token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
-    adapter: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None, merge: bool = True,
 ) -> Checkpoint:  # fmt: skip
     """Opens a checkpoint: finds its files, and reads its config and headers.
 
@@ -65,7 +68,8 @@ def open_checkpoint(
     in `unread` and are no error. `token`, `cache_dir` and `local_files_only` are arguments of huggingface_hub.
 
     `adapter` is the folder or Hugging Face id of a LoRA adapter that peft saved, which is merged into the weights. If
-    `name_or_path` is itself an adapter, its base model is opened and the adapter merged.
+    `name_or_path` is itself an adapter, its base model is opened and the adapter merged. With `merge=False`, the adapter
+    is kept apart.
 
     Raises:
         CheckpointError: The checkpoint or the adapter cannot be found or read, its architecture is not supported, or it
@@ -74,9 +78,14 @@ def open_checkpoint(
     """
     hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     found = find(name_or_path, revision, checkpoint_index, checkpoint_value, **hub)
-    if adapter is None and is_adapter(found.path):
-        return _open(base_of(found), strict, found)
-    return _open(found, strict, None if adapter is None else find_adapter(adapter, **hub))
+    if adapter is not None:
+        added = find_adapter(adapter, **hub)
+    else:
+        added = found if is_adapter(found.path) else None
+        found = base_of(found) if added else found
+    if not (merge or added):
+        raise ValueError(f"merge is False, but {found.name} is no adapter; pass one as adapter=")
+    return _open(found, strict, added and AdapterFolder(added, merge))
 
 
 def open_config(name_or_path: str | os.PathLike[str], revision: str | None = None, **found_by: Any) -> Config:
@@ -124,14 +133,22 @@ def path_in_errors(path: str | Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _open(found: Found, strict: bool, adapter: Found | None = None) -> Checkpoint:
+@dataclasses.dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter to open with its base model, and whether to merge it."""
+
+    found: Found
+    merge: bool
+
+
+def _open(found: Found, strict: bool, adapter: AdapterFolder | None = None) -> Checkpoint:
     if found.path.is_dir() or found.path.suffix.lower() != ".gguf":
         return _open_folder(found, strict, adapter)
     file = GGUFFile(found.path)
     return _checkpoint(found, file.config, strict, lambda: file, file.tokenizer, adapter)
 
 
-def _open_folder(found: Found, strict: bool, adapter: Found | None) -> Checkpoint:
+def _open_folder(found: Found, strict: bool, adapter: AdapterFolder | None) -> Checkpoint:
     path = found.path
     if not (path / "config.json").is_file():
         contents = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
@@ -150,7 +167,7 @@ def _open_folder(found: Found, strict: bool, adapter: Found | None) -> Checkpoin
     return _checkpoint(found, fields, strict, tensors, lambda: _tokenizer(found, elsewhere), adapter)
 
 
-def _open_toy(found: Found, fields: dict[str, Any], strict: bool, adapter: Found | None) -> Checkpoint:
+def _open_toy(found: Found, fields: dict[str, Any], strict: bool, adapter: AdapterFolder | None) -> Checkpoint:
     weights = toys.open_weights(toys.weights_file(found.path, found.training and found.training.value))
     kind = toys.architecture(fields, _names(found), weights)
     completed, tensors = toys.as_checkpoint(fields, kind, weights)
@@ -181,20 +198,21 @@ def _tokenizer(found: Found, elsewhere: str | None) -> Tokenizer | None:
 
 def _checkpoint(
     found: Found, fields: dict[str, Any], strict: bool, tensors: Callable[[], Tensors],
-    tokenizer: Callable[[], Tokenizer | None], adapter: Found | None,
+    tokenizer: Callable[[], Tokenizer | None], adapter: AdapterFolder | None,
 ) -> Checkpoint:  # fmt: skip
     with path_in_errors(found.path):
         family, cfg, hf = map_config({**fields, "architectures": None})
         if strict:
             hf.check_all_read(family.unused)
-        weights = tensors()
+        weights, opened, updates = tensors(), None, {}
         if adapter is not None:
-            fields, weights = merged(Adapter(adapter.path), family, cfg, fields, weights)
+            opened, folder = Adapter(adapter.found.path), adapter.found
+            fields, weights, updates = merged(opened, family, cfg, fields, weights, adapter.merge)
             family, cfg, hf = map_config({**fields, "architectures": None})
-            if any(any(adapter.path.glob(pattern)) for pattern in TOKENIZER_FILES):
-                tokenizer = functools.partial(_tokenizer, adapter, None)
+            if any(any(folder.path.glob(pattern)) for pattern in TOKENIZER_FILES):
+                tokenizer = functools.partial(_tokenizer, folder, None)
         fields = recognized(fields, family, cfg, weights)
         family, cfg = with_head(family, cfg, fields)
         source, unread = family.source(fields), hf.unread(family.unused)
         cfg = cfg.replace(**found.notes)
-        return Checkpoint(found.name, found.path, family, cfg, weights, source, tokenizer, unread)
+        return Checkpoint(found.name, found.path, family, cfg, weights, source, tokenizer, unread, opened, updates)

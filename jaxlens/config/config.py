@@ -117,6 +117,10 @@ class Config:
     # there is no W_U, and the model ends with the final norm
     output_head: Literal["next_token", "token_labels", "sequence_labels"] | None = "next_token"
 
+    # low-rank updates (LoRA): the weights that have one, and the rank of the updates
+    adapter: tuple[str, ...] = ()
+    adapter_rank: int | None = None
+
     # numbers, initial weights, text
     dtype: str = "float32"
     init_mode: str = "gpt2"

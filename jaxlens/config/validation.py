@@ -12,6 +12,9 @@ all other LayerNorms. `b_choice` is added to router logits to choose experts, bu
 
 HEADS = {"b_Q", "b_K", "b_V"}
 
+ADAPTED = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out")
+"""The weights that can have a low-rank update."""
+
 ACTIVATIONS = (
     "relu", "relu2", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu", "solu_ln", "xielu",
     "clamped_swiglu",
@@ -36,7 +39,7 @@ def check_sizes(cfg: Any) -> None:
         _positive_int(name, getattr(cfg, name))
     optional = (
         "n_key_value_heads", "d_mlp", "d_vocab_out", "d_embed", "num_experts", "experts_per_token", "d_expert",
-        "d_shared_expert", "q_lora_rank", "kv_lora_rank", "d_v_head",
+        "d_shared_expert", "q_lora_rank", "kv_lora_rank", "d_v_head", "adapter_rank",
     )  # fmt: skip
     for name in optional:
         if getattr(cfg, name) is not None:
@@ -125,10 +128,22 @@ def _check_dependent_fields(cfg: Any) -> None:
     if cfg.kv_lora_rank and (cfg.qk_norm or grouped or not cfg.rotary or HEADS & {*cfg.biases}):
         required = "rotary positions and n_key_value_heads == n_heads"
         raise ValueError(f"kv_lora_rank requires {required}, and excludes qk_norm, b_Q, b_K and b_V")
+    _check_adapter(cfg)
     if cfg.act_fn == "clamped_swiglu" and not cfg.gated_mlp:
         raise ValueError('act_fn="clamped_swiglu" needs gated_mlp=True')
     if cfg.act_fn == "xielu" and (cfg.gated_mlp or cfg.num_experts):
         raise ValueError('act_fn="xielu" needs a plain MLP; pass gated_mlp=False and num_experts=None')
+
+
+def _check_adapter(cfg: Any) -> None:
+    """Checks the low-rank updates."""
+    unavailable = {"W_in", "W_gate", "W_out"} if cfg.attn_only or cfg.num_experts else set()
+    unavailable |= {"W_gate"} if not cfg.gated_mlp else set()
+    possible = [] if cfg.kv_lora_rank else [name for name in ADAPTED if name not in unavailable]
+    if wrong := [name for name in cfg.adapter if name not in possible]:
+        raise ValueError(f"adapter contains {wrong}; expected weights of this model among {possible}")
+    if bool(cfg.adapter) != (cfg.adapter_rank is not None):
+        raise ValueError(f"adapter is {cfg.adapter!r} and adapter_rank is {cfg.adapter_rank!r}; pass both, or none")
 
 
 def check_layers(cfg: Any) -> None:

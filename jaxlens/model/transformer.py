@@ -22,6 +22,7 @@ from jaxlens.hooks.plan import Direction, HookPlan, HookSpec, RegisteredHook, Si
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import EMBED_NAMES, FINAL_NAMES
+from jaxlens.model.adapter_methods import AdapterMethods
 from jaxlens.model.arguments import LOADING, MAKING, check_only, renamed
 from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.cache.activation_cache import ActivationCache
@@ -48,7 +49,9 @@ __all__ = ["HookedTransformer", "Output", "parameter_shapes"]
 Result = Array | Output | None
 
 
-class HookedTransformer(HookMethods, TextMethods, LabelMethods, WeightMethods, WeightProperties, TorchMethods, ModelPytree):
+class HookedTransformer(
+    HookMethods, TextMethods, LabelMethods, AdapterMethods, WeightMethods, WeightProperties, TorchMethods, ModelPytree
+):  # fmt: skip
     """A decoder-only transformer whose activations can be read, written and differentiated by name.
 
     It is a pytree. Pass it to jit, grad and vmap as an argument; a model that a jitted function closes over becomes a
@@ -115,6 +118,7 @@ class HookedTransformer(HookMethods, TextMethods, LabelMethods, WeightMethods, W
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         adapter: str | os.PathLike[str] | None = None,
+        merge: bool = True,
         **transformerlens: Any,
     ) -> "HookedTransformer":
         """Loads a pretrained model: a name of TransformerLens ("gpt2-small"), a Hugging Face id, or a local checkpoint.
@@ -123,7 +127,8 @@ class HookedTransformer(HookMethods, TextMethods, LabelMethods, WeightMethods, W
         `checkpoint_value` (a step or a number of tokens) selects a training checkpoint of Pythia, of Stanford CRFM's
         GPT-2, or of a toy model. `token`, `cache_dir` and `local_files_only` are passed to huggingface_hub. `adapter` is
         a LoRA adapter of peft, as a folder or a Hugging Face id, which is merged into the weights. `model_name` may also
-        be an adapter itself; the base model is then the one that it names.
+        be an adapter itself; the base model is then the one that it names. With `merge=False`, the adapter is kept beside
+        the weights, which are then not processed: see `with_adapter_scale`.
 
         The weights are processed by those passes of `jaxlens.weights` that are switched on and valid for the model.
         Log-probabilities stay the same; logits (`center_unembed`) and activations do not. `model.processing` reports
@@ -141,7 +146,7 @@ class HookedTransformer(HookMethods, TextMethods, LabelMethods, WeightMethods, W
         with jax.default_device(target) if isinstance(target, jax.Device) else contextlib.nullcontext():
             loaded = load_pretrained(
                 model_name, hf_model, tokenizer=tokenizer, revision=revision, dtype=dtype, n_ctx=n_ctx,
-                first_n_layers=first_n_layers, adapter=adapter,
+                first_n_layers=first_n_layers, adapter=adapter, merge=merge,
                 training={"checkpoint_index": checkpoint_index, "checkpoint_value": checkpoint_value},
                 hub={"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only},
             )  # fmt: skip

@@ -201,3 +201,10 @@ PASSES: dict[str, Callable[[Config], Plan]] = {
     "fold_value_biases": _fold_value_biases, "refactor_factored_attn_matrices": _refactor_factored_attn_matrices,
 }  # fmt: skip
 """The passes in their order. The order matters: W_U is centered after the final norm has been folded into it."""
+
+
+def plan_of(name: str, cfg: Config) -> Plan:
+    """The plan of a pass. Weights with an adapter that is not merged are not changed."""
+    if cfg.adapter:
+        return Plan(cfg, valid=False, reason="the adapter is not merged; use `model.merge_adapter()` first")
+    return PASSES[name](cfg)

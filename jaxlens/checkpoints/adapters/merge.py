@@ -9,6 +9,7 @@ import numpy as np
 from jaxlens.checkpoints.adapters.weights import Adapter, Change, LowRank, Names
 from jaxlens.checkpoints.heads import CLASSIFIERS, PREFIXES
 from jaxlens.checkpoints.rules.rule import Family, Tensors, stored_dtype
+from jaxlens.checkpoints.validate import shortened
 from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
 
@@ -91,11 +92,12 @@ class MergedTensors:
 
 
 def merged(
-    adapter: Adapter, family: Family, cfg: Config, fields: Mapping[str, Any], base: Tensors
-) -> tuple[dict[str, Any], MergedTensors]:
+    adapter: Adapter, family: Family, cfg: Config, fields: Mapping[str, Any], base: Tensors, merge: bool = True
+) -> tuple[dict[str, Any], MergedTensors, dict[str, LowRank]]:
     """config.json and the tensors of a base model with an adapter. `cfg` is the Config of a language model.
 
-    If the adapter changes only one of two tied tensors, they are not tied any more.
+    If the adapter changes only one of two tied tensors, they are not tied any more. Without `merge`, low-rank updates
+    are returned by the tensors that they change. The adapter must then contain nothing else but a head of labels.
     """
     fields, prefixes = dict(fields), (*family.prefixes, *PREFIXES)
     heads, stored = adapter.heads(), set(base.names())
@@ -105,6 +107,13 @@ def merged(
     added = [f"{head}.{leaf}" for head in heads for leaf in adapter.modules[head]] + [copies[0][0]] * tied
     names = Names([*base.names(), *added], prefixes, family.renamed, adapter.folder, base.shape, cfg.num_experts)
     changes = adapter.changes(str(fields.get("model_type")), names)
+    updates: dict[str, LowRank] = {}
+    if not merge:
+        updates = {name: change.low_rank for name, change in changes.items() if change.low_rank}
+        changes = {name: change for name, change in changes.items() if not change.low_rank}
+        if kept := [name for name in changes if name.split(".")[0] not in heads] or ([] if updates else ["nothing"]):
+            problem = f"merge=False keeps low-rank updates apart, but this adapter changes {shortened(kept, 3)} otherwise"
+            raise CheckpointError(f"{adapter.folder}: {problem}; merge it")
     copied, hidden = {}, unembedding if heads else set()
     if tied:
         head, embedding = copies[0]
@@ -127,4 +136,4 @@ def merged(
     for _, embedding in copies[:1]:
         if (rows := result.shape(embedding)[0]) != cfg.d_vocab:
             fields["vocab_size"] = rows
-    return fields, result
+    return fields, result, updates
