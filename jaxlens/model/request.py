@@ -118,7 +118,7 @@ class RunRequest:
         if self.return_type == "logits":
             return
         if cfg.output_head != "next_token":
-            outputs = f"the outputs of this model are scores of {cfg.d_vocab_out} labels"
+            outputs = f"the outputs of this model are scores of labels ({cfg.d_vocab_out})"
             raise ValueError(f"the loss is that of predicting the next token, but {outputs}; compute it from the logits")
         if model_input.tokens is None:
             raise ValueError("the loss needs tokens; pass tokens= with the residual stream")

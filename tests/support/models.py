@@ -93,7 +93,7 @@ def randomised(cfg: Config, seed: int = 0) -> HookedTransformer:
     rng = np.random.default_rng(seed)
     with jax.ensure_compile_time_eval():  # models are kept: one first asked for under jit must not hold its tracers
         params = {
-            name: jnp.asarray(rng.normal(size=of.shape) * 0.2 + (name.endswith(".w") * 1.0), of.dtype)
+            name: jnp.asarray(rng.normal(size=of.shape) * 0.2 + (name.endswith((".w", ".scale")) * 1.0), of.dtype)
             for name, of in parameter_shapes(cfg).items()
         }
     return HookedTransformer(cfg, params=params)

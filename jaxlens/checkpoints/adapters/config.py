@@ -57,6 +57,8 @@ class AdapterConfig:
         for name, meaning in UNSUPPORTED.items():
             if fields.get(name):
                 raise config.refused(name, f"jaxlens does not support {meaning}")
+        if fields.get("lora_bias") and fields.get("use_dora"):
+            raise config.refused("lora_bias", "expected false with use_dora, because peft does not define both together")
         init = str(fields.get("init_lora_weights")).lower()
         if init.startswith(CHANGES_BASE):
             remedy = "save the adapter with peft's save_pretrained(path_initial_model_for_weight_conversion=...)"

@@ -91,6 +91,12 @@ class Adapter:
             expected = f"expected names that begin with {PREFIX}, and floating point"
             raise CheckpointError(f"{file} has tensors that are not part of a LoRA: {shortened(unknown)}; {expected}")
 
+    def __repr__(self) -> str:
+        fields = self.config.fields
+        ranks = " and ".join(map(str, sorted({fields.get("r", 8), *(fields.get("rank_pattern") or {}).values()})))
+        kind = "DoRA" if fields.get("use_dora") else "LoRA"
+        return f"{self.folder}: {kind} of rank {ranks}; changes {len(self.modules)} modules"
+
     def read(self, name: str) -> np.ndarray:
         """A tensor of the adapter, in float32 or wider."""
         value = self.file.read(name)
@@ -141,8 +147,6 @@ class Adapter:
         magnitude = parts.get("lora_magnitude_vector")
         if bool(magnitude) != bool(self.config.fields.get("use_dora")):
             raise CheckpointError(f"{self.config.path}: use_dora does not match the weights of {module}")
-        if magnitude and "lora_B.bias" in parts:
-            raise CheckpointError(f"{self.config.path}: lora_bias and use_dora are set; expected one of them")
         yield names.stored(module, "weight"), {"low_rank": LowRank(
             lambda: (self.read(B), self.read(A)), (n_out, n_in), rank, scale, magnitude=magnitude,
             transposed=is_embedding or (model_type in CONV1D and in_layer is not None),

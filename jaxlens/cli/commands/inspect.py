@@ -37,6 +37,8 @@ def report(inspected: Look) -> Iterator[str]:
         yield f"{'outputs':12}{outputs(cfg)}"
     yield f"{'parameters':12}{inspected.parameters:,}"
     yield f"{'memory':12}{', '.join(f'{dtype} {human(size)}' for dtype, size in inspected.memory().items())}"
+    if checkpoint.adapter is not None:
+        yield f"{'adapter':12}{checkpoint.adapter}"
     yield from attention(inspected)
     fields = [f"{name} = {value!r}" for name, value in checkpoint.unread.items()]
     yield from listed("config.json fields that jaxlens does not read", fields)
