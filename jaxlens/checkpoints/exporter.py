@@ -56,7 +56,8 @@ class ExportedTensors:
 
     def __init__(self, family: Family, cfg: Config, params: Mapping[str, jax.Array | StoredParameter]):
         self._params, self._lengths = params, axis_lengths(cfg)
-        plan = sorted(moves(family.rules(cfg), cfg, family.exported()), key=lambda move: -1 if move.layer is None else move.layer)
+        written = moves(family.rules(cfg), cfg, family.exported())
+        plan = sorted(written, key=lambda move: -1 if move.layer is None else move.layer)
         check_coverage(plan, {name: np.shape(value) for name, value in params.items()}, self._lengths)
         self._moves, self._constants = {move.theirs: move for move in plan}, family.constants(cfg)
 

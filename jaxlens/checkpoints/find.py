@@ -107,7 +107,8 @@ def base_of(adapter: Found) -> Found:
         found = find(config.base, config.fields.get("revision"), **adapter.hub)
     except CheckpointError as error:
         instead = f"pass the base model itself, with adapter={adapter.name!r}"
-        raise CheckpointError(f"{adapter.path} is an adapter of {config.base}, which cannot be opened; {instead}: {error}") from error
+        problem = f"{adapter.path} is an adapter of {config.base}, which cannot be opened"
+        raise CheckpointError(f"{problem}; {instead}: {error}") from error
     return dataclasses.replace(found, name=adapter.name)
 
 

@@ -21,11 +21,13 @@ CLASSIFIERS = {
 }  # fmt: skip
 """The end of the class's name: `Config.output_head`, and the name of the head."""
 
-OLDER_TOKEN_HEAD = frozenset("biogpt bloom falcon gpt2 gpt_bigcode gpt_neo gpt_neox mpt".split())
+OLDER_TOKEN_HEAD = frozenset(
+    ("biogpt", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "mpt")
+)  # fmt: skip
 """The model_types whose head for token classification is called `classifier`."""
 
 UNDER_TRANSFORMER = frozenset(
-    "arcee exaone4 llama ministral nemotron qwen2 qwen3 qwen3_moe seed_oss smollm3".split()
+    ("arcee", "exaone4", "llama", "ministral", "nemotron", "qwen2", "qwen3", "qwen3_moe", "seed_oss", "smollm3")
 )  # fmt: skip
 """The model_types whose tensors begin with `transformer.`, not `model.`, in a model for question answering."""
 

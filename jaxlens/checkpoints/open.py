@@ -68,8 +68,8 @@ def open_checkpoint(
     in `unread` and are no error. `token`, `cache_dir` and `local_files_only` are arguments of huggingface_hub.
 
     `adapter` is the folder or Hugging Face id of a LoRA adapter that peft saved, which is merged into the weights. If
-    `name_or_path` is itself an adapter, its base model is opened and the adapter merged. With `merge=False`, the adapter
-    is kept apart.
+    `name_or_path` is itself an adapter, its base model is opened and the adapter merged. With `merge=False`, the
+    adapter is kept apart.
 
     Raises:
         CheckpointError: The checkpoint or the adapter cannot be found or read, its architecture is not supported, or it

@@ -7,8 +7,8 @@ from jaxlens.config.rope import Dynamic, Linear, Llama3, LongRope, Rotary, Scali
 from jaxlens.config.validation import ACTIVATIONS, ADAPTED, BIASES, DTYPES, INIT_MODES
 
 __all__ = [
-    "ACTIVATIONS", "ADAPTED", "BIASES", "DTYPES", "INIT_MODES", "WHOLE_PAST", "BlockKind", "Config", "Dynamic", "Linear",
-    "Llama3", "LongRope", "Rotary", "Scaling", "Yarn",
+    "ACTIVATIONS", "ADAPTED", "BIASES", "DTYPES", "INIT_MODES", "WHOLE_PAST", "BlockKind", "Config", "Dynamic",
+    "Linear", "Llama3", "LongRope", "Rotary", "Scaling", "Yarn",
 ]  # fmt: skip
 
 

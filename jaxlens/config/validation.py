@@ -89,7 +89,7 @@ def check_choices(cfg: Any, rotary: Any) -> None:
         expected = f"d_vocab = {cfg.d_vocab}, because tie_word_embeddings is True"
         raise ValueError(f"d_vocab_out is {cfg.d_vocab_out}; expected {expected}")
     if cfg.tie_word_embeddings and cfg.output_head != "next_token":
-        raise ValueError(f'tie_word_embeddings is True; expected False with output_head={cfg.output_head!r}')
+        raise ValueError(f"tie_word_embeddings is True; expected False with output_head={cfg.output_head!r}")
     if cfg.gated_mlp and cfg.act_fn.endswith("_ln"):
         problem = "has a norm inside the MLP, which a gated MLP does not have"
         raise ValueError(f"act_fn={cfg.act_fn!r} {problem}; pass gated_mlp=False")

@@ -11,8 +11,6 @@ from jaxlens._jax import full_precision
 from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.nn.module import arrays
 
-FACTORS = (".A", ".B", ".scale")
-
 
 class AdapterMethods:
     """The part of HookedTransformer that models with an adapter need (`from_pretrained(..., merge=False)`).
@@ -60,7 +58,7 @@ class AdapterMethods:
             ValueError: The model has no adapter.
         """
         self._check_has_adapter()
-        params = {name: value for name, value in self.params.items() if not (".lora_" in name and name.endswith(FACTORS))}
+        params = {name: value for name, value in self.params.items() if ".lora_" not in name}
         for stack, name in zip(self.modules.stacks, self.cfg.stack_names, strict=True):
             for module in ("attn", "mlp"):
                 block = getattr(arrays(stack), module)

@@ -119,7 +119,7 @@ class RunRequest:
             return
         if cfg.output_head != "next_token":
             outputs = f"the outputs of this model are scores of labels ({cfg.d_vocab_out})"
-            raise ValueError(f"the loss is that of predicting the next token, but {outputs}; compute it from the logits")
+            raise ValueError(f"the loss is that of the next token, but {outputs}; compute it from the logits")
         if model_input.tokens is None:
             raise ValueError("the loss needs tokens; pass tokens= with the residual stream")
         check_predictions(model_input.tokens, None if self.loss_per_token else model_input.loss_mask)

@@ -125,10 +125,11 @@ class HookedTransformer(
 
         A local checkpoint is a folder, a `.gguf` file, or "smollm2-135m-instruct". `checkpoint_index` or
         `checkpoint_value` (a step or a number of tokens) selects a training checkpoint of Pythia, of Stanford CRFM's
-        GPT-2, or of a toy model. `token`, `cache_dir` and `local_files_only` are passed to huggingface_hub. `adapter` is
-        a LoRA adapter of peft, as a folder or a Hugging Face id, which is merged into the weights. `model_name` may also
-        be an adapter itself; the base model is then the one that it names. With `merge=False`, the adapter is kept beside
-        the weights, which are then not processed: see `with_adapter_scale`.
+        GPT-2, or of a toy model. `token`, `cache_dir` and `local_files_only` are passed to huggingface_hub.
+
+        `adapter` is a LoRA adapter of peft, as a folder or a Hugging Face id, which is merged into the weights.
+        `model_name` may also be an adapter itself; the base model is then the one that it names. With `merge=False`,
+        the adapter is kept beside the weights, which are then not processed: see `with_adapter_scale`.
 
         The weights are processed by those passes of `jaxlens.weights` that are switched on and valid for the model.
         Log-probabilities stay the same; logits (`center_unembed`) and activations do not. `model.processing` reports

@@ -104,7 +104,8 @@ def axis_lengths(cfg: Config) -> dict[str, int | None]:
         (2, 48)
     """
     return {
-        "a": cfg.adapter_rank, "c": cfg.n_ctx, "d": cfg.d_model, "e": cfg.num_experts, "f": cfg.d_expert, "h": cfg.d_head,
+        "a": cfg.adapter_rank,
+        "c": cfg.n_ctx, "d": cfg.d_model, "e": cfg.num_experts, "f": cfg.d_expert, "h": cfg.d_head,
         "j": cfg.rotary_dim, "y": cfg.d_head - (cfg.rotary_dim or 0), "t": cfg.d_v_head or cfg.d_head,
         "r": cfg.q_lora_rank, "z": cfg.kv_lora_rank,
         "k": cfg.n_key_value_heads, "l": cfg.n_layers, "m": cfg.d_mlp, "n": cfg.n_heads, "o": cfg.d_vocab_out,

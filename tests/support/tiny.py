@@ -20,7 +20,8 @@ def write_checkpoint(
 ) -> pathlib.Path:  # fmt: skip
     """A folder with config.json and random safetensors, as transformers' `save_pretrained` writes them.
 
-    `kind` is the end of the class's name: "" for a base model, "ForSequenceClassification", … `spread` is the standard deviation of what has a row for every token: logits spread by √d_model times that.
+    `spread` is the standard deviation of what has a row for every token: logits spread by √d_model times that. `kind`
+    is the end of the class's name: "" for a base model, "ForSequenceClassification", …
     """
     config = transformers.CONFIG_MAPPING[model_type](
         **{**SIZES[model_type], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None, **fields}

@@ -34,10 +34,14 @@ CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq", "mica")
 """Values of `init_lora_weights` with which training starts from changed weights of the base model."""
 
 READ = frozenset(
-    "alpha_pattern base_model_name_or_path bias ensure_weight_tying fan_in_fan_out init_lora_weights layers_pattern "
-    "layers_to_transform lora_alpha lora_bias modules_to_save peft_type r rank_pattern revision target_modules "
-    "target_parameters task_type trainable_token_indices use_dora use_rslora".split()
-)
+    (
+        "alpha_pattern", "base_model_name_or_path", "bias", "ensure_weight_tying", "fan_in_fan_out",
+        "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_bias", "modules_to_save",
+        "peft_type", "r", "rank_pattern", "revision", "target_modules", "target_parameters", "task_type",
+        "trainable_token_indices", "use_dora", "use_rslora",
+    )
+)  # fmt: skip
+"""The fields that are read, or that the tensors of the adapter show as well (`bias`, `fan_in_fan_out`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +62,12 @@ class AdapterConfig:
             if fields.get(name):
                 raise config.refused(name, f"jaxlens does not support {meaning}")
         if fields.get("lora_bias") and fields.get("use_dora"):
-            raise config.refused("lora_bias", "expected false with use_dora, because peft does not define both together")
+            raise config.refused("lora_bias", "expected false with use_dora: jaxlens does not support both together")
         init = str(fields.get("init_lora_weights")).lower()
         if init.startswith(CHANGES_BASE):
             remedy = "save the adapter with peft's save_pretrained(path_initial_model_for_weight_conversion=...)"
-            raise config.refused("init_lora_weights", f"it changes the weights of the base model before training; {remedy}")
+            problem = "it changes the weights of the base model before training"
+            raise config.refused("init_lora_weights", f"{problem}; {remedy}")
         if unread := sorted(name for name in fields.keys() - READ - IGNORED - UNSUPPORTED.keys() if fields[name]):
             listed = ", ".join(f"{name} = {fields[name]!r}" for name in unread)
             raise CheckpointError(f"{config.path} has fields that jaxlens does not read: {listed}")

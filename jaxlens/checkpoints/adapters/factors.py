@@ -50,8 +50,7 @@ def factor_parameters(cfg: Config, updates: Mapping[str, LowRank], plan: Iterabl
         if move.theirs not in updates:
             continue
         update = updates[move.theirs]
-        B, A = update.factors()
-        for ours, (of_A, of_B) in zip(move.ours, _in_our_axes(move, axes, B * update.scale, A, update, lengths), strict=True):
+        for ours, (of_A, of_B) in zip(move.ours, _in_our_axes(move, axes, update, lengths), strict=True):
             module, _, weight = ours.rpartition(".")
             name = f"{module}.lora_{weight.removeprefix('W_')}"
             arrays[f"{name}.A"][(*move.index, ..., slice(update.rank))] = of_A
@@ -60,20 +59,21 @@ def factor_parameters(cfg: Config, updates: Mapping[str, LowRank], plan: Iterabl
 
 
 def _in_our_axes(
-    move: Move, axes: Mapping[str, str], B: np.ndarray, A: np.ndarray, update: LowRank,
-    lengths: Mapping[str, int | None],
-) -> Sequence[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    move: Move, axes: Mapping[str, str], update: LowRank, lengths: Mapping[str, int | None]
+) -> Sequence[tuple[np.ndarray, np.ndarray]]:
     """The factors (A, B) of each parameter of a tensor, in the axes of jaxlens.
 
     The rule of a weight only rearranges its axes, and the residual stream is one of them. So the rule, with the rank in
     place of d_model, rearranges the factor that does not contain the residual stream.
     """
-    writes = move.ours[0].endswith(WRITERS)
+    B, A = update.factors()
+    B, writes = B * update.scale, move.ours[0].endswith(WRITERS)
     own, other = (A.T, B.T) if writes else (B, A)  # [other axes, rank], [rank, d_model]
     # The tensor is [out, in], or [in, out] if transposed. d_model is the input of a reader, and the output of a writer.
     values = move.rule.load(own if writes == update.transposed else own.T, {**lengths, "d": update.rank})
     result = []
     for ours, value in zip(move.ours, values, strict=True):
         position = axes[ours].removeprefix("l ").split().index("d")
-        result.append((np.moveaxis(value, position, -1), other) if writes else (other.T, np.moveaxis(value, position, 0)))
+        value = np.moveaxis(value, position, -1 if writes else 0)
+        result.append((value, other) if writes else (other.T, value))
     return result

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxlens.checkpoints.adapters.weights import Adapter, Change, LowRank, Names
-from jaxlens.checkpoints.heads import CLASSIFIERS, PREFIXES
+from jaxlens.checkpoints.adapters.weights import LABEL_HEADS, Adapter, Change, LowRank, Names
+from jaxlens.checkpoints.heads import CLASSIFIERS, PREFIXES, kind_of
 from jaxlens.checkpoints.rules.rule import Family, Tensors, stored_dtype
 from jaxlens.checkpoints.validate import shortened
 from jaxlens.config import Config
@@ -16,20 +16,21 @@ from jaxlens.errors import CheckpointError
 ROWS = 2**22
 """The number of values that an update changes at a time, so that it is never in memory as a whole."""
 
-TASKS = {
-    "SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification",
-    "QUESTION_ANS": "ForQuestionAnswering",
-}  # fmt: skip
+TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+"""The `task_type` of an adapter: the end of the name of its class."""
 
 
 class MergedTensors:
     """The tensors of a base model with an adapter. At most one changed tensor is in memory.
 
-    Changed tensors are computed, and returned, in float32 or wider. `dtype` is that of the base model.
+    Changed tensors are computed, and returned, in float32 or wider. `dtype` is that of the base model. `copied` tensors
+    have the values of another one, and `hidden` ones are left out.
     """
 
-    def __init__(self, base: Tensors, adapter: Adapter, changes: Mapping[str, Change], copied: Mapping[str, str],
-                 hidden: set[str]):  # fmt: skip
+    def __init__(
+        self, base: Tensors, adapter: Adapter, changes: Mapping[str, Change], copied: Mapping[str, str],
+        hidden: set[str],
+    ):  # fmt: skip
         self._base, self._adapter, self._changes = base, adapter, changes
         self._copied, self._hidden, self._names = copied, hidden, set(base.names())
         for name, change in changes.items():
@@ -99,41 +100,62 @@ def merged(
     If the adapter changes only one of two tied tensors, they are not tied any more. Without `merge`, low-rank updates
     are returned by the tensors that they change. The adapter must then contain nothing else but a head of labels.
     """
-    fields, prefixes = dict(fields), (*family.prefixes, *PREFIXES)
     heads, stored = adapter.heads(), set(base.names())
     copies = [tuple(map(family.spelling(family.rules(cfg), stored), pair)) for pair in family.copies]
-    unembedding = {name for name, _ in copies} | {f"{name.removesuffix('weight')}bias" for name, _ in copies}
-    tied = cfg.tie_word_embeddings and not heads
-    added = [f"{head}.{leaf}" for head in heads for leaf in adapter.modules[head]] + [copies[0][0]] * tied
-    names = Names([*base.names(), *added], prefixes, family.renamed, adapter.folder, base.shape, cfg.num_experts)
-    changes = adapter.changes(str(fields.get("model_type")), names)
-    updates: dict[str, LowRank] = {}
+    has_labels = bool(heads) or any(f"{head}.weight" in stored for head in LABEL_HEADS)
+    tied = copies[0] if cfg.tie_word_embeddings and copies and not has_labels else None
+    added = [f"{head}.{leaf}" for head in heads for leaf in adapter.modules[head]] + ([tied[0]] if tied else [])
+    prefixes = (*family.prefixes, *PREFIXES)
+    names = Names([*stored, *added], prefixes, family.renamed, adapter.folder, base.shape, cfg.num_experts)
+    changes, updates = adapter.changes(str(fields.get("model_type")), names), {}
     if not merge:
-        updates = {name: change.low_rank for name, change in changes.items() if change.low_rank}
-        changes = {name: change for name, change in changes.items() if not change.low_rank}
-        if kept := [name for name in changes if name.split(".")[0] not in heads] or ([] if updates else ["nothing"]):
-            problem = f"merge=False keeps low-rank updates apart, but this adapter changes {shortened(kept, 3)} otherwise"
-            raise CheckpointError(f"{adapter.folder}: {problem}; merge it")
-    copied, hidden = {}, unembedding if heads else set()
-    if tied:
-        head, embedding = copies[0]
-        of_both, hidden = changes.get(embedding, Change()), {name for name, _ in copies}
-        of_head = changes.pop(head, Change())
-        is_own = any(change.of_its_own or change.low_rank for change in (of_both, of_head))
-        if is_own and not adapter.config.fields.get("ensure_weight_tying"):
-            copied, fields["tie_word_embeddings"] = {head: embedding}, False
-            whole = None if of_both.of_its_own else of_both.whole
-            changes[head] = dataclasses.replace(
-                of_head, whole=of_head.whole or whole, rows=of_head.rows or of_both.rows
-            )  # fmt: skip
-    if heads:
-        (head, shape), *_ = heads.items()
-        kind = TASKS.get(adapter.config.fields.get("task_type"), "ForSequenceClassification")
-        kind = next((kind for kind, (_, name) in CLASSIFIERS.items() if name == head != "score"), kind)
-        fields["architectures"] = [kind]
-        fields["id2label"] = {str(label): f"LABEL_{label}" for label in range(shape[0])}
-    result = MergedTensors(base, adapter, changes, copied, hidden - copied.keys())
-    for _, embedding in copies[:1]:
-        if (rows := result.shape(embedding)[0]) != cfg.d_vocab:
-            fields["vocab_size"] = rows
-    return fields, result, updates
+        changes, updates = _without_updates(adapter, changes)
+    fields = dict(fields) | ({"architectures": [_kind(adapter, fields)], **_labels(heads)} if heads else {})
+    copied, hidden = {}, set()
+    if tied and (change := _untied(adapter, changes, *tied)):
+        copied, changes[tied[0]], fields["tie_word_embeddings"] = dict([tied]), change, False
+    elif tied:
+        hidden = {name for name, _ in copies}
+        changes.pop(tied[0], None)
+    elif heads:
+        hidden = {name for name, _ in copies} | {f"{name.removesuffix('weight')}bias" for name, _ in copies}
+    tensors = MergedTensors(base, adapter, changes, copied, hidden)
+    if copies and (rows := tensors.shape(copies[0][1])[0]) != cfg.d_vocab:
+        fields["vocab_size"] = rows
+    return fields, tensors, updates
+
+
+def _without_updates(adapter: Adapter, changes: Mapping[str, Change]) -> tuple[dict[str, Change], dict[str, LowRank]]:
+    """The changes that are no low-rank updates, and those that are. The former may only add a head of labels."""
+    updates = {name: change.low_rank for name, change in changes.items() if change.low_rank}
+    others = {name: change for name, change in changes.items() if not change.low_rank}
+    kept = [name for name in others if name.split(".")[0] not in adapter.heads()]
+    if kept or not updates:
+        problem = f"merge=False keeps low-rank updates apart, but this adapter also changes {shortened(kept, 3)}"
+        raise CheckpointError(f"{adapter.folder}: {problem}; merge it")
+    return others, updates
+
+
+def _untied(adapter: Adapter, changes: Mapping[str, Change], head: str, embedding: str) -> Change | None:
+    """The change of the unembedding if the adapter changes only one of two tied tensors. None if they stay tied."""
+    of_head, of_both = changes.get(head, Change()), changes.get(embedding, Change())
+    is_own = any(change.of_its_own or change.low_rank for change in (of_both, of_head))
+    if not is_own or adapter.config.fields.get("ensure_weight_tying"):
+        return None
+    whole = of_head.whole or (None if of_both.of_its_own else of_both.whole)
+    return dataclasses.replace(of_head, whole=whole, rows=of_head.rows or of_both.rows)
+
+
+def _kind(adapter: Adapter, fields: Mapping[str, Any]) -> str:
+    """The end of the name of the class with the head that the adapter contains."""
+    (head, *_), task = adapter.heads(), adapter.config.fields.get("task_type")
+    if head != "score":
+        return "ForQuestionAnswering" if head == "qa_outputs" else "ForTokenClassification"
+    of_base = kind_of(fields) if kind_of(fields) in CLASSIFIERS else None
+    by_bias = "ForTokenClassification" if "bias" in adapter.modules[head] else "ForSequenceClassification"
+    return TASKS.get(task) or of_base or by_bias
+
+
+def _labels(heads: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    number = next(iter(heads.values()))[0]
+    return {"id2label": {str(label): f"LABEL_{label}" for label in range(number)}}

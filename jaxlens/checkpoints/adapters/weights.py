@@ -1,6 +1,6 @@
 """The weights of an adapter, and the changes that they make to the tensors of the base model.
 
-Axes of a linear layer's weight are [out, in]. Its low-rank update is `scale * B A`, with B [out, rank] and A [rank, in].
+A linear layer's weight is [out, in]. Its low-rank update is `scale * B A`, with B [out, rank] and A [rank, in].
 """
 
 import dataclasses
@@ -23,11 +23,15 @@ FILES: Mapping[str, Callable[[Path], Any]] = {
 }  # fmt: skip
 PREFIX = "base_model.model."
 
-LOW_RANK = re.compile(
-    r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
-    r"|token_adapter\.trainable_tokens_delta)(\.default)?(\.(?P<leaf>weight|bias))?"
-)
-WHOLE = re.compile(r"(?P<module>.+?)(\.modules_to_save(\.default)?|\.base_layer)?\.(?P<leaf>\w+)")
+PARTS = (
+    "lora_A", "lora_B", "lora_B.bias", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector",
+    "token_adapter.trainable_tokens_delta",
+)  # fmt: skip
+"""The parts of an adapted module. Any other tensor replaces one of the base model."""
+
+LOW_RANK = rf"(?P<module>.+?)\.(?P<part>{'|'.join(map(re.escape, PARTS))})(\.weight)?"
+WHOLE = r"(?P<module>.+?)(\.modules_to_save|\.base_layer)?\.(?P<part>\w+)"
+LABEL_HEADS = ("score", "classifier", "qa_outputs")
 
 CONV1D = ("gpt2", "openai-gpt")
 """The model_types whose layers store linear maps as [in, out] (transformers' Conv1D)."""
@@ -79,14 +83,12 @@ class Adapter:
         self.modules: dict[str, dict[str, str]] = {}
         unknown = []
         for name in self.file.names():
-            parts = re.fullmatch(LOW_RANK, name.removeprefix(PREFIX)) or re.fullmatch(WHOLE, name.removeprefix(PREFIX))
-            if not (name.startswith(PREFIX) and parts) or self.file.dtype(name) not in FLOATS:
+            path = re.sub(r"\.default(?=\.|$)", "", name.removeprefix(PREFIX))
+            found = re.fullmatch(LOW_RANK, path) or re.fullmatch(WHOLE, path)
+            if found and name.startswith(PREFIX) and self.file.dtype(name) in FLOATS:
+                self.modules.setdefault(found["module"], {})[found["part"]] = name
+            else:
                 unknown.append(f"{name} ({self.file.dtype(name)})")
-                continue
-            found = parts.groupdict()
-            part = ".".join(filter(None, (found.get("part"), found.get("leaf") if found["leaf"] == "bias" else None)))
-            part = part or found["leaf"] if "part" in found else found["leaf"]
-            self.modules.setdefault(found["module"], {})[part] = name
         if unknown:
             expected = f"expected names that begin with {PREFIX}, and floating point"
             raise CheckpointError(f"{file} has tensors that are not part of a LoRA: {shortened(unknown)}; {expected}")
@@ -106,7 +108,7 @@ class Adapter:
         """The heads of labels that the adapter contains: `score`, … and their shapes."""
         return {
             name: self.file.shape(self.modules[name]["weight"])
-            for name in ("score", "classifier", "qa_outputs")
+            for name in LABEL_HEADS
             if "weight" in self.modules.get(name, {})
         }
 
@@ -130,7 +132,7 @@ class Adapter:
         self, module: str, parts: Mapping[str, str], model_type: str, names: "Names"
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """The changes that the parts of a module make: names of tensors, and fields of a Change."""
-        for leaf in parts.keys() - _PARTS:  # whole tensors: modules_to_save, biases, embeddings of another size
+        for leaf in parts.keys() - {*PARTS}:  # whole tensors: modules_to_save, biases, embeddings of another size
             own = self.config.saves(module) and not self.config.fields.get("ensure_weight_tying")
             yield names.stored(module, leaf), {"whole": parts[leaf], "of_its_own": own}
         if rows := parts.get("token_adapter.trainable_tokens_delta"):
@@ -188,12 +190,6 @@ class Adapter:
             expected = "expected two factors [rank, in] and [out, rank]"
             raise CheckpointError(f"{self.file.path}: {module} has {found}; {expected}; save the adapter again")
         return parts[pair[0]], parts[pair[1]]
-
-
-_PARTS = {
-    "lora_A", "lora_B", "lora_B.bias", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector",
-    "token_adapter.trainable_tokens_delta",
-}  # fmt: skip
 
 
 class Names:

@@ -167,7 +167,8 @@ class Family:
         samples = [name for name in written if name.startswith(default)]
         prefixes = [p for p in self.prefixes if any(p + name.removeprefix(default) in names for name in samples)]
         others = [
-            pair for pair in self.renamed
+            pair
+            for pair in self.renamed
             if any(name.startswith(pair[0]) and pair[1] + name.removeprefix(pair[0]) in names for name in written)
         ]
         return self._renaming([*others, (default, prefixes[0] if prefixes else default)])
