@@ -6,6 +6,7 @@ import warnings
 
 import jax
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -16,10 +17,10 @@ from support.tiny import random_tokens, write_checkpoint
 import jaxlens
 from jaxlens import CheckpointError, HookedTransformer
 from jaxlens.checkpoints import converter, export, find
+from jaxlens.checkpoints.open import open_config
 from jaxlens.cli import main
 
 warnings.filterwarnings("ignore", module="peft")
-peft = pytest.importorskip("peft")
 
 TOLERANCE = 1e-5
 TOKENS = random_tokens(1, 12)
@@ -84,6 +85,7 @@ def bases(tmp_path_factory):
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 MERGED = {
     "plain": ("llama", config("q_proj", "v_proj", "down_proj")),
+    "in bfloat16": ("llama-bfloat16", config("all-linear")),
     "patterns": ("llama", config(r".*\.[qo]_proj", use_rslora=True, rank_pattern={"q_proj": 5},
                                  alpha_pattern={"layers.1.self_attn.q_proj": 2})),
     "DoRA of all linear layers": ("llama", config("all-linear", use_dora=True)),
@@ -110,8 +112,8 @@ MERGED = {
 
 @pytest.mark.parametrize("case", MERGED)
 def test_a_merged_adapter_has_the_logits_of_peft(tmp_path, bases, case):
-    model_type, lora = MERGED[case]
-    base, adapter = bases(model_type), tmp_path / "adapter"
+    (model_type, _, dtype), lora = MERGED[case][0].partition("-"), MERGED[case][1]
+    base, adapter = bases(model_type, **({"dtype": dtype} if dtype else {})), tmp_path / "adapter"
     expected = theirs(write_adapter(adapter, base, lora))
     model = loaded(base, adapter=adapter)
     assert_close(model(TOKENS), expected)
@@ -130,6 +132,8 @@ def test_an_adapter_names_its_base_model(tmp_path, bases, capsys):
     assert_close(loaded(tmp_path / "native")(TOKENS), expected)
     assert main(["inspect", str(adapter)]) == 0
     assert "LoRA of rank 3; changes 3 modules" in capsys.readouterr().out
+    assert main(["verify", str(adapter), "--length", "12"]) == 0
+    assert open_config(adapter) == model.cfg
 
 
 def test_a_repository_with_an_adapter(tmp_path, bases, monkeypatch):

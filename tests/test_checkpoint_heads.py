@@ -23,6 +23,13 @@ TIED = {"gpt2", "gemma2", "opt", "bloom"}
 NO_SEQUENCES, NO_TOKENS, NO_SPANS = {"granite"}, {"granite", "opt"}, {"gemma2", "granite", "phi3"}
 
 
+def families(*always, without=()):
+    """A parameter for each family. Those that are not among `always` are left to `make test-all`."""
+    kinds = [kind for kind in FAMILIES if kind not in without]
+    values = [pytest.param(kind, marks=() if kind in always else pytest.mark.slow) for kind in kinds]
+    return pytest.mark.parametrize("model_type", values)
+
+
 def written(folder, model_type, kind, **fields):
     return write_checkpoint(folder, model_type, kind=kind, **{"pad_token_id": PADDING, "num_labels": 3, **fields})
 
@@ -81,7 +88,7 @@ def edit_config(folder, **fields):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@families("gpt2", "llama", "gpt_neox", "phi3")
 def test_a_base_model_has_residual_streams_and_no_logits(tmp_path, model_type):
     folder = written(tmp_path / "theirs", model_type, "")
     tokens, expected = random_tokens(1, 20), None
@@ -116,6 +123,8 @@ def test_everything_else_of_a_base_model(tmp_path, capsys):
     assert jax.jit(lambda model: model(tokens, stop_at_layer=2))(model).shape == (2, 9, 36)
     assert main(["inspect", str(folder)]) == 0
     assert "no unembedding" in capsys.readouterr().out
+    assert main(["verify", str(folder), "--length", "9"]) == 0
+    assert "last hidden state" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("architectures", [["LlamaForCausalLM"], None])
@@ -140,7 +149,7 @@ def test_a_language_model_without_its_head_is_damaged(tmp_path):
     assert model_of(folder).cfg.output_head is None
 
 
-@pytest.mark.parametrize("model_type", [kind for kind in FAMILIES if kind not in NO_SEQUENCES])
+@families("gpt2", "llama", "gemma2", "gpt_neox", without=NO_SEQUENCES)
 def test_a_classifier_of_sequences(tmp_path, model_type):
     kind = "ForSequenceClassification"
     folder = written(tmp_path / "theirs", model_type, kind)
@@ -155,7 +164,7 @@ def test_a_classifier_of_sequences(tmp_path, model_type):
     assert_round_trip(folder, tmp_path)
 
 
-@pytest.mark.parametrize("model_type", [kind for kind in FAMILIES if kind not in NO_TOKENS])
+@families("gpt2", "llama", without=NO_TOKENS)
 def test_a_classifier_of_tokens(tmp_path, model_type):
     kind = "ForTokenClassification"
     folder, tokens = written(tmp_path / "theirs", model_type, kind), random_tokens(2, 11)
@@ -165,7 +174,7 @@ def test_a_classifier_of_tokens(tmp_path, model_type):
     assert_round_trip(folder, tmp_path)
 
 
-@pytest.mark.parametrize("model_type", [kind for kind in FAMILIES if kind not in NO_SPANS])
+@families("llama", "gpt_neox", without=NO_SPANS)
 def test_a_model_for_question_answering(tmp_path, model_type):
     kind = "ForQuestionAnswering"
     folder, tokens = written(tmp_path / "theirs", model_type, kind, num_labels=2), random_tokens(2, 11)
@@ -201,6 +210,8 @@ def test_processing_and_analysis_of_a_reward_model(tmp_path, capsys):
         plain(tokens, return_type="loss")
     assert main(["inspect", str(folder)]) == 0
     assert "scores of 1 label for the sequence" in capsys.readouterr().out
+    assert main(["verify", str(folder), "--length", "8"]) == 0
+    assert main(["export", str(folder), str(tmp_path / "exported")]) == 0
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,8 @@ def find(
 ) -> Found:  # fmt: skip
     """Finds the files of a checkpoint. The arguments are those of `open_checkpoint`.
 
-    With `config_only`, the config.json of a repository is the only file that is downloaded.
+    With `config_only`, the config.json of a repository is the only file that is downloaded. A repository with an
+    adapter is downloaded as a whole.
     """
     name = os.fspath(name_or_path)
     path = smollm2_path() if name == SMOLLM2 else Path(name).expanduser()
@@ -72,7 +73,7 @@ def find(
     training = _training(repository, lambda: repository_files(name, repository, **hub), *chosen)
     if training and training.revision and revision:
         raise ValueError(f"revision is {revision!r}, and a training checkpoint is selected too; pass only one of them")
-    files = ["config.json"] if config_only else _files(repository, training)
+    files = ["config.json", ADAPTER] if config_only else _files(repository, training)
     ignored = [] if training and training.revision is None else IGNORED
     revision = training.revision if training and training.revision else revision
     folder = download(name, repository, revision, files=files, ignored=ignored, **hub)

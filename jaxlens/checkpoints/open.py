@@ -94,6 +94,8 @@ def open_config(name_or_path: str | os.PathLike[str], revision: str | None = Non
     The arguments are those of `open_checkpoint`.
     """
     found = find(name_or_path, revision, config_only=True, **found_by)
+    if is_adapter(found.path):
+        return _open(base_of(found), True, AdapterFolder(found, merge=True)).cfg
     if found.repository is None:
         return _open(found, strict=True).cfg
     fields = read_json(found.path / "config.json")

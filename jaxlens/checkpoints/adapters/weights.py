@@ -4,6 +4,7 @@ A linear layer's weight is [out, in]. Its low-rank update is `scale * B A`, with
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -80,6 +81,7 @@ class Adapter:
         if file is None:
             raise CheckpointError(f"{folder} contains {FILE}, but no weights; expected {' or '.join(FILES)}")
         self.file = FILES[file.name](file)
+        self.read = functools.lru_cache(maxsize=2)(self._read)  # the factors of many experts are in two tensors
         self.modules: dict[str, dict[str, str]] = {}
         unknown = []
         for name in self.file.names():
@@ -99,7 +101,7 @@ class Adapter:
         kind = "DoRA" if fields.get("use_dora") else "LoRA"
         return f"{self.folder}: {kind} of rank {ranks}; changes {len(self.modules)} modules"
 
-    def read(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         """A tensor of the adapter, in float32 or wider."""
         value = self.file.read(name)
         return value if value.dtype == np.float64 else value.astype(np.float32)
