@@ -13,8 +13,8 @@ from jaxlens.checkpoints.validate import shortened
 from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
 
-ROWS = 2**22
-"""The number of values that an update changes at a time, so that it is never in memory as a whole."""
+AT_ONCE = 2**22
+"""The number of values that are updated at a time, so that the update is never in memory as a whole."""
 
 TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 """The `task_type` of an adapter: the end of the name of its class."""
@@ -60,29 +60,29 @@ class MergedTensors:
         value = self._adapter.file.read(change.whole) if change.whole else self._base.read(source)
         if not (change.low_rank or change.bias or change.rows):
             return value
-        value = np.array(value, np.float64 if value.dtype == np.float64 else np.float32)
-        if change.low_rank:
-            self._update(value, change.low_rank)
+        dtype = np.float64 if value.dtype == np.float64 else np.float32
+        value = self._updated(value, change.low_rank, dtype) if change.low_rank else np.array(value, dtype)
         if change.bias:
             value += self._adapter.read(change.bias[0]) * np.float32(change.bias[1])
         if change.rows:
             value[list(change.rows[1])] = self._adapter.read(change.rows[0])
         return value
 
-    def _update(self, value: np.ndarray, update: LowRank) -> None:
-        """Adds a low-rank update in place, and rescales the outputs to the magnitudes of a DoRA."""
+    def _updated(self, value: np.ndarray, update: LowRank, dtype: Any) -> np.ndarray:
+        """A new array with a low-rank update, whose outputs are rescaled to the magnitudes of a DoRA."""
         B, A = update.factors()
         left, right = (A.swapaxes(-1, -2), B.swapaxes(-1, -2)) if update.transposed else (B, A)
         left = left * np.float32(update.scale)
+        result, step = np.empty(value.shape, dtype), max(1, AT_ONCE // value.shape[-1])
         for index in np.ndindex(update.stack):
-            step = max(1, ROWS // value.shape[-1])
             for start in range(0, value.shape[-2], step):
-                rows = slice(start, start + step)
-                value[index][rows] += left[index][rows] @ right[index]
+                rows = (*index, slice(start, start + step))
+                np.add(value[rows], left[rows] @ right[index], out=result[rows], casting="unsafe")
         if update.magnitude:
-            norm = np.sqrt(np.einsum("xy,xy->y" if update.transposed else "xy,xy->x", value, value))
+            norm = np.sqrt(np.einsum("xy,xy->y" if update.transposed else "xy,xy->x", result, result))
             factor = self._adapter.read(update.magnitude).reshape(-1) / norm
-            value *= factor if update.transposed else factor[:, None]
+            result *= factor if update.transposed else factor[:, None]
+        return result
 
     def _check(self, name: str, update: LowRank) -> None:
         n_out, n_in = update.shape
