@@ -280,15 +280,6 @@ def test_folders_without_weights(folder, tmp_path):
         load(folder)
 
 
-def test_a_folder_with_an_adapter_is_not_loaded(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "both")
-    (tmp_path / "only").mkdir()
-    for name in ("both", "only"):
-        (tmp_path / name / "adapter_config.json").write_text("{}")
-        with refused("contains an adapter (adapter_config.json), which modifies the weights of a model"):
-            load(tmp_path / name)
-
-
 def test_a_single_file_is_not_a_folder(folder):
     with refused("is a single file; pass the folder that contains it and its config.json"):
         load(folder / "model.safetensors")

@@ -63,6 +63,9 @@ SHAPE_CASES = {
     "positional_embedding_type": (PLAIN, {"positional_embedding_type": "none"}),
     "tie_word_embeddings": (LLAMA, {"tie_word_embeddings": True}),
     "dtype": (PLAIN, {"dtype": "bfloat16"}),
+    "output_head": (PLAIN, {"output_head": None}),
+    "adapter": (PLAIN.replace(adapter=("W_Q",), adapter_rank=2), {"adapter": ("W_V", "W_in")}),
+    "adapter_rank": (PLAIN.replace(adapter=("W_Q",), adapter_rank=2), {"adapter_rank": 3}),
 }
 LOGIT_CASES = {
     "normalization_type": (LLAMA.replace(normalization_type="RMSPre"), {"normalization_type": "LNPre"}),

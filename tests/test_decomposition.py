@@ -191,7 +191,7 @@ def test_heads_are_what_each_writes_through_the_norm_after_it(name):
     for layer in (0, cache.cfg.n_layers - 1):
         block, z = block_of(cache.model, layer), cache["z", layer]
         for head in (0, 5):
-            written = z[:, :, head] @ block.attn.W_O[head] * cache.cfg.residual_scale
+            written = z[:, :, head] @ block.attn.updated("W_O")[head] * cache.cfg.residual_scale
             written = through(cache, block.ln1_post, f"blocks.{layer}.ln1_post", written)
             for later in range(layer, cache.cfg.n_layers):
                 for place in ("ln1_sum", "ln2_sum"):
@@ -205,7 +205,7 @@ def test_neurons_are_what_each_writes_through_the_norm_after_it(name):
     cache = ran(name)
     for layer in () if cache.cfg.attn_only else (0, 1):
         block, post = block_of(cache.model, layer), cache["post", layer]
-        W_out = block.mlp.W_out.reshape(-1, 14)
+        W_out = (block.mlp.W_out if post.ndim == 4 else block.mlp.updated("W_out")).reshape(-1, 14)
         if post.ndim == 4:
             weights = cache[f"blocks.{layer}.mlp.hook_expert_weights"]
             chosen = of_all(*choose(weights, block.mlp.b_choice, cache.cfg), cache.cfg.num_experts)

@@ -179,6 +179,14 @@ HOOK_FUNCTIONS = {
 }  # fmt: skip
 
 INPUTS = {
+    "logits of a model without an unembedding": Case(
+        lambda: HookedTransformer(config(output_head=None))([[1, 2]]), ValueError,
+        "this model has no unembedding, so it computes no logits and no loss; pass return_type=None",
+    ),
+    "a loss of labels": Case(
+        lambda: HookedTransformer(config(output_head="token_labels", d_vocab_out=3))([[1, 2]], return_type="loss"),
+        ValueError, "the outputs of this model are scores of labels (3); compute it from the logits",
+    ),
     "a token past the vocabulary": Case(
         lambda: run(given=[[1, 37]]), ValueError, "token 37 is out of the vocabulary; tokens are 0 to 36"
     ),
@@ -351,6 +359,17 @@ SLICES = {
 }  # fmt: skip
 
 CONFIG_FIELDS = {
+    "tied labels": Case(
+        lambda: config(tie_word_embeddings=True, output_head="token_labels"), ValueError,
+        "tie_word_embeddings is True; expected False with output_head='token_labels'",
+    ),
+    "an adapter of a gate that is not there": Case(
+        lambda: config(adapter=("W_Q", "W_gate"), adapter_rank=2), ValueError,
+        "adapter contains ['W_gate']; expected weights of this model among ['W_Q', 'W_K', 'W_V', 'W_O', 'W_in',",
+    ),
+    "an adapter without a rank": Case(
+        lambda: config(adapter=("W_Q",)), ValueError, "adapter is ('W_Q',) and adapter_rank is None; pass both, or none"
+    ),
     "a private name": Case(lambda: config()._nothing, AttributeError, "Config has no field '_nothing'"),
     "a name that the module lacks": Case(lambda: jaxlens.config.Confg, AttributeError, "has no attribute 'Confg'"),
     "no layers": Case(lambda: config(n_layers=0), ValueError, "n_layers is 0"),

@@ -354,6 +354,7 @@ def test_the_accumulated_bias_is_what_layers_add_that_read_nothing(name):
     cfg = the_model.cfg
     empty = ("W_O", "W_out") if cfg.norm_placement == "pre" else ("ln1_post.w", "ln2_post.w")
     nothing = -1.0 if cfg.rmsnorm_uses_offset else 0.0
+    empty = (*empty, "lora_O.scale", "lora_out.scale")
     silenced = {key: w * 0 + nothing if key.endswith(empty) else w for key, w in the_model.params.items()}
     _, cache = HookedTransformer(cfg, params=silenced).run_with_cache(tokens(1, 3, d_vocab=cfg.d_vocab))
     start = cache["resid_pre", 0]

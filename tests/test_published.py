@@ -138,7 +138,7 @@ def test_a_config_is_read_without_the_weights(hub, pythia, tmp_path):
     cfg = get_pretrained_model_config("pythia-70m", dtype=torch.bfloat16, **options)
     whole = load(pythia[0]).cfg
     assert cfg == whole.first_layers(2).replace(dtype="bfloat16", n_ctx=7)
-    assert cfg.model_name == "pythia-70m" and requests[0]["allow_patterns"] == ["config.json"]
+    assert cfg.model_name == "pythia-70m" and requests[0]["allow_patterns"] == ["config.json", "adapter_config.json"]
     folded = get_pretrained_model_config("pythia-70m", fold_ln=True, device="cpu", default_prepend_bos=False)
     assert (folded.normalization_type, folded.default_prepend_bos, folded.device) == ("LNPre", False, jax.devices()[0])
     given = transformers.GPTNeoXConfig.from_pretrained(pythia[0]).to_dict()
@@ -394,7 +394,26 @@ def without_weights(folder):
     (folder / "SoLU_final.safetensors").unlink()
 
 
+def adapter_of(base):
+    """Opens the adapter of a base model."""
+    with tempfile.TemporaryDirectory() as folder:
+        fields = {"peft_type": "LORA", "base_model_name_or_path": base}
+        (Path(folder) / "adapter_config.json").write_text(json.dumps(fields))
+        open_checkpoint(folder)
+
+
 MISTAKES = {
+    "an adapter whose base model is not there": Case(
+        lambda: adapter_of("/no/where"), CheckpointError,
+        "is an adapter of /no/where, which cannot be opened; pass the base model itself, with adapter=",
+    ),
+    "several adapters": Case(
+        opening(".", adapter=["a", "b"]), TypeError,
+        "adapter is a list; expected a folder or a Hugging Face id",
+    ),
+    "an adapter that is none": Case(
+        opening(".", adapter="."), CheckpointError, "expected a LoRA adapter that peft saved"
+    ),
     "a repository that is not there": Case(
         opening("pythia-70m"), CheckpointError, "is not a local folder or file; it stands for EleutherAI/pythia-70m"
     ),

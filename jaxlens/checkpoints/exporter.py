@@ -56,7 +56,8 @@ class ExportedTensors:
 
     def __init__(self, family: Family, cfg: Config, params: Mapping[str, jax.Array | StoredParameter]):
         self._params, self._lengths = params, axis_lengths(cfg)
-        plan = sorted(moves(family.rules(cfg), cfg), key=lambda move: -1 if move.layer is None else move.layer)
+        written = moves(family.rules(cfg), cfg, family.exported())
+        plan = sorted(written, key=lambda move: -1 if move.layer is None else move.layer)
         check_coverage(plan, {name: np.shape(value) for name, value in params.items()}, self._lengths)
         self._moves, self._constants = {move.theirs: move for move in plan}, family.constants(cfg)
 
@@ -115,7 +116,7 @@ def export_config(cfg: Config, source: Mapping[str, Any] | None) -> tuple[Family
 def _processing(cfg: Config, unprocessed: Config) -> dict[str, str]:
     """The passes of weight processing that an export cannot express: their names, and what they changed."""
     instead = "export the model from from_pretrained_no_processing, or leave this pass out"
-    passes = {}
+    passes = {"adapter": "is not merged: export model.merge_adapter()"} if cfg.adapter else {}
     if cfg.normalization_type == f"{unprocessed.normalization_type}Pre":
         passes["fold_ln"] = f"folded the weights of norms into the next layers: {instead}"
     if "b_O" in set(cfg.biases) - set(unprocessed.biases):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxlens.checkpoints import toys
+from jaxlens.checkpoints.adapters.config import FILE as ADAPTER
+from jaxlens.checkpoints.adapters.config import AdapterConfig
 from jaxlens.checkpoints.gguf.file import PART, smollm2_path
 from jaxlens.checkpoints.hub import FILE_PATTERNS, IGNORED, download, list_files
 from jaxlens.checkpoints.published.names import repository_of
@@ -19,6 +21,9 @@ from jaxlens.checkpoints.published.training import (
     labels_of,
 )
 from jaxlens.errors import CheckpointError
+
+ADAPTER_PATTERNS = [ADAPTER, "adapter_model.safetensors", "adapter_model.bin", "tokenizer*", "special_tokens_map.json"]
+"""The files that are downloaded from a repository with an adapter."""
 
 SMOLLM2 = "smollm2-135m-instruct"
 REMOTE_GGUF = re.compile(r"[\w.-]+/[\w.-]+/[^/].*\.gguf", re.IGNORECASE)
@@ -55,7 +60,8 @@ def find(
 ) -> Found:  # fmt: skip
     """Finds the files of a checkpoint. The arguments are those of `open_checkpoint`.
 
-    With `config_only`, the config.json of a repository is the only file that is downloaded.
+    With `config_only`, the config.json of a repository is the only file that is downloaded. A repository with an
+    adapter is downloaded as a whole.
     """
     name = os.fspath(name_or_path)
     path = smollm2_path() if name == SMOLLM2 else Path(name).expanduser()
@@ -72,10 +78,12 @@ def find(
     training = _training(repository, lambda: repository_files(name, repository, **hub), *chosen)
     if training and training.revision and revision:
         raise ValueError(f"revision is {revision!r}, and a training checkpoint is selected too; pass only one of them")
-    files = ["config.json"] if config_only else _files(repository, training)
+    files = ["config.json", ADAPTER] if config_only else _files(repository, training)
     ignored = [] if training and training.revision is None else IGNORED
     revision = training.revision if training and training.revision else revision
     folder = download(name, repository, revision, files=files, ignored=ignored, **hub)
+    if is_adapter(folder):
+        return find_adapter(repository, revision, **hub)
     return Found(name, folder, repository, training, hub)
 
 
@@ -87,6 +95,37 @@ def _gguf_of_repository(name: str, revision: str | None, hub: Mapping[str, Any])
     if not (folder / file).is_file():
         raise CheckpointError(f"the repository {owner}/{repository} has no file {file}; check the name")
     return Found(name, folder / file, hub=hub)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder contains an adapter of peft."""
+    return (path / ADAPTER).is_file()
+
+
+def find_adapter(name_or_path: str | os.PathLike[str], revision: str | None = None, **hub: Any) -> Found:
+    """Finds the files of an adapter: a folder, or a Hugging Face id."""
+    if not isinstance(name_or_path, str | os.PathLike):
+        given = f"adapter is a {type(name_or_path).__name__}; expected a folder or a Hugging Face id"
+        raise TypeError(f"{given}. To use several adapters, merge them into one with peft's add_weighted_adapter")
+    name = os.fspath(name_or_path)
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        path = download(name, name, revision, files=ADAPTER_PATTERNS, ignored=["*/*"], **hub)
+    if not is_adapter(path):
+        raise CheckpointError(f"{name} has no {ADAPTER}; expected a LoRA adapter that peft saved")
+    return Found(name, path, None if Path(name).is_dir() else name, hub=hub)
+
+
+def base_of(adapter: Found) -> Found:
+    """Finds the files of the base model of an adapter. Their name is that of the adapter."""
+    config = AdapterConfig.read(adapter.path)
+    try:
+        found = find(config.base, config.fields.get("revision"), **adapter.hub)
+    except CheckpointError as error:
+        instead = f"pass the base model itself, with adapter={adapter.name!r}"
+        problem = f"{adapter.path} is an adapter of {config.base}, which cannot be opened"
+        raise CheckpointError(f"{problem}; {instead}: {error}") from error
+    return dataclasses.replace(found, name=adapter.name)
 
 
 def training_labels(name: str, **hub: Any) -> Labels:

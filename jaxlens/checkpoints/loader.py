@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 
+from jaxlens.checkpoints.adapters.factors import adapted_config, factor_parameters
 from jaxlens.checkpoints.open import Checkpoint, open_checkpoint, path_in_errors
 from jaxlens.checkpoints.parameters import StoredParameters, load_parameters
-from jaxlens.checkpoints.rules.rule import FLOATS, stored_dtype
+from jaxlens.checkpoints.rules.rule import FLOATS, moves, stored_dtype
+from jaxlens.checkpoints.validate import all_moves
 from jaxlens.config import Config
 from jaxlens.nn.parameters import Params
 
@@ -33,6 +35,7 @@ def load(
     n_ctx: int | None = None, tokenizer: Any = None, revision: str | None = None, checkpoint_index: int | None = None,
     checkpoint_value: int | None = None, token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
+    adapter: str | os.PathLike[str] | None = None, merge: bool = True,
 ) -> Loaded:  # fmt: skip
     """Loads a checkpoint. What can be loaded, and how it is found, is described at `open_checkpoint`.
 
@@ -47,7 +50,7 @@ def load(
     """
     checkpoint = open_checkpoint(
         name_or_path, revision, checkpoint_index=checkpoint_index, checkpoint_value=checkpoint_value, token=token,
-        cache_dir=cache_dir, local_files_only=local_files_only,
+        cache_dir=cache_dir, local_files_only=local_files_only, adapter=adapter, merge=merge,
     )  # fmt: skip
     cfg = _with_dtype(checkpoint, dtype)
     if cfg.dtype == "float64" and not jax.config.jax_enable_x64:
@@ -55,18 +58,26 @@ def load(
     kept = with_n_ctx(cfg if first_n_layers is None else cfg.first_layers(first_n_layers), n_ctx)
     with path_in_errors(checkpoint.name):
         params = load_parameters(checkpoint.family, cfg, checkpoint.tensors, cfg.dtype, kept=kept)
+        if checkpoint.updates:
+            plan, rename = all_moves(checkpoint.family, cfg, checkpoint.tensors)
+            adapted = adapted_config(kept, checkpoint.updates, plan)
+            of_kept = list(moves(checkpoint.family.rules(cfg), kept, rename))
+            params, kept = params | factor_parameters(adapted, checkpoint.updates, of_kept), adapted
     tokenizer = checkpoint.tokenizer() if tokenizer is None else tokenizer
     kept = kept if tokenizer else kept.replace(tokenizer_name=None)  # it could not be loaded, or there is none
     return Loaded(kept, params, tokenizer, checkpoint.name, checkpoint.source)
 
 
-def load_lazily(name_or_path: str | os.PathLike[str], *, dtype: Any = None, revision: str | None = None) -> Loaded:
+def load_lazily(
+    name_or_path: str | os.PathLike[str], *, dtype: Any = None, revision: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+) -> Loaded:  # fmt: skip
     """Loads a checkpoint without its weights. `params[name][index]` reads them on demand.
 
     The model can then be written in another format while at most one tensor is in memory. By default, the dtype is
     that of the largest tensor. Errors are those of `load`.
     """
-    checkpoint = open_checkpoint(name_or_path, revision)
+    checkpoint = open_checkpoint(name_or_path, revision, adapter=adapter)
     cfg = _with_dtype(checkpoint, dtype)
     with path_in_errors(checkpoint.name):
         params = StoredParameters(checkpoint.family, cfg, checkpoint.tensors)

@@ -2,17 +2,21 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxlens.checkpoints import toys
+from jaxlens.checkpoints.adapters.merge import merged
+from jaxlens.checkpoints.adapters.weights import Adapter, LowRank
 from jaxlens.checkpoints.families import family_of
 from jaxlens.checkpoints.file_format import file_format
-from jaxlens.checkpoints.find import Found, find
+from jaxlens.checkpoints.find import Found, base_of, find, find_adapter, is_adapter
 from jaxlens.checkpoints.folder_reader import TensorFolder, has_weights
 from jaxlens.checkpoints.gguf.file import GGUFFile, gguf_in
+from jaxlens.checkpoints.heads import recognized, with_head
 from jaxlens.checkpoints.hub import tokenizer_named
 from jaxlens.checkpoints.mxfp4 import Mxfp4Tensors, is_mxfp4
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
@@ -31,7 +35,8 @@ class Checkpoint:
 
     `source` is the Hugging Face config.json, which an export needs, or None. `unread` are the config.json fields that
     jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `format` is a description
-    of its files.
+    of its files. `adapter` is the adapter that `tensors` include. Its `updates` are not included, if it was opened with
+    `merge=False`.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Checkpoint:
     tokenizer: Callable[[], Tokenizer | None]
     unread: Mapping[str, Any]
     format: str = ""
+    adapter: Adapter | None = None
+    updates: Mapping[str, LowRank] = dataclasses.field(default_factory=dict)
 
     @property
     def model_type(self) -> str:
@@ -54,6 +61,7 @@ def open_checkpoint(
     name_or_path: str | os.PathLike[str], revision: str | None = None, *, checkpoint_index: int | None = None,
     checkpoint_value: int | None = None, strict: bool = True, token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
+    adapter: str | os.PathLike[str] | None = None, merge: bool = True,
 ) -> Checkpoint:  # fmt: skip
     """Opens a checkpoint: finds its files, and reads its config and headers.
 
@@ -63,13 +71,25 @@ def open_checkpoint(
     `strict=False`, config.json fields that jaxlens does not read are listed in `unread` and are no error. `token`,
     `cache_dir` and `local_files_only` are arguments of huggingface_hub.
 
+    `adapter` is the folder or Hugging Face id of a LoRA adapter that peft saved, which is merged into the weights. If
+    `name_or_path` is itself an adapter, its base model is opened and the adapter merged. With `merge=False`, the
+    adapter is kept apart.
+
     Raises:
-        CheckpointError: The checkpoint cannot be found or read, its architecture is not supported, or it has no
-            training checkpoints.
+        CheckpointError: The checkpoint or the adapter cannot be found or read, its architecture is not supported, or it
+            has no training checkpoints.
         ValueError: There is no training checkpoint with this index or value.
     """
     hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    return _open(find(name_or_path, revision, checkpoint_index, checkpoint_value, **hub), strict)
+    found = find(name_or_path, revision, checkpoint_index, checkpoint_value, **hub)
+    if adapter is not None:
+        added = find_adapter(adapter, **hub)
+    else:
+        added = found if is_adapter(found.path) else None
+        found = base_of(found) if added else found
+    if not (merge or added):
+        raise ValueError(f"merge is False, but {found.name} is no adapter; pass one as adapter=")
+    return _open(found, strict, added and AdapterFolder(added, merge))
 
 
 def open_config(name_or_path: str | os.PathLike[str], revision: str | None = None, **found_by: Any) -> Config:
@@ -78,6 +98,8 @@ def open_config(name_or_path: str | os.PathLike[str], revision: str | None = Non
     The arguments are those of `open_checkpoint`.
     """
     found = find(name_or_path, revision, config_only=True, **found_by)
+    if is_adapter(found.path):
+        return _open(base_of(found), True, AdapterFolder(found, merge=True)).cfg
     if found.repository is None:
         return _open(found, strict=True).cfg
     fields = read_json(found.path / "config.json")
@@ -99,7 +121,7 @@ def map_config(fields: Mapping[str, Any]) -> tuple[Family, Config, Reader]:
     family = family_of(fields.get("model_type"))
     try:
         hf = Reader(complete(fields))
-        return family, family.config(hf), hf
+        return *with_head(family, family.config(hf), fields), hf
     except CheckpointError:
         raise
     except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -117,22 +139,26 @@ def path_in_errors(path: str | Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _open(found: Found, strict: bool) -> Checkpoint:
+@dataclasses.dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter to open with its base model, and whether to merge it."""
+
+    found: Found
+    merge: bool
+
+
+def _open(found: Found, strict: bool, adapter: AdapterFolder | None = None) -> Checkpoint:
     path = found.path
-    if path.is_dir() and not (path / "adapter_config.json").is_file() and not has_weights(path):
+    if path.is_dir() and not has_weights(path):
         path = gguf_in(path) or path
     if path.is_dir() or path.suffix.lower() != ".gguf":
-        return _open_folder(found, strict)
-    file = GGUFFile(path)
-    return _checkpoint(dataclasses.replace(found, path=path), file.config, strict, lambda: file, file.tokenizer)
+        return _open_folder(found, strict, adapter)
+    file, found = GGUFFile(path), dataclasses.replace(found, path=path)
+    return _checkpoint(found, file.config, strict, lambda: file, file.tokenizer, adapter)
 
 
-def _open_folder(found: Found, strict: bool) -> Checkpoint:
+def _open_folder(found: Found, strict: bool, adapter: AdapterFolder | None) -> Checkpoint:
     path = found.path
-    if (path / "adapter_config.json").is_file():
-        merge = "PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(new_folder)"
-        kind = "contains an adapter (adapter_config.json), which modifies the weights of a model"
-        raise CheckpointError(f"{path} {kind}; merge the two with peft: {merge}")
     if not (path / "config.json").is_file():
         contents = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         expected = "expected a folder with config.json, and safetensors or PyTorch files"
@@ -142,21 +168,21 @@ def _open_folder(found: Found, strict: bool) -> Checkpoint:
         raise CheckpointError(f"{path} contains {', '.join(special)}, which is no regular file or folder; remove it")
     fields = read_json(path / "config.json")
     if toys.is_toy(fields):
-        return _open_toy(found, fields, strict)
+        return _open_toy(found, fields, strict, adapter)
 
     def tensors() -> Tensors:
         return Mxfp4Tensors(TensorFolder(path)) if is_mxfp4(fields) else TensorFolder(path)
 
     elsewhere = found.repository if found.training else None
-    return _checkpoint(found, fields, strict, tensors, lambda: _tokenizer(found, elsewhere))
+    return _checkpoint(found, fields, strict, tensors, lambda: _tokenizer(found, elsewhere), adapter)
 
 
-def _open_toy(found: Found, fields: dict[str, Any], strict: bool) -> Checkpoint:
+def _open_toy(found: Found, fields: dict[str, Any], strict: bool, adapter: AdapterFolder | None) -> Checkpoint:
     weights = toys.open_weights(toys.weights_file(found.path, found.training and found.training.value))
     kind = toys.architecture(fields, _names(found), weights)
     completed, tensors = toys.as_checkpoint(fields, kind, weights)
     return _checkpoint(
-        found, completed, strict, lambda: tensors, lambda: _tokenizer(found, fields.get("tokenizer_name"))
+        found, completed, strict, lambda: tensors, lambda: _tokenizer(found, fields.get("tokenizer_name")), adapter
     )
 
 
@@ -182,13 +208,23 @@ def _tokenizer(found: Found, elsewhere: str | None) -> Tokenizer | None:
 
 def _checkpoint(
     found: Found, fields: dict[str, Any], strict: bool, tensors: Callable[[], Tensors],
-    tokenizer: Callable[[], Tokenizer | None],
+    tokenizer: Callable[[], Tokenizer | None], adapter: AdapterFolder | None,
 ) -> Checkpoint:  # fmt: skip
     with path_in_errors(found.path):
-        family, cfg, hf = map_config(fields)
+        family, cfg, hf = map_config({**fields, "architectures": None})
         if strict:
             hf.check_all_read(family.unused)
+        weights, opened, updates = tensors(), None, {}
+        if adapter is not None:
+            opened, folder = Adapter(adapter.found.path), adapter.found
+            fields, weights, updates = merged(opened, family, cfg, fields, weights, adapter.merge)
+            family, cfg, hf = map_config({**fields, "architectures": None})
+            if any(any(folder.path.glob(pattern)) for pattern in TOKENIZER_FILES):
+                tokenizer = functools.partial(_tokenizer, folder, None)
+        fields = recognized(fields, family, cfg, weights)
+        family, cfg = with_head(family, cfg, fields)
         source, unread = family.source(fields), hf.unread(family.unused)
-        cfg, opened = cfg.replace(**found.notes), tensors()
-        described = file_format(opened, fields)
-        return Checkpoint(found.name, found.path, family, cfg, opened, source, tokenizer, unread, described)
+        cfg, described = cfg.replace(**found.notes), file_format(weights, fields)
+        return Checkpoint(
+            found.name, found.path, family, cfg, weights, source, tokenizer, unread, described, opened, updates
+        )

@@ -4,11 +4,11 @@ from typing import Any
 
 from jaxlens.config.config import WHOLE_PAST, BlockKind, Config
 from jaxlens.config.rope import Dynamic, Linear, Llama3, LongRope, Rotary, Scaling, Yarn
-from jaxlens.config.validation import ACTIVATIONS, BIASES, DTYPES, INIT_MODES
+from jaxlens.config.validation import ACTIVATIONS, ADAPTED, BIASES, DTYPES, INIT_MODES
 
 __all__ = [
-    "ACTIVATIONS", "BIASES", "DTYPES", "INIT_MODES", "WHOLE_PAST", "BlockKind", "Config", "Dynamic", "Linear", "Llama3",
-    "LongRope", "Rotary", "Scaling", "Yarn",
+    "ACTIVATIONS", "ADAPTED", "BIASES", "DTYPES", "INIT_MODES", "WHOLE_PAST", "BlockKind", "Config", "Dynamic",
+    "Linear", "Llama3", "LongRope", "Rotary", "Scaling", "Yarn",
 ]  # fmt: skip
 
 

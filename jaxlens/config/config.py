@@ -113,6 +113,13 @@ class Config:
     output_logits_scale: float = 1.0
     output_logits_soft_cap: float | None = None
     tie_word_embeddings: bool = False
+    # what W_U computes: logits of the next token, or scores of labels, for each token or for the whole sequence; None:
+    # there is no W_U, and the model ends with the final norm
+    output_head: Literal["next_token", "token_labels", "sequence_labels"] | None = "next_token"
+
+    # low-rank updates (LoRA): the weights that have one, and the rank of the updates
+    adapter: tuple[str, ...] = ()
+    adapter_rank: int | None = None
 
     # numbers, initial weights, text
     dtype: str = "float32"

@@ -12,6 +12,9 @@ all other LayerNorms. `b_choice` is added to router logits to choose experts, bu
 
 HEADS = {"b_Q", "b_K", "b_V"}
 
+ADAPTED = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out")
+"""The weights that can have a low-rank update."""
+
 ACTIVATIONS = (
     "relu", "relu2", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu", "solu_ln", "xielu",
     "clamped_swiglu",
@@ -36,7 +39,7 @@ def check_sizes(cfg: Any) -> None:
         _positive_int(name, getattr(cfg, name))
     optional = (
         "n_key_value_heads", "d_mlp", "d_vocab_out", "d_embed", "num_experts", "experts_per_token", "d_expert",
-        "d_shared_expert", "q_lora_rank", "kv_lora_rank", "d_v_head",
+        "d_shared_expert", "q_lora_rank", "kv_lora_rank", "d_v_head", "adapter_rank",
     )  # fmt: skip
     for name in optional:
         if getattr(cfg, name) is not None:
@@ -63,6 +66,7 @@ def check_choices(cfg: Any, rotary: Any) -> None:
         "normalization_type": NORMS, "norm_placement": ("pre", "post", "both", "sum"), "act_fn": ACTIVATIONS,
         "positional_embedding_type": POSITIONS, "qk_norm": ("head", "heads", "full", None),
         "qk_norm_type": ("LN", "RMS"), "router": ("softmax", "sigmoid", "sparsemixer"), "init_mode": INIT_MODES,
+        "output_head": ("next_token", "token_labels", "sequence_labels", None),
     }  # fmt: skip
     for name, allowed in fields.items():
         if getattr(cfg, name) not in allowed:
@@ -84,6 +88,8 @@ def check_choices(cfg: Any, rotary: Any) -> None:
     if cfg.tie_word_embeddings and cfg.d_vocab_out != cfg.d_vocab:
         expected = f"d_vocab = {cfg.d_vocab}, because tie_word_embeddings is True"
         raise ValueError(f"d_vocab_out is {cfg.d_vocab_out}; expected {expected}")
+    if cfg.tie_word_embeddings and cfg.output_head != "next_token":
+        raise ValueError(f"tie_word_embeddings is True; expected False with output_head={cfg.output_head!r}")
     if cfg.gated_mlp and cfg.act_fn.endswith("_ln"):
         problem = "has a norm inside the MLP, which a gated MLP does not have"
         raise ValueError(f"act_fn={cfg.act_fn!r} {problem}; pass gated_mlp=False")
@@ -122,10 +128,22 @@ def _check_dependent_fields(cfg: Any) -> None:
     if cfg.kv_lora_rank and (cfg.qk_norm or grouped or not cfg.rotary or HEADS & {*cfg.biases}):
         required = "rotary positions and n_key_value_heads == n_heads"
         raise ValueError(f"kv_lora_rank requires {required}, and excludes qk_norm, b_Q, b_K and b_V")
+    _check_adapter(cfg)
     if cfg.act_fn == "clamped_swiglu" and not cfg.gated_mlp:
         raise ValueError('act_fn="clamped_swiglu" needs gated_mlp=True')
     if cfg.act_fn == "xielu" and (cfg.gated_mlp or cfg.num_experts):
         raise ValueError('act_fn="xielu" needs a plain MLP; pass gated_mlp=False and num_experts=None')
+
+
+def _check_adapter(cfg: Any) -> None:
+    """Checks the low-rank updates."""
+    unavailable = {"W_in", "W_gate", "W_out"} if cfg.attn_only or cfg.num_experts else set()
+    unavailable |= {"W_gate"} if not cfg.gated_mlp else set()
+    possible = [] if cfg.kv_lora_rank else [name for name in ADAPTED if name not in unavailable]
+    if wrong := [name for name in cfg.adapter if name not in possible]:
+        raise ValueError(f"adapter contains {wrong}; expected weights of this model among {possible}")
+    if bool(cfg.adapter) != (cfg.adapter_rank is not None):
+        raise ValueError(f"adapter is {cfg.adapter!r} and adapter_rank is {cfg.adapter_rank!r}; pass both, or none")
 
 
 def check_layers(cfg: Any) -> None:

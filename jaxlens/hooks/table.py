@@ -101,6 +101,14 @@ def _ungrouped(cfg: Config, layer: int) -> bool:
     return cfg.n_heads == cfg.n_key_value_heads and _heads_read_residual(cfg, layer)
 
 
+def _has_head(cfg: Config, layer: int) -> bool:
+    return cfg.output_head is not None
+
+
+def _adapts(weight: str) -> Condition:
+    return lambda cfg, layer: weight in cfg.adapter
+
+
 def _when(condition: Condition, rows: list[Site]) -> list[Site]:
     """The rows with an additional condition."""
     return [
@@ -151,12 +159,15 @@ BLOCK_SITES = (
         Site("attn.hook_q_latent", "b p r", "the latent that queries are computed from, before its norm"),
         *_norm_sites("attn.q_latent_norm", "b p r", "b p 1", "the latent of queries"),
     ]),
+    Site("attn.lora_Q.hook_out", "b p n h", "what the adapter adds to queries", _adapts("W_Q")),
     Site("attn.hook_q", "b p n h", "queries, before QK-norm and rotation"),
     *_when(lambda cfg, layer: cfg.kv_lora_rank is not None, [
         Site("attn.hook_kv_latent", "b p z", "the latent that keys and values are computed from, before its norm"),
         *_norm_sites("attn.kv_latent_norm", "b p z", "b p 1", "the latent of keys and values"),
     ]),
+    Site("attn.lora_K.hook_out", "b p k h", "what the adapter adds to keys", _adapts("W_K")),
     Site("attn.hook_k", "b p k h", "keys, before QK-norm and rotation; one per key/value head"),
+    Site("attn.lora_V.hook_out", "b p k h", "what the adapter adds to values", _adapts("W_V")),
     Site("attn.hook_v", "b p k t", "values; one per key/value head"),
     *_qk_norm_sites("attn.q_norm", "n", "a query", after_rotary=False),
     Site("attn.hook_rot_q", "b p n h", "queries, rotated", _has_rotary),
@@ -167,6 +178,7 @@ BLOCK_SITES = (
     Site("attn.hook_attn_scores", "b n p s", "scores after scale, cap and mask (-inf where masked)"),
     Site("attn.hook_pattern", "b n p s", "attention probabilities; rows sum to 1 (less with a sink), to 0 on padding"),
     Site("attn.hook_z", "b p n t", "the pattern-weighted sum of values, per head"),
+    Site("attn.lora_O.hook_out", "b p d", "what the adapter adds to the output of all heads", _adapts("W_O")),
     Site("attn.hook_result", "b p n d", "what each head writes to the residual stream", on_request=True),
     *_norm_sites("ln1_post", "b p d", "b p 1", "attention's output", _has_norm("post", "both")),
     Site("hook_attn_out", "b p d", "what attention adds to the residual stream"),
@@ -179,7 +191,12 @@ BLOCK_SITES = (
     ]),
     Site("mlp.hook_in", "b p d", "what the MLP reads, if attention reads the output of ln1 too", _shares_output),
     Site("mlp.hook_expert_weights", "b p e", "the router's probabilities, before the top k are chosen", _has_experts),
+    Site("mlp.lora_gate.hook_out", "b p m", "what the adapter adds to the gate", _adapts("W_gate")),
+    Site("mlp.lora_in.hook_out", "b p m", "what the adapter adds to the input of the activation function",
+         lambda cfg, layer: _adapts("W_in")(cfg, layer) and not cfg.gated_mlp),
     Site("mlp.hook_pre", "b p m", "before the activation function (gated: the gate)", _has_dense_mlp),
+    Site("mlp.lora_in.hook_out", "b p m", "what the adapter adds to the linear part",
+         lambda cfg, layer: _adapts("W_in")(cfg, layer) and cfg.gated_mlp),
     Site("mlp.hook_pre_linear", "b p m", "the linear part, which the activated gate multiplies", _has_gated_mlp),
     Site("mlp.hook_pre", "b p e f", "every expert's gate, before the activation function", _has_experts, True),
     Site("mlp.hook_pre_linear", "b p e f", "every expert's linear part, which its gate multiplies", _has_experts, True),
@@ -187,6 +204,7 @@ BLOCK_SITES = (
     *_norm_sites("mlp.ln", "b p m", "b p 1", "the activations", _has_norm_in_mlp),
     Site("mlp.hook_post", "b p m", "the neurons: the input of W_out", _has_dense_mlp),
     Site("mlp.hook_post", "b p e f", "every expert's neurons", _has_experts, True),
+    Site("mlp.lora_out.hook_out", "b p d", "what the adapter adds to the output of the MLP", _adapts("W_out")),
     *_when(_has_shared_expert, [
         Site("mlp.hook_shared_gate", "b p 1", "the gate that multiplies the shared expert's output", _has_shared_gate),
         Site("mlp.shared.hook_pre", "b p x", "the shared expert's gate, before the activation"),
@@ -202,7 +220,7 @@ BLOCK_SITES = (
 FINAL_SITES = (
     *_norm_sites("ln_final", "b p d", "b p 1", "the residual stream", _has_norm("pre", "post", "both")),
     Site("unembed.hook_in", "b p d", "the input of the unembedding"),
-    Site("unembed.hook_out", "b p o", "the logits"),
+    Site("unembed.hook_out", "b p o", "the logits", _has_head),
 )
 
 POSITION_AXES = {site.name: site.axes.split().index("p") for site in EMBED_SITES + BLOCK_SITES + FINAL_SITES}

@@ -21,6 +21,7 @@ from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.table import FINAL_NAMES, sites
 from jaxlens.model.loss import check_predictions
+from jaxlens.nn.embed import check_has_head
 from jaxlens.text.tokenizer import Tokenizer
 
 STATIC = {"static": True}
@@ -107,10 +108,18 @@ class RunRequest:
         if self.return_type not in ("logits", "loss", "both", None):
             raise ValueError(f'return_type is {self.return_type!r}; expected "logits", "loss", "both" or None')
 
-    def check_loss(self, model_input: "ModelInput") -> None:
-        """Raises ValueError if the loss is requested and the input has no prediction. A traced mask is not checked."""
-        if self.return_type not in ("loss", "both") or not self.layers.unembeds:
+    def check_output(self, cfg: Config, model_input: "ModelInput") -> None:
+        """Raises ValueError if the model has no such output, or if the loss is requested and the input has no
+        prediction. A traced mask is not checked.
+        """
+        if self.return_type is None or not self.layers.unembeds:
             return
+        check_has_head(cfg)
+        if self.return_type == "logits":
+            return
+        if cfg.output_head != "next_token":
+            outputs = f"the outputs of this model are scores of labels ({cfg.d_vocab_out})"
+            raise ValueError(f"the loss is that of the next token, but {outputs}; compute it from the logits")
         if model_input.tokens is None:
             raise ValueError("the loss needs tokens; pass tokens= with the residual stream")
         check_predictions(model_input.tokens, None if self.loss_per_token else model_input.loss_mask)

@@ -22,6 +22,7 @@ from jaxlens.hooks.plan import Direction, HookPlan, HookSpec, RegisteredHook, Si
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import EMBED_NAMES, FINAL_NAMES
+from jaxlens.model.adapter_methods import AdapterMethods
 from jaxlens.model.arguments import LOADING, MAKING, RUNNING, check_only, renamed
 from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.cache.activation_cache import ActivationCache
@@ -29,6 +30,7 @@ from jaxlens.model.engine import Captured, run_layers, run_stage
 from jaxlens.model.finite import warn_if_not_finite
 from jaxlens.model.gradients import run_with_gradients
 from jaxlens.model.hook_methods import HookMethods, hook_points
+from jaxlens.model.label_methods import LabelMethods
 from jaxlens.model.lengths import cut, padded
 from jaxlens.model.loss import Output, lm_cross_entropy_loss
 from jaxlens.model.own_config import ConfigOfModel
@@ -48,7 +50,9 @@ __all__ = ["HookedTransformer", "Output", "parameter_shapes"]
 Result = Array | Output | None
 
 
-class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightProperties, TorchMethods, ModelPytree):
+class HookedTransformer(
+    HookMethods, TextMethods, LabelMethods, AdapterMethods, WeightMethods, WeightProperties, TorchMethods, ModelPytree
+):  # fmt: skip
     """A decoder-only transformer whose activations can be read, written and differentiated by name.
 
     It is a pytree. Pass it to jit, grad and vmap as an argument; a model that a jitted function closes over becomes a
@@ -117,6 +121,8 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        adapter: str | os.PathLike[str] | None = None,
+        merge: bool = True,
         **transformerlens: Any,
     ) -> "HookedTransformer":
         """Loads a pretrained model: a name of TransformerLens ("gpt2-small"), a Hugging Face id, or a local checkpoint.
@@ -124,6 +130,10 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         A local checkpoint is a folder, a `.gguf` file, or "smollm2-135m-instruct". `checkpoint_index` or
         `checkpoint_value` (a step or a number of tokens) selects a training checkpoint of Pythia, of Stanford CRFM's
         GPT-2, or of a toy model. `token`, `cache_dir` and `local_files_only` are passed to huggingface_hub.
+
+        `adapter` is a LoRA adapter of peft, as a folder or a Hugging Face id, which is merged into the weights.
+        `model_name` may also be an adapter itself; the base model is then the one that it names. With `merge=False`,
+        the adapter is kept beside the weights, which are then not processed: see `with_adapter_scale`.
 
         The weights are processed by those passes of `jaxlens.weights` that are switched on and valid for the model.
         Log-probabilities stay the same; logits (`center_unembed`) and activations do not. `model.processing` reports
@@ -141,7 +151,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         with jax.default_device(target) if isinstance(target, jax.Device) else contextlib.nullcontext():
             loaded = load_pretrained(
                 model_name, hf_model, tokenizer=tokenizer, revision=revision, dtype=dtype, n_ctx=n_ctx,
-                first_n_layers=first_n_layers,
+                first_n_layers=first_n_layers, adapter=adapter, merge=merge,
                 training={"checkpoint_index": checkpoint_index, "checkpoint_value": checkpoint_value},
                 hub={"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only},
             )  # fmt: skip
@@ -313,7 +323,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         """`run` at the length of a program. Returns the output at the length of the input, the captured activations,
         and the length to which they remain to be cut (None: they have it).
         """
-        request.check_loss(model_input)
+        request.check_output(self.cfg, model_input)
 
         def run_at_program_length(model: HookedTransformer, model_input, request, hooks):
             at_program_length = padded(model, model_input, hooks)

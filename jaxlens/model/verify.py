@@ -15,6 +15,7 @@ import numpy as np
 from jaxlens.checkpoints import load, native
 from jaxlens.checkpoints.converter import convert_back
 from jaxlens.checkpoints.families import family_of
+from jaxlens.checkpoints.heads import BASE, kind_of
 from jaxlens.checkpoints.open import Checkpoint, open_checkpoint
 from jaxlens.checkpoints.validate import expected_shapes
 from jaxlens.errors import CheckpointError, require
@@ -81,14 +82,27 @@ def verify(
         tokens = np.random.default_rng(seed).integers(0, cfg.d_vocab, (batch, min(length, cfg.n_ctx)))
     else:
         tokens = np.asarray(model.to_tokens(text))
+    if cfg.output_head == "sequence_labels":
+        tokens = tokens[:1]  # transformers needs a padding token for several rows
     names = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(cfg.n_layers)), "unembed.hook_in"]
-    logits, cache = model.run_with_cache(tokens, names_filter=names)
+    _, cache = model.run_with_cache(tokens, names_filter=names, return_type=None)
     with reference(checkpoint) as theirs, torch.inference_mode():
         out = theirs(input_ids=torch.tensor(tokens), use_cache=False, output_hidden_states=True)
     residuals = [difference(name, cache[name], states) for name, states in zip(names, out.hidden_states, strict=True)]
     parameters = sum(int(np.prod(shape)) for shape in expected_shapes(cfg).values())
-    of_logits = difference("logits", logits, out.logits)
+    of_logits = difference(*outputs(model, tokens, cache, out))
     return Verification(loaded.name, checkpoint.model_type, parameters, tokens, residuals, of_logits)
+
+
+def outputs(model: HookedTransformer, tokens: np.ndarray, cache: Any, out: Any) -> tuple[str, Any, Any]:
+    """What is compared besides the residual stream: its name, and the values in jaxlens and in transformers."""
+    if model.cfg.output_head is None:
+        return "last hidden state", cache["unembed.hook_in"], out.last_hidden_state
+    if model.cfg.output_head == "sequence_labels":
+        return "logits", model.label_scores(tokens), out.logits
+    if "end_logits" in out:
+        return "logits", model(tokens), require("torch", "stacking").stack((out.start_logits, out.end_logits), -1)
+    return "logits", model(tokens), out.logits
 
 
 def difference(name: str, ours: Any, theirs: Any) -> Difference:
@@ -110,20 +124,22 @@ def check_version(checkpoint: Checkpoint) -> None:
 
 @contextlib.contextmanager
 def reference(checkpoint: Checkpoint) -> Iterator[Any]:
-    """transformers' model of a checkpoint. A checkpoint in the native format is exported first."""
-    from transformers import AutoModelForCausalLM
+    """transformers' model of a checkpoint. One in the native format, or with an adapter, is exported first."""
+    import transformers
     from transformers.utils import logging
 
+    kind = "" if checkpoint.cfg.output_head is None else kind_of({**(checkpoint.source or {})})
+    auto = getattr(transformers, f"AutoModel{'ForCausalLM' if kind == BASE else kind}")
     torch = require("torch", "transformers' models")
     path, options, family = checkpoint.path, {}, family_of(checkpoint.model_type)
     with tempfile.TemporaryDirectory() as exported:
-        if checkpoint.family is native.FAMILY:
-            path = convert_back(path, Path(exported) / "model")
+        if checkpoint.family is native.FAMILY or checkpoint.adapter is not None:
+            path = convert_back(checkpoint.name, Path(exported) / "model")
         elif path.is_file():
             path, options = path.parent, {"gguf_file": path.name}
         logging.disable_progress_bar()
         try:
-            yield AutoModelForCausalLM.from_pretrained(
+            yield auto.from_pretrained(
                 path, dtype=torch.float32, attn_implementation=family.reference, local_files_only=True, **options
             ).eval()
         except (OSError, LookupError, ValueError) as error:

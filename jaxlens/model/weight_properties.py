@@ -16,6 +16,7 @@ from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.arguments import METHODS
 from jaxlens.model.hook_methods import ModelHookPoint
 from jaxlens.model.module_views import KEYS_AND_VALUES, BlockViews, ModuleView, zeros
+from jaxlens.nn.embed import check_has_head
 from jaxlens.nn.module import arrays
 from jaxlens.nn.parameters import BIAS_AXES, parameter_axes
 from jaxlens.nn.transformer import Modules
@@ -80,6 +81,7 @@ class WeightProperties:
 
         In a tied model it is the transposed embedding.
         """
+        check_has_head(self.cfg)
         embed, unembed, factor = *arrays((self.modules.embed, self.modules.unembed)), self.cfg.output_logits_scale
         W_U = embed.W_E.T if unembed.W_U is None else unembed.W_U
         W_U = W_U if unembed.W_proj is None else _product(unembed.W_proj, W_U)

@@ -21,8 +21,9 @@ from jaxtyping import Array, Float
 
 from jaxlens._jax import inlined
 from jaxlens.config import Config
+from jaxlens.nn.adapter import Adaptable, LowRank, add_update, head_updates
 from jaxlens.nn.blockwise import attend_blockwise
-from jaxlens.nn.module import Module, prefixed, within
+from jaxlens.nn.module import prefixed, within
 from jaxlens.nn.norm import HeadNorm, Identity
 from jaxlens.nn.position_bias import position_bias
 from jaxlens.nn.scores import (
@@ -39,8 +40,10 @@ from jaxlens.nn.scores import (
 from jaxlens.nn.sequence import LayerInfo
 
 
-class Attention(Module):
+class Attention(Adaptable):
     """Multi-head, grouped-query or multi-query attention, depending on `cfg.n_key_value_heads`."""
+
+    adaptable = ("W_Q", "W_K", "W_V", "W_O")
 
     W_Q: Float[Array, "n d h"] = nnx.data()
     W_K: Float[Array, "k d h"] = nnx.data()
@@ -53,6 +56,10 @@ class Attention(Module):
     sinks: Float[Array, "n"] | None = nnx.data()
     q_norm: HeadNorm | Identity = nnx.data()
     k_norm: HeadNorm | Identity = nnx.data()
+    lora_Q: LowRank | None = nnx.data()
+    lora_K: LowRank | None = nnx.data()
+    lora_V: LowRank | None = nnx.data()
+    lora_O: LowRank | None = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)
@@ -66,7 +73,7 @@ class Attention(Module):
         axes |= {"sinks": "n"} if cfg.attn_sinks else {}
         if cfg.qk_norm:
             axes |= prefixed("q_norm", HeadNorm.axes(cfg, "n")) | prefixed("k_norm", HeadNorm.axes(cfg, "k"))
-        return axes
+        return axes | cls.update_axes(cfg)
 
     @classmethod
     def bias_axes(cls) -> dict[str, str]:
@@ -82,13 +89,25 @@ class Attention(Module):
             z = info.packing.pack(self.attend(*info.packing.unpack(q, k, v), info, tap))
         z = tap("hook_z", z)
         if tap.needs("hook_result"):
-            return sum_heads(tap("hook_result", write_heads(z, self.W_O)), self.b_O)
-        return write_all(z, self.W_O, self.b_O)
+            return self.sum_of_results(z, tap)
+        return self.adapted("W_O", z, write_all(z, self.W_O, self.b_O), tap)
+
+    def sum_of_results(self, z, tap) -> Float[Array, "b p d"]:
+        """The output, computed from what each head writes. This includes the update of W_O."""
+        results = write_heads(z, self.W_O)
+        if self.lora_O is None:
+            return sum_heads(tap("hook_result", results), self.b_O)
+        update = self.lora_O(z)
+        edited = tap.at("lora_O")("hook_out", update)
+        results = add_update(results, head_updates(z, self.lora_O.A, self.lora_O.B, self.lora_O.scale))
+        out = sum_heads(tap("hook_result", results), self.b_O)
+        return add_update(out, edited - update) if tap.edits("lora_O.hook_out") else out
 
     def queries_keys_values(self, inputs, tap):
-        q = tap("hook_q", project(inputs[0], self.W_Q, self.b_Q))
-        k = tap("hook_k", project(inputs[1], self.W_K, self.b_K))
-        v = tap("hook_v", project(inputs[2], self.W_V, self.b_V))
+        q, k, v = inputs
+        q = tap("hook_q", self.adapted("W_Q", q, project(q, self.W_Q, self.b_Q), tap))
+        k = tap("hook_k", self.adapted("W_K", k, project(k, self.W_K, self.b_K), tap))
+        v = tap("hook_v", self.adapted("W_V", v, project(v, self.W_V, self.b_V), tap))
         return q, k, v
 
     def prepared(self, x: Float[Array, "b p n h"], which: Literal["q", "k"], info: LayerInfo, tap):

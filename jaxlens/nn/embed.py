@@ -50,6 +50,13 @@ def unembed(x, W, b, letters: str):
     return logits if b is None else logits + b
 
 
+def check_has_head(cfg: Config) -> None:
+    """Raises ValueError if the model has no unembedding."""
+    if cfg.output_head is None:
+        instead = "pass return_type=None (activations are in run_with_cache), or stop_at_layer= for the residual stream"
+        raise ValueError(f"this model has no unembedding, so it computes no logits and no loss; {instead}")
+
+
 @functools.partial(inlined, static_argnames=("cap",))
 def soft_cap(logits, cap: float):
     return cap * jnp.tanh(logits / cap)
@@ -108,6 +115,8 @@ class PosEmbed(Module):
 class Unembed(Module):
     """The map to logits. In a model with tied embeddings, W_U is None and the argument W_E is used.
 
+    With `cfg.output_head=None` there are no logits: `Modules.logits` ends at hook_in.
+
     (hook_in)─ W_proj (from d_model to d_embed) ─ × cfg.output_logits_scale ─ W_U + b_U ─ soft cap ─(hook_out)
     """
 
@@ -118,10 +127,13 @@ class Unembed(Module):
     @classmethod
     def axes(cls, cfg: Config) -> dict[str, str]:
         axes = {"W_proj": "d w"} if cfg.d_embed else {}
+        if cfg.output_head is None:
+            return axes
         axes |= {} if cfg.tie_word_embeddings else {"W_U": "w o" if cfg.d_embed else "d o"}
         return axes | ({"b_U": "o"} if "b_U" in cfg.biases else {})
 
     def __call__(self, x: Float[Array, "b p d"], W_E: Float[Array, "v w"], tap) -> Float[Array, "b p o"]:
+        check_has_head(self.cfg)
         x = tap("hook_in", x)
         tied, factor = self.W_U is None, self.cfg.output_logits_scale
         x = x if self.W_proj is None else project(x, self.W_proj)

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from jaxlens._jax import inlined
 from jaxlens.config import Config
-from jaxlens.nn.module import Module, prefixed, within
+from jaxlens.nn.adapter import Adaptable, LowRank
+from jaxlens.nn.module import prefixed, within
 from jaxlens.nn.norm import Norm
 
 
@@ -74,11 +75,13 @@ def gate(pre, pre_linear, act_fn: str):
 activate_xielu = inlined(xielu)
 
 
-class MLP(Module):
+class MLP(Adaptable):
     """Two linear maps with an activation function between them.
 
     If `act_fn` ends in "_ln", a LayerNorm follows the activation function, before the second map.
     """
+
+    adaptable = ("W_in", "W_out")
 
     W_in: Float[Array, "d m"] = nnx.data()
     W_out: Float[Array, "m d"] = nnx.data()
@@ -87,6 +90,8 @@ class MLP(Module):
     alpha_p: Float[Array, "1"] | None = nnx.data()
     alpha_n: Float[Array, "1"] | None = nnx.data()
     ln: Norm | None = nnx.data()
+    lora_in: LowRank | None = nnx.data()
+    lora_out: LowRank | None = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)
@@ -102,12 +107,14 @@ class MLP(Module):
         axes = {"W_in": "d m", "W_out": "m d"}
         axes |= {name: letters for name, letters in {"b_in": "m", "b_out": "d"}.items() if name in cfg.biases}
         axes |= {"alpha_p": "one", "alpha_n": "one"} if cfg.act_fn == "xielu" else {}
+        axes |= cls.update_axes(cfg)
         return axes | (prefixed("ln", Norm.axes(cfg, "m", cls.norm_kind(cfg))) if cfg.act_fn.endswith("_ln") else {})
 
     def __call__(self, x: Float[Array, "b p d"], tap) -> Float[Array, "b p d"]:
-        pre = tap("hook_pre", linear(x, self.W_in, self.b_in))
+        pre = tap("hook_pre", self.adapted("W_in", x, linear(x, self.W_in, self.b_in), tap))
         post = self.activated(pre) if self.ln is None else self.ln(tap("hook_mid", self.activated(pre)), tap.at("ln"))
-        return linear(tap("hook_post", post), self.W_out, self.b_out)
+        post = tap("hook_post", post)
+        return self.adapted("W_out", post, linear(post, self.W_out, self.b_out), tap)
 
     def activated(self, pre: Float[Array, "b p m"]) -> Float[Array, "b p m"]:
         if self.cfg.act_fn == "xielu":
@@ -115,8 +122,10 @@ class MLP(Module):
         return activate(pre, self.cfg.act_fn)
 
 
-class GatedMLP(Module):
+class GatedMLP(Adaptable):
     """An MLP whose hidden layer is an activated gate times a linear map (Shazeer 2020, arXiv 2002.05202)."""
+
+    adaptable = ("W_in", "W_gate", "W_out")
 
     W_in: Float[Array, "d m"] = nnx.data()
     W_gate: Float[Array, "d m"] = nnx.data()
@@ -124,19 +133,23 @@ class GatedMLP(Module):
     b_in: Float[Array, "m"] | None = nnx.data()
     b_gate: Float[Array, "m"] | None = nnx.data()
     b_out: Float[Array, "d"] | None = nnx.data()
+    lora_in: LowRank | None = nnx.data()
+    lora_gate: LowRank | None = nnx.data()
+    lora_out: LowRank | None = nnx.data()
 
     @classmethod
     def axes(cls, cfg: Config, width: str = "m") -> dict[str, str]:
         """`width` is the axis letter of the hidden layer."""
         weights = {"W_in": f"d {width}", "W_gate": f"d {width}", "W_out": f"{width} d"}
-        return weights | {name: letters for name, letters in cls.bias_axes(width).items() if name in cfg.biases}
+        weights |= {name: letters for name, letters in cls.bias_axes(width).items() if name in cfg.biases}
+        return weights | cls.update_axes(cfg)
 
     @classmethod
     def bias_axes(cls, width: str = "m") -> dict[str, str]:
         return {"b_in": width, "b_gate": width, "b_out": "d"}
 
     def __call__(self, x: Float[Array, "b p d"], tap) -> Float[Array, "b p d"]:
-        pre = tap("hook_pre", linear(x, self.W_gate, self.b_gate))
-        pre_linear = tap("hook_pre_linear", linear(x, self.W_in, self.b_in))
+        pre = tap("hook_pre", self.adapted("W_gate", x, linear(x, self.W_gate, self.b_gate), tap))
+        pre_linear = tap("hook_pre_linear", self.adapted("W_in", x, linear(x, self.W_in, self.b_in), tap))
         post = tap("hook_post", gate(pre, pre_linear, self.cfg.act_fn))
-        return linear(post, self.W_out, self.b_out)
+        return self.adapted("W_out", post, linear(post, self.W_out, self.b_out), tap)

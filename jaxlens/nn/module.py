@@ -1,7 +1,8 @@
 """The base class of every module: named weights whose shapes are written in axis letters, and a function of them.
 
 Axes: b batch, p query position, s source position, d d_model, n query head, k key/value head, h d_head, m d_mlp,
-e expert, f d_expert, x d_shared_expert, v vocabulary, o output vocabulary, w d_embed, l layer, c n_ctx, u pos_offset.
+e expert, f d_expert, x d_shared_expert, v vocabulary, o output vocabulary, w d_embed, l layer, c n_ctx, u pos_offset,
+a adapter_rank.
 In latent attention: t d_v_head, r q_lora_rank, z kv_lora_rank, j the rotated part of d_head, y the other part.
 """
 
@@ -80,6 +81,7 @@ def axis_lengths(cfg: Config) -> dict[str, int | None]:
         (2, 48)
     """
     return {
+        "a": cfg.adapter_rank,
         "c": cfg.n_ctx, "d": cfg.d_model, "e": cfg.num_experts, "f": cfg.d_expert, "h": cfg.d_head,
         "j": cfg.rotary_dim, "y": cfg.d_head - (cfg.rotary_dim or 0), "t": cfg.d_v_head or cfg.d_head,
         "r": cfg.q_lora_rank, "z": cfg.kv_lora_rank,

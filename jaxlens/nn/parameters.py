@@ -73,6 +73,9 @@ def init_parameters(cfg: Config, seed: int = 0) -> Params:
 
 def _initial_values(cfg: Config, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
     weight = name.rpartition(".")[2]
+    if weight in ("A", "B", "scale"):  # of a low-rank update, which is zero at first
+        values = random.standard_normal(shape, np.float32) * np.float32(cfg.d_model**-0.5)
+        return values if weight == "A" else np.full(shape, weight == "scale", np.float32)
     if not weight.startswith("W_"):
         return np.full(shape, weight == "w" and not cfg.rmsnorm_uses_offset, np.float32)
     if cfg.init_mode == "gpt2":

@@ -70,7 +70,10 @@ class Modules(Module):
             return x, info
         return add(x, tap("hook_pos_embed", self.pos_embed(info.positions, info.mask))), info
 
-    def logits(self, x: Float[Array, "b p d"], tap) -> Float[Array, "b p v"]:
-        """The logits of a residual stream after the last layer."""
+    def logits(self, x: Float[Array, "b p d"], tap) -> Float[Array, "b p o"] | None:
+        """The logits of a residual stream after the last layer. None if the model has no unembedding."""
         x = x if self.ln_final is None else self.ln_final(x, tap.at("ln_final"))
+        if self.cfg.output_head is None:
+            tap.at("unembed")("hook_in", x)
+            return None
         return self.unembed(x, self.embed.W_E, tap.at("unembed"))

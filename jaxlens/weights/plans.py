@@ -49,6 +49,8 @@ def _fold_ln(cfg: Config) -> Plan:
     if cfg.norm_placement == "sum":
         reason = "post-sum norms feed the residual stream directly, so no linear map can absorb them"
         return Plan(cfg, valid=False, reason=reason)
+    if cfg.output_head is None:
+        return Plan(cfg, valid=False, reason="the model has no unembedding that could absorb the weight of ln_final")
     untied = cfg.replace(tie_word_embeddings=False)
     axes, readers = parameter_axes(untied), _readers(untied)
     biased = {weight for norm, weight in readers if f"{norm}.b" in axes}
@@ -136,6 +138,10 @@ def _center_writing_weights(cfg: Config) -> Plan:
 
 
 def _center_unembed(cfg: Config) -> Plan:
+    if cfg.output_head is None:
+        return Plan(cfg, reason="the model has no unembedding")
+    if cfg.output_head != "next_token":
+        return Plan(cfg, valid=False, reason="the outputs are scores of labels, whose mean matters")
     if cfg.output_logits_soft_cap is not None:
         return Plan(cfg, valid=False, reason="the logit soft cap is not invariant to adding a constant")
 
@@ -195,3 +201,10 @@ PASSES: dict[str, Callable[[Config], Plan]] = {
     "fold_value_biases": _fold_value_biases, "refactor_factored_attn_matrices": _refactor_factored_attn_matrices,
 }  # fmt: skip
 """The passes in their order. The order matters: W_U is centered after the final norm has been folded into it."""
+
+
+def plan_of(name: str, cfg: Config) -> Plan:
+    """The plan of a pass. Weights with an adapter that is not merged are not changed."""
+    if cfg.adapter:
+        return Plan(cfg, valid=False, reason="the adapter is not merged; use `model.merge_adapter()` first")
+    return PASSES[name](cfg)

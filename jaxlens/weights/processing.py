@@ -25,7 +25,7 @@ from jaxlens._jax import full_precision
 from jaxlens.config import Config
 from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.nn.parameters import Params, check_parameters, parameter_axes
-from jaxlens.weights.plans import PASSES, Plan
+from jaxlens.weights.plans import PASSES, Plan, plan_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def process_weights(
     check_parameters(cfg, params)
     weights, report = params if consume else dict(params), []
     for name in (name for name in PASSES if requested[name]):
-        plan = PASSES[name](cfg)
+        plan = plan_of(name, cfg)
         cfg = _execute(plan, weights)
         report.append(Processing(name, plan.weights is not None, plan.reason))
     processed = {name: weights[name] for name in parameter_axes(cfg)}
@@ -138,7 +138,7 @@ def process_weights(
 def _apply_pass(name: str, params: Mapping[str, jax.Array], cfg: Config) -> tuple[Params, Config]:
     """Applies a single pass. Raises ValueError if it is not valid."""
     check_parameters(cfg, params)
-    plan = PASSES[name](cfg)
+    plan = plan_of(name, cfg)
     if not plan.valid:
         raise ValueError(f"{name} would change what this model computes: {plan.reason}")
     weights = dict(params)

@@ -63,7 +63,9 @@ def without_answer(files: Iterable[Path], errors: Iterable[BaseException | None]
 
 
 CASES_OF = {
+    "test_adapters": ("checkpoints/adapters/", "model/adapter_methods.py"),
     "test_checkpoint": ("checkpoints/converter.py",),
+    "test_checkpoint_heads": ("checkpoints/heads.py", "model/label_methods.py"),
     "test_cli": ("cli/",),
     "test_compat": (
         "transformer_lens/", "_jax.py", "model/arguments.py", "model/hook_methods.py",

@@ -64,6 +64,7 @@ CONFIGS = {
         **LLAMA, "n_layers": 3, "n_key_value_heads": None, "d_head": 10, "d_v_head": 3, "kv_lora_rank": 7,
         "q_lora_rank": 5, "rotary": Rotary(dim=4, adjacent_pairs=True),
     }),
+    "adapter": Config(**LLAMA, adapter=("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out"), adapter_rank=3),
     "no_rope_layer": Config(**LLAMA, rotary=(Rotary(scaling=Llama3(8.0, 1.0, 4.0, 16)), None) * 2),
     "long": Config(**LLAMA, rotary=(
         Rotary(scaling=Yarn(4.0, 8, 1.1)), Rotary(scaling=Dynamic(2.0, 8)),
@@ -92,7 +93,7 @@ def randomised(cfg: Config, seed: int = 0) -> HookedTransformer:
     rng = np.random.default_rng(seed)
     with jax.ensure_compile_time_eval():  # models are kept: one first asked for under jit must not hold its tracers
         params = {
-            name: jnp.asarray(rng.normal(size=of.shape) * 0.2 + (name.endswith(".w") * 1.0), of.dtype)
+            name: jnp.asarray(rng.normal(size=of.shape) * 0.2 + (name.endswith((".w", ".scale")) * 1.0), of.dtype)
             for name, of in parameter_shapes(cfg).items()
         }
     return HookedTransformer(cfg, params=params)

@@ -16,17 +16,18 @@ from jaxlens.checkpoints.families import family_of
 
 def write_checkpoint(
     folder: pathlib.Path, model_type: str, seed: int = 0, dtype: str = "float32", shard: str = "5GB",
-    spread: float = 1.0, **fields,
+    spread: float = 1.0, kind: str = "ForCausalLM", **fields,
 ) -> pathlib.Path:  # fmt: skip
     """A folder with config.json and random safetensors, as transformers' `save_pretrained` writes them.
 
-    `spread` is the standard deviation of what has a row for every token: logits spread by √d_model times that.
+    `spread` is the standard deviation of what has a row for every token: logits spread by √d_model times that. `kind`
+    is the end of the class's name: "" for a base model, "ForSequenceClassification", …
     """
     config = transformers.CONFIG_MAPPING[model_type](
         **{**SIZES[model_type], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None, **fields}
     )
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
+    model = getattr(transformers, f"AutoModel{kind}").from_config(config).to(getattr(torch, dtype))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -203,7 +203,7 @@ def output_differences(layer: tuple[Block, dict[str, Array], dict[str, Array]]) 
     (inverse, z), (inverse_corrupted, z_corrupted) = map(_inverse_scale_and_z, (clean, corrupted))
     change = inverse - inverse_corrupted
     scaled = (z - z_corrupted) * inverse[..., None] + z_corrupted * change[..., None]
-    heads = jnp.einsum("rnh,nhd->nrd", scaled, attn.W_O)
+    heads = jnp.einsum("rnh,nhd->nrd", scaled, attn.updated("W_O"))
     if attn.b_O is not None:
         heads = heads + change * attn.b_O / len(heads)
     heads = norm.apply(heads)
@@ -223,7 +223,7 @@ def input_gradients(layer: tuple[Block, dict[str, Array], dict[str, Array]]) -> 
     block, run, gradients = layer
     _, through_norm = jax.vjp(lambda x: block.ln1(x[None], Tap())[0], run["hook_resid_pre"])
     read = [
-        jnp.einsum("rnh,ndh->nrd", gradients[f"attn.hook_{of.lower()}"], getattr(block.attn, f"W_{of}")) for of in "QKV"
+        jnp.einsum("rnh,ndh->nrd", gradients[f"attn.hook_{of.lower()}"], block.attn.updated(f"W_{of}")) for of in "QKV"
     ]
     attention = jax.vmap(lambda gradient: through_norm(gradient)[0])(jnp.concatenate(read))
     return jnp.concatenate((attention, gradients["hook_mlp_in"][None])) if block.mlp else attention

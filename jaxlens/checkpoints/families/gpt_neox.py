@@ -44,5 +44,6 @@ FAMILY = Family(
     rules=rules,
     ignored=("*.attention.bias", "*.attention.masked_bias"),  # causal masks
     copies=(("embed_out.weight", "gpt_neox.embed_in.weight"),),
-    prefixes=("embed_out.", "lm_head."),
+    prefixes=("gpt_neox.", ""),
+    renamed=(("embed_out.", "lm_head."),),
 )

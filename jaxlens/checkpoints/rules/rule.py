@@ -141,8 +141,9 @@ class Rule:
 class Family:
     """How the checkpoints of an architecture are read. Every file in `families/` defines one family.
 
-    Tensor names are written with the first of `prefixes`. A checkpoint may use any of the prefixes. `copies` lists the
-    tensors that a model with tied embeddings may contain, each with the tensor that it repeats.
+    In rules, tensor names have the first of `prefixes`. A checkpoint may use any of them, and an export uses `written`.
+    `renamed` are pairs of a name's beginning in rules and another one that checkpoints use. `copies` lists the tensors
+    that a model with tied embeddings may contain, each with the tensor that it repeats.
     """
 
     model_types: tuple[str, ...]
@@ -153,6 +154,8 @@ class Family:
     copies: tuple[tuple[str, str], ...] = (("lm_head.weight", "model.embed_tokens.weight"),)
     constants: Callable[[Config], Mapping[str, float]] = lambda cfg: {}  # scalar tensors with fixed values
     prefixes: tuple[str, ...] = ("model.", "")
+    written: str | None = None  # the prefix in exports; None: the first of prefixes
+    renamed: tuple[tuple[str, str], ...] = ()
     context: str = "max_position_embeddings"  # the config.json field of the context length
     reference: str = "eager"  # the attention implementation of transformers to compare with
     source: Callable[[dict[str, Any]], dict[str, Any] | None] = dict  # config.json -> config.json of an export
@@ -160,13 +163,27 @@ class Family:
     def spelling(self, rules: Iterable[Rule], names: Iterable[str]) -> Renaming:
         """Converts tensor names in `rules` to those of a checkpoint whose tensors are called `names`."""
         default, names = self.prefixes[0], set(names)
+        written = [rule.theirs for rule in rules if "{" not in rule.theirs]
+        samples = [name for name in written if name.startswith(default)]
+        prefixes = [p for p in self.prefixes if any(p + name.removeprefix(default) in names for name in samples)]
+        others = [
+            pair
+            for pair in self.renamed
+            if any(name.startswith(pair[0]) and pair[1] + name.removeprefix(pair[0]) in names for name in written)
+        ]
+        return self._renaming([*others, (default, prefixes[0] if prefixes else default)])
 
-        def rename(name: str, prefix: str) -> str:
-            return prefix + name.removeprefix(default) if name.startswith(default) else name
+    def exported(self) -> Renaming:
+        """Converts tensor names in `rules` to those of an export."""
+        return self._renaming([(self.prefixes[0], self.prefixes[0] if self.written is None else self.written)])
 
-        samples = [rule.theirs for rule in rules if rule.theirs.startswith(default) and "{" not in rule.theirs]
-        matching = [prefix for prefix in self.prefixes if any(rename(sample, prefix) in names for sample in samples)]
-        return functools.partial(rename, prefix=matching[0] if matching else default)
+    @staticmethod
+    def _renaming(pairs: Sequence[tuple[str, str]]) -> Renaming:
+        def rename(name: str) -> str:
+            before, after = next((pair for pair in pairs if name.startswith(pair[0])), ("", ""))
+            return after + name.removeprefix(before)
+
+        return rename
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,13 +28,18 @@ def run(arguments: argparse.Namespace) -> int:
 def report(inspected: Look) -> Iterator[str]:
     """The lines that `jaxlens inspect` prints."""
     checkpoint, cfg = inspected.checkpoint, inspected.checkpoint.cfg
-    (description,) = (entry for entry in described() if entry.family is checkpoint.family)
+    types = checkpoint.family.model_types
+    (description,) = (entry for entry in described() if entry.family.model_types == types)
     yield f"{'checkpoint':12}{checkpoint.path}"
     yield f"{'format':12}{checkpoint.format}"
-    yield f"{'family':12}{', '.join(checkpoint.family.model_types)}: {description.summary}"
+    yield f"{'family':12}{', '.join(types)}: {description.summary}"
     yield f"{'sizes':12}{sizes(cfg)}"
+    if cfg.output_head != "next_token":
+        yield f"{'outputs':12}{outputs(cfg)}"
     yield f"{'parameters':12}{inspected.parameters:,}"
     yield f"{'memory':12}{', '.join(f'{dtype} {human(size)}' for dtype, size in inspected.memory().items())}"
+    if checkpoint.adapter is not None:
+        yield f"{'adapter':12}{checkpoint.adapter}"
     yield from attention(inspected)
     fields = [f"{name} = {value!r}" for name, value in checkpoint.unread.items()]
     yield from listed("config.json fields that jaxlens does not read", fields)
@@ -52,6 +57,14 @@ def sizes(cfg: Config) -> str:
         f"{cfg.n_layers} layers, d_model {cfg.d_model:,}, {cfg.n_heads} heads of size {cfg.d_head}{kv_heads}{mlp}, "
         f"vocabulary {cfg.d_vocab:,}, context {cfg.n_ctx:,}"
     )
+
+
+def outputs(cfg: Config) -> str:
+    """What the model computes from the residual stream, if not logits of the next token."""
+    if cfg.output_head is None:
+        return "none: no unembedding, so everything but logits and loss"
+    labels = f"scores of {cfg.d_vocab_out} label{'s'[: cfg.d_vocab_out != 1]}"
+    return f"{labels} for {'the sequence' if cfg.output_head == 'sequence_labels' else 'each token'}"
 
 
 def human(size: float) -> str:

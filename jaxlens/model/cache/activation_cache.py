@@ -269,7 +269,7 @@ class ActivationCache(Decomposition, Mapping):
             raise ActivationNotFound('the cache holds no "blocks.*.attn.hook_z", which head results are computed from')
         for block, layers in zip(self.require_model().modules.stacks, self.cfg.stacks, strict=True):
             if missing := [layer for layer in layers if layer in held and layer not in done]:
-                W_O = arrays(block.attn).W_O[np.array([layers.index(layer) for layer in missing])]
+                W_O = arrays(block.attn).updated("W_O")[np.array([layers.index(layer) for layer in missing])]
                 self._add_results(missing, head_results(self.of_layers("attn.hook_z", missing), W_O))
 
     def _add_results(self, layers: list[int], result: jax.Array) -> None:

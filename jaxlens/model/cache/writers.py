@@ -184,7 +184,7 @@ class Writers:
             if all(f"blocks.{layer}.attn.hook_result" in self.cache for layer in layers):
                 return Units(read_layers(self.cache, "attn.hook_result", layers, self.positions), None, after)
             z = read_layers(self.cache, "attn.hook_z", layers, self.positions)
-            return Units(z, of_layers(block.attn.W_O), after)
+            return Units(z, of_layers(block.attn.updated("W_O")), after)
 
         labels = [f"L{layer}H{head}" for layer in range(n_layers) for head in range(self.cfg.n_heads)]
         return [self._by_layer(range(n_layers), units)] if n_layers else [], labels
@@ -200,7 +200,7 @@ class Writers:
 
         def units(block, layers, of_layers):
             activations = read_layers(self.cache, "mlp.hook_post", layers, self.positions)
-            W_out = of_layers(block.mlp.W_out)
+            W_out = of_layers(block.mlp.W_out if isinstance(block.mlp, MoE) else block.mlp.updated("W_out"))
             if isinstance(block.mlp, MoE):
                 mlp = jax.tree.map(of_layers, block.mlp)
                 activations, W_out = self._expert_neurons(mlp, activations, layers)

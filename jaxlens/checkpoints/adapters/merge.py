@@ -1,0 +1,161 @@
+"""A base model whose tensors include the changes of an adapter, which are computed when a tensor is read."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxlens.checkpoints.adapters.weights import LABEL_HEADS, Adapter, Change, LowRank, Names
+from jaxlens.checkpoints.heads import CLASSIFIERS, PREFIXES, kind_of
+from jaxlens.checkpoints.rules.rule import Family, Tensors, stored_dtype
+from jaxlens.checkpoints.validate import shortened
+from jaxlens.config import Config
+from jaxlens.errors import CheckpointError
+
+AT_ONCE = 2**22
+"""The number of values that are updated at a time, so that the update is never in memory as a whole."""
+
+TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+"""The `task_type` of an adapter: the end of the name of its class."""
+
+
+class MergedTensors:
+    """The tensors of a base model with an adapter. At most one changed tensor is in memory.
+
+    Changed tensors are computed, and returned, in float32 or wider. `dtype` is that of the base model. `copied` tensors
+    have the values of another one, and `hidden` ones are left out.
+    """
+
+    def __init__(
+        self, base: Tensors, adapter: Adapter, changes: Mapping[str, Change], copied: Mapping[str, str],
+        hidden: set[str],
+    ):  # fmt: skip
+        self._base, self._adapter, self._changes = base, adapter, changes
+        self._copied, self._hidden, self._names = copied, hidden, set(base.names())
+        for name, change in changes.items():
+            if change.low_rank:
+                self._check(name, change.low_rank)
+
+    def names(self) -> list[str]:
+        kept = [name for name in self._base.names() if name not in self._hidden]
+        return list(dict.fromkeys((*kept, *self._copied, *self._changes)))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        change = self._changes.get(name)
+        if change and change.whole:
+            return self._adapter.file.shape(change.whole)
+        return self._base.shape(self._copied.get(name, name))
+
+    def dtype(self, name: str) -> str:
+        source = self._copied.get(name, name)
+        if source in self._names:
+            return stored_dtype(self._base, source)
+        return self._adapter.file.dtype(self._changes[name].whole)
+
+    def read(self, name: str) -> np.ndarray:
+        change, source = self._changes.get(name), self._copied.get(name, name)
+        if change is None:
+            return self._base.read(source)
+        value = self._adapter.file.read(change.whole) if change.whole else self._base.read(source)
+        if not (change.low_rank or change.bias or change.rows):
+            return value
+        dtype = np.float64 if value.dtype == np.float64 else np.float32
+        value = self._updated(value, change.low_rank, dtype) if change.low_rank else np.array(value, dtype)
+        if change.bias:
+            value += self._adapter.read(change.bias[0]) * np.float32(change.bias[1])
+        if change.rows:
+            value[list(change.rows[1])] = self._adapter.read(change.rows[0])
+        return value
+
+    def _updated(self, value: np.ndarray, update: LowRank, dtype: Any) -> np.ndarray:
+        """A new array with a low-rank update, whose outputs are rescaled to the magnitudes of a DoRA."""
+        B, A = update.factors()
+        left, right = (A.swapaxes(-1, -2), B.swapaxes(-1, -2)) if update.transposed else (B, A)
+        left = left * np.float32(update.scale)
+        result, step = np.empty(value.shape, dtype), max(1, AT_ONCE // value.shape[-1])
+        for index in np.ndindex(update.stack):
+            for start in range(0, value.shape[-2], step):
+                rows = (*index, slice(start, start + step))
+                np.add(value[rows], left[rows] @ right[index], out=result[rows], casting="unsafe")
+        if update.magnitude:
+            norm = np.sqrt(np.einsum("xy,xy->y" if update.transposed else "xy,xy->x", result, result))
+            factor = self._adapter.read(update.magnitude).reshape(-1) / norm
+            result *= factor if update.transposed else factor[:, None]
+        return result
+
+    def _check(self, name: str, update: LowRank) -> None:
+        n_out, n_in = update.shape
+        expected = (*update.stack, *((n_in, n_out) if update.transposed else (n_out, n_in)))
+        if (shape := self.shape(name)) != expected:
+            problem = f"{name} of the base model is {shape}, but the adapter's update is {expected}"
+            raise CheckpointError(f"{self._adapter.folder}: {problem}; pass the base model of the adapter")
+
+
+def merged(
+    adapter: Adapter, family: Family, cfg: Config, fields: Mapping[str, Any], base: Tensors, merge: bool = True
+) -> tuple[dict[str, Any], MergedTensors, dict[str, LowRank]]:
+    """config.json and the tensors of a base model with an adapter. `cfg` is the Config of a language model.
+
+    If the adapter changes only one of two tied tensors, they are not tied any more. Without `merge`, low-rank updates
+    are returned by the tensors that they change. The adapter must then contain nothing else but a head of labels.
+    """
+    heads, stored = adapter.heads(), set(base.names())
+    copies = [tuple(map(family.spelling(family.rules(cfg), stored), pair)) for pair in family.copies]
+    has_labels = bool(heads) or any(f"{head}.weight" in stored for head in LABEL_HEADS)
+    tied = copies[0] if cfg.tie_word_embeddings and copies and not has_labels else None
+    added = [f"{head}.{leaf}" for head in heads for leaf in adapter.modules[head]] + ([tied[0]] if tied else [])
+    prefixes = (*family.prefixes, *PREFIXES)
+    names = Names([*stored, *added], prefixes, family.renamed, adapter.folder, base.shape, cfg.num_experts)
+    changes, updates = adapter.changes(str(fields.get("model_type")), names), {}
+    if not merge:
+        changes, updates = _without_updates(adapter, changes)
+    fields = dict(fields) | ({"architectures": [_kind(adapter, fields)], **_labels(heads)} if heads else {})
+    copied, hidden = {}, set()
+    if tied and (change := _untied(adapter, changes, *tied)):
+        copied, changes[tied[0]], fields["tie_word_embeddings"] = dict([tied]), change, False
+    elif tied:
+        hidden = {name for name, _ in copies}
+        changes.pop(tied[0], None)
+    elif heads:
+        hidden = {name for name, _ in copies} | {f"{name.removesuffix('weight')}bias" for name, _ in copies}
+    tensors = MergedTensors(base, adapter, changes, copied, hidden)
+    if copies and (rows := tensors.shape(copies[0][1])[0]) != cfg.d_vocab:
+        fields["vocab_size"] = rows
+    return fields, tensors, updates
+
+
+def _without_updates(adapter: Adapter, changes: Mapping[str, Change]) -> tuple[dict[str, Change], dict[str, LowRank]]:
+    """The changes that are no low-rank updates, and those that are. The former may only add a head of labels."""
+    updates = {name: change.low_rank for name, change in changes.items() if change.low_rank}
+    others = {name: change for name, change in changes.items() if not change.low_rank}
+    kept = [name for name in others if name.split(".")[0] not in adapter.heads()]
+    if kept or not updates:
+        problem = f"merge=False keeps low-rank updates apart, but this adapter also changes {shortened(kept, 3)}"
+        raise CheckpointError(f"{adapter.folder}: {problem}; merge it")
+    return others, updates
+
+
+def _untied(adapter: Adapter, changes: Mapping[str, Change], head: str, embedding: str) -> Change | None:
+    """The change of the unembedding if the adapter changes only one of two tied tensors. None if they stay tied."""
+    of_head, of_both = changes.get(head, Change()), changes.get(embedding, Change())
+    is_own = any(change.of_its_own or change.low_rank for change in (of_both, of_head))
+    if not is_own or adapter.config.fields.get("ensure_weight_tying"):
+        return None
+    whole = of_head.whole or (None if of_both.of_its_own else of_both.whole)
+    return dataclasses.replace(of_head, whole=whole, rows=of_head.rows or of_both.rows)
+
+
+def _kind(adapter: Adapter, fields: Mapping[str, Any]) -> str:
+    """The end of the name of the class with the head that the adapter contains."""
+    (head, *_), task = adapter.heads(), adapter.config.fields.get("task_type")
+    if head != "score":
+        return "ForQuestionAnswering" if head == "qa_outputs" else "ForTokenClassification"
+    of_base = kind_of(fields) if kind_of(fields) in CLASSIFIERS else None
+    by_bias = "ForTokenClassification" if "bias" in adapter.modules[head] else "ForSequenceClassification"
+    return TASKS.get(task) or of_base or by_bias
+
+
+def _labels(heads: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    number = next(iter(heads.values()))[0]
+    return {"id2label": {str(label): f"LABEL_{label}" for label in range(number)}}

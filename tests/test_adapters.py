@@ -1,0 +1,367 @@
+"""LoRA adapters, which peft wrote: merged when a checkpoint is loaded, or kept beside the weights."""
+
+import json
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+from support.mistakes import Case, unreached
+from support.tiny import random_tokens, write_checkpoint
+
+import jaxlens
+from jaxlens import CheckpointError, HookedTransformer
+from jaxlens.checkpoints import converter, export, find
+from jaxlens.checkpoints.open import open_config
+from jaxlens.cli import main
+
+warnings.filterwarnings("ignore", module="peft")
+
+TOLERANCE = 1e-5
+TOKENS = random_tokens(1, 12)
+
+
+def config(*target_modules, **fields):
+    targets = target_modules[0] if target_modules[:1] in (("all-linear",), (r".*\.[qo]_proj",)) else [*target_modules]
+    return peft.LoraConfig(**{"r": 3, "lora_alpha": 7, "target_modules": targets, **fields})
+
+
+def torch_model(folder, kind="ForCausalLM", vocabulary=None, **options):
+    auto = getattr(transformers, f"AutoModel{kind}")
+    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **options)
+    if vocabulary:
+        model.resize_token_embeddings(vocabulary)
+    return model
+
+
+def write_adapter(folder, base, lora, *, safe=True, **options):
+    """An adapter with random weights, and its model in peft, loaded from the folder."""
+    model = peft.get_peft_model(torch_model(base, **options), lora)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                noise = 0.5 * torch.randn(parameter.shape, generator=generator)
+                is_factor = "lora_" in name and "magnitude" not in name and "bias" not in name
+                parameter.copy_(noise * parameter.shape[-1] ** -0.5 if is_factor else parameter + 0.3 * noise)
+    model.save_pretrained(folder, safe_serialization=safe)
+    return peft.PeftModel.from_pretrained(torch_model(base, **options), folder).eval()
+
+
+def theirs(model, tokens=TOKENS):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor(tokens)).logits.numpy()
+
+
+def loaded(source, **options):
+    return HookedTransformer.from_pretrained_no_processing(str(source), **options)
+
+
+def assert_close(ours, expected):
+    ours, expected = np.asarray(ours), np.asarray(expected)
+    assert ours.shape == expected.shape
+    assert np.abs(ours - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A function that returns a tiny checkpoint of a model_type."""
+    root, written = tmp_path_factory.mktemp("bases"), {}
+
+    def get(model_type, **fields):
+        key = (model_type, *fields.items())
+        if key not in written:
+            written[key] = write_checkpoint(root / str(len(written)), model_type, **fields)
+        return written[key]
+
+    return get
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+MERGED = {
+    "plain": ("llama", config("q_proj", "v_proj", "down_proj")),
+    "in bfloat16": ("llama-bfloat16", config("all-linear")),
+    "patterns": ("llama", config(r".*\.[qo]_proj", use_rslora=True, rank_pattern={"q_proj": 5},
+                                 alpha_pattern={"layers.1.self_attn.q_proj": 2})),
+    "DoRA of all linear layers": ("llama", config("all-linear", use_dora=True)),
+    "layers, embeddings": ("llama", config("q_proj", "embed_tokens", "lm_head", layers_to_transform=[0, 2])),
+    "saved modules": ("llama", config("q_proj", modules_to_save=["lm_head", "embed_tokens", "input_layernorm"])),
+    "Conv1D, all biases": ("gpt2", config("c_attn", "c_proj", "c_fc", fan_in_fan_out=True, bias="all")),
+    "Conv1D, its biases": ("gpt2", config("c_attn", "c_proj", bias="lora_only")),
+    "Conv1D, DoRA": ("gpt2", config("all-linear", use_dora=True)),
+    "a bias of its own": ("gpt2", config("c_attn", lora_bias=True)),
+    "tied, both adapted": ("gpt2", config("c_attn", "wte", "lm_head")),
+    "tied, DoRA of the embedding": ("gpt2", config("c_attn", "wte", use_dora=True)),
+    "tied, an embedding of its own": ("gpt2", config("c_attn", modules_to_save=["wte"])),
+    "tied, a head of its own": ("gpt2", config("c_attn", modules_to_save=["lm_head"])),
+    "tied, some tokens": ("gpt2", config("c_attn", trainable_token_indices={"wte": [1, 5, 9]})),
+    "tied, a scaled embedding": ("gemma2", config("q_proj", "embed_tokens")),
+    "fused by head": ("gpt_neox", config("query_key_value", "dense", "dense_h_to_4h", "embed_out")),
+    "fused by kind": ("phi3", config("qkv_proj", "gate_up_proj")),
+    "biases": ("qwen2", config("q_proj", "gate_proj", bias="all")),
+    "experts of one tensor each": ("mixtral", config("gate", target_parameters=EXPERTS)),
+    "stacked experts": ("gpt_oss", config("q_proj", target_parameters=EXPERTS)),
+    "all linear layers with latents": ("deepseek_v3", config("all-linear")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MERGED)
+def test_a_merged_adapter_has_the_logits_of_peft(tmp_path, bases, case):
+    (model_type, _, dtype), lora = MERGED[case][0].partition("-"), MERGED[case][1]
+    base, adapter = bases(model_type, **({"dtype": dtype} if dtype else {})), tmp_path / "adapter"
+    expected = theirs(write_adapter(adapter, base, lora))
+    model = loaded(base, adapter=adapter)
+    assert_close(model(TOKENS), expected)
+    again = export(tmp_path / "exported", model.cfg, model.params, model.source)
+    assert_close(theirs(torch_model(again)), expected)
+
+
+def test_an_adapter_names_its_base_model(tmp_path, bases, capsys):
+    base, adapter = bases("llama"), tmp_path / "adapter"
+    expected = theirs(write_adapter(adapter, base, config("q_proj"), safe=False))
+    assert (adapter / "adapter_model.bin").is_file()
+    model = loaded(adapter)
+    assert_close(model(TOKENS), expected)
+    assert model.name == str(adapter)
+    converter.convert(adapter, tmp_path / "native")
+    assert_close(loaded(tmp_path / "native")(TOKENS), expected)
+    assert main(["inspect", str(adapter)]) == 0
+    assert "LoRA of rank 3; changes 3 modules" in capsys.readouterr().out
+    assert main(["verify", str(adapter), "--length", "12"]) == 0
+    assert open_config(adapter) == model.cfg
+
+
+def test_a_repository_with_an_adapter(tmp_path, bases, monkeypatch):
+    adapter = tmp_path / "adapter"
+    expected = theirs(write_adapter(adapter, bases("llama"), config("q_proj")))
+    asked = []
+
+    def download(name, repository, revision=None, *, files=(), ignored=(), **hub):
+        asked.append((repository, revision, "adapter_model.safetensors" in files, hub["token"]))
+        return adapter
+
+    monkeypatch.setattr(find, "download", download)
+    assert_close(loaded("someone/an-adapter", revision="v2", token="abc")(TOKENS), expected)
+    assert asked == [("someone/an-adapter", "v2", False, "abc"), ("someone/an-adapter", "v2", True, "abc")]
+    assert_close(loaded(bases("llama"), adapter="someone/an-adapter")(TOKENS), expected)
+
+
+def test_a_vocabulary_that_training_extended(tmp_path, bases):
+    for model_type, target in (("llama", "q_proj"), ("gpt2", "c_attn")):
+        base, adapter, tokens = bases(model_type), tmp_path / model_type, random_tokens(2, 12, vocabulary=67)
+        expected = theirs(write_adapter(adapter, base, config(target), vocabulary=67), tokens)
+        model = loaded(adapter)
+        assert model.cfg.d_vocab == 67
+        assert_close(model(tokens), expected)
+
+
+@pytest.mark.parametrize(("model_type", "target", "task"), [
+    ("llama", "q_proj", "SEQ_CLS"), ("gpt2", "c_attn", "SEQ_CLS"), ("gpt2", "c_attn", "TOKEN_CLS"),
+    ("llama", "q_proj", "TOKEN_CLS"),
+])
+def test_an_adapter_with_a_head_of_labels(tmp_path, bases, model_type, target, task):
+    """The base model is a language model. The adapter replaces its head."""
+    kind = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}[task]
+    base, adapter = bases(model_type), tmp_path / "adapter"
+    options = {"kind": kind, "num_labels": 3, "pad_token_id": 60}
+    expected = theirs(write_adapter(adapter, base, config(target, task_type=task), **options), TOKENS % 60)
+    for model in (loaded(adapter), loaded(adapter, merge=False)):
+        ours = model.label_scores(TOKENS % 60) if task == "SEQ_CLS" else model(TOKENS % 60)
+        assert_close(ours, expected)
+
+
+# --- an adapter beside the weights
+
+
+APART = {
+    "separate": ("llama", config("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+                                 rank_pattern={"q_proj": 5})),
+    "Conv1D": ("gpt2", config("c_attn", "c_proj", "c_fc", layers_to_transform=[0, 2])),
+    "fused by head": ("gpt_neox", config("query_key_value", "dense", "dense_h_to_4h")),
+    "fused by kind": ("phi3", config("qkv_proj", "gate_up_proj")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", APART)
+def test_an_adapter_apart_scales_between_the_base_model_and_the_merged_one(tmp_path, bases, case):
+    model_type, lora = APART[case]
+    base, adapter = bases(model_type), tmp_path / "adapter"
+    expected = theirs(write_adapter(adapter, base, lora))
+    model = loaded(base, adapter=adapter, merge=False)
+    assert_close(model(TOKENS), expected)
+    assert np.array_equal(model.with_adapter_scale(0)(TOKENS), loaded(base)(TOKENS))
+    assert_close(model.merge_adapter()(TOKENS), expected)
+    first = loaded(base, adapter=adapter, merge=False, first_n_layers=2)
+    assert_close(first(TOKENS, stop_at_layer=2), model(TOKENS, stop_at_layer=2))
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory, bases):
+    adapter = tmp_path_factory.mktemp("apart") / "adapter"
+    write_adapter(adapter, bases("llama"), config("q_proj", "o_proj", "down_proj"))
+    return adapter
+
+
+@pytest.fixture(scope="module")
+def model(apart):
+    return loaded(apart, merge=False)
+
+
+def test_the_scale_is_data(model):
+    """Other scales compile nothing of the model, and the scale can be mapped, differentiated and traced."""
+    model.with_adapter_scale(0.5)(TOKENS)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    half = model.with_adapter_scale(0.25)(TOKENS)
+    assert not [name for name in compiled if "compile" in name]
+    merged = model.with_adapter_scale(0.25).merge_adapter()
+    assert_close(half, merged(TOKENS))
+
+    def logits(scale):
+        return model.with_adapter_scale(scale)(TOKENS)
+
+    mapped = jax.vmap(logits)(jax.numpy.array([0.0, 0.25, 1.0]))
+    assert_close(mapped[1], half)
+    assert_close(jax.jit(logits)(0.25), half)
+    gradient = jax.grad(lambda scale: logits(scale)[0, -1, 3])(0.25)
+    step = 1e-2
+    numeric = (logits(0.25 + step) - logits(0.25 - step))[0, -1, 3] / (2 * step)
+    assert abs(gradient - numeric) < 2e-2 * abs(numeric)
+
+
+def test_a_scale_for_each_layer(model, bases):
+    last = model.with_adapter_scale([0.0, 0.0, 1.0])
+    assert np.array_equal(last(TOKENS, stop_at_layer=2), loaded(bases("llama"))(TOKENS, stop_at_layer=2))
+    assert np.abs(last(TOKENS) - loaded(bases("llama"))(TOKENS)).max() > 1e-2
+
+
+def test_the_effect_of_an_adapter_is_a_hook_point(model, bases):
+    names = [f"blocks.1.{site}.hook_out" for site in ("attn.lora_Q", "attn.lora_O", "mlp.lora_out")]
+    _, cache = model.run_with_cache(TOKENS)
+    assert set(names) <= cache.keys()
+    q = np.einsum("bpd,ndh->bpnh", cache["blocks.1.ln1.hook_out"], model.W_Q[1]) + cache[names[0]]
+    assert_close(cache["q", 1], q)
+    off = [(lambda name: ".lora_" in name, lambda value, hook: value * 0)]
+    base = loaded(bases("llama"))(TOKENS)
+    assert_close(model.run_with_hooks(TOKENS, fwd_hooks=off), base)
+    assert_close(jax.jit(lambda m: m.run_with_hooks(TOKENS, fwd_hooks=off))(model), base)
+    scaled = [(lambda name: ".lora_" in name, jaxlens.hook(lambda value, hook, by: value * by, by=0.25))]
+    assert_close(model.run_with_hooks(TOKENS, fwd_hooks=scaled), model.with_adapter_scale(0.25)(TOKENS))
+    results = model.run_with_cache(TOKENS, names_filter=["blocks.1.attn.hook_result", "blocks.1.hook_attn_out"])[1]
+    assert_close(results["result", 1].sum(2), results["attn_out", 1])
+    assert_close(cache.stack_head_results(2)[6:].sum(0), cache["attn_out", 1])
+    both = [("blocks.1.attn.hook_result", lambda value, hook: value), (names[1], lambda value, hook: value * 0)]
+    alone = model.run_with_hooks(TOKENS, fwd_hooks=both[1:])
+    assert_close(model.run_with_hooks(TOKENS, fwd_hooks=both), alone)
+
+
+def test_training_changes_the_factors(model):
+    gradients = jax.grad(lambda params: model.with_params(params)(TOKENS, return_type="loss"))(model.params)
+    assert all(np.abs(gradients[f"blocks.*.attn.lora_Q.{name}"]).max() > 0 for name in ("A", "B", "scale"))
+
+
+def test_saving_and_processing_a_model_with_an_adapter(model, tmp_path):
+    converter.save(tmp_path / "native", model.cfg, model.params, source=model.source)
+    assert np.array_equal(loaded(tmp_path / "native")(TOKENS), model(TOKENS))
+    processed = HookedTransformer.from_pretrained(str(tmp_path / "native"))
+    assert "not fold_ln: the adapter is not merged; use `model.merge_adapter()` first" in repr(processed)
+    folded = model.merge_adapter().processed(center_unembed=False)
+    assert folded.cfg.normalization_type == "RMSPre"
+    assert_close(folded(TOKENS), model(TOKENS))
+    with pytest.raises(CheckpointError, match=r"adapter is not merged: export model\.merge_adapter"):
+        export(tmp_path / "hf", model.cfg, model.params, model.source)
+
+
+# --- mistakes
+
+
+@pytest.fixture
+def changed(apart, tmp_path):
+    """A function that loads a copy of the adapter with other fields or tensors."""
+
+    def load(remove=(), tensors=None, options=None, base=None, **fields):
+        folder = shutil.copytree(apart, tmp_path / "changed", dirs_exist_ok=True)
+        written = {**json.loads((folder / "adapter_config.json").read_text()), **fields}
+        (folder / "adapter_config.json").write_text(json.dumps(written))
+        values = {**load_file(folder / "adapter_model.safetensors"), **(tensors or {})}
+        save_file({n: v for n, v in values.items() if n not in remove}, folder / "adapter_model.safetensors")
+        return loaded(base or folder, **(options or {}), **({"adapter": folder} if base else {}))
+
+    return load
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj."
+
+
+def mistakes(changed, bases, apart, model, tmp_path):
+    zeros = np.zeros
+    base = bases("llama")
+    without = shutil.copytree(apart, tmp_path / "without")
+    (without / "adapter_model.safetensors").unlink()
+    fields = {
+        "peft_type": ("IA3", "peft_type is 'IA3'; expected 'LORA', the only kind of adapter that jaxlens supports"),
+        "layer_replication": ([[0, 1]], "jaxlens does not support repeated layers of the base model"),
+        "init_lora_weights": ("pissa_niter_4", "it changes the weights of the base model before training; save"),
+        "brand_new": (3, "has fields that jaxlens does not read: brand_new = 3"),
+        "base_model_name_or_path": (None, "pass the base model, and the adapter as adapter="),
+        "r": (0, "r is 0; expected a positive number"),
+        "lora_alpha": ("7", "lora_alpha is '7'; expected a positive number"),
+        "rank_pattern": ({"q_proj": "x"}, "expected an object with a number for each module"),
+        "target_modules": ({"a": 1}, "expected a list of names, or null"),
+        "use_dora": (True, "use_dora does not match the weights of model.layers.0"),
+    }
+    yield from (
+        Case(lambda name=name, value=value: changed(**{name: value}), CheckpointError, text)
+        for name, (value, text) in fields.items()
+    )
+    yield Case(lambda: changed(r=4), CheckpointError, "the rank of model.layers.0.mlp.down_proj is 4, but its weights")
+    yield Case(lambda: changed(target_modules=["o_proj", "down_proj"]), CheckpointError,
+               "target_modules does not select model.layers.0.self_attn.q_proj")
+    yield Case(lambda: changed(base_model_name_or_path="/no/where"), CheckpointError,
+               "is an adapter of /no/where, which cannot be opened; pass the base model itself, with adapter=")
+    yield Case(lambda: changed(remove=[f"{Q}lora_B.weight"]), CheckpointError, "lora_B (); expected two factors")
+    yield Case(lambda: changed(tensors={f"{Q}lora_A.weight": zeros(0)}), CheckpointError, "save the adapter again")
+    yield Case(lambda: changed(tensors={"x.lora_A.weight": zeros((3, 36))}), CheckpointError,
+               "tensors that are not part of a LoRA: x.lora_A.weight (F64)")
+    yield Case(lambda: changed(tensors={f"{Q[:-1]}x.bias": zeros(36)}), CheckpointError,
+               "the adapter changes model.layers.0.self_attn.q_projx.bias, which the base model does not have")
+    yield Case(lambda: changed(base=bases("gpt2")), CheckpointError, "Pass the base model of the adapter")
+    wider = {f"{Q}lora_A.weight": zeros((3, 8), np.float32)}
+    yield Case(lambda: changed(tensors=wider), CheckpointError,
+               "q_proj.weight of the base model is (48, 36), but the adapter's update is (48, 8)")
+    yield Case(lambda: changed(lora_bias=True, use_dora=True), CheckpointError,
+               "lora_bias is True; expected false with use_dora")
+    experts = "base_model.model.model.layers.0.mlp.experts.lora_"
+    stacked = {f"{experts}A.weight": zeros((3, 7), np.float32), f"{experts}B.weight": zeros((9, 3), np.float32)}
+    down = [f"base_model.model.model.layers.{i}.mlp.down_proj.lora_{AB}.weight" for i in range(3) for AB in "AB"]
+    yield Case(lambda: changed(down, stacked, target_parameters=EXPERTS, base=bases("mixtral")), CheckpointError,
+               "has an update of shape (9, 7) and 3 rows; expected that of gate_up_proj (88, 36), down_proj (36, 44)")
+    yield Case(lambda: loaded(without), CheckpointError, "but no weights; expected adapter_model.safetensors or")
+    yield Case(lambda: loaded(base, adapter=base), CheckpointError, "expected a LoRA adapter that peft saved")
+    yield Case(lambda: loaded(base, adapter=[apart, apart]), TypeError,
+               "adapter is a list; expected a folder or a Hugging Face id. To use several adapters, merge them into")
+    yield Case(lambda: loaded(base, merge=False), ValueError, "is no adapter; pass one as adapter=")
+    whole = {"base_model.model.model.norm.weight": zeros(36, np.float32)}
+    yield Case(lambda: changed(tensors=whole, options={"merge": False}), CheckpointError,
+               "merge=False keeps low-rank updates apart, but this adapter also changes model.norm.weight")
+    embedding = "base_model.model.model.embed_tokens.lora_embedding_"
+    low = {f"{embedding}A": zeros((3, 61), np.float32), f"{embedding}B": zeros((36, 3), np.float32)}
+    yield Case(lambda: changed(tensors=low, target_modules="all-linear", options={"merge": False}), CheckpointError,
+               "it changes model.embed_tokens.weight; merge=False supports low-rank updates of the linear maps of")
+    yield Case(lambda: model.with_adapter_scale([1, 2]), ValueError,
+               "the scale has shape (2,); expected one number, or 3, one for each layer")
+    yield Case(lambda: loaded(base).with_adapter_scale(1), ValueError,
+               "this model has no adapter beside its weights; load one with from_pretrained(base, adapter=folder")
+
+
+def test_mistakes(changed, bases, apart, model, tmp_path):
+    cases = [*mistakes(changed, bases, apart, model, tmp_path)]
+    for case in cases:
+        shutil.rmtree(tmp_path / "changed", ignore_errors=True)
+        case.check()
+    assert unreached(__file__, cases) == []
