@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxlens.checkpoints import toys
+from jaxlens.checkpoints import multimodal, toys
 from jaxlens.checkpoints.families import family_of
 from jaxlens.checkpoints.find import Found, find
 from jaxlens.checkpoints.folder_reader import TensorFolder
@@ -16,6 +16,7 @@ from jaxlens.checkpoints.hub import tokenizer_named
 from jaxlens.checkpoints.mxfp4 import Mxfp4Tensors, is_mxfp4
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
 from jaxlens.checkpoints.rules.rule import Family, Tensors
+from jaxlens.checkpoints.rules.wrappers import Wrapper
 from jaxlens.checkpoints.safetensors_reader import read_json
 from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
@@ -29,7 +30,8 @@ class Checkpoint:
     """An open checkpoint: everything except its weights.
 
     `source` is the Hugging Face config.json, which an export needs, or None. `unread` are the config.json fields that
-    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`.
+    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `wrapper` is the multimodal
+    model whose language model this is, or None.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Checkpoint:
     source: dict[str, Any] | None
     tokenizer: Callable[[], Tokenizer | None]
     unread: Mapping[str, Any]
+    wrapper: Wrapper | None = None
 
     @property
     def model_type(self) -> str:
@@ -92,8 +95,12 @@ def read_config(fields: Mapping[str, Any]) -> tuple[Family, Config]:
 
 def map_config(fields: Mapping[str, Any]) -> tuple[Family, Config, Reader]:
     """The family and the Config of a config.json, and its reader, which records the fields that were read."""
-    family = family_of(fields.get("model_type"))
+    wrapper = multimodal.wrapper_of(fields)
+    family = None if wrapper else family_of(fields.get("model_type"))
     try:
+        if wrapper:
+            family, text, hf = multimodal.language_model(wrapper, fields)
+            return family, family.config(text), hf
         hf = Reader(complete(fields))
         return family, family.config(hf), hf
     except CheckpointError:
@@ -181,5 +188,7 @@ def _checkpoint(
         if strict:
             hf.check_all_read(family.unused)
         source, unread = family.source(fields), hf.unread(family.unused)
-        cfg = cfg.replace(**found.notes)
-        return Checkpoint(found.name, found.path, family, cfg, tensors(), source, tokenizer, unread)
+        cfg, opened = cfg.replace(**found.notes), tensors()
+        if wrapper := multimodal.wrapper_of(fields):
+            family, cfg = multimodal.as_stored(wrapper, family, cfg, opened)
+        return Checkpoint(found.name, found.path, family, cfg, opened, source, tokenizer, unread, wrapper)

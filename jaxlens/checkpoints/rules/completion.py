@@ -67,6 +67,15 @@ def completed(fields: Fields) -> tuple[Fields, dict[str, str]] | None:
         raise CheckpointError(f"config.json: transformers' {config_class.__name__} rejects it: {error}") from error
 
 
+@_kept_on_disk
+def causal_model(fields: Fields) -> list[str]:
+    """The `architectures` of a language model with this model_type, for example ["LlamaForCausalLM"]."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(fields["model_type"])
+    return [name] if isinstance(name, str) else []
+
+
 @functools.cache
 def standard_names(model_type: str) -> Mapping[str, str]:
     """The `attribute_map` of transformers' config class, for example {"hidden_size": "n_embd", ...} for GPT-2."""

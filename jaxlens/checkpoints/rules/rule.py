@@ -153,6 +153,7 @@ class Family:
     copies: tuple[tuple[str, str], ...] = (("lm_head.weight", "model.embed_tokens.weight"),)
     constants: Callable[[Config], Mapping[str, float]] = lambda cfg: {}  # scalar tensors with fixed values
     prefixes: tuple[str, ...] = ("model.", "")
+    layouts: tuple[tuple[str, str | None], ...] = ()  # of multimodal checkpoints, see `LAYOUTS` in wrappers.py
     context: str = "max_position_embeddings"  # the config.json field of the context length
     reference: str = "eager"  # the attention implementation of transformers to compare with
     source: Callable[[dict[str, Any]], dict[str, Any] | None] = dict  # config.json -> config.json of an export
@@ -160,13 +161,17 @@ class Family:
     def spelling(self, rules: Iterable[Rule], names: Iterable[str]) -> Renaming:
         """Converts tensor names in `rules` to those of a checkpoint whose tensors are called `names`."""
         default, names = self.prefixes[0], set(names)
+        layouts = self.layouts or [("", prefix) for prefix in self.prefixes]
 
-        def rename(name: str, prefix: str) -> str:
-            return prefix + name.removeprefix(default) if name.startswith(default) else name
+        def rename(name: str, before: str, prefix: str | None) -> str:
+            if prefix is None or not name.startswith(default):
+                return before + name
+            return before + prefix + name.removeprefix(default)
 
         samples = [rule.theirs for rule in rules if rule.theirs.startswith(default) and "{" not in rule.theirs]
-        matching = [prefix for prefix in self.prefixes if any(rename(sample, prefix) in names for sample in samples)]
-        return functools.partial(rename, prefix=matching[0] if matching else default)
+        matching = (layout for layout in layouts if any(rename(sample, *layout) in names for sample in samples))
+        before, prefix = next(matching, layouts[0])
+        return functools.partial(rename, before=before, prefix=prefix)
 
 
 @dataclasses.dataclass(frozen=True)

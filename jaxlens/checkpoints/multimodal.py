@@ -1,0 +1,100 @@
+"""The language model in a checkpoint of a multimodal model: its config.json, and the names of its tensors."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxlens.checkpoints.families import family_of
+from jaxlens.checkpoints.rules.completion import causal_model
+from jaxlens.checkpoints.rules.config_helpers import head_dim
+from jaxlens.checkpoints.rules.hf_config import Reader, complete
+from jaxlens.checkpoints.rules.rule import Family, Tensors, moves
+from jaxlens.checkpoints.rules.wrappers import (
+    LANGUAGE_MODELS,
+    LAYOUTS,
+    POSITION_FIELDS,
+    UNUSED_FIELDS,
+    WRAPPERS,
+    Wrapper,
+)
+from jaxlens.config import Config
+from jaxlens.nn.module import axis_lengths
+
+
+def wrapper_of(fields: Mapping[str, Any]) -> Wrapper | None:
+    """The multimodal model that a config.json describes. None if it describes a language model alone."""
+    kind = fields.get("model_type")
+    return WRAPPERS.get(kind) if isinstance(kind, str) else None
+
+
+def language_model(wrapper: Wrapper, fields: Mapping[str, Any]) -> tuple[Family, Reader, Reader]:
+    """The family of the language model, the reader of its fields, and that of all fields of a config.json.
+
+    The family reads the language model from a checkpoint of the multimodal model, and exports it alone.
+    """
+    unused = UNUSED_FIELDS.union(wrapper.unused)
+    whole = complete({name: value for name, value in fields.items() if name not in unused})
+    Reader(whole).inside(wrapper.text)  # raises an error unless it is an object
+    stated = fields.get(wrapper.text)
+    text = _text(wrapper, stated, whole)
+    repeated = {**text, **(stated or {})}
+    rest = {
+        name: value
+        for name, value in whole.items()
+        if name not in (*unused, "quantization_config", "tie_word_embeddings") and not (name in repeated and repeated[name] == value)
+    }
+    if quantization := fields.get("quantization_config"):
+        text["quantization_config"] = quantization
+    family = _family(wrapper, text)
+    if stated is None:  # the fields of the language model are among those of the multimodal model
+        hf = Reader({**rest, **text})
+        return family, hf, hf
+    hf = Reader({**rest, wrapper.text: text})
+    return family, hf.inside(wrapper.text), hf
+
+
+def _text(wrapper: Wrapper, stated: Mapping[str, Any] | None, whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json that the language model would have alone."""
+    text = dict(whole[wrapper.text])
+    kind = text.get("model_type")
+    if stated:
+        text = complete({**stated, "model_type": kind})
+    model_type = LANGUAGE_MODELS.get(str(kind), kind)
+    family_of(model_type, f"{wrapper.text}.model_type")  # raises an error if it is not supported
+    text = {name: value for name, value in text.items() if name not in UNUSED_FIELDS}
+    if kind in LANGUAGE_MODELS and text.get("head_dim") is None:  # the family's default may be another
+        text["head_dim"] = head_dim(Reader(text))
+    if isinstance(rope := text.get("rope_parameters"), Mapping):
+        text["rope_parameters"] = {name: value for name, value in rope.items() if name not in POSITION_FIELDS}
+    tied = Reader(whole).flag("tie_word_embeddings") or Reader(text).flag("tie_word_embeddings")
+    text = complete({**text, "model_type": model_type, "tie_word_embeddings": tied})
+    text |= {name: value for name, value in wrapper.fixed.items() if name in text}
+    return text | {"architectures": causal_model({"model_type": model_type})}
+
+
+def _family(wrapper: Wrapper, text: dict[str, Any]) -> Family:
+    family = family_of(text["model_type"])
+    other_parts = [pattern for patterns in wrapper.unread_tensors.values() for pattern in patterns]
+    return dataclasses.replace(
+        family, rules=(*wrapper.rules, family.rules)[0], ignored=(*family.ignored, *other_parts), layouts=LAYOUTS,
+        source=lambda _: family.source(text),
+    )  # fmt: skip
+
+
+def as_stored(wrapper: Wrapper, family: Family, cfg: Config, tensors: Tensors) -> tuple[Family, Config]:
+    """The family and the config of the language model, adapted to the tensors of a checkpoint.
+
+    If a head is stored, the embeddings are not tied. The default of `tie_word_embeddings` differs between versions of
+    transformers, so config.json does not tell whether they are. transformers uses a stored head, too.
+    """
+    names, lengths = set(tensors.names()), axis_lengths(cfg)
+    for rules in wrapper.rules:
+        plan = moves(rules(cfg), cfg, family.spelling(rules(cfg), names))
+        stored = [move for move in plan if move.theirs in names]
+        if all(tensors.shape(move.theirs) == move.rule.their_shape(lengths) for move in stored):
+            family = dataclasses.replace(family, rules=rules)
+            break
+    rename = family.spelling(family.rules(cfg), names)
+    if any(rename(copy) in names for copy, _ in family.copies):
+        cfg = cfg.replace(tie_word_embeddings=False)
+    return family, cfg
