@@ -467,7 +467,7 @@ def test_errors_of_verify(theirs, tmp_path, capsys, monkeypatch):
 
 def test_families_are_listed_and_written_to_a_file(tmp_path, capsys):
     printed = run(capsys, "families")
-    assert "gemma3_text, gemma3\n    Gemma 3 (text): " in printed
+    assert "gemma3_text\n    Gemma 3 (text): " in printed and "gemma3\n    the text part of a multimodal" in printed
     table = run(capsys, "families", "--markdown")
     assert re.search(r"^\| `llama` \| Llama 1 to 3.* \| .*Also from GGUF files\. \|$", table, re.MULTILINE)
     rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)

@@ -20,6 +20,9 @@ from jaxlens.checkpoints.rules.wrappers import (
 from jaxlens.config import Config
 from jaxlens.nn.module import axis_lengths
 
+QUANTIZATION = ("quantization_config", "compression_config")
+"""The config.json fields that describe quantized weights. Exported weights are not quantized."""
+
 
 def wrapper_of(fields: Mapping[str, Any]) -> Wrapper | None:
     """The multimodal model that a config.json describes. None if it describes a language model alone."""
@@ -37,14 +40,12 @@ def language_model(wrapper: Wrapper, fields: Mapping[str, Any]) -> tuple[Family,
     Reader(whole).inside(wrapper.text)  # raises an error unless it is an object
     stated = fields.get(wrapper.text)
     text = _text(wrapper, stated, whole)
-    repeated = {**text, **(stated or {})}
+    repeated = {**text, **(stated or {})}  # older versions of transformers wrote some fields in both places
     rest = {
         name: value
         for name, value in whole.items()
-        if name not in (*unused, "quantization_config", "tie_word_embeddings") and not (name in repeated and repeated[name] == value)
+        if name not in (*unused, "tie_word_embeddings") and not (name in repeated and repeated[name] == value)
     }
-    if quantization := fields.get("quantization_config"):
-        text["quantization_config"] = quantization
     family = _family(wrapper, text)
     if stated is None:  # the fields of the language model are among those of the multimodal model
         hf = Reader({**rest, **text})
@@ -73,11 +74,11 @@ def _text(wrapper: Wrapper, stated: Mapping[str, Any] | None, whole: Mapping[str
 
 
 def _family(wrapper: Wrapper, text: dict[str, Any]) -> Family:
-    family = family_of(text["model_type"])
+    family, alone = family_of(text["model_type"]), {name: text[name] for name in text if name not in QUANTIZATION}
     other_parts = [pattern for patterns in wrapper.unread_tensors.values() for pattern in patterns]
     return dataclasses.replace(
         family, rules=(*wrapper.rules, family.rules)[0], ignored=(*family.ignored, *other_parts), layouts=LAYOUTS,
-        source=lambda _: family.source(text),
+        source=lambda _: family.source(alone),
     )  # fmt: skip
 
 

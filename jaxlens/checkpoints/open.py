@@ -16,7 +16,6 @@ from jaxlens.checkpoints.hub import tokenizer_named
 from jaxlens.checkpoints.mxfp4 import Mxfp4Tensors, is_mxfp4
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
 from jaxlens.checkpoints.rules.rule import Family, Tensors
-from jaxlens.checkpoints.rules.wrappers import Wrapper
 from jaxlens.checkpoints.safetensors_reader import read_json
 from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
@@ -30,8 +29,8 @@ class Checkpoint:
     """An open checkpoint: everything except its weights.
 
     `source` is the Hugging Face config.json, which an export needs, or None. `unread` are the config.json fields that
-    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `wrapper` is the multimodal
-    model whose language model this is, or None.
+    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `part_of` is the
+    model_type of the multimodal model whose language model this is, or None.
     """
 
     name: str
@@ -42,7 +41,7 @@ class Checkpoint:
     source: dict[str, Any] | None
     tokenizer: Callable[[], Tokenizer | None]
     unread: Mapping[str, Any]
-    wrapper: Wrapper | None = None
+    part_of: str | None = None
 
     @property
     def model_type(self) -> str:
@@ -96,13 +95,14 @@ def read_config(fields: Mapping[str, Any]) -> tuple[Family, Config]:
 def map_config(fields: Mapping[str, Any]) -> tuple[Family, Config, Reader]:
     """The family and the Config of a config.json, and its reader, which records the fields that were read."""
     wrapper = multimodal.wrapper_of(fields)
-    family = None if wrapper else family_of(fields.get("model_type"))
+    if wrapper is None:
+        family = family_of(fields.get("model_type"))
     try:
-        if wrapper:
+        if wrapper is None:
+            text = hf = Reader(complete(fields))
+        else:
             family, text, hf = multimodal.language_model(wrapper, fields)
-            return family, family.config(text), hf
-        hf = Reader(complete(fields))
-        return family, family.config(hf), hf
+        return family, family.config(text), hf
     except CheckpointError:
         raise
     except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -188,7 +188,8 @@ def _checkpoint(
         if strict:
             hf.check_all_read(family.unused)
         source, unread = family.source(fields), hf.unread(family.unused)
-        cfg, opened = cfg.replace(**found.notes), tensors()
+        cfg, opened, part_of = cfg.replace(**found.notes), tensors(), None
         if wrapper := multimodal.wrapper_of(fields):
             family, cfg = multimodal.as_stored(wrapper, family, cfg, opened)
-        return Checkpoint(found.name, found.path, family, cfg, opened, source, tokenizer, unread, wrapper)
+            part_of = fields["model_type"]
+        return Checkpoint(found.name, found.path, family, cfg, opened, source, tokenizer, unread, part_of)

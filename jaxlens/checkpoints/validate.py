@@ -64,7 +64,7 @@ def find_problems(
         UNKNOWN_TENSORS: sorted(
             name
             for name in names - rules.keys() - {*_copies(family, cfg, rename), *_constants(family, cfg, rename)}
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in (ROTARY_FREQUENCIES, *family.ignored))
+            if not matches(name, (ROTARY_FREQUENCIES, *family.ignored))
         ),
         "of the wrong shape": [
             f"{name} is {shape}, expected {expected} = [{rules[name].sides[0]}]"
@@ -74,6 +74,11 @@ def find_problems(
         "not floating point": [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype not in FLOATS],
     }
     return {problem: entries for problem, entries in problems.items() if entries}
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether the name of a tensor matches any of the glob patterns."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_coverage(plan: Iterable[Move], shapes: Mapping[str, tuple[int, ...]], lengths: Mapping[str, int]) -> None:

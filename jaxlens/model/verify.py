@@ -111,7 +111,7 @@ def check_version(checkpoint: Checkpoint) -> None:
 @contextlib.contextmanager
 def reference(checkpoint: Checkpoint) -> Iterator[Any]:
     """transformers' model of a checkpoint. A checkpoint in the native format is exported first."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
     from transformers.utils import logging
 
     torch = require("torch", "transformers' models")
@@ -123,7 +123,8 @@ def reference(checkpoint: Checkpoint) -> Iterator[Any]:
             path, options = path.parent, {"gguf_file": path.name}
         logging.disable_progress_bar()
         try:
-            yield AutoModelForCausalLM.from_pretrained(
+            auto = AutoModelForCausalLM if checkpoint.part_of is None else AutoModelForMultimodalLM
+            yield auto.from_pretrained(
                 path, dtype=torch.float32, attn_implementation=family.reference, local_files_only=True, **options
             ).eval()
         except (OSError, LookupError, ValueError) as error:

@@ -11,7 +11,7 @@ import pkgutil
 
 MODULES = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
 FAMILIES = {getattr(m, "MODEL_TYPE", m.__name__.rpartition(".")[2]): m for m in MODULES if hasattr(m, "CASES")}
-SIZES = {name: family.SIZES for name, family in FAMILIES.items()}
+SIZES = {getattr(m, "MODEL_TYPE", m.__name__.rpartition(".")[2]): m.SIZES for m in MODULES if hasattr(m, "SIZES")}
 CASES = {name: family.CASES for name, family in FAMILIES.items()}
 REFUSED = [(name, *case) for name, family in FAMILIES.items() for case in getattr(family, "REFUSED", ())]
 PUBLISHED = {name: model for m in MODULES for name, model in getattr(m, "PUBLISHED", {}).items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxlens.checkpoints.families import described
 from jaxlens.checkpoints.gguf.file import ARCHITECTURES
+from jaxlens.checkpoints.rules.wrappers import WRAPPERS
 from jaxlens.cli.commands.command import Command
 
 BEGIN, END = "<!-- jaxlens families -->\n", "<!-- end -->"
@@ -23,16 +24,24 @@ def run(arguments: argparse.Namespace) -> None:
         for entry in described():
             print(", ".join(entry.family.model_types))
             print(textwrap.indent(textwrap.fill(f"{entry.summary} {entry.notes}", 100), "    "))
+        for model_type, wrapper in WRAPPERS.items():
+            print(f"{model_type}\n    the text part of a multimodal model; not read: {', '.join(wrapper.parts)}")
 
 
 def table() -> str:
-    """All families as a Markdown table."""
+    """All families as a Markdown table, and the multimodal models around them as another."""
     in_gguf = {architecture.model_type for architecture in ARCHITECTURES.values()}
     rows = ["| model_type | architecture | notes |", "|---|---|---|"]
     for entry in described():
         gguf_note = "Also from GGUF files." if in_gguf & set(entry.family.model_types) else ""
         names = ", ".join(f"`{name}`" for name in entry.family.model_types)
         rows.append(f"| {names} | {entry.summary} | {' '.join(filter(None, (entry.notes, gguf_note)))} |")
+    rows += ["", "Of these multimodal models, the text part is read if its architecture is in the table above.", ""]
+    rows += ["| model_type | parts that are not read |", "|---|---|"]
+    by_parts: dict[str, list[str]] = {}
+    for model_type, wrapper in WRAPPERS.items():
+        by_parts.setdefault(", ".join(wrapper.parts), []).append(f"`{model_type}`")
+    rows += [f"| {', '.join(model_types)} | {parts} |" for parts, model_types in by_parts.items()]
     return "\n".join(rows) + "\n"
 
 

@@ -28,9 +28,13 @@ def run(arguments: argparse.Namespace) -> int:
 def report(inspected: Look) -> Iterator[str]:
     """The lines that `jaxlens inspect` prints."""
     checkpoint, cfg = inspected.checkpoint, inspected.checkpoint.cfg
-    (description,) = (entry for entry in described() if entry.family is checkpoint.family)
+    kinds = checkpoint.family.model_types
+    (description,) = (entry for entry in described() if entry.family.model_types == kinds)
     yield f"{'checkpoint':12}{checkpoint.path}"
-    yield f"{'family':12}{', '.join(checkpoint.family.model_types)}: {description.summary}"
+    if checkpoint.part_of is not None:
+        parts = ", ".join(f"{count} tensors of the {part} part" for part, count in inspected.other_parts.items())
+        yield f"{'part':12}text part of a {checkpoint.part_of} checkpoint; {parts} are not read"
+    yield f"{'family':12}{', '.join(kinds)}: {description.summary}"
     yield f"{'sizes':12}{sizes(cfg)}"
     yield f"{'parameters':12}{inspected.parameters:,}"
     yield f"{'memory':12}{', '.join(f'{dtype} {human(size)}' for dtype, size in inspected.memory().items())}"
