@@ -1,15 +1,16 @@
 """The language model in a checkpoint of a multimodal model: its config.json, and the names of its tensors."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxlens.checkpoints.families import family_of
 from jaxlens.checkpoints.rules.completion import causal_model
 from jaxlens.checkpoints.rules.config_helpers import head_dim
-from jaxlens.checkpoints.rules.hf_config import Reader, complete
+from jaxlens.checkpoints.rules.hf_config import Reader, complete, is_converted
 from jaxlens.checkpoints.rules.rule import Family, Tensors, moves
 from jaxlens.checkpoints.rules.wrappers import (
+    INACTIVE,
     LANGUAGE_MODELS,
     LAYOUTS,
     POSITION_FIELDS,
@@ -35,23 +36,24 @@ def language_model(wrapper: Wrapper, fields: Mapping[str, Any]) -> tuple[Family,
 
     The family reads the language model from a checkpoint of the multimodal model, and exports it alone.
     """
-    unused = UNUSED_FIELDS.union(wrapper.unused)
-    whole = complete({name: value for name, value in fields.items() if name not in unused})
+    unused, stated = UNUSED_FIELDS.union(wrapper.unused), fields.get(wrapper.text)
+    twice = stated.items() if isinstance(stated, Mapping) else ()  # some versions of transformers wrote fields twice
+    given = {name: value for name, value in fields.items() if name not in unused and not _among(name, value, twice)}
+    whole = complete(given)
     Reader(whole).inside(wrapper.text)  # raises an error unless it is an object
-    stated = fields.get(wrapper.text)
-    text = _text(wrapper, stated, whole)
-    repeated = {**text, **(stated or {})}  # older versions of transformers wrote some fields in both places
-    rest = {
-        name: value
-        for name, value in whole.items()
-        if name not in (*unused, "tie_word_embeddings") and not (name in repeated and repeated[name] == value)
-    }
+    completed, text = whole[wrapper.text], _text(wrapper, stated, whole)
     family = _family(wrapper, text)
-    if stated is None:  # the fields of the language model are among those of the multimodal model
-        hf = Reader({**rest, **text})
-        return family, hf, hf
-    hf = Reader({**rest, wrapper.text: text})
-    return family, hf.inside(wrapper.text), hf
+    rest = {name: value for name, value in whole.items() if name not in (*unused, wrapper.text, "tie_word_embeddings")}
+    if stated is not None:
+        hf = Reader({**rest, wrapper.text: text})
+        return family, hf.inside(wrapper.text), hf
+    # the fields of the language model are among those of the multimodal model
+    hf = Reader({
+        name: value
+        for name, value in rest.items()
+        if name not in completed and not is_converted(name, value, completed)
+    } | text)  # fmt: skip
+    return family, hf, hf
 
 
 def _text(wrapper: Wrapper, stated: Mapping[str, Any] | None, whole: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +64,11 @@ def _text(wrapper: Wrapper, stated: Mapping[str, Any] | None, whole: Mapping[str
         text = complete({**stated, "model_type": kind})
     model_type = LANGUAGE_MODELS.get(str(kind), kind)
     family_of(model_type, f"{wrapper.text}.model_type")  # raises an error if it is not supported
-    text = {name: value for name, value in text.items() if name not in UNUSED_FIELDS}
+    text = {
+        name: value
+        for name, value in text.items()
+        if name not in UNUSED_FIELDS and not _among(name, value, INACTIVE.items())
+    }
     if kind in LANGUAGE_MODELS and text.get("head_dim") is None:  # the family's default may be another
         text["head_dim"] = head_dim(Reader(text))
     if isinstance(rope := text.get("rope_parameters"), Mapping):
@@ -71,6 +77,11 @@ def _text(wrapper: Wrapper, stated: Mapping[str, Any] | None, whole: Mapping[str
     text = complete({**text, "model_type": model_type, "tie_word_embeddings": tied})
     text |= {name: value for name, value in wrapper.fixed.items() if name in text}
     return text | {"architectures": causal_model({"model_type": model_type})}
+
+
+def _among(name: str, value: Any, items: Iterable[tuple[str, Any]]) -> bool:
+    """Whether the items of a dict contain a field of config.json other than `tie_word_embeddings`, with this value."""
+    return name != "tie_word_embeddings" and (name, value) in items
 
 
 def _family(wrapper: Wrapper, text: dict[str, Any]) -> Family:

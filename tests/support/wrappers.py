@@ -3,7 +3,6 @@
 Sizes of language models are those of their families. The other parts are as small as transformers permits.
 """
 
-import json
 import pathlib
 
 import numpy as np
@@ -112,7 +111,7 @@ CASES = {
 """The fields of a config by model_type, which may be followed by a word that tells several cases apart."""
 
 
-def write_whole(folder: pathlib.Path, case: str, **fields) -> tuple[pathlib.Path, torch.nn.Module]:
+def write_whole(folder: pathlib.Path, case: str, shard: str = "5GB", **fields) -> tuple[pathlib.Path, torch.nn.Module]:
     """A folder that transformers wrote, and the model in it."""
     config = transformers.CONFIG_MAPPING[case.partition(" ")[0]](**{**CASES[case], **fields})
     torch.manual_seed(0)
@@ -121,7 +120,7 @@ def write_whole(folder: pathlib.Path, case: str, **fields) -> tuple[pathlib.Path
         for parameter in model.parameters():
             values = torch.randn(parameter.shape)
             parameter.copy_(1 + 0.3 * values if parameter.ndim == 1 else values * 1.5 / parameter.shape[-1] ** 0.5)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=shard)
     return folder, model
 
 

@@ -152,7 +152,7 @@ UNUSED_FIELDS = frozenset(
             "vision_token_id visual_indicator_token_ids _pad_token_id ignore_index",
             # other parts, and what they hand to the language model
             "adapter_layer_norm_eps alignment_intermediate_size downsample_factor downsample_rate downsample_ratio",
-            "image_grid_pinpoints image_seq_length image_text_hidden_size mm_tokens_per_image num_image_tokens",
+            "image_grid_pinpoints image_seq_len image_seq_length image_text_hidden_size mm_tokens_per_image num_image_tokens",
             "multimodal_projector_bias num_query_tokens pixel_shuffle_factor position_id_per_seconds projection_dim",
             "projector_hidden_act projector_layernorm_eps",
             "projector_pooling_ratio seconds_per_chunk spatial_merge_size spatial_pool_mode spatial_pool_stride",
@@ -162,3 +162,6 @@ UNUSED_FIELDS = frozenset(
     ).split()
 )
 """config.json fields of multimodal models, and of their language models, without effect on text."""
+
+INACTIVE = {"qk_layer_norms": False}
+"""config.json fields of language models without effect if they have these values."""
