@@ -33,8 +33,8 @@ from jaxlens import CheckpointError, HookedTransformer, Tokenizer
 from jaxlens.checkpoints import converter, load, native, open_checkpoint
 from jaxlens.checkpoints.exporter import ExportedTensors
 from jaxlens.checkpoints.open import read_config
-from jaxlens.checkpoints.rules.wrappers import UNUSED_FIELDS
 from jaxlens.checkpoints.rules.hf_config import IGNORED_FIELDS, complete
+from jaxlens.checkpoints.rules.wrappers import UNUSED_FIELDS
 
 MAX_BYTES = 8 * 2**20
 """The limit for allocations by Python and NumPy. The checkpoints have 200 kB; config classes need most of it."""

@@ -99,7 +99,8 @@ def test_a_language_model_in_another_layout(tmp_path, model_type):
 LAYOUTS = {  # the beginnings of names, and those that other versions of transformers wrote
     "llava_next": {
         "language_model.model.": "model.language_model.", "language_model.lm_head": "lm_head",
-        "vision_tower": "model.vision_tower", "multi_modal": "model.multi_modal", "image_newline": "model.image_newline",
+        "vision_tower": "model.vision_tower", "multi_modal": "model.multi_modal",
+        "image_newline": "model.image_newline",
     },
     "qwen2_vl": {"model.": "model.language_model.", "visual.": "model.visual.", "lm_head": "lm_head"},
     "cohere2_vision": {"model.language_model.": "language_model.model.", "model.": ""},
@@ -193,8 +194,9 @@ LLAVA_1_5 = {
         "_name_or_path": "lmsys/vicuna-7b-v1.5", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096,
         "model_type": "llama", "rms_norm_eps": 1e-05, "torch_dtype": "float16", "vocab_size": 32064,
     },
-    "tie_word_embeddings": False, "transformers_version": "4.36.0.dev0", "vision_feature_layer": -2, "vocab_size": 32064,
-    "vision_config": {"hidden_size": 1024, "model_type": "clip_vision_model"}, "vision_feature_select_strategy": "default",
+    "tie_word_embeddings": False, "transformers_version": "4.36.0.dev0", "vision_feature_layer": -2,
+    "vision_config": {"hidden_size": 1024, "model_type": "clip_vision_model"}, "vocab_size": 32064,
+    "vision_feature_select_strategy": "default",
 }  # fmt: skip
 PALIGEMMA = {
     "_name_or_path": "final-hf/paligemma", "bos_token_id": 2, "eos_token_id": 1, "hidden_size": 2048,
@@ -240,7 +242,8 @@ def test_fields_that_are_stored_twice(tmp_path, whole):
     """transformers 4.52 wrote the fields of Qwen's language models inside text_config and beside it."""
     folder, expected = whole("qwen2_vl", tmp_path / "copy")
     fields = json.loads((folder / "config.json").read_text())
-    older = {**fields["text_config"], "rope_theta": 500.0, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+    scaling = {"type": "mrope", "mrope_section": [1, 1, 2]}
+    older = {**fields["text_config"], "rope_theta": 500.0, "rope_scaling": scaling}
     del older["rope_parameters"]
     for both in ({**older, **fields, "text_config": older}, {**older, **fields, "text_config": None}):
         (folder / "config.json").write_text(json.dumps(both))
@@ -309,5 +312,5 @@ def test_converting_and_verifying(tmp_path, whole, monkeypatch):
     assert_equal_logits(convert_back(tmp_path / "native", tmp_path / "back"), expected)
     verified = verify(folder, length=20)
     assert verified.passed and verified.model_type == "qwen3" and len(verified.residuals) == 4
-    with pytest.raises(CheckpointError, match="transformers cannot run .*on text alone.*pixel_values"):
+    with pytest.raises(CheckpointError, match=r"transformers cannot run .*on text alone.*pixel_values"):
         verify(whole("instructblip", tmp_path / "blip")[0], length=20)

@@ -1,7 +1,7 @@
 """The language model in a checkpoint of a multimodal model: its config.json, and the names of its tensors."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jaxlens.checkpoints.families import family_of
@@ -37,23 +37,28 @@ def language_model(wrapper: Wrapper, fields: Mapping[str, Any]) -> tuple[Family,
     The family reads the language model from a checkpoint of the multimodal model, and exports it alone.
     """
     unused, stated = UNUSED_FIELDS.union(wrapper.unused), fields.get(wrapper.text)
-    twice = stated.items() if isinstance(stated, Mapping) else ()  # some versions of transformers wrote fields twice
-    given = {name: value for name, value in fields.items() if name not in unused and not _among(name, value, twice)}
+    twice = stated if isinstance(stated, Mapping) else {}  # some versions of transformers wrote fields twice
+    given = {name: value for name, value in fields.items() if name not in unused and not _repeats(twice, name, value)}
     whole = complete(given)
     Reader(whole).inside(wrapper.text)  # raises an error unless it is an object
     completed, text = whole[wrapper.text], _text(wrapper, stated, whole)
-    family = _family(wrapper, text)
-    rest = {name: value for name, value in whole.items() if name not in (*unused, wrapper.text, "tie_word_embeddings")}
-    if stated is not None:
-        hf = Reader({**rest, wrapper.text: text})
-        return family, hf.inside(wrapper.text), hf
-    # the fields of the language model are among those of the multimodal model
-    hf = Reader({
+
+    def belongs_to_text(name: str, value: Any) -> bool:
+        if stated is None:  # the fields of the language model are beside those of the multimodal model
+            return name in completed or is_converted(name, value, completed)
+        return _repeats(text, name, value)
+
+    rest = {
         name: value
-        for name, value in rest.items()
-        if name not in completed and not is_converted(name, value, completed)
-    } | text)  # fmt: skip
-    return family, hf, hf
+        for name, value in whole.items()
+        if name not in (*unused, wrapper.text, "tie_word_embeddings") and not belongs_to_text(name, value)
+    }
+    family = _family(wrapper, text)
+    if stated is None:
+        hf = Reader({**rest, **text})
+        return family, hf, hf
+    hf = Reader({**rest, wrapper.text: text})
+    return family, hf.inside(wrapper.text), hf
 
 
 def _text(wrapper: Wrapper, stated: Mapping[str, Any] | None, whole: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,9 +70,7 @@ def _text(wrapper: Wrapper, stated: Mapping[str, Any] | None, whole: Mapping[str
     model_type = LANGUAGE_MODELS.get(str(kind), kind)
     family_of(model_type, f"{wrapper.text}.model_type")  # raises an error if it is not supported
     text = {
-        name: value
-        for name, value in text.items()
-        if name not in UNUSED_FIELDS and not _among(name, value, INACTIVE.items())
+        name: value for name, value in text.items() if name not in UNUSED_FIELDS and not _repeats(INACTIVE, name, value)
     }
     if kind in LANGUAGE_MODELS and text.get("head_dim") is None:  # the family's default may be another
         text["head_dim"] = head_dim(Reader(text))
@@ -79,9 +82,9 @@ def _text(wrapper: Wrapper, stated: Mapping[str, Any] | None, whole: Mapping[str
     return text | {"architectures": causal_model({"model_type": model_type})}
 
 
-def _among(name: str, value: Any, items: Iterable[tuple[str, Any]]) -> bool:
-    """Whether the items of a dict contain a field of config.json other than `tie_word_embeddings`, with this value."""
-    return name != "tie_word_embeddings" and (name, value) in items
+def _repeats(others: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Whether `others` contains a field with the same value. Both are needed to tell whether embeddings are tied."""
+    return name != "tie_word_embeddings" and name in others and others[name] == value
 
 
 def _family(wrapper: Wrapper, text: dict[str, Any]) -> Family:

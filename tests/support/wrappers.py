@@ -42,9 +42,14 @@ VQ = {
     "base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 32, "num_embeddings": 8,
     "projection_dim": 36, "image_token_embed_dim": 36, "num_patches": 2,
 }
-MROPE = {"rope_parameters": {**ROPE, "rope_type": "default", "mrope_section": [1, 1, 2]}}
-QWEN2_TEXT = {**DEFAULT_HEADS, "hidden_size": 48, **MROPE}
 
+
+def mrope(**parameters):
+    return {"rope_parameters": {**ROPE, "rope_type": "default", "mrope_section": [1, 1, 2], **parameters}}
+
+
+QWEN2_TEXT = {**DEFAULT_HEADS, "hidden_size": 48, **mrope()}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 def text(model_type, **fields):
     return {"model_type": model_type, **SIZES[model_type], "bos_token_id": 1, "eos_token_id": 2, **fields}
@@ -70,7 +75,7 @@ CASES = {
     "fast_vlm": vision(text("qwen2"), {**TOWER, "model_type": "siglip_vision_model"}),
     "gemma3": vision(text("gemma3_text", final_logit_softcapping=3.0), mm_tokens_per_image=4),
     "glm4v": vision(
-        {**DEFAULT_HEADS, "hidden_size": 96, "rope_parameters": {**MROPE["rope_parameters"], "partial_rotary_factor": 0.5}},
+        {**DEFAULT_HEADS, "hidden_size": 96, **mrope(partial_rotary_factor=0.5)},
         {**QWEN_TOWER, "out_hidden_size": 96, "image_size": 8},
     ),
     "glmasr": audio(text("llama"), {**SPEECH, "intermediate_size": 32}),
@@ -98,10 +103,13 @@ CASES = {
         audio_config={**WHISPER, "output_dim": 48},
     ),
     "qwen2_5_vl": vision(QWEN2_TEXT, {**QWEN_TOWER, "out_hidden_size": 48, "fullatt_block_indexes": [0]}),
+    "qwen2_5_vl yarn": vision(
+        {**QWEN2_TEXT, **mrope(**YARN)}, {**QWEN_TOWER, "out_hidden_size": 48, "fullatt_block_indexes": [0]}
+    ),
     "qwen2_audio": audio(text("qwen2"), WHISPER),
     "qwen2_vl": vision(QWEN2_TEXT, {**QWEN_TOWER, "embed_dim": 8, "hidden_size": 48}),
-    "qwen3_vl": vision({**LLAMA, **MROPE}, QWEN3_TOWER),
-    "qwen3_vl_moe": vision({**LLAMA, **MROPE, **SPLIT_EXPERTS, "mlp_only_layers": [1]}, QWEN3_TOWER),
+    "qwen3_vl": vision({**LLAMA, **mrope()}, QWEN3_TOWER),
+    "qwen3_vl_moe": vision({**LLAMA, **mrope(), **SPLIT_EXPERTS, "mlp_only_layers": [1]}, QWEN3_TOWER),
     "smolvlm": vision(text("llama")),
     "video_llama_3": vision(text("qwen2")),
     "video_llava": vision(text("llama")),

@@ -28,10 +28,11 @@ class Wrapper:
     @property
     def unread_tensors(self) -> dict[str, tuple[str, ...]]:
         """The tensors of each part of `parts`, as glob patterns."""
+        patterns = ("{0}", "{0}.*", "model.{0}", "model.{0}.*")
         return {
-            part: tuple(f"{prefix}{module}{rest}" for module in modules for prefix in ("", "model.") for rest in ("", ".*"))
+            part: tuple(pattern.format(module) for module in modules for pattern in patterns)
             for part, modules in self.parts.items()
-        }  # fmt: skip
+        }
 
 
 def experts_in_one_tensor(gate_up: str, down: str) -> Rules:
@@ -72,9 +73,9 @@ LAYOUTS = (
 )
 """The prefixes of the language model's tensors: of all of them, and of those without the head.
 
-None stands for the prefix in checkpoints of the language model alone. The layouts are, in this order: transformers since
-4.52, before 4.52, and a model without its head; the same for the Idefics models; Qwen's, in which the language model is
-stored as if it were alone.
+None stands for the prefix in checkpoints of the language model alone. The first three are those of transformers since
+4.52, of transformers before 4.52, and of a model without its head. The next two are those of the Idefics models. In the
+last two, that of Qwen 2 VL and one without prefixes, the language model is stored as if it were alone.
 """
 
 VISION = {"vision": ("vision_tower", "multi_modal_projector", "image_newline")}
@@ -104,9 +105,9 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "internvl_chat": Wrapper(
         {"vision": ("vision_model", "mlp1")}, text="llm_config",
         unused=(
-            "dynamic_image_size", "force_image_size", "image_fold", "max_dynamic_patch", "min_dynamic_patch", "pad2square",
-            "ps_version", "select_layer", "system_message", "template", "use_backbone_lora", "use_llm_lora",
-            "use_thumbnail",
+            "dynamic_image_size", "force_image_size", "image_fold", "max_dynamic_patch", "min_dynamic_patch",
+            "pad2square", "ps_version", "select_layer", "system_message", "template", "use_backbone_lora",
+            "use_llm_lora", "use_thumbnail",
         ),
     ),
     "janus": Wrapper({
@@ -152,9 +153,9 @@ UNUSED_FIELDS = frozenset(
             "vision_token_id visual_indicator_token_ids _pad_token_id ignore_index",
             # other parts, and what they hand to the language model
             "adapter_layer_norm_eps alignment_intermediate_size downsample_factor downsample_rate downsample_ratio",
-            "image_grid_pinpoints image_seq_len image_seq_length image_text_hidden_size mm_tokens_per_image num_image_tokens",
-            "multimodal_projector_bias num_query_tokens pixel_shuffle_factor position_id_per_seconds projection_dim",
-            "projector_hidden_act projector_layernorm_eps",
+            "image_grid_pinpoints image_seq_len image_seq_length image_text_hidden_size mm_tokens_per_image",
+            "num_image_tokens multimodal_projector_bias num_query_tokens pixel_shuffle_factor position_id_per_seconds",
+            "projection_dim projector_hidden_act projector_layernorm_eps",
             "projector_pooling_ratio seconds_per_chunk spatial_merge_size spatial_pool_mode spatial_pool_stride",
             "use_decoder_only_language_model use_image_newline_parameter use_resampler video_seq_length",
             "vision_aspect_ratio vision_feature_layer vision_feature_select_strategy vision_use_cls_token",
