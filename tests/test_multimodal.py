@@ -74,6 +74,14 @@ def test_logits_and_export(tmp_path, case):
     assert loaded.source["architectures"] == [type(alone).__name__]
 
 
+def test_the_head_of_a_multimodal_model_has_no_bias(tmp_path):
+    """Also, the names of GPT-J's tensors in transformers 5 are those of no other version."""
+    folder, theirs = write_whole(tmp_path / "theirs", "llava", text_config={**CASES["blip-2 gptj"]["text_config"]})
+    loaded = assert_equal_logits(folder, logits_of(theirs, TOKENS))
+    with pytest.raises(CheckpointError, match="a gptj checkpoint cannot express this model: biases is"):
+        export(tmp_path / "ours", loaded.cfg, loaded.params, loaded.source)
+
+
 ALONE = {  # how the models that transformers cannot write here store their language model
     "perception_lm": ("llama", "text_config", "model.language_model.", "lm_head."),
     "internvl_chat": ("qwen2", "llm_config", "language_model.model.", "language_model.lm_head."),
@@ -158,6 +166,9 @@ def test_tied_embeddings(tmp_path, place):
     folder, theirs = write_whole(tmp_path / "theirs", "llava", text_config=text, **(tied if place == "outer" else {}))
     if place == "inner":  # as older versions of transformers wrote it
         edit_config(folder, lambda fields: fields.pop("tie_word_embeddings") and None)
+    assert assert_equal_logits(folder, logits_of(theirs, TOKENS)).cfg.tie_word_embeddings
+    (folder / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")  # contains the head, too
     assert assert_equal_logits(folder, logits_of(theirs, TOKENS)).cfg.tie_word_embeddings
 
 

@@ -18,6 +18,7 @@ from jaxlens.checkpoints.rules.wrappers import (
     WRAPPERS,
     Wrapper,
 )
+from jaxlens.checkpoints.validate import same_bits
 from jaxlens.config import Config
 from jaxlens.nn.module import axis_lengths
 
@@ -99,8 +100,9 @@ def _family(wrapper: Wrapper, text: dict[str, Any]) -> Family:
 def as_stored(wrapper: Wrapper, family: Family, cfg: Config, tensors: Tensors) -> tuple[Family, Config]:
     """The family and the config of the language model, adapted to the tensors of a checkpoint.
 
-    If a head is stored, the embeddings are not tied. The default of `tie_word_embeddings` differs between versions of
-    transformers, so config.json does not tell whether they are. transformers uses a stored head, too.
+    Embeddings are not tied if a head is stored that differs from them, as in transformers. config.json alone does not
+    tell, because the default of `tie_word_embeddings` differs between versions of transformers. The head of a multimodal
+    model has no bias, even if that of its language model alone has one.
     """
     names, lengths = set(tensors.names()), axis_lengths(cfg)
     for rules in wrapper.rules:
@@ -109,7 +111,11 @@ def as_stored(wrapper: Wrapper, family: Family, cfg: Config, tensors: Tensors) -
         if all(tensors.shape(move.theirs) == move.rule.their_shape(lengths) for move in stored):
             family = dataclasses.replace(family, rules=rules)
             break
-    rename = family.spelling(family.rules(cfg), names)
-    if any(rename(copy) in names for copy, _ in family.copies):
+    rules = list(family.rules(cfg))
+    rename = family.spelling(rules, names)
+    heads = [(rename(copy), rename(original)) for copy, original in family.copies if cfg.tie_word_embeddings]
+    if any(names.issuperset(pair) and not same_bits(*map(tensors.read, pair)) for pair in heads):
         cfg = cfg.replace(tie_word_embeddings=False)
+    if any("unembed.b_U" in rule.targets and rename(rule.theirs) not in names for rule in rules):
+        cfg = cfg.replace(biases=tuple(bias for bias in cfg.biases if bias != "b_U"))
     return family, cfg

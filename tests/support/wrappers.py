@@ -52,7 +52,8 @@ QWEN2_TEXT = {**DEFAULT_HEADS, "hidden_size": 48, **mrope()}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 def text(model_type, **fields):
-    return {"model_type": model_type, **SIZES[model_type], "bos_token_id": 1, "eos_token_id": 2, **fields}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    return {"model_type": model_type, **SIZES[model_type], **tokens, **fields}
 
 
 def vision(text_config, tower=TOWER, **fields):
@@ -67,6 +68,7 @@ SPLIT_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_s
 CASES = {
     "aya_vision": vision(text("cohere2")),
     "blip-2": vision(text("opt"), qformer_config=QFORMER, num_query_tokens=2),
+    "blip-2 gptj": vision(text("gptj"), qformer_config=QFORMER, num_query_tokens=2),
     "cohere2_vision": vision(text("cohere2"), alignment_intermediate_size=12),
     "deepseek_vl": vision(text("llama")),
     "exaone4_5": vision(

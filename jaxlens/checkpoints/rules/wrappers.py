@@ -10,18 +10,23 @@ from jaxlens.checkpoints.rules.tensor_rules import LAYER, Rules, expert_layers, 
 from jaxlens.config import Config
 
 
+PLAIN_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+"""Fields of language models that act on logits, with the values at which they have no effect."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Wrapper:
     """A multimodal model. Only its language model is read.
 
     `parts` are the other parts, each with the modules it consists of. `fixed` are fields of the language model's config
-    to which transformers' multimodal model gives a value of its own. `rules` are the layouts of tensors, if they differ
+    to which transformers' multimodal model gives a value of its own. Most of these models have a head of their own,
+    which neither scales nor caps logits. `rules` are the layouts of tensors, if they differ
     from that of the family. The first that matches the shapes of a checkpoint is used.
     """
 
     parts: Mapping[str, tuple[str, ...]]
     text: str = "text_config"  # the config.json field with the config of the language model
-    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=lambda: PLAIN_HEAD)
     unused: tuple[str, ...] = ()  # config.json fields without effect on text, beyond UNUSED_FIELDS
     rules: tuple[Rules, ...] = ()
 
@@ -65,6 +70,7 @@ POSITION_FIELDS = ("mrope_section", "mrope_interleaved")
 LAYOUTS = (
     ("", "model.language_model."),
     ("language_model.", None),
+    ("language_model.", "model."),
     ("", "language_model."),
     ("", "model.text_model."),
     ("", "text_model."),
@@ -73,8 +79,8 @@ LAYOUTS = (
 )
 """The prefixes of the language model's tensors: of all of them, and of those without the head.
 
-None stands for the prefix in checkpoints of the language model alone. The first three are those of transformers since
-4.52, of transformers before 4.52, and of a model without its head. The next two are those of the Idefics models. In the
+None stands for the prefix in checkpoints of the language model alone. The first four are those of transformers since
+4.52, of transformers before 4.52 (the names of transformers 5 differ for GPT-J), and of a model without its head. The next two are those of the Idefics models. In the
 last two, that of Qwen 2 VL and one without prefixes, the language model is stored as if it were alone.
 """
 
@@ -85,22 +91,22 @@ AUDIO = {"audio": ("audio_tower", "multi_modal_projector")}
 BLIP = {"vision": ("vision_model", "query_tokens", "qformer", "language_projection")}
 
 WRAPPERS: Mapping[str, Wrapper] = {
-    "aya_vision": Wrapper(VISION, fixed={"logit_scale": 1.0}),
-    "blip-2": Wrapper(BLIP),
-    "cohere2_vision": Wrapper(VISION, fixed={"logit_scale": 1.0}),
+    "aya_vision": Wrapper(VISION),
+    "blip-2": Wrapper(BLIP, fixed={}),
+    "cohere2_vision": Wrapper(VISION),
     "deepseek_vl": Wrapper({"vision": ("vision_model", "aligner")}),
     "exaone4_5": Wrapper(QWEN_VISION),
     "fast_vlm": Wrapper(VISION),
-    "gemma3": Wrapper(VISION, fixed={"final_logit_softcapping": None}),
-    "glm4v": Wrapper(QWEN_VISION, fixed={"attention_bias": True}),
+    "gemma3": Wrapper(VISION),
+    "glm4v": Wrapper(QWEN_VISION, fixed={**PLAIN_HEAD, "attention_bias": True}),
     "glmasr": Wrapper(AUDIO),
     "got_ocr2": Wrapper(VISION),
     "granite_speech": Wrapper(
-        {"audio": ("encoder", "projector")}, fixed={"logits_scaling": 1.0}, unused=("window_size", "has_lora_adapter")
+        {"audio": ("encoder", "projector")}, unused=("window_size", "has_lora_adapter")
     ),
     "idefics2": Wrapper(IDEFICS_VISION),
     "idefics3": Wrapper(IDEFICS_VISION, unused=("scale_factor",)),
-    "instructblip": Wrapper(BLIP),
+    "instructblip": Wrapper(BLIP, fixed={}),
     "internvl": Wrapper(VISION),
     "internvl_chat": Wrapper(
         {"vision": ("vision_model", "mlp1")}, text="llm_config",
@@ -130,7 +136,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "qwen2_audio": Wrapper(AUDIO),
     "qwen2_vl": Wrapper(QWEN_VISION),
     "qwen3_vl": Wrapper(QWEN_VISION),
-    "qwen3_vl_moe": Wrapper(QWEN_VISION, fixed={"norm_topk_prob": True}, rules=(
+    "qwen3_vl_moe": Wrapper(QWEN_VISION, fixed={**PLAIN_HEAD, "norm_topk_prob": True}, rules=(
         experts_in_one_tensor("e (two f) d", "e d f"),  # as transformers 5 writes them
         experts_in_one_tensor("e d (two f)", "e f d"),  # as published
     )),
