@@ -100,8 +100,8 @@ def _family(wrapper: Wrapper, text: dict[str, Any]) -> Family:
 def as_stored(wrapper: Wrapper, family: Family, cfg: Config, tensors: Tensors) -> tuple[Family, Config]:
     """The family and the config of the language model, adapted to the tensors of a checkpoint.
 
-    Embeddings are not tied if a head is stored that differs from them, as in transformers. config.json alone does not
-    tell, because the default of `tie_word_embeddings` differs between versions of transformers. The head of a multimodal
+    As in transformers, embeddings are not tied if a head is stored that differs from them. config.json alone does not
+    tell, because the default of `tie_word_embeddings` changed between versions of transformers. The head of a multimodal
     model has no bias, even if that of its language model alone has one.
     """
     names, lengths = set(tensors.names()), axis_lengths(cfg)

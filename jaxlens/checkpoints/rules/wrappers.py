@@ -9,7 +9,6 @@ from jaxlens.checkpoints.rules.rule import Rule
 from jaxlens.checkpoints.rules.tensor_rules import LAYER, Rules, expert_layers, gated_mlp_rules, llama_rules
 from jaxlens.config import Config
 
-
 PLAIN_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 """Fields of language models that act on logits, with the values at which they have no effect."""
 
