@@ -19,8 +19,8 @@ class Wrapper:
 
     `parts` are the other parts, each with the modules it consists of. `fixed` are fields of the language model's config
     to which transformers' multimodal model gives a value of its own. Most of these models have a head of their own,
-    which neither scales nor caps logits. `rules` are the layouts of tensors, if they differ
-    from that of the family. The first that matches the shapes of a checkpoint is used.
+    which neither scales nor caps logits. `rules` are the layouts of tensors, if they differ from that of the family. The
+    first that matches the shapes of a checkpoint is used.
     """
 
     parts: Mapping[str, tuple[str, ...]]
@@ -79,8 +79,9 @@ LAYOUTS = (
 """The prefixes of the language model's tensors: of all of them, and of those without the head.
 
 None stands for the prefix in checkpoints of the language model alone. The first four are those of transformers since
-4.52, of transformers before 4.52 (the names of transformers 5 differ for GPT-J), and of a model without its head. The next two are those of the Idefics models. In the
-last two, that of Qwen 2 VL and one without prefixes, the language model is stored as if it were alone.
+4.52 and before, of GPT-J's tensors in transformers 5, and of a model without its head. The next two are those of the
+Idefics models. In the last two, that of Qwen 2 VL and one without prefixes, the language model is stored as if it were
+alone.
 """
 
 VISION = {"vision": ("vision_tower", "multi_modal_projector", "image_newline")}
@@ -100,15 +101,13 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "glm4v": Wrapper(QWEN_VISION, fixed={**PLAIN_HEAD, "attention_bias": True}),
     "glmasr": Wrapper(AUDIO),
     "got_ocr2": Wrapper(VISION),
-    "granite_speech": Wrapper(
-        {"audio": ("encoder", "projector")}, unused=("window_size", "has_lora_adapter")
-    ),
+    "granite_speech": Wrapper({"audio": ("encoder", "projector")}, unused=("window_size", "has_lora_adapter")),
     "idefics2": Wrapper(IDEFICS_VISION),
     "idefics3": Wrapper(IDEFICS_VISION, unused=("scale_factor",)),
     "instructblip": Wrapper(BLIP, fixed={}),
     "internvl": Wrapper(VISION),
     "internvl_chat": Wrapper(
-        {"vision": ("vision_model", "mlp1")}, text="llm_config",
+        {"vision": ("vision_model", "mlp1")}, text="llm_config", fixed={},
         unused=(
             "dynamic_image_size", "force_image_size", "image_fold", "max_dynamic_patch", "min_dynamic_patch",
             "pad2square", "ps_version", "select_layer", "system_message", "template", "use_backbone_lora",
@@ -126,9 +125,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "llava_onevision": Wrapper(VISION),
     "mistral3": Wrapper(VISION),
     "ovis2": Wrapper({"vision": ("vision_tower", "visual_embeddings_table")}, unused=("vocab_size", "hidden_size")),
-    "paligemma": Wrapper(
-        VISION, fixed={"use_bidirectional_attention": False}, unused=("vocab_size", "hidden_size")
-    ),
+    "paligemma": Wrapper(VISION, fixed={"use_bidirectional_attention": False}, unused=("vocab_size", "hidden_size")),
     "perception_lm": Wrapper(VISION),
     "qwen2_5_omni_thinker": Wrapper({**QWEN_VISION, "audio": ("audio_tower",)}),
     "qwen2_5_vl": Wrapper(QWEN_VISION),
