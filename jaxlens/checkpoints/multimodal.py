@@ -101,8 +101,8 @@ def as_stored(wrapper: Wrapper, family: Family, cfg: Config, tensors: Tensors) -
     """The family and the config of the language model, adapted to the tensors of a checkpoint.
 
     As in transformers, embeddings are not tied if a head is stored that differs from them. config.json alone does not
-    tell, because the default of `tie_word_embeddings` changed between versions of transformers. The head of a multimodal
-    model has no bias, even if that of its language model alone has one.
+    tell, because the default of `tie_word_embeddings` changed between versions of transformers. The head of a
+    multimodal model has no bias, even if that of its language model alone has one.
     """
     names, lengths = set(tensors.names()), axis_lengths(cfg)
     for rules in wrapper.rules:

@@ -19,8 +19,8 @@ class Wrapper:
 
     `parts` are the other parts, each with the modules it consists of. `fixed` are fields of the language model's config
     to which transformers' multimodal model gives a value of its own. Most of these models have a head of their own,
-    which neither scales nor caps logits. `rules` are the layouts of tensors, if they differ from that of the family. The
-    first that matches the shapes of a checkpoint is used.
+    which neither scales nor caps logits. `rules` are the layouts of tensors, if they differ from that of the family.
+    The first that fits the shapes of a checkpoint is used.
     """
 
     parts: Mapping[str, tuple[str, ...]]
