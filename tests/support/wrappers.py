@@ -71,6 +71,7 @@ CASES = {
     "blip-2 gptj": vision(text("gptj"), qformer_config=QFORMER, num_query_tokens=2),
     "cohere2_vision": vision(text("cohere2"), alignment_intermediate_size=12),
     "deepseek_vl": vision(text("llama")),
+    "deepseek_vl_hybrid": vision(text("llama"), high_res_vision_config=SAM),
     "exaone4_5": vision(
         text("exaone4"), {**QWEN_TOWER, "out_hidden_size": 36, "fullatt_block_indexes": [0], "num_key_value_heads": 2}
     ),
@@ -80,15 +81,24 @@ CASES = {
         {**DEFAULT_HEADS, "hidden_size": 96, **mrope(partial_rotary_factor=0.5)},
         {**QWEN_TOWER, "out_hidden_size": 96, "image_size": 8},
     ),
+    "glm46v": vision(
+        {**DEFAULT_HEADS, "hidden_size": 96, **mrope(partial_rotary_factor=0.5)},
+        {**QWEN_TOWER, "out_hidden_size": 96, "image_size": 8},
+    ),
     "glmasr": audio(text("llama"), {**SPEECH, "intermediate_size": 32}),
     "got_ocr2": vision(text("qwen2"), SAM),
     "granite_speech": {
         "text_config": text("granite"), "encoder_config": CONFORMER, "has_lora_adapter": False,
         "projector_config": {"model_type": "blip_2_qformer", **QFORMER},
     },
+    "granite_speech_plus": {
+        "text_config": text("granite"), "encoder_config": CONFORMER, "has_lora_adapter": False,
+        "projector_config": {"model_type": "blip_2_qformer", **QFORMER},
+    },
     "idefics2": vision(text("mistral"), perceiver_config=PERCEIVER),
     "idefics3": vision(text("llama")),
     "instructblip": vision(text("llama"), qformer_config=QFORMER, num_query_tokens=2),
+    "instructblipvideo": vision(text("llama"), qformer_config=QFORMER, num_query_tokens=2),
     "internvl": vision(text("qwen2"), tie_word_embeddings=False),
     "janus": vision(text("llama"), vq_config=VQ),
     "lighton_ocr": vision(text("qwen3")),
@@ -110,6 +120,7 @@ CASES = {
     ),
     "qwen2_audio": audio(text("qwen2"), WHISPER),
     "qwen2_vl": vision(QWEN2_TEXT, {**QWEN_TOWER, "embed_dim": 8, "hidden_size": 48}),
+    "qwen3_asr": audio(text("qwen3"), {**WHISPER, "output_dim": 36, "n_window": 4, "downsample_hidden_size": 8}),
     "qwen3_vl": vision({**LLAMA, **mrope()}, QWEN3_TOWER),
     "qwen3_vl_moe": vision({**LLAMA, **mrope(), **SPLIT_EXPERTS, "mlp_only_layers": [1]}, QWEN3_TOWER),
     "smolvlm": vision(text("llama")),

@@ -95,16 +95,23 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "blip-2": Wrapper(BLIP, fixed={}),
     "cohere2_vision": Wrapper(VISION),
     "deepseek_vl": Wrapper({"vision": ("vision_model", "aligner")}),
+    "deepseek_vl_hybrid": Wrapper({"vision": (
+        "vision_model", "aligner", "high_res_vision_model", "high_res_vision_neck", "high_res_vision_proj",
+        "high_res_vision_alpha",
+    )}),
     "exaone4_5": Wrapper(QWEN_VISION),
     "fast_vlm": Wrapper(VISION),
     "gemma3": Wrapper(VISION),
     "glm4v": Wrapper(QWEN_VISION, fixed={**PLAIN_HEAD, "attention_bias": True}),
+    "glm46v": Wrapper(QWEN_VISION, fixed={**PLAIN_HEAD, "attention_bias": True}),
     "glmasr": Wrapper(AUDIO),
     "got_ocr2": Wrapper(VISION),
     "granite_speech": Wrapper({"audio": ("encoder", "projector")}, unused=("window_size", "has_lora_adapter")),
+    "granite_speech_plus": Wrapper({"audio": ("encoder", "projector")}, unused=("window_size", "has_lora_adapter")),
     "idefics2": Wrapper(IDEFICS_VISION),
     "idefics3": Wrapper(IDEFICS_VISION, unused=("scale_factor",)),
     "instructblip": Wrapper(BLIP, fixed={}),
+    "instructblipvideo": Wrapper(BLIP, fixed={}),
     "internvl": Wrapper(VISION),
     "internvl_chat": Wrapper(
         {"vision": ("vision_model", "mlp1")}, text="llm_config", fixed={},
@@ -131,6 +138,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "qwen2_5_vl": Wrapper(QWEN_VISION),
     "qwen2_audio": Wrapper(AUDIO),
     "qwen2_vl": Wrapper(QWEN_VISION),
+    "qwen3_asr": Wrapper(AUDIO, unused=("timestamp_token_id", "token_classification_bias")),
     "qwen3_vl": Wrapper(QWEN_VISION),
     "qwen3_vl_moe": Wrapper(QWEN_VISION, fixed={**PLAIN_HEAD, "norm_topk_prob": True}, rules=(
         experts_in_one_tensor("e (two f) d", "e d f"),  # as transformers 5 writes them
@@ -147,7 +155,8 @@ WRAPPERS: Mapping[str, Wrapper] = {
 UNUSED_FIELDS = frozenset(
     " ".join(
         (
-            "audio_config encoder_config perceiver_config projector_config qformer_config vision_config vq_config",
+            "audio_config encoder_config high_res_vision_config perceiver_config projector_config qformer_config",
+            "vision_config vq_config",
             # tokens that stand for other inputs
             "audio_end_token_id audio_start_token_id audio_token_id audio_token_index boi_token_index eoi_token_index",
             "image_end_token_id image_start_token_id image_token_id image_token_index user_token_id video_end_token_id",
