@@ -1,7 +1,8 @@
 """The test cases of every family, one file for each `model_type` (the file's name, or its `MODEL_TYPE`).
 
 - `SIZES`: the fields of a tiny config. The fields of a case are added to them.
-- `CASES`: at least four cases, which together cover every switch of the family's config.
+- `CASES`: at least four cases, which together cover every switch of the family's config. The cases of multimodal models
+  are in support/wrappers.py.
 - `REFUSED`, optional: unsupported fields, and the error message for each.
 - `PUBLISHED`: the relevant config.json fields of published models, and the number of parameters of each.
 """
