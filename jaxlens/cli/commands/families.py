@@ -29,19 +29,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def table() -> str:
-    """All families as a Markdown table, and the multimodal models around them as another."""
-    in_gguf = {architecture.model_type for architecture in ARCHITECTURES.values()}
+    """All families as a Markdown table."""
+    in_gguf = {kind for architecture in ARCHITECTURES.values() for kind in architecture.model_types}
     rows = ["| model_type | architecture | notes |", "|---|---|---|"]
     for entry in described():
         gguf_note = "Also from GGUF files." if in_gguf & set(entry.family.model_types) else ""
         names = ", ".join(f"`{name}`" for name in entry.family.model_types)
         rows.append(f"| {names} | {entry.summary} | {' '.join(filter(None, (entry.notes, gguf_note)))} |")
-    rows += ["", "Of these multimodal models, the text part is read if its architecture is in the table above.", ""]
-    rows += ["| model_type | parts that are not read |", "|---|---|"]
-    by_parts: dict[str, list[str]] = {}
-    for model_type, wrapper in WRAPPERS.items():
-        by_parts.setdefault(", ".join(wrapper.parts), []).append(f"`{model_type}`")
-    rows += [f"| {', '.join(model_types)} | {parts} |" for parts, model_types in by_parts.items()]
     return "\n".join(rows) + "\n"
 
 

@@ -31,6 +31,7 @@ def report(inspected: Look) -> Iterator[str]:
     kinds = checkpoint.family.model_types
     (description,) = (entry for entry in described() if entry.family.model_types == kinds)
     yield f"{'checkpoint':12}{checkpoint.path}"
+    yield f"{'format':12}{checkpoint.format}"
     if checkpoint.part_of is not None:
         parts = ", ".join(f"{count} tensors of the {part} part" for part, count in inspected.other_parts.items())
         yield f"{'part':12}text part of a {checkpoint.part_of} checkpoint; {parts} are not read"
