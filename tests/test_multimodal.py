@@ -310,10 +310,10 @@ def test_inspect_tells_which_part_is_read(tmp_path, whole):
     n_vision = sum(name.startswith("visual.") for name in load_file(folder / "model.safetensors"))
     assert look(folder).loads
     lines = list(report(look(folder)))
-    assert lines[1].split(maxsplit=1) == [
+    assert lines[2].split(maxsplit=1) == [
         "part", f"text part of a qwen2_vl checkpoint; {n_vision} tensors of the vision part are not read"
     ]
-    assert lines[2].startswith("family      qwen2: ")
+    assert lines[3].startswith("family      qwen2: ")
 
 
 def test_converting_and_verifying(tmp_path, whole, monkeypatch):
