@@ -44,7 +44,7 @@ def page() -> str:
         "Files with weights": (("files", "format", "notes"), readable.FILES),
         "Quantized safetensors": (("`quant_method`", "what it is", "notes"), readable.QUANTIZED),
         "Adapters": (("files", "what it is", "notes"), readable.ADAPTERS),
-        "Multimodal checkpoints": (("`model_type`", "models", "notes"), readable.WRAPPERS),
+        "Multimodal checkpoints": (("`model_type`", "parts that are not read, and their modules"), readable.MULTIMODAL),
     }
     for title, (head, rows) in sections.items():
         lines += [f"## {title}", "", *table(head, rows)] if rows else []

@@ -325,7 +325,7 @@ def long_rope(long, short):
 @pytest.mark.parametrize(
     ("model_type", "fields", "text"),
     [
-        ("llama", {"model_type": "lama"}, "model_type is 'lama', which is not supported. Did you mean llama?"),
+        ("llama", {"model_type": "lama"}, "model_type is 'lama', which is not supported. Did you mean llama"),
         ("llama", {"model_type": None}, "model_type is None, which is not supported"),
         (
             "llama",

@@ -131,5 +131,6 @@ def test_the_test_extra_asks_for_a_correct_transformers():
 
 
 def test_rows_of_the_page_have_three_cells():
-    for rows in (readable.FILES, readable.QUANTIZED, readable.ADAPTERS, readable.WRAPPERS, readable.REPOSITORIES):
+    for rows in (readable.FILES, readable.QUANTIZED, readable.ADAPTERS, readable.REPOSITORIES):
         assert all(len(row) == 3 and not any("|" in cell for cell in row) for row in rows)
+    assert all(len(row) == 2 and not any("|" in cell for cell in row) for row in readable.MULTIMODAL)

@@ -101,7 +101,7 @@ def test_each_pass_and_all_of_them_keep_the_log_probabilities_in_float64(name):
 FAMILIES = {
     "gpt2": {}, "gpt_neo": {}, "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     "mistral": {"sliding_window": None}, "qwen2": {}, "qwen3": {"attention_bias": True}, "gemma2": {},
-    "gemma3_text": {"attention_bias": True}, "gemma3": {},
+    "gemma3_text": {"attention_bias": True},
 }  # fmt: skip
 
 

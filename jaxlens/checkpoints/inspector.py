@@ -7,7 +7,8 @@ import os
 import numpy as np
 
 from jaxlens.checkpoints.open import Checkpoint, open_checkpoint, path_in_errors
-from jaxlens.checkpoints.validate import all_moves, expected_shapes, find_problems
+from jaxlens.checkpoints.rules.wrappers import WRAPPERS
+from jaxlens.checkpoints.validate import all_moves, expected_shapes, find_problems, matches
 from jaxlens.config import DTYPES, Rotary
 
 
@@ -31,6 +32,15 @@ class Look:
     def parameters(self) -> int:
         """The number of parameters of the model, as scalars."""
         return sum(map(math.prod, expected_shapes(self.checkpoint.cfg).values()))
+
+    @property
+    def other_parts(self) -> dict[str, int]:
+        """The parts of a multimodal model that are not read, and the number of tensors of each."""
+        if self.checkpoint.part_of is None:
+            return {}
+        names = self.checkpoint.tensors.names()
+        parts = WRAPPERS[self.checkpoint.part_of].unread_tensors
+        return {part: sum(matches(name, patterns) for name in names) for part, patterns in parts.items()}
 
     def memory(self) -> dict[str, int]:
         """The size of the weights in each dtype, in bytes."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxlens.checkpoints import toys
+from jaxlens.checkpoints import multimodal, toys
 from jaxlens.checkpoints.adapters.merge import merged
 from jaxlens.checkpoints.adapters.weights import Adapter, LowRank
 from jaxlens.checkpoints.families import family_of
@@ -36,7 +36,7 @@ class Checkpoint:
     `source` is the Hugging Face config.json, which an export needs, or None. `unread` are the config.json fields that
     jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `format` is a description
     of its files. `adapter` is the adapter that `tensors` include. Its `updates` are not included, if it was opened with
-    `merge=False`.
+    `merge=False`. `part_of` is the model_type of the multimodal model whose language model this is, or None.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Checkpoint:
     format: str = ""
     adapter: Adapter | None = None
     updates: Mapping[str, LowRank] = dataclasses.field(default_factory=dict)
+    part_of: str | None = None
 
     @property
     def model_type(self) -> str:
@@ -118,10 +119,16 @@ def read_config(fields: Mapping[str, Any]) -> tuple[Family, Config]:
 
 def map_config(fields: Mapping[str, Any]) -> tuple[Family, Config, Reader]:
     """The family and the Config of a config.json, and its reader, which records the fields that were read."""
-    family = family_of(fields.get("model_type"))
+    wrapper = multimodal.wrapper_of(fields)
+    if wrapper is None:
+        family = family_of(fields.get("model_type"))
     try:
-        hf = Reader(complete(fields))
-        return *with_head(family, family.config(hf), fields), hf
+        if wrapper is None:
+            text = hf = Reader(complete(fields))
+        else:
+            family, text, hf = multimodal.language_model(wrapper, fields)
+        cfg = family.config(text)
+        return *((family, cfg) if wrapper else with_head(family, cfg, fields)), hf
     except CheckpointError:
         raise
     except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -221,10 +228,15 @@ def _checkpoint(
             family, cfg, hf = map_config({**fields, "architectures": None})
             if any(any(folder.path.glob(pattern)) for pattern in TOKENIZER_FILES):
                 tokenizer = functools.partial(_tokenizer, folder, None)
-        fields = recognized(fields, family, cfg, weights)
-        family, cfg = with_head(family, cfg, fields)
+        if (wrapper := multimodal.wrapper_of(fields)) is None:
+            fields = recognized(fields, family, cfg, weights)
+            family, cfg = with_head(family, cfg, fields)
         source, unread = family.source(fields), hf.unread(family.unused)
-        cfg, described = cfg.replace(**found.notes), file_format(weights, fields)
+        cfg = cfg.replace(**found.notes)
+        described, part_of = file_format(weights, fields), None
+        if wrapper:
+            family, cfg = multimodal.as_stored(wrapper, family, cfg, weights)
+            part_of = fields["model_type"]
         return Checkpoint(
-            found.name, found.path, family, cfg, weights, source, tokenizer, unread, described, opened, updates
+            found.name, found.path, family, cfg, weights, source, tokenizer, unread, described, opened, updates, part_of
         )

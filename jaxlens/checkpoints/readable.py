@@ -3,9 +3,17 @@
 A row has a name, what it is, and notes. GGUF architectures, vocabularies and types have their own tables, in `gguf/`.
 """
 
+from collections.abc import Iterable
+
 from jaxlens.checkpoints.folder_reader import PYTORCH, SAFETENSORS
+from jaxlens.checkpoints.rules.wrappers import WRAPPERS
 
 Row = tuple[str, str, str]
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
 
 FILES: tuple[Row, ...] = (
     (f"`{SAFETENSORS.single}`, or `{SAFETENSORS.index}` and its shards", "safetensors", "float64, 32, 16 and bfloat16"),
@@ -28,8 +36,11 @@ QUANTIZED: tuple[Row, ...] = (
 ADAPTERS: tuple[Row, ...] = ()
 """Files that change the weights of a model."""
 
-WRAPPERS: tuple[Row, ...] = (("`gemma3`", "Gemma 3", "the vision tower and the projector are ignored"),)
-"""Multimodal checkpoints (`model_type`) whose language model is read."""
+MULTIMODAL: tuple[tuple[str, str], ...] = tuple(
+    (f"`{model_type}`", ", ".join(f"{part} ({_code(modules)})" for part, modules in wrapper.parts.items()))
+    for model_type, wrapper in WRAPPERS.items()
+)
+"""Multimodal checkpoints (`model_type`) whose language model is read, and what is not read."""
 
 REPOSITORIES: tuple[Row, ...] = (
     ("`owner/name`", "a repository of Hugging Face", "safetensors if it has any, otherwise PyTorch files"),

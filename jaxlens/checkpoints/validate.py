@@ -27,7 +27,7 @@ def checked_moves(family: Family, cfg: Config, tensors: Tensors) -> tuple[list[M
         raise CheckpointError("the tensors do not match config.json. " + ". ".join(listed))
     check_coverage(plan, expected_shapes(cfg), axis_lengths(cfg))
     for copy, original in _copies(family, cfg, rename).items():
-        if copy in tensors.names() and not _same_bits(tensors.read(copy), tensors.read(original)):
+        if copy in tensors.names() and not same_bits(tensors.read(copy), tensors.read(original)):
             problem = "config.json ties the unembedding to the embedding (tie_word_embeddings)"
             remedy = f"set tie_word_embeddings to false to use both, or remove {copy}"
             raise CheckpointError(f"{problem}, but {copy} differs from {original}; {remedy}")
@@ -64,7 +64,7 @@ def find_problems(
         UNKNOWN_TENSORS: sorted(
             name
             for name in names - rules.keys() - {*_copies(family, cfg, rename), *_constants(family, cfg, rename)}
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in (ROTARY_FREQUENCIES, *family.ignored))
+            if not matches(name, (ROTARY_FREQUENCIES, *family.ignored))
         ),
         "of the wrong shape": [
             f"{name} is {shape}, expected {expected} = [{rules[name].sides[0]}]"
@@ -74,6 +74,11 @@ def find_problems(
         "not floating point": [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype not in FLOATS],
     }
     return {problem: entries for problem, entries in problems.items() if entries}
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether the name of a tensor matches any of the glob patterns."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_coverage(plan: Iterable[Move], shapes: Mapping[str, tuple[int, ...]], lengths: Mapping[str, int]) -> None:
@@ -127,6 +132,11 @@ def shortened(entries: Sequence[str], length: int = 8) -> str:
     return ", ".join(entries[:length]) + more
 
 
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays have the same shape and the same bits."""
+    return a.shape == b.shape and np.array_equal(a.view(np.uint8), b.view(np.uint8))
+
+
 def _copies(family: Family, cfg: Config, rename: Renaming) -> dict[str, str]:
     """The names of optional tensors that repeat another tensor, and the name of that tensor."""
     return {rename(copy): rename(original) for copy, original in family.copies if cfg.tie_word_embeddings}
@@ -135,10 +145,6 @@ def _copies(family: Family, cfg: Config, rename: Renaming) -> dict[str, str]:
 def _constants(family: Family, cfg: Config, rename: Renaming) -> dict[str, float]:
     """The names of optional scalar tensors, and the value that the architecture gives them."""
     return {rename(name): value for name, value in family.constants(cfg).items()}
-
-
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and np.array_equal(a.view(np.uint8), b.view(np.uint8))
 
 
 def _is_close(tensor: np.ndarray, constant: float) -> bool:

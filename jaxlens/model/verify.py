@@ -87,7 +87,10 @@ def verify(
     names = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(cfg.n_layers)), "unembed.hook_in"]
     _, cache = model.run_with_cache(tokens, names_filter=names, return_type=None)
     with reference(checkpoint) as theirs, torch.inference_mode():
-        out = theirs(input_ids=torch.tensor(tokens), use_cache=False, output_hidden_states=True)
+        try:
+            out = theirs(input_ids=torch.tensor(tokens), use_cache=False, output_hidden_states=True)
+        except TypeError as error:  # arguments for images are missing
+            raise CheckpointError(f"transformers cannot run {checkpoint.name} on text alone: {error}") from error
     residuals = [difference(name, cache[name], states) for name, states in zip(names, out.hidden_states, strict=True)]
     parameters = sum(int(np.prod(shape)) for shape in expected_shapes(cfg).values())
     of_logits = difference(*outputs(model, tokens, cache, out))
@@ -139,6 +142,8 @@ def reference(checkpoint: Checkpoint) -> Iterator[Any]:
             path, options = path.parent, {"gguf_file": path.name}
         logging.disable_progress_bar()
         try:
+            if checkpoint.part_of is not None and path == checkpoint.path:
+                auto = transformers.AutoModelForMultimodalLM
             yield auto.from_pretrained(
                 path, dtype=torch.float32, attn_implementation=family.reference, local_files_only=True, **options
             ).eval()

@@ -1,4 +1,4 @@
-"""The text model inside multimodal Gemma 3."""
+"""Multimodal Gemma 3, whose language model is read. Its cases are in support/wrappers.py."""
 
 from families.gemma2 import GEMMA
 
@@ -11,25 +11,6 @@ VISION = {
     "patch_size": 4,
 }
 SIZES = {"text_config": {**GEMMA, "num_hidden_layers": 4}, "vision_config": VISION, "mm_tokens_per_image": 4}
-CASES = [
-    {},
-    {"text_config": {**SIZES["text_config"], "sliding_window_pattern": 2}, "tie_word_embeddings": True},
-    {"text_config": {**SIZES["text_config"], "attention_bias": True, "head_dim": 8, "query_pre_attn_scalar": 3}},
-    {
-        "text_config": {
-            **SIZES["text_config"],
-            "num_key_value_heads": 6,
-            "layer_types": ["full_attention", "sliding_attention"] * 2,
-            "rms_norm_eps": 0.1,
-        }
-    },
-]
-REFUSED = [
-    (
-        {"text_config": {**SIZES["text_config"], "final_logit_softcapping": 3.0}},
-        "final_logit_softcapping is 3.0; expected null: transformers' multimodal Gemma 3 does not apply it",
-    ),
-]
 PUBLISHED = {  # without the vision tower (416,866,032) and its projection (1152 × d_model, and a norm)
     "gemma-3-4b-it (text model)": (4_300_079_472 - 416_866_032 - 1152 * 2560 - 1152, {
         "model_type": "gemma3", "eos_token_id": [1, 106], "image_token_index": 262144, "mm_tokens_per_image": 256,

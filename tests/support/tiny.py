@@ -12,6 +12,7 @@ import transformers
 from families import SIZES
 
 from jaxlens.checkpoints.families import family_of
+from jaxlens.checkpoints.rules.wrappers import WRAPPERS
 
 
 def write_checkpoint(
@@ -48,7 +49,8 @@ def write_checkpoint(
 
 def hf_logits(folder: pathlib.Path, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
     """transformers' float32 logits [b p v]."""
-    reference = family_of(transformers.AutoConfig.from_pretrained(folder).model_type).reference
+    kind = transformers.AutoConfig.from_pretrained(folder).model_type
+    reference = "eager" if kind in WRAPPERS else family_of(kind).reference
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=reference
     ).eval()

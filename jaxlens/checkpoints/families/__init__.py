@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxlens.checkpoints import native
 from jaxlens.checkpoints.rules import Family
+from jaxlens.checkpoints.rules.wrappers import WRAPPERS
 from jaxlens.errors import CheckpointError
 
 
@@ -50,12 +51,16 @@ def all_families() -> dict[str, Family]:
     return families
 
 
-def family_of(model_type: Any) -> Family:
-    """The family of checkpoints with this `model_type`. Raises a CheckpointError if it is not supported."""
+def family_of(model_type: Any, field: str = "model_type") -> Family:
+    """The family of checkpoints with this `model_type`. Raises a CheckpointError if it is not supported.
+
+    `field` is the name of the config.json field that contains it.
+    """
     families = all_families()
     if isinstance(model_type, str) and model_type in families:
         return families[model_type]
-    similar = " or ".join(difflib.get_close_matches(str(model_type), families, n=3))
-    hint = (f"Did you mean {similar}? " if similar else "") + f"Supported: {', '.join(sorted(families))}"
-    problem = f"config.json: model_type is {model_type!r}, which is not supported"
+    known = sorted({*families, *(WRAPPERS if field == "model_type" else ())})
+    similar = " or ".join(difflib.get_close_matches(str(model_type), known, n=3))
+    hint = (f"Did you mean {similar}? " if similar else "") + f"Supported: {', '.join(known)}"
+    problem = f"config.json: {field} is {model_type!r}, which is not supported"
     raise CheckpointError(f"{problem}. {hint}. To add a family, write a module in jaxlens/checkpoints/families")

@@ -26,7 +26,7 @@ def _kept_on_disk(function: Callable[[Fields], Any]) -> Callable[[Fields], Any]:
 
     @functools.wraps(function)
     def run(fields: Fields) -> Any:
-        key = json.dumps([importlib.metadata.version("transformers"), fields], sort_keys=True)
+        key = json.dumps([function.__name__, importlib.metadata.version("transformers"), fields], sort_keys=True)
         file = user_cache() / "configs" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         try:
             return json.loads(file.read_text())
@@ -65,6 +65,15 @@ def completed(fields: Fields) -> tuple[Fields, dict[str, str]] | None:
         return config_class.from_dict(copied).to_dict(), dict(config_class.attribute_map)
     except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: transformers' {config_class.__name__} rejects it: {error}") from error
+
+
+@_kept_on_disk
+def causal_model(fields: Fields) -> list[str]:
+    """The `architectures` of a language model with this model_type, for example ["LlamaForCausalLM"]."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(fields["model_type"])
+    return [name] if isinstance(name, str) else []
 
 
 @functools.cache

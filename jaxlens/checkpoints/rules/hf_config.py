@@ -179,11 +179,11 @@ def complete(fields: Mapping[str, Any]) -> dict[str, Any]:
     all_fields, names = result
     dropped = [name for name in relevant if names.get(name, name) not in all_fields]
     return all_fields | {
-        name: relevant[name] for name in dropped if not _is_converted(name, relevant[name], all_fields)
+        name: relevant[name] for name in dropped if not is_converted(name, relevant[name], all_fields)
     }
 
 
-def _is_converted(name: str, value: Any, all_fields: Mapping[str, Any]) -> bool:
+def is_converted(name: str, value: Any, all_fields: Mapping[str, Any]) -> bool:
     """Whether a dropped field is an older spelling whose value is in `rope_parameters`."""
     if name not in ROPE_FIELDS or value is None:
         return name in ROPE_FIELDS

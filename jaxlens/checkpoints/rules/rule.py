@@ -156,6 +156,7 @@ class Family:
     prefixes: tuple[str, ...] = ("model.", "")
     written: str | None = None  # the prefix in exports; None: the first of prefixes
     renamed: tuple[tuple[str, str], ...] = ()
+    layouts: tuple[tuple[str, str | None], ...] = ()  # of multimodal checkpoints, see `LAYOUTS` in wrappers.py
     context: str = "max_position_embeddings"  # the config.json field of the context length
     reference: str = "eager"  # the attention implementation of transformers to compare with
     source: Callable[[dict[str, Any]], dict[str, Any] | None] = dict  # config.json -> config.json of an export
@@ -163,6 +164,8 @@ class Family:
     def spelling(self, rules: Iterable[Rule], names: Iterable[str]) -> Renaming:
         """Converts tensor names in `rules` to those of a checkpoint whose tensors are called `names`."""
         default, names = self.prefixes[0], set(names)
+        if self.layouts:
+            return self._in_layout(rules, names)
         written = [rule.theirs for rule in rules if "{" not in rule.theirs]
         samples = [name for name in written if name.startswith(default)]
         prefixes = [p for p in self.prefixes if any(p + name.removeprefix(default) in names for name in samples)]
@@ -172,6 +175,20 @@ class Family:
             if any(name.startswith(pair[0]) and pair[1] + name.removeprefix(pair[0]) in names for name in written)
         ]
         return self._renaming([*others, (default, prefixes[0] if prefixes else default)])
+
+    def _in_layout(self, rules: Iterable[Rule], names: set[str]) -> Renaming:
+        """`spelling` for a language model within a multimodal checkpoint."""
+        default = self.prefixes[0]
+
+        def rename(name: str, before: str, prefix: str | None) -> str:
+            if prefix is None or not name.startswith(default):
+                return before + name
+            return before + prefix + name.removeprefix(default)
+
+        samples = [rule.theirs for rule in rules if rule.theirs.startswith(default) and "{" not in rule.theirs]
+        matching = (layout for layout in self.layouts if any(rename(sample, *layout) in names for sample in samples))
+        before, prefix = next(matching, self.layouts[0])
+        return functools.partial(rename, before=before, prefix=prefix)
 
     def exported(self) -> Renaming:
         """Converts tensor names in `rules` to those of an export."""

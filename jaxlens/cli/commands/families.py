@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxlens.checkpoints.families import described
 from jaxlens.checkpoints.gguf.file import ARCHITECTURES
+from jaxlens.checkpoints.rules.wrappers import WRAPPERS
 from jaxlens.cli.commands.command import Command
 
 BEGIN, END = "<!-- jaxlens families -->\n", "<!-- end -->"
@@ -23,6 +24,8 @@ def run(arguments: argparse.Namespace) -> None:
         for entry in described():
             print(", ".join(entry.family.model_types))
             print(textwrap.indent(textwrap.fill(f"{entry.summary} {entry.notes}", 100), "    "))
+        for model_type, wrapper in WRAPPERS.items():
+            print(f"{model_type}\n    the text part of a multimodal model; not read: {', '.join(wrapper.parts)}")
 
 
 def table() -> str:

@@ -32,6 +32,9 @@ def report(inspected: Look) -> Iterator[str]:
     (description,) = (entry for entry in described() if entry.family.model_types == types)
     yield f"{'checkpoint':12}{checkpoint.path}"
     yield f"{'format':12}{checkpoint.format}"
+    if checkpoint.part_of is not None:
+        parts = ", ".join(f"{count} tensors of the {part} part" for part, count in inspected.other_parts.items())
+        yield f"{'part':12}text part of a {checkpoint.part_of} checkpoint; {parts} are not read"
     yield f"{'family':12}{', '.join(types)}: {description.summary}"
     yield f"{'sizes':12}{sizes(cfg)}"
     if cfg.output_head != "next_token":
