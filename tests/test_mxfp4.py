@@ -14,7 +14,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from jaxlens import CheckpointError, HookedTransformer
 from jaxlens.checkpoints import export, load, open_checkpoint
-from jaxlens.checkpoints.mxfp4 import unpack
+from jaxlens.checkpoints.quantized.mxfp4 import unpack
 
 SIZES = {"hidden_size": 64, "intermediate_size": 32, "head_dim": 8, "num_local_experts": 3}
 FUSED = {"gate_up_proj": (3, 64, 2, 16), "down_proj": (3, 64, 1, 16)}

@@ -13,7 +13,8 @@ from jaxlens.checkpoints.find import Found, find
 from jaxlens.checkpoints.folder_reader import TensorFolder
 from jaxlens.checkpoints.gguf.file import GGUFFile
 from jaxlens.checkpoints.hub import tokenizer_named
-from jaxlens.checkpoints.mxfp4 import Mxfp4Tensors, is_mxfp4
+from jaxlens.checkpoints.quantized.methods import read_quantization, with_files, without_quantization
+from jaxlens.checkpoints.quantized.tensors import DequantizedTensors
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
 from jaxlens.checkpoints.rules.rule import Family, Tensors
 from jaxlens.checkpoints.safetensors_reader import read_json
@@ -29,7 +30,8 @@ class Checkpoint:
     """An open checkpoint: everything except its weights.
 
     `source` is the Hugging Face config.json, which an export needs, or None. `unread` are the config.json fields that
-    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`.
+    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `quantization` describes how
+    quantized weights are stored. `tensors` has them as floats.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Checkpoint:
     source: dict[str, Any] | None
     tokenizer: Callable[[], Tokenizer | None]
     unread: Mapping[str, Any]
+    quantization: str | None = None
 
     @property
     def model_type(self) -> str:
@@ -95,7 +98,9 @@ def map_config(fields: Mapping[str, Any]) -> tuple[Family, Config, Reader]:
     family = family_of(fields.get("model_type"))
     try:
         hf = Reader(complete(fields))
-        return family, family.config(hf), hf
+        cfg = family.config(hf)
+        read_quantization(hf, fields)  # before other fields are reported as unread
+        return family, cfg, hf
     except CheckpointError:
         raise
     except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -132,15 +137,11 @@ def _open_folder(found: Found, strict: bool) -> Checkpoint:
         raise CheckpointError(f"{path} has no config.json; {expected}. It contains {contents}")
     if special := [file.name for file in path.iterdir() if file.exists() and not (file.is_file() or file.is_dir())]:
         raise CheckpointError(f"{path} contains {', '.join(special)}, which is no regular file or folder; remove it")
-    fields = read_json(path / "config.json")
+    fields = with_files(path, read_json(path / "config.json"))
     if toys.is_toy(fields):
         return _open_toy(found, fields, strict)
-
-    def tensors() -> Tensors:
-        return Mxfp4Tensors(TensorFolder(path)) if is_mxfp4(fields) else TensorFolder(path)
-
     elsewhere = found.repository if found.training else None
-    return _checkpoint(found, fields, strict, tensors, lambda: _tokenizer(found, elsewhere))
+    return _checkpoint(found, fields, strict, lambda: TensorFolder(path), lambda: _tokenizer(found, elsewhere))
 
 
 def _open_toy(found: Found, fields: dict[str, Any], strict: bool) -> Checkpoint:
@@ -180,6 +181,9 @@ def _checkpoint(
         family, cfg, hf = map_config(fields)
         if strict:
             hf.check_all_read(family.unused)
-        source, unread = family.source(fields), hf.unread(family.unused)
-        cfg = cfg.replace(**found.notes)
-        return Checkpoint(found.name, found.path, family, cfg, tensors(), source, tokenizer, unread)
+        source, unread = family.source(without_quantization(fields)), hf.unread(family.unused)
+        cfg, stored, description = cfg.replace(**found.notes), tensors(), None
+        if quantization := read_quantization(hf, fields):
+            stored = DequantizedTensors(stored, quantization, family.input_first)
+            description = stored.description
+        return Checkpoint(found.name, found.path, family, cfg, stored, source, tokenizer, unread, description)

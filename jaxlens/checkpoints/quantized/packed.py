@@ -1,0 +1,205 @@
+"""What the methods of quantization share: a weight stored in several tensors, and arithmetic with its scales.
+
+A weight is dequantized when it is read, a few rows at a time, so that little more than the result is in memory.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxlens.checkpoints.rules.rule import FLOATS, Tensors, stored_dtype
+from jaxlens.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A weight that is computed from several stored tensors.
+
+    `dtype` is the dtype of its values, as safetensors spells it. `kind` says in words how it is stored. `read` may
+    return a wider dtype, whose values the caller rounds to the dtype of the model.
+    """
+
+    parts: tuple[str, ...]
+    shape: Shape
+    dtype: str
+    kind: str
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method of quantization.
+
+    `settings` reads the quantization_config of a config.json. `packed` finds the quantized weights among the stored
+    tensors, by the name that the weight has without quantization. Tensors whose names end with one of `companions` must
+    be part of a quantized weight. Tensors that match `activations` describe the quantization of activations or of a
+    cache of keys and values, which jaxlens does not quantize. `unused` are the fields of quantization_config that do
+    not change the weights.
+    """
+
+    title: str
+    settings: Callable[..., Any]
+    packed: Callable[[Tensors, Any], Mapping[str, Packed]]
+    companions: tuple[str, ...]
+    activations: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+# ---- stored tensors -------------------------------------------------------------------------------------------------
+
+
+def stems(tensors: Tensors, suffix: str) -> list[str]:
+    """The names that end with `suffix`, without it."""
+    return [name.removesuffix(suffix) for name in tensors.names() if name.endswith(suffix)]
+
+
+class Parts:
+    """The stored tensors of one quantized weight. Their names are `stem` and the names of the parts.
+
+    Raises a CheckpointError if a part is missing.
+    """
+
+    def __init__(self, tensors: Tensors, names: set[str], stem: str, needed: Iterable[str], optional: Iterable[str] = ()):
+        needed = tuple(needed)
+        self._tensors, self._stem = tensors, stem
+        self.present = (*needed, *(part for part in optional if stem + part in names))
+        if missing := [stem + part for part in needed if stem + part not in names]:
+            found = ", ".join(stem + part for part in self.present if stem + part in names)
+            raise CheckpointError(f"{' and '.join(missing)} missing beside {found}; download the checkpoint again")
+
+    def __contains__(self, part: str) -> bool:
+        return part in self.present
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._stem + part for part in self.present)
+
+    def shape(self, part: str) -> Shape:
+        return tuple(self._tensors.shape(self._stem + part))
+
+    def dtype(self, part: str) -> str:
+        return stored_dtype(self._tensors, self._stem + part)
+
+    def read(self, part: str) -> np.ndarray:
+        return self._tensors.read(self._stem + part)
+
+    def expect(self, part: str, dtypes: Iterable[str], *shapes: Shape) -> None:
+        """Raises a CheckpointError unless a part has one of these dtypes and, if any are given, one of these shapes."""
+        dtypes = tuple(dtypes)
+        if self.dtype(part) in dtypes and (not shapes or self.shape(part) in shapes):
+            return
+        wanted = " or ".join(dtypes) + (f" of shape {' or '.join(map(str, shapes))}" if shapes else "")
+        has = f"{self._stem}{part} is {self.dtype(part)} of shape {self.shape(part)}"
+        raise CheckpointError(f"{has}; expected {wanted}, as {self._stem}{self.present[0]} needs")
+
+
+# ---- arithmetic -----------------------------------------------------------------------------------------------------
+
+
+def by_rows(
+    shape: Shape, dtype: str, rows: Callable[[slice], np.ndarray], *, multiple: int = 1, step: int = 2**18
+) -> np.ndarray:
+    """An array whose rows are computed by `rows`, about `step` values at a time and a multiple of `multiple` rows.
+
+    Example:
+        >>> by_rows((3, 2), "F16", lambda rows: np.arange(6.0).reshape(3, 2)[rows], step=2).tolist()
+        [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    """
+    result = np.empty(shape, FLOATS[dtype])
+    count = max(1, step // max(1, math.prod(shape[1:])) // multiple) * multiple
+    with np.errstate(over="ignore", invalid="ignore"):  # values too large for dtype become infinite, as in the library
+        for start in range(0, shape[0], count):
+            chosen = slice(start, min(start + count, shape[0]))
+            result[chosen] = rows(chosen)
+    return result
+
+
+def unpack(words: np.ndarray, bits: int) -> np.ndarray:
+    """The integers of `bits` bits that are packed along the last axis, the first in the lowest bits, as uint8.
+
+    An integer may begin in one word and end in the next.
+
+    Example:
+        >>> unpack(np.array([0x87654321, 9], np.uint32), 4).tolist()
+        [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 0, 0, 0, 0, 0]
+    """
+    stored = np.ascontiguousarray(words).view(np.uint8)
+    if bits == 8:
+        return stored
+    if 8 % bits == 0:
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        return ((stored[..., None] >> shifts) & (2**bits - 1)).reshape(*stored.shape[:-1], -1)
+    flags = np.unpackbits(stored, axis=-1, bitorder="little")
+    count = flags.shape[-1] // bits
+    flags = flags[..., : count * bits].reshape(*stored.shape[:-1], count, bits)
+    return (flags << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)
+
+
+class Grid:
+    """A value for each block of a weight: a scale or a zero point. `rows` spreads it over some rows of the weight.
+
+    `values` has one row per `height` rows of a weight with `shape`, in which leading axes are counted as rows.
+    `columns` is the column of `values` for each column of the weight. If it is None, there is only one.
+    """
+
+    def __init__(self, values: np.ndarray, shape: Shape, height: int, columns: np.ndarray | None):
+        self._per_matrix, self._rows, self._height = values.shape[-2], shape[-2], height
+        values = np.broadcast_to(values, (*shape[:-2], *values.shape[-2:]))
+        self._values, self._columns = values.reshape(-1, values.shape[-1]).astype(np.float32), columns
+
+    def rows(self, rows: slice) -> np.ndarray:
+        """The values [row, column] of some rows. The last axis is 1 if they are equal in all columns."""
+        row = np.arange(rows.start, rows.stop)
+        chosen = self._values[row // self._rows * self._per_matrix + row % self._rows // self._height]
+        return chosen if self._columns is None else chosen[:, self._columns]
+
+
+def blocks(shape: Shape, grid: Shape, given: tuple[int | None, int | None] = (None, None)) -> tuple[int, int] | None:
+    """The height and width of blocks of a weight, from the shape of their scales. None if the two do not match.
+
+    `given` are the sizes that config.json describes. The last block of a row or column may then be smaller.
+
+    Example:
+        >>> blocks((192, 256), (2, 2), (128, 128)), blocks((192, 64), (192, 2)), blocks((192, 64), (1, 5))
+        ((128, 128), (1, 32), None)
+    """
+    sizes = []
+    for length, count, size in zip(shape[-2:], grid[-2:], given, strict=True):
+        if size and count == -(-length // size):
+            sizes.append(min(size, length))
+        elif count and length % count == 0:
+            sizes.append(length // count)
+        else:
+            return None
+    return sizes[0], sizes[1]
+
+
+def grid_shape(shape: Shape, scales: Shape) -> Shape | None:
+    """The shape of scales with an axis for each axis of the weight. None if the two do not match.
+
+    A single scale may have no axes. Otherwise axes are left out at the end: one scale per row, or per matrix.
+    """
+    if math.prod(scales) == 1:
+        return (1,) * len(shape)
+    padded = (*scales, *(1,) * (len(shape) - len(scales)))
+    matches = len(padded) == len(shape) and all(n in (1, length) for n, length in zip(padded, shape[:-2], strict=False))
+    return padded if matches else None
+
+
+def columns(width: int, length: int) -> np.ndarray | None:
+    """The block of each of `length` columns, for blocks of a width. None if there is one block."""
+    return None if width >= length else np.arange(length) // width
+
+
+def described(height: int, width: int, shape: Shape) -> str:
+    """In words: the blocks of a weight that share a scale."""
+    if (height, width) == tuple(shape[-2:]):
+        return "with one scale"
+    if width == shape[-1]:
+        return "with a scale per row" if height == 1 else f"in blocks of {height} rows"
+    return f"in groups of {width}" if height == 1 else f"in blocks of {height} x {width}"

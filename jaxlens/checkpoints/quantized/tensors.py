@@ -1,0 +1,71 @@
+"""The tensors of a quantized checkpoint under the names and with the shapes that they have without quantization."""
+
+import fnmatch
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+
+from jaxlens.checkpoints.quantized.methods import Quantization
+from jaxlens.checkpoints.rules.rule import Tensors, stored_dtype
+from jaxlens.errors import CheckpointError
+
+
+class DequantizedTensors:
+    """The tensors of a checkpoint. Its quantized weights appear as floats, and are dequantized when they are read.
+
+    Which weights are quantized follows from the names and dtypes of the tensors. `input_first` are the weights, as glob
+    patterns, whose first axis without quantization is the input (`Family.input_first`).
+
+    Raises a CheckpointError if a part of a weight is missing, does not match the others, or belongs to no weight.
+    """
+
+    def __init__(self, tensors: Tensors, quantization: Quantization, input_first: Iterable[str] = ()):
+        method, names = quantization.method, list(tensors.names())
+        self._tensors, self._title, self._input_first = tensors, method.title, tuple(input_first)
+        self._packed = dict(method.packed(tensors, quantization.settings))
+        parts = {part for weight in self._packed.values() for part in weight.parts}
+        if both := sorted((self._packed.keys() & names) - parts):
+            raise CheckpointError(f"{both[0]} is stored twice, quantized with {method.title} and not; remove one of them")
+        self._kept = [name for name in names if name not in parts and not _matches(name, method.activations)]
+        if leftover := [name for name in self._kept if name.endswith(method.companions)]:
+            belongs = f"belongs to no weight quantized with {method.title}"
+            raise CheckpointError(f"{', '.join(leftover[:8])} {belongs}, as config.json describes; remove it, or correct it")
+        if not self._packed:
+            remedy = "remove quantization_config from config.json if the weights are not quantized"
+            raise CheckpointError(f"config.json describes {method.title}, but no weight is stored so; {remedy}")
+
+    @property
+    def description(self) -> str:
+        """In words: the method, and how many weights are stored in which way."""
+        kinds = Counter(weight.kind for weight in self._packed.values())
+        return f"{self._title}: " + ", ".join(f"{count} as {kind}" for kind, count in kinds.most_common())
+
+    @property
+    def optional_zeros(self) -> set[str]:
+        """Biases of quantized weights, which older versions of AutoGPTQ added to layers without a bias."""
+        biases = {f"{name.removesuffix('weight')}bias" for name in self._packed if name.endswith(".weight")}
+        return biases & set(self._kept)
+
+    def names(self) -> list[str]:
+        return [*self._kept, *self._packed]
+
+    def dtype(self, name: str) -> str:
+        return self._packed[name].dtype if name in self._packed else stored_dtype(self._tensors, name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._packed:
+            return tuple(self._tensors.shape(name))
+        shape = self._packed[name].shape
+        return shape[::-1] if _matches(name, self._input_first) else shape
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor. Quantized weights may have a wider dtype than `dtype(name)`, to be rounded once by the caller."""
+        if name not in self._packed:
+            return self._tensors.read(name)
+        value = self._packed[name].read()
+        return value.T if _matches(name, self._input_first) else value
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
