@@ -28,6 +28,7 @@ from jaxlens.checkpoints.quantized.packed import (
     columns,
     described,
     grid_shape,
+    inside,
     stems,
     unpack,
 )
@@ -76,16 +77,12 @@ def _group(groups: Reader, name: str) -> Group | None:
     """An entry of config_groups. None if it does not quantize weights."""
     if isinstance(groups(name), list):
         raise groups.refused(name, "expected an object: jaxlens does not know the schemes that names stand for")
-    group = groups.inside(name)
+    group = inside(groups, name, ("input_activations", "output_activations"))
     group.expect("format", *FORMATS, because="jaxlens reads only these formats")
-    for field in ("input_activations", "output_activations"):
-        group(field, None)
     targets = tuple(map(str, group("targets", ())))
     if group("weights", None) is None:
         return None
-    weights = group.inside("weights")
-    for field in UNUSED_IN_WEIGHTS:
-        weights(field, None)
+    weights = inside(group, "weights", UNUSED_IN_WEIGHTS)
     block = weights("block_structure", None)
     if isinstance(block, str):  # "128x128", as older versions wrote it
         block = [int(size) for size in block.split("x")] if re.fullmatch(r"\d+x\d+", block) else None

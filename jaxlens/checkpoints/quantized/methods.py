@@ -11,7 +11,7 @@ from jaxlens.checkpoints.quantized.compressed_tensors import COMPRESSED_TENSORS
 from jaxlens.checkpoints.quantized.fp8 import FBGEMM, FP8
 from jaxlens.checkpoints.quantized.gptq import AUTOROUND, GPTQ, ROUND_FORMATS
 from jaxlens.checkpoints.quantized.mxfp4 import MXFP4
-from jaxlens.checkpoints.quantized.packed import Method
+from jaxlens.checkpoints.quantized.packed import Method, inside
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS
 from jaxlens.checkpoints.safetensors_reader import read_json
@@ -44,7 +44,7 @@ def read_quantization(hf: Reader, fields: Mapping[str, Any]) -> Quantization | N
     config.json of a multimodal model, the field may be inside `text_config`.
     """
     readers = [hf, *([hf.inside("text_config")] if isinstance(fields.get("text_config"), Mapping) else [])]
-    found = [reader.inside(name) for reader in readers for name in FIELDS if reader(name, None) is not None]
+    found = [inside(reader, name) for reader in readers for name in FIELDS if reader(name, None) is not None]
     return _read(found[0], _dtype(fields)) if found else None
 
 

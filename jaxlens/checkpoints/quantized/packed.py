@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors, stored_dtype
 from jaxlens.errors import CheckpointError
 
@@ -48,6 +49,14 @@ class Method:
     companions: tuple[str, ...]
     activations: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+
+
+def inside(hf: Reader, name: str, unused: Iterable[str] = ()) -> Reader:
+    """The fields of a nested object. Those that are null or in `unused` count as read."""
+    nested, fields = hf.inside(name), hf(name)
+    for field in {*unused, *(field for field, value in fields.items() if value is None)}:
+        nested(field, None)
+    return nested
 
 
 # ---- stored tensors -------------------------------------------------------------------------------------------------
