@@ -18,6 +18,7 @@ from jaxlens.checkpoints.quantized.tensors import DequantizedTensors
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
 from jaxlens.checkpoints.rules.rule import Family, Tensors
 from jaxlens.checkpoints.safetensors_reader import read_json
+from jaxlens.checkpoints.stacked_experts import unstacked
 from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
 from jaxlens.text.tokenizer import Tokenizer
@@ -186,4 +187,5 @@ def _checkpoint(
         if quantization := read_quantization(hf, fields):
             stored = DequantizedTensors(stored, quantization, family.input_first)
             description = stored.description
+        stored = unstacked(stored, family.rules(cfg))
         return Checkpoint(found.name, found.path, family, cfg, stored, source, tokenizer, unread, description)

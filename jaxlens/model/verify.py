@@ -110,15 +110,17 @@ def check_version(checkpoint: Checkpoint) -> None:
 
 @contextlib.contextmanager
 def reference(checkpoint: Checkpoint) -> Iterator[Any]:
-    """transformers' model of a checkpoint. A checkpoint in the native format is exported first."""
+    """transformers' model of a checkpoint. A checkpoint in the native format is exported first, and so is a quantized one:
+    transformers reads most of them on a GPU only, with the library that wrote them."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     torch = require("torch", "transformers' models")
     path, options, family = checkpoint.path, {}, family_of(checkpoint.model_type)
     with tempfile.TemporaryDirectory() as exported:
-        if checkpoint.family is native.FAMILY:
-            path = convert_back(path, Path(exported) / "model")
+        if checkpoint.family is native.FAMILY or checkpoint.quantization:
+            dtype = "float32" if checkpoint.quantization else None
+            path = convert_back(path, Path(exported) / "model", dtype=dtype)
         elif path.is_file():
             path, options = path.parent, {"gguf_file": path.name}
         logging.disable_progress_bar()

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxlens.checkpoints.quantized.gptq import COMPANIONS, UNUSED, group_size
-from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, columns, stems, unpack
+from jaxlens.checkpoints.quantized.gptq import COMPANIONS, UNUSED, expect_integers, group_size
+from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, stems, unpack
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
@@ -44,14 +44,15 @@ def settings(hf: Reader, dtype: str) -> Settings:
         raise hf.refused(name, f"expected {' or '.join(VERSIONS)}")
     for name in ("bits", "w_bit"):
         hf.expect(name, 4, because="AWQ stores four bits")
-    hf.expect("rotation", because="jaxlens does not rotate activations")
+    expect_integers(hf)
     return Settings(version, group_size(hf, "group_size" if hf("group_size", None) else "q_group_size"))
 
 
 def round_settings(hf: Reader, dtype: str) -> Settings:
     """The settings of AutoRound in the format of AutoAWQ."""
-    hf.expect("packing_format", "auto_round:auto_awq", "auto_round:awq", because="this is the format of AWQ in AutoRound")
+    hf("packing_format")
     hf.expect("bits", 4, because="AWQ stores four bits")
+    expect_integers(hf)
     return Settings("gemm", group_size(hf))
 
 
@@ -74,12 +75,11 @@ def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
     def read() -> np.ndarray:
         stored = parts.read("qweight")
         zeros, scales = in_order(parts.read("qzeros")), parts.read("scales").T
-        groups = columns(n_in // n_groups, n_in)
-        zeros, scales = (Grid(values, (n_out, n_in), 1, groups) for values in (zeros, scales))
+        zeros, scales = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in (zeros, scales))
 
         def rows(rows: slice) -> np.ndarray:
             integers = in_order(stored[:, rows.start // 8 : rows.stop // 8])
-            return (integers - zeros.rows(rows)) * scales.rows(rows)
+            return scales.apply(np.multiply, zeros.apply(np.subtract, integers, rows), rows)
 
         return by_rows((n_out, n_in), parts.dtype("scales"), rows, multiple=8)
 
@@ -106,12 +106,12 @@ def _gemv(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
     _padded(parts, "qzeros", ["I32"], -(-n_groups // 8), n_out, axis=1)
 
     def read() -> np.ndarray:
-        stored, groups = parts.read("qweight"), columns(n_in // n_groups, n_in)
+        stored = parts.read("qweight")
         zeros, scales = unpack(parts.read("qzeros"), 4)[:, :n_groups], parts.read("scales")[:, :n_groups]
-        zeros, scales = (Grid(values, (n_out, n_in), 1, groups) for values in (zeros, scales))
+        zeros, scales = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in (zeros, scales))
 
         def rows(rows: slice) -> np.ndarray:
-            return (unpack(stored[rows], 4) - zeros.rows(rows)) * scales.rows(rows)
+            return scales.apply(np.multiply, zeros.apply(np.subtract, unpack(stored[rows], 4), rows), rows)
 
         return by_rows((n_out, n_in), parts.dtype("scales"), rows)
 
@@ -127,13 +127,13 @@ def _fast(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
     _padded(parts, added, FLOATS, n_groups, n_out, axis=0)
 
     def read() -> np.ndarray:
-        stored, groups = parts.read("qweight"), columns(n_in // n_groups, n_in)
+        stored = parts.read("qweight")
         both = (parts.read(part)[:n_groups].T for part in ("scales", added))
-        scales, zeros = (Grid(values, (n_out, n_in), 1, groups) for values in both)
+        scales, zeros = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in both)
 
         def rows(rows: slice) -> np.ndarray:
             integers = rows_apart(stored[rows.start // 4 : rows.stop // 4])
-            return integers * scales.rows(rows) + zeros.rows(rows)
+            return zeros.apply(np.add, scales.apply(np.multiply, integers, rows), rows)
 
         return by_rows((n_out, n_in), parts.dtype("scales"), rows, multiple=4)
 
@@ -177,8 +177,6 @@ def _result(parts: Parts, n_out: int, n_in: int, n_groups: int, read) -> Packed:
     return Packed(parts.names, (n_out, n_in), parts.dtype("scales"), kind, read)
 
 
-AWQ = Method(
-    "AWQ", settings, packed, (*COMPANIONS, ".scaled_zeros"),
-    unused=(*UNUSED, "zero_point", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "group_size", "q_group_size"),
-)  # fmt: skip
-AUTOROUND_AWQ = Method("AutoRound", round_settings, packed, COMPANIONS, unused=UNUSED)
+ALL_UNUSED = (*UNUSED, "zero_point", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "group_size", "q_group_size")
+AWQ = Method("AWQ", settings, packed, (*COMPANIONS, ".scaled_zeros"), unused=ALL_UNUSED)
+AUTOROUND_AWQ = Method("AutoRound", round_settings, packed, COMPANIONS, unused=ALL_UNUSED)

@@ -81,13 +81,13 @@ def _four_bits(tensors: Tensors, names: set[str], weight: str, state: str) -> Pa
         if stored.size != -(-count // 2):
             raise CheckpointError(f"{weight} has {stored.size} bytes; expected two values per byte for shape {shape}")
         values, largest = parts.read(".quant_map").astype(np.float32), _largest(parts, fields)
-        pairs = values[np.stack([np.arange(256) >> 4, np.arange(256) & 15], axis=1)]  # the two values of each byte
+        pairs = values[np.stack([np.arange(256) >> 4, np.arange(256) & 15], axis=1)].view(np.uint64)[:, 0]
 
         def rows(rows: slice) -> np.ndarray:  # a row is a block
-            start, stop = rows.start * size, min(rows.stop * size, count)
-            chosen = pairs[stored[start // 2 : -(-stop // 2)]].reshape(-1)
-            chosen = np.pad(chosen, (0, (rows.stop - rows.start) * size - len(chosen)))
-            return chosen.reshape(-1, size) * largest[rows, None]
+            chosen = np.take(pairs, stored[rows.start * size // 2 : rows.stop * size // 2]).view(np.float32)
+            missing = (rows.stop - rows.start) * size - len(chosen)  # the last block may be smaller
+            blocks = (np.pad(chosen, (0, missing)) if missing else chosen).reshape(-1, size)
+            return np.multiply(blocks, largest[rows, None], out=blocks)
 
         return by_rows((n_blocks, size), dtype, rows).reshape(-1)[:count].reshape(shape)
 

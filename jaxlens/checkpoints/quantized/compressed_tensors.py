@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlens.checkpoints.quantized.fp8 import ACTIVATIONS, FLOAT8, exponents
+from jaxlens.checkpoints.quantized.fp8 import ACTIVATIONS, FLOAT8, as_float32, exponents
 from jaxlens.checkpoints.quantized.mxfp4 import MAGNITUDES
 from jaxlens.checkpoints.quantized.packed import (
     Grid,
@@ -25,7 +25,6 @@ from jaxlens.checkpoints.quantized.packed import (
     Shape,
     blocks,
     by_rows,
-    columns,
     described,
     grid_shape,
     inside,
@@ -41,6 +40,8 @@ FORMATS = (
     "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision",
 )  # fmt: skip
 FP4_VALUES = np.array([*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES)], np.float32)
+FP4_PAIRS = FP4_VALUES[np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1)].view(np.uint64)[:, 0]
+"""The two values of each byte, as the bytes of one integer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _plain(tensors: Tensors, names: set[str], stem: str, groups: Sequence[Group]
     parts = Parts(tensors, names, stem, ("weight", "weight_scale"), ("weight_zero_point", "weight_g_idx"))
     values = "8-bit " + ("integers" if parts.dtype("weight") == "I8" else "floats")
     scales = _Scales(parts, stem, parts.shape("weight"), groups)
-    return scales.packed(values, lambda: parts.read("weight"), lambda stored: stored.astype(np.float32))
+    return scales.packed(values, lambda: parts.read("weight"), as_float32 if values[6:] == "floats" else np.asarray)
 
 
 def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[Group]) -> Packed:
@@ -112,7 +113,7 @@ def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[G
         parts = Parts(tensors, names, stem, ("weight_packed", "weight_scale"), ("weight_global_scale",))
         *rows, width = parts.shape("weight_packed")
         scales = _Scales(parts, stem, (*rows, 2 * width), groups)
-        return scales.packed("4-bit floats", lambda: parts.read("weight_packed"), lambda v: FP4_VALUES[unpack(v, 4)])
+        return scales.packed("4-bit floats", lambda: parts.read("weight_packed"), lambda v: np.take(FP4_PAIRS, v).view(np.float32))
     optional = ("weight_zero_point", "weight_g_idx")
     parts = Parts(tensors, names, stem, ("weight_packed", "weight_scale", "weight_shape"), optional)
     parts.expect("weight_packed", ["I32"])
@@ -183,23 +184,24 @@ class _Scales:
         def read() -> np.ndarray:
             whole = stored()
             whole = whole.reshape(-1, whole.shape[-1])
-            groups = self._columns()
-            scales = Grid(self._scales(), self.shape, self.size[0], groups)
-            zeros = Grid(self._zeros(), self.shape, self.size[0], groups) if "weight_zero_point" in self.parts else None
+            layout = self.shape, *self.size, self._columns()
+            scales = Grid(self._scales(), *layout)
+            zeros = Grid(self._zeros(), *layout) if "weight_zero_point" in self.parts else None
 
             def rows(rows: slice) -> np.ndarray:
-                decoded = decode(whole[rows])
-                return (decoded if zeros is None else decoded - zeros.rows(rows)) * scales.rows(rows)
+                values = decode(whole[rows])
+                values = values if zeros is None else zeros.apply(np.subtract, values, rows)
+                return scales.apply(np.multiply, values, rows)
 
             return by_rows(rows_shape, self.dtype, rows).reshape(self.shape)
 
         return Packed(self.parts.names, self.shape, self.dtype, f"{values} {described(*self.size, self.shape)}", read)
 
     def _columns(self) -> np.ndarray | None:
-        """The group of each column. An index with -1 has not been filled in."""
+        """The group of each column. None if groups are consecutive; an index with -1 has not been filled in."""
         if "weight_g_idx" in self.parts and (index := self.parts.read("weight_g_idx")).min(initial=0) >= 0:
             return index
-        return columns(self.size[1], self.shape[-1])
+        return None
 
     def _scales(self) -> np.ndarray:
         scales = exponents(self.parts.read("weight_scale")).reshape(self.grid)

@@ -18,7 +18,6 @@ from jaxlens.checkpoints.quantized.packed import (
     Parts,
     blocks,
     by_rows,
-    columns,
     described,
     grid_shape,
 )
@@ -74,11 +73,19 @@ def _packed(tensors: Tensors, names: set[str], name: str, given: tuple[int | Non
 
     def read() -> np.ndarray:
         values = parts.read(weight).reshape(-1, shape[-1])
-        scales = Grid(exponents(parts.read(scale)).reshape(grid), shape, size[0], columns(size[1], shape[-1]))
-        result = by_rows(values.shape, "F32", lambda rows: values[rows].astype(np.float32) * scales.rows(rows))
-        return result.reshape(shape)
+        scales = Grid(exponents(parts.read(scale)).reshape(grid), shape, *size)
+
+        def rows(rows: slice) -> np.ndarray:
+            return scales.apply(np.multiply, as_float32(values[rows]), rows)
+
+        return by_rows(values.shape, "F32", rows).reshape(shape)
 
     return Packed(parts.names, shape, dtype, f"8-bit floats {described(*size, shape)}", read)
+
+
+def as_float32(values: np.ndarray) -> np.ndarray:
+    """Float8 values as float32."""
+    return np.take(np.arange(256, dtype=np.uint8).view(values.dtype).astype(np.float32), values.view(np.uint8))
 
 
 def exponents(scales: np.ndarray) -> np.ndarray:

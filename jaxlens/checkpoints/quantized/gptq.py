@@ -50,16 +50,23 @@ def settings(hf: Reader, dtype: str) -> Settings:
 
 def round_settings(hf: Reader, dtype: str) -> Settings:
     """The settings of AutoRound."""
-    return _settings(hf, OFFSETS[ROUND_FORMATS[hf("packing_format")]])
+    return _settings(hf, OFFSETS[ROUND_FORMATS[hf("packing_format", "auto_round")]])
 
 
 def _settings(hf: Reader, offset: int) -> Settings:
     hf.expect("is_marlin_format", False, because="jaxlens does not read the layout of Marlin")
-    hf.expect("rotation", because="jaxlens does not rotate activations")
+    expect_integers(hf)
     bits = hf("bits")
     if bits not in range(2, 9):
         raise hf.refused("bits", "expected 2 to 8")
     return Settings(bits, group_size(hf), offset)
+
+
+def expect_integers(hf: Reader) -> None:
+    """Raises a CheckpointError if the stored values are no integers, or the weights are rotated."""
+    hf.expect("data_type", "int", "int_sym", because="jaxlens reads only integers in this layout")
+    for name in ("rotation", "rotation_config"):
+        hf.expect(name, because="jaxlens does not rotate activations")
 
 
 def group_size(hf: Reader, name: str = "group_size") -> int | None:
@@ -95,12 +102,12 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
     def read() -> np.ndarray:
         stored, scales = parts.read("qweight"), parts.read("scales")
         zeros = unpack(parts.read("qzeros"), bits)[:, :n_out] + np.uint8(chosen.offset) & np.uint8(2**bits - 1)
-        groups = _groups(parts, stem, n_in, n_groups)
-        zeros, scales = (Grid(values.T, (n_out, n_in), 1, groups) for values in (zeros, scales))
+        layout = (n_out, n_in), 1, -(-n_in // n_groups), _groups(parts, stem, n_in, n_groups)
+        zeros, scales = (Grid(values.T, *layout) for values in (zeros, scales))
 
         def rows(rows: slice) -> np.ndarray:
             integers = unpack(stored[:, rows].T, bits)[:, :n_in]
-            return (integers - zeros.rows(rows)) * scales.rows(rows)
+            return scales.apply(np.multiply, zeros.apply(np.subtract, integers, rows), rows)
 
         return by_rows((n_out, n_in), parts.dtype("scales"), rows)
 
@@ -124,14 +131,15 @@ def _bits(expected: int, n_in: int, n_words: int, word: int) -> int | None:
 
 
 def _groups(parts: Parts, stem: str, n_in: int, n_groups: int) -> np.ndarray | None:
-    """The group of each input."""
+    """The group of each input. None if groups are consecutive."""
     if "g_idx" not in parts:
-        return None if n_groups == 1 else np.arange(n_in) // -(-n_in // n_groups)
+        return None
     groups = parts.read("g_idx")
     if groups.min(initial=0) < 0 or groups.max(initial=0) >= n_groups:
         has = f"{stem}g_idx has groups from {groups.min()} to {groups.max()}"
         raise CheckpointError(f"{has}, and {stem}scales has {n_groups}; download the checkpoint again")
-    return groups
+    consecutive = np.arange(n_in) // -(-n_in // n_groups)
+    return None if np.array_equal(groups, consecutive) else groups
 
 
 UNUSED = tuple(
@@ -141,23 +149,20 @@ UNUSED = tuple(
             "damp_percent damp_auto_increment static_groups true_sequential act_group_aware mse model_name_or_path",
             "model_file_base_name quantizer batch_size pad_token_id model_seqlen block_name_to_quantize block_name",
             "module_name_preceding_first_block modules_in_block_to_quantize max_input_length cache_block_outputs",
-            "use_cuda_fp16 use_exllama disable_exllama exllama_config modules_to_not_convert adapter device gptaq",
-            "parallel_packing offload_to_disk awq_gemm_checkpoint quant_type hyb_act modules_to_convert",
+            "use_cuda_fp16 use_exllama disable_exllama exllama_config modules_to_not_convert modules_to_convert adapter",
+            "device gptaq parallel_packing offload_to_disk quant_type",
+            # fields of AutoRound
+            "provider autoround_version version data_type iters lr minmax_lr nsamples seqlen amp low_gpu_mem_usage",
+            "low_cpu_mem_usage enable_minmax_tuning enable_norm_bias_tuning enable_quanted_input enable_alg_ext",
+            "enable_adam momentum gradient_accumulate_steps scale_dtype super_bits super_group_size quant_lm_head",
+            "quant_block_list to_quant_block_names layer_config extra_config supported_types static_kv_dtype",
+            "static_attention_dtype static_kv_granularity static_attention_granularity regex_config act_bits act_group_size act_sym act_dynamic act_data_type",
         )
     ).split()
 )
-"""Fields about the way the integers were found, and about kernels. The layers that are quantized are read from the
-tensors, and so is the number of bits of a layer in `dynamic`."""
+"""Fields about the way the integers were found, about activations, and about kernels. The layers that are quantized are
+read from the tensors, and so is the number of bits of a layer with its own, in `dynamic` or `extra_config`."""
 
 COMPANIONS = (".qweight", ".qzeros", ".scales", ".g_idx")
 GPTQ = Method("GPTQ", settings, packed, COMPANIONS, unused=UNUSED)
-AUTOROUND = Method(
-    "AutoRound", round_settings, packed, COMPANIONS,
-    unused=(
-        *UNUSED, *"data_type iters autoround_version enable_minmax_tuning enable_quanted_input gradient_accumulate_steps".split(),
-        *"lr minmax_lr low_gpu_mem_usage nsamples scale_dtype seqlen quant_block_list quant_lm_head amp".split(),
-        *"enable_norm_bias_tuning act_bits act_group_size act_sym act_dynamic act_data_type super_bits".split(),
-        *"super_group_size to_quant_block_names extra_config enable_alg_ext supported_types static_kv_dtype".split(),
-        *"layer_config iters".split(),
-    ),
-)  # fmt: skip
+AUTOROUND = Method("AutoRound", round_settings, packed, COMPANIONS, unused=UNUSED)

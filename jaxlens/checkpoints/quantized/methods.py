@@ -22,6 +22,11 @@ METHODS: Mapping[str, Method] = {
 }  # fmt: skip
 """The methods by `quant_method`."""
 
+ROUND_METHODS: Mapping[str, Method] = {
+    **dict.fromkeys(ROUND_FORMATS, AUTOROUND), "auto_round:auto_awq": AUTOROUND_AWQ, "auto_round:awq": AUTOROUND_AWQ,
+}  # fmt: skip
+"""The methods of AutoRound by `packing_format`."""
+
 FIELDS = ("quantization_config", "compression_config")
 """The names of the field that describes a quantization. The second is that of older checkpoints of compressed-tensors."""
 
@@ -50,8 +55,8 @@ def read_quantization(hf: Reader, fields: Mapping[str, Any]) -> Quantization | N
 
 def _read(hf: Reader, dtype: str) -> Quantization:
     method = METHODS.get(name) if isinstance(name := _name(hf), str) else None
-    if method is AUTOROUND and hf("packing_format", "auto_round") not in ROUND_FORMATS:
-        method = AUTOROUND_AWQ
+    if method is AUTOROUND and (method := ROUND_METHODS.get(hf("packing_format", "auto_round"))) is None:
+        raise hf.refused("packing_format", f"expected one of {', '.join(ROUND_METHODS)}")
     if method is None:
         remedy = "load it with transformers, and save model.dequantize(), or use the checkpoint without quantization"
         raise hf.refused("quant_method", f"expected one of {', '.join(sorted(METHODS))}. To use this model, {remedy}")

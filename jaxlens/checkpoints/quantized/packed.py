@@ -111,7 +111,7 @@ class Parts:
 
 
 def by_rows(
-    shape: Shape, dtype: str, rows: Callable[[slice], np.ndarray], *, multiple: int = 1, step: int = 2**18
+    shape: Shape, dtype: str, rows: Callable[[slice], np.ndarray], *, multiple: int = 1, step: int = 2**17
 ) -> np.ndarray:
     """An array whose rows are computed by `rows`, about `step` values at a time and a multiple of `multiple` rows.
 
@@ -128,6 +128,15 @@ def by_rows(
     return result
 
 
+def _table(bits: int) -> np.ndarray:
+    """The integers of `bits` bits in each byte, the first in the lowest bits, as the bytes of one larger integer."""
+    integers = np.arange(256, dtype=np.uint8)[:, None] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8(2**bits - 1)
+    return integers.view(np.dtype(f"u{8 // bits}"))[:, 0]
+
+
+TABLES = {2: _table(2), 4: _table(4)}
+
+
 def unpack(words: np.ndarray, bits: int) -> np.ndarray:
     """The integers of `bits` bits that are packed along the last axis, the first in the lowest bits, as uint8.
 
@@ -136,36 +145,54 @@ def unpack(words: np.ndarray, bits: int) -> np.ndarray:
     Example:
         >>> unpack(np.array([0x87654321, 9], np.uint32), 4).tolist()
         [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 0, 0, 0, 0, 0]
+        >>> unpack(np.array([0b10_101_100_011_010_001_000 | 6 << 21], np.uint32), 3)[:7].tolist()
+        [0, 1, 2, 3, 4, 5, 2]
     """
     stored = np.ascontiguousarray(words).view(np.uint8)
     if bits == 8:
         return stored
-    if 8 % bits == 0:
-        shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        return ((stored[..., None] >> shifts) & (2**bits - 1)).reshape(*stored.shape[:-1], -1)
-    flags = np.unpackbits(stored, axis=-1, bitorder="little")
-    count = flags.shape[-1] // bits
-    flags = flags[..., : count * bits].reshape(*stored.shape[:-1], count, bits)
-    return (flags << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)
+    if bits in TABLES:
+        return np.take(TABLES[bits], stored).view(np.uint8)
+    n_bytes = stored.shape[-1]
+    padding = [(0, 0)] * (stored.ndim - 1) + [(0, -n_bytes % bits)]
+    stored = np.pad(stored, padding).reshape(*stored.shape[:-1], -1, bits)  # eight integers have `bits` bytes
+    eight = np.zeros(stored.shape[:-1], np.uint64)
+    for i in range(bits):
+        eight |= stored[..., i].astype(np.uint64) << np.uint64(8 * i)
+    integers = np.empty((*eight.shape, 8), np.uint8)
+    for i in range(8):
+        integers[..., i] = eight >> np.uint64(bits * i) & np.uint64(2**bits - 1)
+    return integers.reshape(*eight.shape[:-1], -1)[..., : 8 * n_bytes // bits]
 
 
 class Grid:
-    """A value for each block of a weight: a scale or a zero point. `rows` spreads it over some rows of the weight.
+    """A value for each block of a weight: a scale or a zero point. `apply` combines it with some rows of the weight.
 
-    `values` has one row per `height` rows of a weight with `shape`, in which leading axes are counted as rows.
-    `columns` is the column of `values` for each column of the weight. If it is None, there is only one.
+    `values` has one row per `height` rows of a weight with `shape`, in which leading axes are counted as rows. It has
+    one column per `width` columns of the weight, or `columns` is the column of `values` for each column of the weight.
     """
 
-    def __init__(self, values: np.ndarray, shape: Shape, height: int, columns: np.ndarray | None):
-        self._per_matrix, self._rows, self._height = values.shape[-2], shape[-2], height
+    def __init__(self, values: np.ndarray, shape: Shape, height: int, width: int, columns: np.ndarray | None = None):
+        self._per_matrix, self._rows, self._height, self._width = values.shape[-2], shape[-2], height, width
         values = np.broadcast_to(values, (*shape[:-2], *values.shape[-2:]))
         self._values, self._columns = values.reshape(-1, values.shape[-1]).astype(np.float32), columns
 
-    def rows(self, rows: slice) -> np.ndarray:
-        """The values [row, column] of some rows. The last axis is 1 if they are equal in all columns."""
+    def apply(self, function: np.ufunc, values: np.ndarray, rows: slice) -> np.ndarray:
+        """`function` of `values` [row, column], some rows of the weight, and of the values of their blocks.
+
+        `values` is overwritten with the result if its dtype is float32.
+        """
         row = np.arange(rows.start, rows.stop)
         chosen = self._values[row // self._rows * self._per_matrix + row % self._rows // self._height]
-        return chosen if self._columns is None else chosen[:, self._columns]
+        out = values if values.dtype == np.float32 else np.empty(values.shape, np.float32)
+        if self._columns is None and values.shape[-1] % self._width == 0:
+            groups = (len(values), -1, self._width)
+            function(values.reshape(groups), chosen[:, :, None], out=out.reshape(groups))
+        elif self._columns is None:
+            function(values, np.repeat(chosen, self._width, axis=1)[:, : values.shape[-1]], out=out)
+        else:
+            function(values, chosen[:, self._columns], out=out)
+        return out
 
 
 def blocks(shape: Shape, grid: Shape, given: tuple[int | None, int | None] = (None, None)) -> tuple[int, int] | None:
@@ -198,11 +225,6 @@ def grid_shape(shape: Shape, scales: Shape) -> Shape | None:
     padded = (*scales, *(1,) * (len(shape) - len(scales)))
     matches = len(padded) == len(shape) and all(n in (1, length) for n, length in zip(padded, shape[:-2], strict=False))
     return padded if matches else None
-
-
-def columns(width: int, length: int) -> np.ndarray | None:
-    """The block of each of `length` columns, for blocks of a width. None if there is one block."""
-    return None if width >= length else np.arange(length) // width
 
 
 def described(height: int, width: int, shape: Shape) -> str:

@@ -31,6 +31,8 @@ def report(inspected: Look) -> Iterator[str]:
     (description,) = (entry for entry in described() if entry.family is checkpoint.family)
     yield f"{'checkpoint':12}{checkpoint.path}"
     yield f"{'family':12}{', '.join(checkpoint.family.model_types)}: {description.summary}"
+    if checkpoint.quantization:
+        yield f"{'quantized':12}{checkpoint.quantization}; dequantized when it is read"
     yield f"{'sizes':12}{sizes(cfg)}"
     yield f"{'parameters':12}{inspected.parameters:,}"
     yield f"{'memory':12}{', '.join(f'{dtype} {human(size)}' for dtype, size in inspected.memory().items())}"
