@@ -2,24 +2,27 @@
 
 import functools
 import json
+import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import packers
 from support.mistakes import Case, unreached
 from support.regenerate_quantized import FILE
 from support.tiny import hf_logits, random_tokens, write_checkpoint
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from jaxlens import CheckpointError, HookedTransformer
-from jaxlens.checkpoints import load, open_checkpoint
-from jaxlens.checkpoints.converter import convert, convert_back
+from jaxlens.checkpoints import export, load, open_checkpoint
 from jaxlens.checkpoints.quantized.methods import METHODS, read_quantization
 from jaxlens.checkpoints.quantized.tensors import DequantizedTensors
 from jaxlens.checkpoints.rules.hf_config import Reader
@@ -54,8 +57,9 @@ def test_weights_equal_those_of_the_library(case):
     values, expected = tensors.read("x.weight"), stored.read("values")
     assert tensors.names() == ["x.weight"]
     assert tensors.shape("x.weight") == values.shape == expected.shape
-    assert values.dtype == expected.dtype
-    assert np.array_equal(values.view(np.uint8), expected.view(np.uint8)) or np.array_equal(values, expected)
+    assert tensors.dtype("x.weight") == stored.dtype("values")
+    assert np.array_equal(values.astype(expected.dtype), expected)
+    assert np.array_equal(values, expected.astype(np.float32))
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -149,13 +153,12 @@ def models(tmp_path_factory):
 def test_loading_a_model(models, case):
     expected, packed = models(case)
     loaded, dense = load(packed), load(expected)
-    assert loaded.cfg.replace(tokenizer_name=None) == dense.cfg.replace(tokenizer_name=None)
-    for name, value in dense.params.items():
-        assert np.array_equal(loaded.params[name], value), name
+    assert loaded.cfg == dense.cfg
+    compare(loaded, dense)
     assert "quantization_config" not in loaded.source
 
 
-@pytest.mark.parametrize("case", ["FP8, a mixture of experts in shards", "bitsandbytes, four bits", "AWQ"])
+@pytest.mark.parametrize("case", MODELS)
 def test_logits_equal_those_of_transformers(models, case):
     expected, packed = models(case)
     loaded, tokens = load(packed), random_tokens(0, length=20)
@@ -171,3 +174,330 @@ def test_transformers_dequantizes_to_the_same_logits(tmp_path):
     tokens = random_tokens(0, length=9)
     theirs = hf_logits(packed, tokens)
     assert np.array_equal(theirs, hf_logits(expected, tokens))
+
+
+
+@pytest.mark.parametrize("case", ["FP8, a mixture of experts in shards", "AWQ"])
+def test_experts_that_transformers_has_stacked(models, tmp_path, case):
+    """`save_pretrained(save_original_format=False)` writes all experts of a layer in one tensor. Here it is FP8, too."""
+    expected, _ = models(case)
+    model = transformers.AutoModelForCausalLM.from_pretrained(expected, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "dense", save_original_format=False)
+    packed = shutil.copytree(tmp_path / "dense", tmp_path / "packed")
+    dense = load_file(packed / "model.safetensors")
+    assert not [name for name in dense if "experts.0" in name]
+    compare(load(packed), load(expected))
+    stored = dict(dense)
+    for name in [name for name in dense if "experts." in name]:
+        parts, values = packers.float8(dense[name])
+        dense[name] = values.contiguous()
+        stored |= {name: parts["weight"], f"{name}_scale_inv": parts["weight_scale_inv"]}
+    save_file(dense, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
+    save_file(stored, packed / "model.safetensors", {"format": "pt"})
+    edit_config(packed, quantization_config=FP8)
+    compare(load(packed), load(tmp_path / "dense"))
+
+
+def compare(loaded, expected):
+    assert loaded.params.keys() == expected.params.keys()
+    for name, value in expected.params.items():
+        assert np.array_equal(loaded.params[name], value), name
+
+
+# ---- variants of files ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(models, tmp_path):
+    """A function that returns a copy of the quantized folder of a case, which tests may modify."""
+    return lambda case: shutil.copytree(models(case)[1], tmp_path / "copied")
+
+
+def edit_tensors(folder, remove=(), **changes):
+    tensors = load_file(folder / "model.safetensors") | changes
+    kept = {name: value for name, value in tensors.items() if name not in remove}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_biases_that_older_versions_of_autogptq_added(models, copied):
+    """Of zeros, to every quantized layer; those of a model without such biases are left out."""
+    case = "GPTQ, fused projections"
+    folder = copied(case)
+    layers = [name.removesuffix("qweight") for name in tensors_of(folder) if name.endswith("qweight")]
+    edit_tensors(folder, **{f"{layer}bias": torch.zeros(96) for layer in layers})
+    compare(load(folder), load(models(case)[0]))
+    edit_tensors(folder, **{f"{layers[0]}bias": torch.ones(96)})
+    with pytest.raises(CheckpointError, match=re.escape(f"{layers[0]}bias is not zero; expected no bias in this layer")):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("case", "file", "fields"),
+    [
+        ("GPTQ", "quantize_config.json", {"bits": 4, "group_size": 32, "desc_act": True, "model_file_base_name": "model"}),
+        ("AWQ", "quant_config.json", {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}),
+    ],
+)
+def test_a_quantization_in_a_file_of_its_own(models, copied, case, file, fields):
+    folder = copied(case)
+    edit_config(folder, quantization_config=None)
+    (folder / file).write_text(json.dumps(fields))
+    compare(load(folder), load(models(case)[0]))
+
+
+def test_a_quantization_inside_text_config(models, copied):
+    folder = copied("FP8, multimodal")
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit_config(folder, quantization_config=None, text_config={**text, "quantization_config": FP8})
+    compare(load(folder), load(models("FP8, multimodal")[0]))
+
+
+def test_pytorch_files(models, copied):
+    folder = copied("GPTQ")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    compare(load(folder), load(models("GPTQ")[0]))
+
+
+@pytest.mark.parametrize(
+    ("config", "packer", "offset"),
+    [
+        ({**GPTQ, "checkpoint_format": "gptq_v2"}, functools.partial(packers.gptq, v2=True), 0),
+        ({**GPTQ, "format": "gptq_v2", "checkpoint_format": None}, functools.partial(packers.gptq, v2=True), 0),
+        ({"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "data_type": "int",
+          "packing_format": "auto_round:auto_gptq", "iters": 200}, functools.partial(packers.gptq, index=False), 0),
+        ({"quant_method": "intel/auto-round", "bits": 4, "group_size": 32, "packing_format": "auto_round"},
+         functools.partial(packers.gptq, v2=True, index=False), 0),
+        ({"quant_method": "auto-round", "bits": 4, "group_size": 32, "packing_format": "auto_round:auto_awq"},
+         packers.awq, 0),
+        ({**GPTQ, "dynamic": {"+:.*x": {"bits": 8}}}, functools.partial(packers.gptq, bits=8), 0),
+        ({**GPTQ, "bits": 5}, functools.partial(packers.gptq, bits=5, index=False), 0),
+        ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"]},
+         functools.partial(packers.float8, height=1, width=None, scale="_scale"), 0),
+        ({"quant_method": "mxfp8", "scale_fmt": "ue8m0"}, None, 0),
+    ],
+)  # fmt: skip
+def test_other_formats(config, packer, offset):
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    if packer is None:
+        exponents = torch.randint(120, 130, (64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+        stored = {"weight": weight.to(torch.float8_e4m3fn), "weight_scale_inv": exponents}
+        values = stored["weight"].float() * (2.0 ** (exponents.float() - 127)).repeat_interleave(32, dim=1)
+    else:
+        stored, values = packer(weight)
+    assert np.array_equal(dequantized(config, stored), values)
+
+
+class Memory:
+    """Tensors from a dict, as a checkpoint has them."""
+
+    def __init__(self, tensors):
+        self.file = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+        save_file({f"x.{name}": value.contiguous() for name, value in tensors.items()}, self.file)
+        file = SafetensorsFile(self.file)
+        self.names, self.dtype, self.shape, self.read = file.names, file.dtype, file.shape, file.read
+
+
+def dequantized(config, stored):
+    """The weight of a layer that is stored as `stored`."""
+    hf = Reader({"quantization_config": config})
+    tensors = DequantizedTensors(Memory(stored), read_quantization(hf, {}))
+    hf.check_all_read()
+    return tensors.read("x.weight").astype(np.float32)
+
+
+def test_activations_are_not_quantized(models, copied):
+    """Scales of activations and of cached keys and values are left out."""
+    folder = copied("compressed-tensors, eight bits")
+    scales = {
+        f"gpt_neox.layers.0.attention.{name}": torch.ones(1)
+        for name in ("dense.input_scale", "dense.input_zero_point", "k_scale", "v_scale", "dense.output_scale")
+    }
+    edit_tensors(folder, **scales)
+    compare(load(folder), load(models("compressed-tensors, eight bits")[0]))
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_commands(models, tmp_path, capsys):
+    expected, packed = models("bitsandbytes, four bits")
+    assert run("inspect", packed) == 0
+    stored = "bitsandbytes: 12 as 4-bit NF4 in blocks of 64"
+    assert f"quantized   {stored}; dequantized when it is read" in capsys.readouterr().out
+    assert run("convert", packed, tmp_path / "native", "--dtype", "float32") == 0
+    assert f"dequantized from {stored}" in capsys.readouterr().out
+    assert run("export", packed, tmp_path / "exported", "--dtype", "float32") == 0
+    assert f"dequantized from {stored}" in capsys.readouterr().out
+    fields = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert "quantization_config" not in fields
+    dense, exported = tensors_of(expected), tensors_of(tmp_path / "exported")
+    assert all(torch.equal(exported[name], dense[name]) for name in exported)
+    compare(load(tmp_path / "native"), load(expected))
+    assert run("verify", packed, "--length", "8") == 0
+    assert "passed" in capsys.readouterr().out
+
+
+def run(*arguments):
+    return main([*map(str, arguments)]) or 0
+
+
+def test_values_are_rounded_to_the_dtype_of_the_model_once(models, copied):
+    """FP8 has the dtype that config.json states, and is loaded in float32 without rounding."""
+    folder, name = copied("FP8, a scale per tensor"), "model.layers.0.mlp.up_proj.weight"
+    edit_config(folder, dtype="bfloat16")
+    expected = load(models("FP8, a scale per tensor")[0])
+    assert open_checkpoint(folder).tensors.dtype(name) == "BF16"
+    compare(load(folder), expected)
+    for name, value in load(folder, dtype="bfloat16").params.items():
+        assert np.array_equal(value, expected.params[name].astype("bfloat16")), name
+
+
+def test_exporting_with_the_config_of_a_quantized_checkpoint(models, tmp_path):
+    expected, packed = models("FP8, multimodal")
+    loaded, source = load(expected), json.loads((packed / "config.json").read_text())
+    folder = export(tmp_path / "exported", loaded.cfg, loaded.params, source)
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import sys
+from pathlib import Path
+from jaxlens.checkpoints import load
+
+def kilobytes(field):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
+
+load(sys.argv[1])  # imports what loading needs
+for large in sys.argv[2:]:
+    before = kilobytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    loaded = load(large)
+    print((kilobytes("VmHWM") - before) * 1024 / sum(value.nbytes for value in loaded.params.values()))
+    held = globals().setdefault("held", []) + [loaded]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_needs_little_more_memory_than_the_weights(models, tmp_path):
+    """At most 1.3 times the parameters in float32. Nothing is freed, so every load needs new memory."""
+    wide = {"hidden_size": 768, "intermediate_size": 1024, "head_dim": 64, "vocab_size": 301}
+    fp8 = functools.partial(packers.float8, height=128, width=128)
+    cases = {
+        "fp8": (fp8, {**FP8, "weight_block_size": [128, 128]}), "nf4": (packers.nf4, NF4),
+        "gptq": (packers.gptq, GPTQ), "awq": (packers.awq, AWQ),
+    }  # fmt: skip
+    folders = [quantize(tmp_path / name, "llama", *case, wide)[1] for name, case in cases.items()]
+    for folder in folders:
+        open_checkpoint(folder)  # completes its config with transformers, which takes memory only once
+    program = [sys.executable, "-c", MEMORY, *map(str, (models("AWQ")[1], *folders))]
+    ratios = subprocess.run(program, check=True, capture_output=True, text=True).stdout.split()
+    assert len(ratios) == len(cases)
+    assert all(float(ratio) < 1.3 for ratio in ratios), ratios
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+UNSUPPORTED = sorted(
+    {"aqlm", "bitnet", "eetq", "fp_quant", "fouroversix", "gemma", "gguf", "higgs", "hqq", "metal", "nvfp4", "quanto", "quark",
+     "sinq", "spqr", "torchao", "vptq", "modelopt", "exl2"}
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", UNSUPPORTED)
+def test_other_methods_are_refused_by_name(method):
+    with pytest.raises(CheckpointError, match=f"quant_method is '{method}'; expected one of .* save model.dequantize"):
+        dequantized({"quant_method": method}, {})
+
+
+def test_every_method_of_transformers_is_supported_or_refused():
+    theirs = {name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZER_MAPPING}
+    assert theirs <= METHODS.keys() | set(UNSUPPORTED)
+
+
+def test_fields_that_are_not_known():
+    with pytest.raises(CheckpointError, match=r"quantization_config\.outliers = 3"):
+        dequantized({**GPTQ, "outliers": 3}, packers.gptq(WEIGHT)[0])
+
+
+WEIGHT = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+E4M3 = packers.float8(WEIGHT)[0]
+
+
+def mistake(config, packer, remove=(), **changes):
+    """Reads a weight whose stored tensors have been changed."""
+    stored = {**(packer(WEIGHT)[0] if callable(packer) else packer), **changes}
+    return lambda: dequantized(config, {name: value for name, value in stored.items() if name not in remove})
+
+
+def state(**changes):
+    """The JSON of an NF4 weight with other fields."""
+    fields = {"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [64, 96], **changes}
+    return {"weight.quant_state.bitsandbytes__nf4": torch.tensor([*json.dumps(fields).encode()], dtype=torch.uint8)}
+
+
+def with_group(**weights):
+    return compressed("pack-quantized", **{"num_bits": 4, "strategy": "group", "group_size": 4, **weights})
+
+
+FOUR = functools.partial(packers.int4_words, size=4)
+I32 = {"dtype": torch.int32}
+MISTAKES = {
+    "a missing part": (GPTQ, packers.gptq, {"remove": ["scales"]}, "x.scales missing beside x.qweight, x.qzeros"),
+    "a leftover part": (FP8, E4M3, {"y.weight_scale_inv": torch.ones(1)}, "x.y.weight_scale_inv belongs to no weight"),
+    "a weight stored twice": (AWQ, packers.awq, {"weight": WEIGHT}, "x.weight is stored twice, quantized with AWQ and not"),
+    "nothing quantized": (GPTQ, {"weight": WEIGHT}, {}, "config.json describes GPTQ, but no weight is stored so; remove"),
+    "a wrong dtype": (AWQ, packers.awq, {"scales": torch.ones(3, 64, **I32)}, "x.scales is I32 of shape (3, 64); expected F64 or"),
+    "no settings of AutoRound": ({"quant_method": "auto-round", "packing_format": "auto_round:llm_compressor"}, {}, {},
+                                 "packing_format is 'auto_round:llm_compressor'; expected one of auto_round, "),
+    "another method": ({"quant_method": "hqq"}, {}, {}, "quant_method is 'hqq'; expected one of auto-round, awq, bits"),
+    # FP8
+    "FP8 without scales": (FP8, E4M3, {"remove": ["weight_scale_inv"]}, "x.weight_scale_inv missing beside x.weight"),
+    "FP8 with two scales": (FP8, E4M3, {"weight_scale": torch.ones(1)}, "has two scales, x.weight_scale_inv and x.weight_scale"),
+    "FP8 with scales of another shape": (FP8, E4M3, {"weight_scale_inv": torch.ones(5, 6)},
+                                         "expected one scale, or a scale for each row or each block of 16 x 16"),
+    "FP8 in no blocks": ({**FP8, "weight_block_size": [16]}, E4M3, {}, "weight_block_size is [16]; expected two positive"),
+    "FP4 experts": ({**FP8, "expert_dtype": "fp4"}, E4M3, {}, "expert_dtype is 'fp4'; expected 'fp8'"),
+    # compressed-tensors
+    "sparse weights": ({**WORDS, "sparsity_config": {"format": "sparse-24-bitmask"}}, FOUR, {}, "sparsity_config is"),
+    "rotated weights": ({**WORDS, "transform_config": {"config_groups": {"R1": {}}}}, FOUR, {}, "neither sparse nor rotated"),
+    "an unknown format": ({**WORDS, "format": "marlin-24"}, FOUR, {}, "format is 'marlin-24'; expected 'dense' or"),
+    "a scheme by its name": ({**WORDS, "config_groups": {"W4A16": ["Linear"]}}, FOUR, {}, "W4A16 is ['Linear']; expected an"),
+    "words of another size": (with_group(num_bits=8), FOUR, {}, "expected 8 bits per integer (config_groups)"),
+    "groups of another size": (WORDS, FOUR, {"weight_scale": torch.ones(64, 7)}, "expected a scale per tensor, row, group"),
+    # bitsandbytes
+    "no bits": ({"quant_method": "bitsandbytes"}, {}, {}, "load_in_4bit is None; expected load_in_4bit or load_in_8bit to"),
+    "three axes": (INT8, packers.llm_int8, {"weight": torch.zeros(64, 2, 3, dtype=torch.int8)}, "expected two axes, as bitsand"),
+    "the layout of a GPU": (INT8, packers.llm_int8, {"weight_format": torch.tensor(2, dtype=torch.uint8)}, "expected 0 (by rows)"),
+    "no state": (NF4, packers.nf4, {"weight.quant_state.bitsandbytes__nf4": torch.zeros(3, dtype=torch.uint8)}, "is not a state"),
+    "a shape that is none": (NF4, packers.nf4, state(shape=[64, -96]), "ValueError('sizes are [64, -96, 64]')"),
+    "a dtype that is none": (NF4, packers.nf4, state(dtype="int8"), "dtype is 'int8'"),
+    "another type": (NF4, packers.nf4, state(quant_type="fp4"), "quant_type is 'fp4'"),
+    "bytes missing": (NF4, packers.nf4, {"weight": torch.zeros(7, 1, dtype=torch.uint8)}, "has 7 bytes; expected two values"),
+    # GPTQ
+    "Marlin": ({**GPTQ, "checkpoint_format": "marlin"}, packers.gptq, {}, "checkpoint_format is 'marlin'; expected gptq or"),
+    "a format of Marlin": ({**GPTQ, "is_marlin_format": True}, packers.gptq, {}, "is_marlin_format is True; expected False"),
+    "too many bits": ({**GPTQ, "bits": 16}, packers.gptq, {}, "bits is 16; expected 2 to 8"),
+    "one axis": (GPTQ, packers.gptq, {"scales": torch.ones(64)}, "and x.scales (64,); expected two axes each"),
+    "a number of words": (GPTQ, packers.gptq, {"qweight": torch.zeros(13, 64, **I32)}, "expected 4 bits for each (quantiz"),
+    "a group that is not there": (GPTQ, packers.gptq, {"g_idx": torch.full((96,), 3, **I32)}, "g_idx has groups from 3 to 3, and"),
+    # AWQ
+    "another version": ({**AWQ, "version": "marlin"}, packers.awq, {}, "version is 'marlin'; expected gemm or gemv or gemv_fast"),
+    "eight bits": ({**AWQ, "bits": 8}, packers.awq, {}, "bits is 8; expected 4: AWQ stores four bits"),
+    "one axis of words": (AWQ, packers.awq, {"qweight": torch.zeros(8, **I32)}, "x.qweight has shape (8,); expected two axes"),
+}  # fmt: skip
+CASES = {
+    name: Case(mistake(config, packer, **changes), CheckpointError, text)
+    for name, (config, packer, changes, text) in MISTAKES.items()
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_mistake_is_answered_with(name):
+    CASES[name].check()
+
+
+def test_every_error_message_is_produced_by_a_mistake():
+    assert unreached(__file__, CASES.values()) == []

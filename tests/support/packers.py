@@ -2,8 +2,8 @@
 
 Written after the code of each library, value by value, without jaxlens: `pack` of AutoGPTQ's `qlinear_cuda.py`,
 `from_linear` of AutoAWQ's `gemm.py`, `quantize_4bit` and `int8_vectorwise_quant` in bitsandbytes'
-`backends/default/ops.py`, `pack_to_int32` of compressed-tensors, `Fp8Quantize` of transformers. That these packers agree
-with the libraries is tested with the tensors in `quantized_by_libraries.safetensors`, which the libraries packed.
+`backends/default/ops.py`, `pack_to_int32` of compressed-tensors, `Fp8Quantize` of transformers. What the libraries
+themselves packed is in `quantized_by_libraries.safetensors`.
 
 Every packer takes a weight [out, in] and returns the stored tensors, by the suffix that follows the name of the layer,
 and the dequantized weight.
@@ -37,15 +37,15 @@ def affine(weight: torch.Tensor, bits: int, size: int) -> tuple[torch.Tensor, to
 
 def words(integers: torch.Tensor, bits: int) -> torch.Tensor:
     """Integers packed along the last axis into int32, one after the other, each from its lowest bit on."""
-    count = integers.shape[-1]
-    result = np.zeros((*integers.shape[:-1], -(-count * bits // 32)), np.uint64)
-    for i in range(count):
+    columns = integers.T.contiguous().numpy().astype(np.uint64)
+    result = np.zeros((-(-len(columns) * bits // 32), len(integers)), np.uint64)
+    for i, column in enumerate(columns):
         word, shift = divmod(i * bits, 32)
-        value = integers[..., i].numpy().astype(np.uint64) << np.uint64(shift)
-        result[..., word] |= value & np.uint64(0xFFFFFFFF)
+        value = column << np.uint64(shift)
+        result[word] |= value & np.uint64(0xFFFFFFFF)
         if shift + bits > 32:
-            result[..., word + 1] |= value >> np.uint64(32)
-    return torch.tensor(result.astype(np.uint32).view(np.int32))
+            result[word + 1] |= value >> np.uint64(32)
+    return torch.tensor(result.T.astype(np.uint32).view(np.int32)).contiguous()
 
 
 def gptq(weight: torch.Tensor, bits: int = 4, size: int = 32, *, v2: bool = False, index: bool = True, seed: int | None = None):

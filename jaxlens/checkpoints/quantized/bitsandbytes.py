@@ -65,7 +65,9 @@ def _eight_bits(tensors: Tensors, names: set[str], stem: str, dtype: str) -> Pac
 
 def _four_bits(tensors: Tensors, names: set[str], weight: str, state: str) -> Packed:
     nested = tuple(f".{part}" for part in NESTED if f"{weight}.{part}" in names)
-    parts = Parts(tensors, names, weight, ("", state, ".absmax", ".quant_map", *(f".{part}" for part in NESTED if nested)))
+    parts = Parts(
+        tensors, names, weight, ("", state, ".absmax", ".quant_map", *(f".{part}" for part in NESTED if nested))
+    )
     fields = _state(parts, weight, state)
     shape, size = tuple(fields["shape"]), fields["blocksize"]
     count, dtype = math.prod(shape), DTYPES[fields["dtype"]]

@@ -63,7 +63,7 @@ class Group:
 
 def settings(hf: Reader, dtype: str) -> list[Group]:
     """The groups of quantization_config. Raises a CheckpointError if weights are sparse or rotated."""
-    because = f"jaxlens reads only these formats; save the model without compression with compressed-tensors"
+    because = "jaxlens reads only these formats; save the model without compression with compressed-tensors"
     hf.expect("format", *FORMATS, because=because)
     for name in ("sparsity_config", "transform_config", "moe_sparsity_config"):
         value = hf(name, None)
@@ -113,7 +113,9 @@ def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[G
         parts = Parts(tensors, names, stem, ("weight_packed", "weight_scale"), ("weight_global_scale",))
         *rows, width = parts.shape("weight_packed")
         scales = _Scales(parts, stem, (*rows, 2 * width), groups)
-        return scales.packed("4-bit floats", lambda: parts.read("weight_packed"), lambda v: np.take(FP4_PAIRS, v).view(np.float32))
+        return scales.packed(
+            "4-bit floats", lambda: parts.read("weight_packed"), lambda v: np.take(FP4_PAIRS, v).view(np.float32)
+        )
     optional = ("weight_zero_point", "weight_g_idx")
     parts = Parts(tensors, names, stem, ("weight_packed", "weight_scale", "weight_shape"), optional)
     parts.expect("weight_packed", ["I32"])

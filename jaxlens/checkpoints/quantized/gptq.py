@@ -111,7 +111,9 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
 
         return by_rows((n_out, n_in), parts.dtype("scales"), rows)
 
-    kind = f"{bits}-bit integers " + ("with a scale per row" if n_groups == 1 else f"in groups of {-(-n_in // n_groups)}")
+    kind = f"{bits}-bit integers " + (
+        "with a scale per row" if n_groups == 1 else f"in groups of {-(-n_in // n_groups)}"
+    )
     return Packed(parts.names, (n_out, n_in), parts.dtype("scales"), kind, read)
 
 
@@ -121,7 +123,11 @@ def _inputs(parts: Parts, chosen: Settings, n_bits: int) -> int:
         return parts.shape("g_idx")[0]
     n_groups = parts.shape("scales")[0]
     whole = n_bits // chosen.bits
-    return whole if chosen.group_size is None or n_groups == -(-whole // chosen.group_size) else n_groups * chosen.group_size
+    return (
+        whole
+        if chosen.group_size is None or n_groups == -(-whole // chosen.group_size)
+        else n_groups * chosen.group_size
+    )
 
 
 def _bits(expected: int, n_in: int, n_words: int, word: int) -> int | None:

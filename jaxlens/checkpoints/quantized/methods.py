@@ -95,5 +95,7 @@ def _dtype(fields: Mapping[str, Any]) -> str:
     text = fields.get("text_config")
     sources = [fields, text if isinstance(text, Mapping) else {}]
     names = {f"{prefix}{numpy}": stored for stored, numpy in FLOATS.items() for prefix in ("", "torch.")}
-    stated = [source[name] for source in sources for name in ("dtype", "torch_dtype") if isinstance(source.get(name), str)]
+    stated = [
+        source[name] for source in sources for name in ("dtype", "torch_dtype") if isinstance(source.get(name), str)
+    ]
     return next((names[name] for name in stated if name in names), "F32")

@@ -26,11 +26,15 @@ class DequantizedTensors:
         self._packed = dict(method.packed(tensors, quantization.settings))
         parts = {part for weight in self._packed.values() for part in weight.parts}
         if both := sorted((self._packed.keys() & names) - parts):
-            raise CheckpointError(f"{both[0]} is stored twice, quantized with {method.title} and not; remove one of them")
+            raise CheckpointError(
+                f"{both[0]} is stored twice, quantized with {method.title} and not; remove one of them"
+            )
         self._kept = [name for name in names if name not in parts and not _matches(name, method.activations)]
         if leftover := [name for name in self._kept if name.endswith(method.companions)]:
             belongs = f"belongs to no weight quantized with {method.title}"
-            raise CheckpointError(f"{', '.join(leftover[:8])} {belongs}, as config.json describes; remove it, or correct it")
+            raise CheckpointError(
+                f"{', '.join(leftover[:8])} {belongs}, as config.json describes; remove it, or correct it"
+            )
         if not self._packed:
             remedy = "remove quantization_config from config.json if the weights are not quantized"
             raise CheckpointError(f"config.json describes {method.title}, but no weight is stored so; {remedy}")
