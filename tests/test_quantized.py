@@ -426,10 +426,15 @@ WEIGHT = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
 E4M3 = packers.float8(WEIGHT)[0]
 
 
-def mistake(config, packer, remove=(), **changes):
+def mistake(text, config, packer, remove=(), **changes):
     """Reads a weight whose stored tensors have been changed."""
     stored = {**(packer(WEIGHT)[0] if callable(packer) else packer), **changes}
-    return lambda: dequantized(config, {name: value for name, value in stored.items() if name not in remove})
+    kept = {name: value for name, value in stored.items() if name not in remove}
+    return Case(lambda: dequantized(config, kept), CheckpointError, text)
+
+
+def ints(*shape, dtype=torch.int32):
+    return torch.zeros(shape, dtype=dtype)
 
 
 def state(**changes):
@@ -438,60 +443,67 @@ def state(**changes):
     return {"weight.quant_state.bitsandbytes__nf4": torch.tensor([*json.dumps(fields).encode()], dtype=torch.uint8)}
 
 
-def with_group(**weights):
-    return compressed("pack-quantized", **{"num_bits": 4, "strategy": "group", "group_size": 4, **weights})
-
-
 FOUR = functools.partial(packers.int4_words, size=4)
-I32 = {"dtype": torch.int32}
-MISTAKES = {
-    "a missing part": (GPTQ, packers.gptq, {"remove": ["scales"]}, "x.scales missing beside x.qweight, x.qzeros"),
-    "a leftover part": (FP8, E4M3, {"y.weight_scale_inv": torch.ones(1)}, "x.y.weight_scale_inv belongs to no weight"),
-    "a weight stored twice": (AWQ, packers.awq, {"weight": WEIGHT}, "x.weight is stored twice, quantized with AWQ and not"),
-    "nothing quantized": (GPTQ, {"weight": WEIGHT}, {}, "config.json describes GPTQ, but no weight is stored so; remove"),
-    "a wrong dtype": (AWQ, packers.awq, {"scales": torch.ones(3, 64, **I32)}, "x.scales is I32 of shape (3, 64); expected F64 or"),
-    "no settings of AutoRound": ({"quant_method": "auto-round", "packing_format": "auto_round:llm_compressor"}, {}, {},
-                                 "packing_format is 'auto_round:llm_compressor'; expected one of auto_round, "),
-    "another method": ({"quant_method": "hqq"}, {}, {}, "quant_method is 'hqq'; expected one of auto-round, awq, bits"),
-    # FP8
-    "FP8 without scales": (FP8, E4M3, {"remove": ["weight_scale_inv"]}, "x.weight_scale_inv missing beside x.weight"),
-    "FP8 with two scales": (FP8, E4M3, {"weight_scale": torch.ones(1)}, "has two scales, x.weight_scale_inv and x.weight_scale"),
-    "FP8 with scales of another shape": (FP8, E4M3, {"weight_scale_inv": torch.ones(5, 6)},
-                                         "expected one scale, or a scale for each row or each block of 16 x 16"),
-    "FP8 in no blocks": ({**FP8, "weight_block_size": [16]}, E4M3, {}, "weight_block_size is [16]; expected two positive"),
-    "FP4 experts": ({**FP8, "expert_dtype": "fp4"}, E4M3, {}, "expert_dtype is 'fp4'; expected 'fp8'"),
-    # compressed-tensors
-    "sparse weights": ({**WORDS, "sparsity_config": {"format": "sparse-24-bitmask"}}, FOUR, {}, "sparsity_config is"),
-    "rotated weights": ({**WORDS, "transform_config": {"config_groups": {"R1": {}}}}, FOUR, {}, "neither sparse nor rotated"),
-    "an unknown format": ({**WORDS, "format": "marlin-24"}, FOUR, {}, "format is 'marlin-24'; expected 'dense' or"),
-    "a scheme by its name": ({**WORDS, "config_groups": {"W4A16": ["Linear"]}}, FOUR, {}, "W4A16 is ['Linear']; expected an"),
-    "words of another size": (with_group(num_bits=8), FOUR, {}, "expected 8 bits per integer (config_groups)"),
-    "groups of another size": (WORDS, FOUR, {"weight_scale": torch.ones(64, 7)}, "expected a scale per tensor, row, group"),
-    # bitsandbytes
-    "no bits": ({"quant_method": "bitsandbytes"}, {}, {}, "load_in_4bit is None; expected load_in_4bit or load_in_8bit to"),
-    "three axes": (INT8, packers.llm_int8, {"weight": torch.zeros(64, 2, 3, dtype=torch.int8)}, "expected two axes, as bitsand"),
-    "the layout of a GPU": (INT8, packers.llm_int8, {"weight_format": torch.tensor(2, dtype=torch.uint8)}, "expected 0 (by rows)"),
-    "no state": (NF4, packers.nf4, {"weight.quant_state.bitsandbytes__nf4": torch.zeros(3, dtype=torch.uint8)}, "is not a state"),
-    "a shape that is none": (NF4, packers.nf4, state(shape=[64, -96]), "ValueError('sizes are [64, -96, 64]')"),
-    "a dtype that is none": (NF4, packers.nf4, state(dtype="int8"), "dtype is 'int8'"),
-    "another type": (NF4, packers.nf4, state(quant_type="fp4"), "quant_type is 'fp4'"),
-    "bytes missing": (NF4, packers.nf4, {"weight": torch.zeros(7, 1, dtype=torch.uint8)}, "has 7 bytes; expected two values"),
-    # GPTQ
-    "Marlin": ({**GPTQ, "checkpoint_format": "marlin"}, packers.gptq, {}, "checkpoint_format is 'marlin'; expected gptq or"),
-    "a format of Marlin": ({**GPTQ, "is_marlin_format": True}, packers.gptq, {}, "is_marlin_format is True; expected False"),
-    "too many bits": ({**GPTQ, "bits": 16}, packers.gptq, {}, "bits is 16; expected 2 to 8"),
-    "one axis": (GPTQ, packers.gptq, {"scales": torch.ones(64)}, "and x.scales (64,); expected two axes each"),
-    "a number of words": (GPTQ, packers.gptq, {"qweight": torch.zeros(13, 64, **I32)}, "expected 4 bits for each (quantiz"),
-    "a group that is not there": (GPTQ, packers.gptq, {"g_idx": torch.full((96,), 3, **I32)}, "g_idx has groups from 3 to 3, and"),
-    # AWQ
-    "another version": ({**AWQ, "version": "marlin"}, packers.awq, {}, "version is 'marlin'; expected gemm or gemv or gemv_fast"),
-    "eight bits": ({**AWQ, "bits": 8}, packers.awq, {}, "bits is 8; expected 4: AWQ stores four bits"),
-    "one axis of words": (AWQ, packers.awq, {"qweight": torch.zeros(8, **I32)}, "x.qweight has shape (8,); expected two axes"),
-}  # fmt: skip
+SPARSE = {"format": "sparse-24-bitmask"}
+OTHER_ROUND = {"quant_method": "auto-round", "packing_format": "auto_round:llm_compressor"}
+INDEX = {"weight_g_idx": torch.arange(96, dtype=torch.int32)}
 CASES = {
-    name: Case(mistake(config, packer, **changes), CheckpointError, text)
-    for name, (config, packer, changes, text) in MISTAKES.items()
-}
+    "a missing part": mistake("x.scales missing beside x.qweight, x.qzeros", GPTQ, packers.gptq, ["scales"]),
+    "a leftover part": mistake(
+        "x.y.weight_scale_inv belongs to no weight", FP8, E4M3, **{"y.weight_scale_inv": torch.ones(1)}
+    ),
+    "a weight stored twice": mistake("is stored twice, quantized with AWQ and not", AWQ, packers.awq, weight=WEIGHT),
+    "nothing quantized": mistake("describes GPTQ, but no weight is stored so; remove", GPTQ, {"weight": WEIGHT}),
+    "a wrong dtype": mistake("x.scales is I32 of shape (3, 64); expected F64", AWQ, packers.awq, scales=ints(3, 64)),
+    "another method": mistake("is 'hqq'; expected one of auto-round, awq, bits", {"quant_method": "hqq"}, {}),
+    "another format of AutoRound": mistake("llm_compressor'; expected one of auto_round, ", OTHER_ROUND, {}),
+    # FP8
+    "FP8 without scales": mistake("x.weight_scale_inv missing beside x.weight", FP8, E4M3, ["weight_scale_inv"]),
+    "FP8 with two scales": mistake("two scales, x.weight_scale_inv and x.w", FP8, E4M3, weight_scale=torch.ones(1)),
+    "FP8 with other scales": mistake(
+        "expected one scale, or a scale for each row or each block of 16 x 16", FP8, E4M3, weight_scale_inv=torch.ones(5, 6)
+    ),
+    "FP8 in no blocks": mistake("is [16]; expected two positive", {**FP8, "weight_block_size": [16]}, E4M3),
+    "FP4 experts": mistake("expert_dtype is 'fp4'; expected 'fp8'", {**FP8, "expert_dtype": "fp4"}, E4M3),
+    # compressed-tensors
+    "sparse weights": mistake("sparsity_config is", {**WORDS, "sparsity_config": SPARSE}, FOUR),
+    "rotated weights": mistake("neither sparse nor rotated", {**WORDS, "transform_config": {"R1": {}}}, FOUR),
+    "an unknown format": mistake("is 'marlin-24'; expected 'dense' or", {**WORDS, "format": "marlin-24"}, FOUR),
+    "a scheme by its name": mistake(
+        "W4A16 is ['Linear']; expected an object", {**WORDS, "config_groups": {"W4A16": ["Linear"]}}, FOUR
+    ),
+    "words of another size": mistake(
+        "expected 8 bits per integer (config_groups)", compressed("pack-quantized", num_bits=8, group_size=4), FOUR
+    ),
+    "groups of another size": mistake("a scale per tensor, row, group", WORDS, FOUR, weight_scale=torch.ones(64, 7)),
+    "a group that is not there": mistake("contains 95; expected indices of 24 groups", WORDS, FOUR, **INDEX),
+    # bitsandbytes
+    "no bits": mistake("expected load_in_4bit or load_in_8bit to be true", {"quant_method": "bitsandbytes"}, {}),
+    "three axes": mistake(
+        "expected two axes, as bitsandbytes", INT8, packers.llm_int8, weight=ints(64, 2, 3, dtype=torch.int8)
+    ),
+    "the layout of a GPU": mistake(
+        "expected 0 (by rows)", INT8, packers.llm_int8, weight_format=torch.tensor(2, dtype=torch.uint8)
+    ),
+    "no state": mistake(
+        "is not a state of bitsandbytes", NF4, packers.nf4,
+        **{"weight.quant_state.bitsandbytes__nf4": ints(3, dtype=torch.uint8)},
+    ),
+    "no shape": mistake("ValueError('sizes are [64, -96, 64]')", NF4, packers.nf4, **state(shape=[64, -96])),
+    "no dtype": mistake("dtype is 'int8'", NF4, packers.nf4, **state(dtype="int8")),
+    "another type": mistake("quant_type is 'fp4'", NF4, packers.nf4, **state(quant_type="fp4")),
+    "bytes missing": mistake("has 7 bytes; expected two", NF4, packers.nf4, weight=ints(7, 1, dtype=torch.uint8)),
+    # GPTQ
+    "Marlin": mistake("is 'marlin'; expected gptq or", {**GPTQ, "checkpoint_format": "marlin"}, packers.gptq),
+    "too many bits": mistake("bits is 16; expected 2 to 8", {**GPTQ, "bits": 16}, packers.gptq),
+    "one axis": mistake("x.scales (64,); expected two axes each", GPTQ, packers.gptq, scales=torch.ones(64)),
+    "a number of words": mistake("expected 4 bits for each (quantiz", GPTQ, packers.gptq, qweight=ints(13, 64)),
+    "no such group": mistake("g_idx has groups from 3 to 3, and x.scales has 3", GPTQ, packers.gptq, g_idx=ints(96) + 3),
+    # AWQ
+    "another version": mistake("expected gemm or gemv or gemv_fast", {**AWQ, "version": "marlin"}, packers.awq),
+    "eight bits": mistake("bits is 8; expected 4: AWQ stores four bits", {**AWQ, "bits": 8}, packers.awq),
+    "one axis of words": mistake("x.qweight has shape (8,); expected two axes", AWQ, packers.awq, qweight=ints(8)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)

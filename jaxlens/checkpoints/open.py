@@ -31,8 +31,8 @@ class Checkpoint:
     """An open checkpoint: everything except its weights.
 
     `source` is the Hugging Face config.json, which an export needs, or None. `unread` are the config.json fields that
-    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `quantization` describes how
-    quantized weights are stored. `tensors` has them as floats.
+    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `quantization` describes
+    how quantized weights are stored. In `tensors`, they are floats.
     """
 
     name: str

@@ -110,8 +110,10 @@ def check_version(checkpoint: Checkpoint) -> None:
 
 @contextlib.contextmanager
 def reference(checkpoint: Checkpoint) -> Iterator[Any]:
-    """transformers' model of a checkpoint. A checkpoint in the native format is exported first, and so is a quantized one:
-    transformers reads most of them on a GPU only, with the library that wrote them."""
+    """transformers' model of a checkpoint. A checkpoint in the native format is exported first.
+
+    So is a quantized one: transformers reads most of them on a GPU only, with the library that wrote them.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 

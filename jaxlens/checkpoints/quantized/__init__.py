@@ -1,1 +1,1 @@
-"""Weights stored in fewer bits: each method of quantization that is read, and the tensors with their weights as floats."""
+"""The methods of quantization that are read, and the tensors of a quantized checkpoint with their weights as floats."""

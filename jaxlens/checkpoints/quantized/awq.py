@@ -3,9 +3,9 @@
 Method: "AWQ" (arXiv 2306.00978). Layouts: `awq/modules/linear/` and `awq/utils/packing_utils.py` in AutoAWQ 0.2.9. The
 version "gemm" packs `qweight [in, out / 8]` and `qzeros [group, out / 8]` along the outputs, eight at a time in the
 order 0, 2, 4, 6, 1, 3, 5, 7, with `scales [group, out]`. The version "gemv" packs `qweight [out, in / 8]` and
-`qzeros [out, group / 8]` in order, with `scales [out, group]`; groups are padded. The versions "gemv_fast" and "llm-awq"
-interleave four rows in `qweight [out / 4, in]`, and store `scales [group, out]` and, as a float, minus the zero point
-times the scale. A weight is (integer - zero point) * scale, in the dtype of the scales.
+`qzeros [out, group / 8]` in order, with `scales [out, group]`; groups are padded. The versions "gemv_fast" and
+"llm-awq" interleave four rows in `qweight [out / 4, in]`, and store `scales [group, out]` and, as a float, minus the
+zero point times the scale. A weight is (integer - zero point) * scale, in the dtype of the scales.
 """
 
 import dataclasses

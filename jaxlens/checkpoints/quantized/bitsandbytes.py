@@ -1,7 +1,7 @@
 """Weights that bitsandbytes has quantized to eight bits (LLM.int8()) or four (NF4, FP4).
 
-Methods: "LLM.int8()" (arXiv 2208.07339) and "QLoRA" (arXiv 2305.14314). Layouts and arithmetic: `int8_vectorwise_dequant`,
-`QuantState` and `dequantize_4bit` of `functional.py` in bitsandbytes 0.50.
+Methods: "LLM.int8()" (arXiv 2208.07339) and "QLoRA" (arXiv 2305.14314). Layouts and arithmetic: `QuantState`,
+`dequantize_4bit` and `int8_vectorwise_dequant` of `functional.py` in bitsandbytes 0.50.
 
 Eight bits: `weight [out, in]`, and `SCB [out]`, the largest magnitude of each row: a weight is integer * SCB / 127.
 
@@ -65,9 +65,8 @@ def _eight_bits(tensors: Tensors, names: set[str], stem: str, dtype: str) -> Pac
 
 def _four_bits(tensors: Tensors, names: set[str], weight: str, state: str) -> Packed:
     nested = tuple(f".{part}" for part in NESTED if f"{weight}.{part}" in names)
-    parts = Parts(
-        tensors, names, weight, ("", state, ".absmax", ".quant_map", *(f".{part}" for part in NESTED if nested))
-    )
+    needed = ("", state, ".absmax", ".quant_map", *(f".{part}" for part in NESTED if nested))
+    parts = Parts(tensors, names, weight, needed)
     fields = _state(parts, weight, state)
     shape, size = tuple(fields["shape"]), fields["blocksize"]
     count, dtype = math.prod(shape), DTYPES[fields["dtype"]]

@@ -9,6 +9,7 @@ did not begin in one word and end in the next), or two four-bit floats per byte.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,6 +64,8 @@ class Group:
 
 def settings(hf: Reader, dtype: str) -> list[Group]:
     """The groups of quantization_config. Raises a CheckpointError if weights are sparse or rotated."""
+    if hf("quantization_config", None) is not None:  # as the first versions of compressed-tensors wrote it
+        return settings(inside(hf, "quantization_config", UNUSED), dtype)
     because = "jaxlens reads only these formats; save the model without compression with compressed-tensors"
     hf.expect("format", *FORMATS, because=because)
     for name in ("sparsity_config", "transform_config", "moe_sparsity_config"):
@@ -113,12 +116,12 @@ def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[G
         parts = Parts(tensors, names, stem, ("weight_packed", "weight_scale"), ("weight_global_scale",))
         *rows, width = parts.shape("weight_packed")
         scales = _Scales(parts, stem, (*rows, 2 * width), groups)
-        return scales.packed(
-            "4-bit floats", lambda: parts.read("weight_packed"), lambda v: np.take(FP4_PAIRS, v).view(np.float32)
-        )
+        stored = functools.partial(parts.read, "weight_packed")
+        return scales.packed("4-bit floats", stored, lambda pairs: np.take(FP4_PAIRS, pairs).view(np.float32))
     optional = ("weight_zero_point", "weight_g_idx")
     parts = Parts(tensors, names, stem, ("weight_packed", "weight_scale", "weight_shape"), optional)
     parts.expect("weight_packed", ["I32"])
+    parts.expect("weight_shape", ["I64", "I32"], (len(parts.shape("weight_packed")),))
     shape = tuple(int(length) for length in parts.read("weight_shape").ravel())
     n_words, n_columns = parts.shape("weight_packed")[-1], shape[-1]
     fitting = [group for group in groups if n_words in _word_counts(n_columns, group.bits)]
@@ -201,9 +204,11 @@ class _Scales:
 
     def _columns(self) -> np.ndarray | None:
         """The group of each column. None if groups are consecutive; an index with -1 has not been filled in."""
-        if "weight_g_idx" in self.parts and (index := self.parts.read("weight_g_idx")).min(initial=0) >= 0:
-            return index
-        return None
+        index = self.parts.read("weight_g_idx") if "weight_g_idx" in self.parts else np.array([-1])
+        if index.max(initial=-1) >= self.grid[-1]:
+            found = f"weight_g_idx of {self.parts.names[0]} contains {index.max()}"
+            raise CheckpointError(f"{found}; expected indices of {self.grid[-1]} groups; download the checkpoint again")
+        return None if index.min(initial=0) < 0 else index
 
     def _scales(self) -> np.ndarray:
         scales = exponents(self.parts.read("weight_scale")).reshape(self.grid)
@@ -222,11 +227,15 @@ UNUSED_IN_WEIGHTS = (
 )  # fmt: skip
 """Fields that the tensors and their shapes express."""
 
-COMPRESSED_TENSORS = Method(
-    "compressed-tensors", settings, packed,
-    (".weight_packed", ".weight_shape", ".weight_scale", ".weight_zero_point", ".weight_g_idx", ".weight_global_scale"),
-    (*ACTIVATIONS, "*.input_zero_point", "*.input_global_scale", "*.output_scale", "*.output_zero_point", "*.k_zero_point",
-     "*.v_zero_point", "*.q_scale"),
-    ("quant_method", "quantization_status", "global_compression_ratio", "ignore", "kv_cache_scheme", "version",
-     "run_compressed", "dequantize", "use_optimized_inference"),
+COMPANIONS = (
+    ".weight_packed", ".weight_shape", ".weight_scale", ".weight_zero_point", ".weight_g_idx", ".weight_global_scale",
 )  # fmt: skip
+NOT_WEIGHTS = (
+    *ACTIVATIONS, "*.input_zero_point", "*.input_global_scale", "*.output_zero_point", "*.k_zero_point",
+    "*.v_zero_point",
+)  # fmt: skip
+UNUSED = (
+    "quant_method", "quantization_status", "global_compression_ratio", "ignore", "kv_cache_scheme", "version",
+    "run_compressed", "dequantize", "use_optimized_inference",
+)  # fmt: skip
+COMPRESSED_TENSORS = Method("compressed-tensors", settings, packed, COMPANIONS, NOT_WEIGHTS, UNUSED)

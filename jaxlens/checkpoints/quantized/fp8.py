@@ -1,9 +1,9 @@
 """Weights of eight-bit floats with a scale per block, row or tensor, as DeepSeek-V3, Qwen3 and others publish them.
 
-Format: "DeepSeek-V3 Technical Report" (arXiv 2412.19437), section 3.3.2, and `weight_dequant` in the code published with
-it: a weight is the float8 value times the scale of its block of 128 x 128, and the last blocks may be smaller. In
-other checkpoints a scale belongs to a whole tensor (Ministral 3), to a row (fbgemm_fp8), or to 32 columns and is a power
-of two (MXFP8).
+Format: "DeepSeek-V3 Technical Report" (arXiv 2412.19437), section 3.3.2, and `weight_dequant` in the code published
+with it: a weight is the float8 value times the scale of its block of 128 x 128, and the last blocks may be smaller. In
+other checkpoints a scale belongs to a whole tensor (Ministral 3), to a row (fbgemm_fp8), or to 32 columns and is a
+power of two (MXFP8).
 """
 
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ SCALES = ("weight_scale_inv", "weight_scale", "scale_inv", "scale", "qscale_weig
 
 SCALE_DTYPES = ("F32", "F16", "BF16", "F8_E8M0", "U8")
 ACTIVATIONS = (
-    "*.activation_scale", "*_activation_scale", "*.input_scale", "*.input_scale_ub", "*.qscale_act", "*.k_scale",
-    "*.v_scale",
+    "*.activation_scale", "*_activation_scale", "*.input_scale", "*.input_scale_ub", "*.output_scale", "*.qscale_act",
+    "*.k_scale", "*.v_scale", "*.q_scale", "*.kv_scale",
 )  # fmt: skip
 
 
@@ -111,7 +111,6 @@ UNUSED = (
     "fmt", "scale_fmt", "kv_cache_scheme", "activation_scale_ub",
 )  # fmt: skip
 
-FP8 = Method(
-    "FP8", block_settings, packed, ("_scale_inv", ".weight_scale", ".qscale_weight"), ACTIVATIONS, UNUSED
-)  # fmt: skip
+COMPANIONS = ("_scale_inv", ".weight_scale", ".qscale_weight")
+FP8 = Method("FP8", block_settings, packed, COMPANIONS, ACTIVATIONS, UNUSED)
 FBGEMM = Method("FP8 of FBGEMM", settings, packed, (".weight_scale", "_proj_scale"), ACTIVATIONS, UNUSED)

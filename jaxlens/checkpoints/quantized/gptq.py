@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, stems, unpack
+from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, described, stems, unpack
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
@@ -65,7 +65,7 @@ def _settings(hf: Reader, offset: int) -> Settings:
 def expect_integers(hf: Reader) -> None:
     """Raises a CheckpointError if the stored values are no integers, or the weights are rotated."""
     hf.expect("data_type", "int", "int_sym", because="jaxlens reads only integers in this layout")
-    for name in ("rotation", "rotation_config"):
+    for name in ("rotation", "rotation_config", "rotation_configs"):
         hf.expect(name, because="jaxlens does not rotate activations")
 
 
@@ -84,7 +84,7 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
     parts = Parts(tensors, names, stem, ("qweight", "qzeros", "scales"), ("g_idx",))
     parts.expect("scales", FLOATS)
     parts.expect("qweight", WORDS)
-    if len(parts.shape("scales")) != 2 or len(parts.shape("qweight")) != 2:
+    if any(len(parts.shape(part)) != 2 or 0 in parts.shape(part) for part in ("qweight", "scales")):
         shapes = f"{stem}qweight has shape {parts.shape('qweight')} and {stem}scales {parts.shape('scales')}"
         raise CheckpointError(f"{shapes}; expected two axes each, as GPTQ stores them")
     (n_words, n_out), (n_groups, _) = parts.shape("qweight"), parts.shape("scales")
@@ -98,11 +98,13 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
     parts.expect("qzeros", WORDS, (n_groups, -(-n_out * bits // WORDS.get(parts.dtype("qzeros"), word))))
     if "g_idx" in parts:
         parts.expect("g_idx", ["I32", "I64"], (n_in,))
+    fits = chosen.group_size and n_groups == -(-n_in // chosen.group_size)  # else the layer has groups of its own size
+    width = chosen.group_size if fits else -(-n_in // n_groups)
 
     def read() -> np.ndarray:
         stored, scales = parts.read("qweight"), parts.read("scales")
         zeros = unpack(parts.read("qzeros"), bits)[:, :n_out] + np.uint8(chosen.offset) & np.uint8(2**bits - 1)
-        layout = (n_out, n_in), 1, -(-n_in // n_groups), _groups(parts, stem, n_in, n_groups)
+        layout = (n_out, n_in), 1, width, _groups(parts, stem, n_in, n_groups, width)
         zeros, scales = (Grid(values.T, *layout) for values in (zeros, scales))
 
         def rows(rows: slice) -> np.ndarray:
@@ -111,9 +113,7 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
 
         return by_rows((n_out, n_in), parts.dtype("scales"), rows)
 
-    kind = f"{bits}-bit integers " + (
-        "with a scale per row" if n_groups == 1 else f"in groups of {-(-n_in // n_groups)}"
-    )
+    kind = f"{bits}-bit integers {described(1, min(width, n_in), (n_out, n_in))}"
     return Packed(parts.names, (n_out, n_in), parts.dtype("scales"), kind, read)
 
 
@@ -121,13 +121,10 @@ def _inputs(parts: Parts, chosen: Settings, n_bits: int) -> int:
     """The number of inputs of a layer."""
     if "g_idx" in parts:
         return parts.shape("g_idx")[0]
-    n_groups = parts.shape("scales")[0]
-    whole = n_bits // chosen.bits
-    return (
-        whole
-        if chosen.group_size is None or n_groups == -(-whole // chosen.group_size)
-        else n_groups * chosen.group_size
-    )
+    n_groups, whole = parts.shape("scales")[0], n_bits // chosen.bits
+    if chosen.group_size is None or n_groups == -(-whole // chosen.group_size):
+        return whole
+    return n_groups * chosen.group_size  # the layer has another number of bits
 
 
 def _bits(expected: int, n_in: int, n_words: int, word: int) -> int | None:
@@ -136,7 +133,7 @@ def _bits(expected: int, n_in: int, n_words: int, word: int) -> int | None:
     return expected if expected in fitting else fitting[0] if len(fitting) == 1 else None
 
 
-def _groups(parts: Parts, stem: str, n_in: int, n_groups: int) -> np.ndarray | None:
+def _groups(parts: Parts, stem: str, n_in: int, n_groups: int, width: int) -> np.ndarray | None:
     """The group of each input. None if groups are consecutive."""
     if "g_idx" not in parts:
         return None
@@ -144,8 +141,7 @@ def _groups(parts: Parts, stem: str, n_in: int, n_groups: int) -> np.ndarray | N
     if groups.min(initial=0) < 0 or groups.max(initial=0) >= n_groups:
         has = f"{stem}g_idx has groups from {groups.min()} to {groups.max()}"
         raise CheckpointError(f"{has}, and {stem}scales has {n_groups}; download the checkpoint again")
-    consecutive = np.arange(n_in) // -(-n_in // n_groups)
-    return None if np.array_equal(groups, consecutive) else groups
+    return None if np.array_equal(groups, np.arange(n_in) // width) else groups
 
 
 UNUSED = tuple(
@@ -155,14 +151,15 @@ UNUSED = tuple(
             "damp_percent damp_auto_increment static_groups true_sequential act_group_aware mse model_name_or_path",
             "model_file_base_name quantizer batch_size pad_token_id model_seqlen block_name_to_quantize block_name",
             "module_name_preceding_first_block modules_in_block_to_quantize max_input_length cache_block_outputs",
-            "use_cuda_fp16 use_exllama disable_exllama exllama_config modules_to_not_convert modules_to_convert adapter",
-            "device gptaq parallel_packing offload_to_disk quant_type",
+            "use_cuda_fp16 use_exllama disable_exllama exllama_config modules_to_not_convert modules_to_convert",
+            "adapter device gptaq v2 v2_alpha failsafe parallel_packing offload_to_disk quant_type",
             # fields of AutoRound
             "provider autoround_version version data_type iters lr minmax_lr nsamples seqlen amp low_gpu_mem_usage",
             "low_cpu_mem_usage enable_minmax_tuning enable_norm_bias_tuning enable_quanted_input enable_alg_ext",
             "enable_adam momentum gradient_accumulate_steps scale_dtype super_bits super_group_size quant_lm_head",
-            "quant_block_list to_quant_block_names layer_config extra_config supported_types static_kv_dtype",
-            "static_attention_dtype static_kv_granularity static_attention_granularity regex_config act_bits act_group_size act_sym act_dynamic act_data_type",
+            "quant_block_list to_quant_block_names layer_config extra_config regex_config supported_types",
+            "static_kv_dtype static_kv_granularity static_attention_dtype static_attention_granularity",
+            "act_bits act_group_size act_sym act_dynamic act_data_type",
         )
     ).split()
 )

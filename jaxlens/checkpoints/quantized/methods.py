@@ -28,7 +28,10 @@ ROUND_METHODS: Mapping[str, Method] = {
 """The methods of AutoRound by `packing_format`."""
 
 FIELDS = ("quantization_config", "compression_config")
-"""The names of the field that describes a quantization. The second is that of older checkpoints of compressed-tensors."""
+"""The names of the field that describes a quantization: the present one, and one of compressed-tensors' old versions."""
+
+TEXT = ("text_config", "llm_config", "language_config")
+"""The fields of a multimodal config.json that may contain such a field."""
 
 FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Files in which older versions of AutoGPTQ and AutoAWQ wrote this field, and their methods."""
@@ -45,10 +48,9 @@ class Quantization:
 def read_quantization(hf: Reader, fields: Mapping[str, Any]) -> Quantization | None:
     """The quantization that a config.json describes, or None.
 
-    Raises a CheckpointError if its method is not supported. `fields` are the fields of the config.json itself. In the
-    config.json of a multimodal model, the field may be inside `text_config`.
+    Raises a CheckpointError if its method is not supported. `fields` are the fields of the config.json itself.
     """
-    readers = [hf, *([hf.inside("text_config")] if isinstance(fields.get("text_config"), Mapping) else [])]
+    readers = [hf, *(hf.inside(name) for name in TEXT if _is_quantized(fields.get(name)))]
     found = [inside(reader, name) for reader in readers for name in FIELDS if reader(name, None) is not None]
     return _read(found[0], _dtype(fields)) if found else None
 
@@ -76,14 +78,16 @@ def _name(hf: Reader) -> Any:
 def without_quantization(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config.json without those that describe a quantization."""
     kept = {name: value for name, value in fields.items() if name not in FIELDS}
-    if isinstance(kept.get("text_config"), Mapping):
-        kept["text_config"] = {name: value for name, value in kept["text_config"].items() if name not in FIELDS}
-    return kept
+    return kept | {name: without_quantization(kept[name]) for name in TEXT if isinstance(kept.get(name), Mapping)}
+
+
+def _is_quantized(fields: Any) -> bool:
+    return isinstance(fields, Mapping) and any(fields.get(name) is not None for name in FIELDS)
 
 
 def with_files(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of a config.json, with the quantization that another file of the folder describes."""
-    if any(fields.get(name) is not None for name in FIELDS):
+    if any(map(_is_quantized, (fields, *(fields.get(name) for name in TEXT)))):
         return fields
     found = [(file, method) for file, method in FILES.items() if (folder / file).is_file()]
     described = [{"quant_method": method, **read_json(folder / file)} for file, method in found[:1]]
@@ -92,10 +96,7 @@ def with_files(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _dtype(fields: Mapping[str, Any]) -> str:
     """The dtype of the model before it was quantized, as safetensors spells it."""
-    text = fields.get("text_config")
-    sources = [fields, text if isinstance(text, Mapping) else {}]
     names = {f"{prefix}{numpy}": stored for stored, numpy in FLOATS.items() for prefix in ("", "torch.")}
-    stated = [
-        source[name] for source in sources for name in ("dtype", "torch_dtype") if isinstance(source.get(name), str)
-    ]
-    return next((names[name] for name in stated if name in names), "F32")
+    sources = [fields, *(fields[name] for name in TEXT if isinstance(fields.get(name), Mapping))]
+    stated = [source.get(name) for source in sources for name in ("dtype", "torch_dtype")]
+    return next((names[name] for name in stated if isinstance(name, str) and name in names), "F32")

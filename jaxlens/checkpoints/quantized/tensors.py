@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxlens.checkpoints.quantized.methods import Quantization
 from jaxlens.checkpoints.rules.rule import Tensors, stored_dtype
+from jaxlens.checkpoints.validate import shortened
 from jaxlens.errors import CheckpointError
 
 
@@ -26,15 +27,12 @@ class DequantizedTensors:
         self._packed = dict(method.packed(tensors, quantization.settings))
         parts = {part for weight in self._packed.values() for part in weight.parts}
         if both := sorted((self._packed.keys() & names) - parts):
-            raise CheckpointError(
-                f"{both[0]} is stored twice, quantized with {method.title} and not; remove one of them"
-            )
+            twice = f"is stored twice, quantized with {method.title} and not"
+            raise CheckpointError(f"{both[0]} {twice}; remove one of the two")
         self._kept = [name for name in names if name not in parts and not _matches(name, method.activations)]
         if leftover := [name for name in self._kept if name.endswith(method.companions)]:
-            belongs = f"belongs to no weight quantized with {method.title}"
-            raise CheckpointError(
-                f"{', '.join(leftover[:8])} {belongs}, as config.json describes; remove it, or correct it"
-            )
+            belongs = f"belongs to no weight quantized with {method.title}, as config.json describes"
+            raise CheckpointError(f"{shortened(leftover)} {belongs}; remove it, or correct config.json")
         if not self._packed:
             remedy = "remove quantization_config from config.json if the weights are not quantized"
             raise CheckpointError(f"config.json describes {method.title}, but no weight is stored so; {remedy}")

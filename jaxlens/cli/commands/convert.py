@@ -13,8 +13,8 @@ from jaxlens.config import DTYPES
 def run(arguments: argparse.Namespace) -> None:
     """Writes a checkpoint in jaxlens's native format: safetensors, config.json and the tokenizer.
 
-    At most one tensor is in memory. Quantized weights are dequantized. The folder appears when it is complete. If the command is interrupted, it can be
-    run again.
+    At most one tensor is in memory. Quantized weights are dequantized. The folder appears when it is complete. If the
+    command is interrupted, it can be run again.
     """
     print_progress(f"converting {arguments.source}")
     report = converter.convert(arguments.source, arguments.folder, dtype=arguments.dtype, process=arguments.process)

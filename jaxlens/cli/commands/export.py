@@ -13,9 +13,8 @@ from jaxlens.cli.commands.convert import add_dtype, print_quantization
 def run(arguments: argparse.Namespace) -> None:
     """Writes a folder in jaxlens's native format, or any other checkpoint, for Hugging Face's transformers.
 
-    In the same dtype, tensors equal those of the original checkpoint bit for bit. Quantized weights are dequantized, and
-    config.json has no quantization_config. Processed weights cannot be exported
-    if the architecture cannot express the result of a pass.
+    In the same dtype, tensors equal those of the original checkpoint bit for bit. Quantized weights are dequantized.
+    Processed weights cannot be exported if the architecture cannot express the result of a pass.
     """
     print_progress(f"exporting {arguments.source}")
     source = None if arguments.config is None else read_json(arguments.config)
