@@ -48,7 +48,10 @@ def words(integers: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.tensor(result.T.astype(np.uint32).view(np.int32)).contiguous()
 
 
-def gptq(weight: torch.Tensor, bits: int = 4, size: int = 32, *, v2: bool = False, index: bool = True, seed: int | None = None):
+def gptq(
+    weight: torch.Tensor, bits: int = 4, size: int = 32, *, v2: bool = False, index: bool = True,
+    seed: int | None = None,
+):  # fmt: skip
     """With a `seed`, inputs belong to groups in a random order (act-order)."""
     n_in = weight.shape[1]
     order = torch.arange(n_in) if seed is None else torch.randperm(n_in, generator=torch.Generator().manual_seed(seed))
@@ -91,7 +94,7 @@ def nf4(weight: torch.Tensor, size: int = 64, dtype: torch.dtype = torch.float16
     scaled = (flat.reshape(-1, size) / largest.clamp(min=1e-38)[:, None]).reshape(-1)[: weight.numel()]
     index = (scaled[:, None] - code).abs().argmin(1).to(torch.uint8)
     even = torch.nn.functional.pad(index, (0, len(index) % 2))
-    state = {"quant_type": "nf4", "blocksize": size, "dtype": str(dtype).removeprefix("torch."), "shape": [*weight.shape]}
+    state = {"quant_type": "nf4", "blocksize": size, "dtype": str(dtype)[6:], "shape": [*weight.shape]}
     stored = {
         "weight": (even[::2] << 4 | even[1::2])[:, None].contiguous(), "weight.absmax": largest,
         "weight.quant_map": code,

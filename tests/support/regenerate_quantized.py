@@ -33,15 +33,15 @@ def bitsandbytes():
     common = {"quant_method": "bitsandbytes"}
     for kind in ("nf4", "fp4"):
         for nested in (False, True):
-            for dtype, size, storage in (("float16", 64, "uint8"), ("bfloat16", 128, "bfloat16"), ("float32", 64, "uint8")):
+            for dtype, size in (("float16", 64), ("bfloat16", 128), ("float32", 64)):
+                storage = torch.bfloat16 if dtype == "bfloat16" else torch.uint8
                 shape = (130, 130) if nested and dtype == "float32" else (36, 70)  # more than 256 blocks
                 value = weight(1, *shape, dtype=getattr(torch, dtype))
-                packed, state = bnb.quantize_4bit(
-                    value, blocksize=size, compress_statistics=nested, quant_type=kind, quant_storage=getattr(torch, storage)
-                )
+                packed, state = bnb.quantize_4bit(value, None, None, size, nested, kind, storage)
                 stored = {f"x.weight.{name}": part for name, part in state.as_dict(packed=True).items()}
                 config = {**common, "load_in_4bit": True, "bnb_4bit_quant_type": kind, "_load_in_4bit": True}
-                yield f"{kind} {nested} {dtype}", config, {"x.weight": packed, **stored}, bnb.dequantize_4bit(packed, state)
+                values = bnb.dequantize_4bit(packed, state)
+                yield f"{kind} {nested} {dtype}", config, {"x.weight": packed, **stored}, values
     value = weight(3, 36, 70, dtype=torch.float16)
     integers, largest, _ = bnb.int8_vectorwise_quant(value)
     stored = {"x.weight": integers, "x.SCB": largest, "x.weight_format": torch.tensor(0, dtype=torch.uint8)}
@@ -67,7 +67,8 @@ def compressed_tensors():
         config = {
             "quant_method": "compressed-tensors", "format": format, "ignore": ["lm_head"], "kv_cache_scheme": None,
             "quantization_status": "compressed", "global_compression_ratio": None, "version": "0.20.1",
-            "sparsity_config": {}, "transform_config": {}, "config_groups": {"group_0": json.loads(scheme.model_dump_json())},
+            "sparsity_config": {}, "transform_config": {},
+            "config_groups": {"group_0": json.loads(scheme.model_dump_json())},
         }  # fmt: skip
         return name, config, {f"x.{part}": value for part, value in stored.items()}, values
 
@@ -78,26 +79,31 @@ def compressed_tensors():
         half = 2 ** (bits - 1)
         return torch.randint(-half, half, shape, generator=torch.Generator().manual_seed(6), dtype=torch.int8)
 
+    groups = {"strategy": "group", "group_size": 32}
     for bits in (4, 8, 3):
-        yield case(f"int{bits} packed in groups", "pack-quantized", (36, 96), scales(36, 3), num_bits=bits, strategy="group", group_size=32)
+        args = ("pack-quantized", (36, 96), scales(36, 3))
+        yield case(f"int{bits} packed in groups", *args, num_bits=bits, **groups)
         zeros = zero_points(36, 3, bits=bits)
-        yield case(f"int{bits} packed in groups with zero points", "pack-quantized", (36, 96), scales(36, 3), zeros, torch.float16, num_bits=bits, strategy="group", group_size=32)
-    yield case("int4 packed by rows", "pack-quantized", (30, 100), scales(30, 1), num_bits=4, strategy="channel")
-    zeros = zero_points(30, 1, bits=4)
-    yield case("int4 packed by rows with zero points", "pack-quantized", (30, 100), scales(30, 1), zeros, num_bits=4, strategy="channel")
+        yield case(f"int{bits} packed in groups with zero points", *args, zeros, torch.float16, num_bits=bits, **groups)
+    args, by_rows = ("pack-quantized", (30, 100), scales(30, 1)), {"num_bits": 4, "strategy": "channel"}
+    yield case("int4 packed by rows", *args, **by_rows)
+    yield case("int4 packed by rows with zero points", *args, zero_points(30, 1, bits=4), **by_rows)
     for strategy, shape in (("tensor", (1,)), ("channel", (36, 1)), ("group", (36, 3))):
-        size = {"group_size": 32} if strategy == "group" else {}
-        yield case(f"int8 by {strategy}", "int-quantized", (36, 96), scales(*shape), num_bits=8, strategy=strategy, **size)
-        zeros = zero_points(*shape, bits=8)
-        yield case(f"int8 by {strategy} with zero points", "naive-quantized", (36, 96), scales(*shape), zeros, torch.float16, num_bits=8, strategy=strategy, **size)
-        yield case(f"float8 by {strategy}", "float-quantized", (36, 96), scales(*shape), num_bits=8, type="float", strategy=strategy, **size)
+        args = {"num_bits": 8, **(groups if strategy == "group" else {"strategy": strategy})}
+        layout, zeros = ((36, 96), scales(*shape)), zero_points(*shape, bits=8)
+        yield case(f"int8 by {strategy}", "int-quantized", *layout, **args)
+        yield case(f"int8 by {strategy} with zero points", "naive-quantized", *layout, zeros, torch.float16, **args)
+        yield case(f"float8 by {strategy}", "float-quantized", *layout, type="float", **args)
     block = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [16, 32]}
-    yield case("float8 in ragged blocks", "float-quantized", (40, 90), scales(3, 3), dtype=torch.float32, **block)
+    args = ("float-quantized", (40, 90), scales(3, 3))
+    yield case("float8 in ragged blocks", *args, dtype=torch.float32, **block)
     powers = 2.0 ** torch.randint(-4, 3, (36, 3), generator=torch.Generator().manual_seed(7))
-    yield case("mxfp4", "mxfp4-pack-quantized", (36, 96), powers, num_bits=4, type="float", strategy="group", group_size=32)
-    yield case("mxfp8", "mxfp8-quantized", (36, 96), powers, num_bits=8, type="float", strategy="group", group_size=32, scale_dtype="torch.uint8")
+    yield case("mxfp4", "mxfp4-pack-quantized", (36, 96), powers, num_bits=4, type="float", **groups)
+    exponents = {"num_bits": 8, "type": "float", "scale_dtype": "torch.uint8", **groups}
+    yield case("mxfp8", "mxfp8-quantized", (36, 96), powers, **exponents)
+    args = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
     extra = {"weight_global_scale": torch.tensor([37.5])}
-    yield case("nvfp4", "nvfp4-pack-quantized", (36, 96), 30 * scales(36, 6), extra=extra, num_bits=4, type="float", strategy="tensor_group", group_size=16)
+    yield case("nvfp4", "nvfp4-pack-quantized", (36, 96), 30 * scales(36, 6), extra=extra, **args)
 
 
 # ---- AutoGPTQ and AutoAWQ, of which only the files with the packing are imported
@@ -131,7 +137,8 @@ def gptq(folder: pathlib.Path):
                 packed.g_idx = groups
             values = packed(torch.eye(96, dtype=torch.float16)).T.contiguous()
             config = {"quant_method": "gptq", "bits": bits, "group_size": size, "desc_act": act_order, "sym": False}
-            yield f"gptq {bits} {size} {act_order}", config, {f"x.{n}": v for n, v in packed.state_dict().items()}, values
+            stored = {f"x.{part}": value for part, value in packed.state_dict().items()}
+            yield f"gptq {bits} {size} {act_order}", config, stored, values
 
 
 def awq(folder: pathlib.Path):
@@ -155,11 +162,15 @@ def awq(folder: pathlib.Path):
             layer.weight.data = (integers - shift) * wide
             packed = getattr(module, name).from_linear(layer, 4, group, **given)
             if version == "gemm":
-                values = sys.modules["awq.utils.packing_utils"].dequantize_gemm(packed.qweight, packed.qzeros, packed.scales, 4, group).T
-            else:  # the kernels need CUDA: this is what they compute
-                values = (integers - shift) * wide if version == "gemv" else (integers * wide.float() - (shift * wide).float()).half()
+                parts = packed.qweight, packed.qzeros, packed.scales
+                values = sys.modules["awq.utils.packing_utils"].dequantize_gemm(*parts, 4, group).T
+            elif version == "gemv":  # its kernels need CUDA: this is what they compute
+                values = (integers - shift) * wide
+            else:
+                values = integers * wide.float() - (shift * wide).float()
             config = {"quant_method": "awq", "bits": 4, "group_size": size, "version": version, "zero_point": True}
-            yield f"awq {version} {size}", config, {f"x.{n}": v for n, v in packed.state_dict().items()}, values.half()
+            stored = {f"x.{part}": value for part, value in packed.state_dict().items()}
+            yield f"awq {version} {size}", config, stored, values.half()
 
 
 def main(gptq_folder: str, awq_folder: str) -> None:

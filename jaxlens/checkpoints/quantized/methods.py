@@ -28,7 +28,7 @@ ROUND_METHODS: Mapping[str, Method] = {
 """The methods of AutoRound by `packing_format`."""
 
 FIELDS = ("quantization_config", "compression_config")
-"""The names of the field that describes a quantization: the present one, and one of compressed-tensors' old versions."""
+"""The names of the field that describes a quantization. compressed-tensors' first versions wrote the second."""
 
 TEXT = ("text_config", "llm_config", "language_config")
 """The fields of a multimodal config.json that may contain such a field."""
