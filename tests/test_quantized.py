@@ -308,6 +308,23 @@ def dequantized(config, stored):
     return tensors.read("x.weight").astype(np.float32)
 
 
+def test_scales_of_activation_functions(models, tmp_path):
+    """AWQ divides the result of some activation functions by scales, here those of GPT-NeoX."""
+    fields = {"hidden_size": 96, "intermediate_size": 64}
+    expected, packed = quantize(tmp_path, "gpt_neox", packers.awq, AWQ, fields)
+    dense, scales = load_file(expected / "model.safetensors"), {}
+    for layer in range(3):
+        name, scale = f"gpt_neox.layers.{layer}.mlp", (1 + torch.rand(64)).half()
+        scales[f"{name}.act.scales"] = scale
+        dense[f"{name}.dense_4h_to_h.weight"] /= scale.float()
+    edit_tensors(packed, **scales)
+    save_file(dense, expected / "model.safetensors", {"format": "pt"})
+    compare(load(packed), load(expected))
+    edit_tensors(packed, **{"gpt_neox.layers.0.mlp.act.scales": torch.ones(3)})
+    with pytest.raises(CheckpointError, match=r"act.scales has shape \(3,\); expected \(64,\), a scale for each input"):
+        load(packed)
+
+
 def test_activations_are_not_quantized(models, copied):
     """Scales of activations and of cached keys and values are left out."""
     folder = copied("compressed-tensors, eight bits")
@@ -501,6 +518,11 @@ CASES = {
     "a number of words": mistake("expected 4 bits for each (quantiz", GPTQ, packers.gptq, qweight=ints(13, 64)),
     "no such group": mistake("has groups from 3 to 3, and x.scales has 3", GPTQ, packers.gptq, g_idx=ints(96) + 3),
     # AWQ
+    "scales of another activation": mistake(
+        "x.act.scales has shape (5,); expected (96,)", AWQ,
+        {f"fc_out.{name}": value for name, value in packers.awq(WEIGHT)[0].items()},
+        **{"act.scales": torch.ones(5)},
+    ),
     "another version": mistake("expected gemm or gemv or gemv_fast", {**AWQ, "version": "marlin"}, packers.awq),
     "eight bits": mistake("bits is 8; expected 4: AWQ stores four bits", {**AWQ, "bits": 8}, packers.awq),
     "one axis of words": mistake("x.qweight has shape (8,); expected two axes", AWQ, packers.awq, qweight=ints(8)),

@@ -22,6 +22,11 @@ from jaxlens.errors import CheckpointError
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where the outputs 0, 1, … 7 are among the eight integers of a word of the version "gemm"."""
 
+ACTIVATIONS = ("act.scales", "gelu_impl.scales")
+AFTER = ("dense_4h_to_h", "c_proj", "down_proj", "fc_out")
+"""In some families (`AWQ_SCALES_MAPPINGS` in transformers' `integrations/awq.py`), an activation function divides its
+result by scales. These are their names, and those of the layers that read the result."""
+
 VERSIONS = {"gemm": "gemm", "gemv": "gemv", "gemv_fast": "fast", "llm-awq": "fast"}
 """The versions, and their layouts."""
 
@@ -60,8 +65,25 @@ def packed(tensors: Tensors, chosen: Settings) -> Mapping[str, Packed]:
     """Every weight with a `qweight`."""
     names = set(tensors.names())
     layout = {"gemm": _gemm, "gemv": _gemv, "fast": _fast}[VERSIONS[chosen.version]]
-    found = {stem: layout(tensors, names, stem, chosen) for stem in stems(tensors, "qweight")}
-    return {f"{stem}weight": weight for stem, weight in found.items()}
+    found = {f"{stem}weight": layout(tensors, names, stem, chosen) for stem in stems(tensors, "qweight")}
+    for suffix in ACTIVATIONS:
+        for mlp in stems(tensors, suffix):
+            weight = next((name for layer in AFTER if (name := f"{mlp}{layer}.weight") in found), None)
+            if weight is not None:
+                found[weight] = _scaled(tensors, mlp + suffix, weight, found[weight])
+    return found
+
+
+def _scaled(tensors: Tensors, scales: str, name: str, weight: Packed) -> Packed:
+    """A weight whose input an activation function has divided by `scales`: the weight is divided instead."""
+    if tuple(tensors.shape(scales)) != weight.shape[1:]:
+        has = f"{scales} has shape {tuple(tensors.shape(scales))}"
+        raise CheckpointError(f"{has}; expected {weight.shape[1:]}, a scale for each input of {name}")
+
+    def read() -> np.ndarray:
+        return weight.read().astype(np.float32) / tensors.read(scales).astype(np.float32)
+
+    return dataclasses.replace(weight, parts=(*weight.parts, scales), read=read)
 
 
 def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Packed:
