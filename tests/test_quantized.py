@@ -23,10 +23,12 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from jaxlens import CheckpointError, HookedTransformer
 from jaxlens.checkpoints import export, load, open_checkpoint
+from jaxlens.checkpoints.quantized import tensors as tensors_module
 from jaxlens.checkpoints.quantized.methods import METHODS, read_quantization
 from jaxlens.checkpoints.quantized.tensors import DequantizedTensors
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.safetensors_reader import SafetensorsFile
+from jaxlens.checkpoints.torch_files.dtypes import DTYPES
 from jaxlens.cli import main
 
 # ---- weights as the libraries compute them --------------------------------------------------------------------------
@@ -379,6 +381,55 @@ def test_exporting_with_the_config_of_a_quantized_checkpoint(models, tmp_path):
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 
 
+# ---- damages --------------------------------------------------------------------------------------------------------
+
+
+class Damaged:
+    """The tensors of a case, of which one is damaged at random."""
+
+    def __init__(self, case, random):
+        stored = Stored(case)
+        self.tensors = {name: stored.read(name) for name in stored.names()}
+        name = random.choice(sorted(self.tensors))
+        value = self.tensors.pop(name)
+        damages = [
+            dict,
+            lambda: {name: value.reshape(-1)[: random.integers(value.size + 1)]},
+            lambda: {name: value[None]},
+            lambda: {name: np.zeros(value.shape, random.choice([np.float32, np.int32, np.int8, np.uint8]))},
+            lambda: {name: value.reshape(-1)[:1].reshape(())},
+            lambda: {name: np.frombuffer(random.bytes(value.nbytes), value.dtype).reshape(value.shape)},
+            lambda: {name: value, f"y.{name}": value},
+        ]
+        self.tensors |= damages[random.integers(len(damages))]()
+
+    def names(self):
+        return list(self.tensors)
+
+    def dtype(self, name):
+        names = {np.dtype(dtype): safetensors for safetensors, dtype in DTYPES.items()}
+        return names[self.tensors[name].dtype]
+
+    def shape(self, name):
+        return self.tensors[name].shape
+
+    def read(self, name):
+        return self.tensors[name]
+
+
+def test_damaged_weights_are_read_or_refused():
+    random, refused, quantizations = np.random.default_rng(0), 0, {}
+    for case in random.choice(list(CONFIGS), 400):
+        if case not in quantizations:
+            quantizations[case] = read_quantization(Reader({"quantization_config": CONFIGS[case]}), {})
+        try:
+            tensors = DequantizedTensors(Damaged(case, random), quantizations[case])
+            assert all(tensors.read(name).shape == tensors.shape(name) for name in tensors.names())
+        except CheckpointError:
+            refused += 1
+    assert 200 < refused < 400
+
+
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 MEMORY = """
@@ -465,7 +516,13 @@ def state(**changes):
 SPARSE = {"format": "sparse-24-bitmask"}
 OTHER_ROUND = {"quant_method": "auto-round", "packing_format": "auto_round:llm_compressor"}
 INDEX = {"weight_g_idx": torch.arange(96, dtype=torch.int32)}
+def not_described():
+    """Tensors of GPTQ, and a config.json that describes no quantization."""
+    tensors_module.dequantized(Memory(packers.gptq(WEIGHT)[0]), None)
+
+
 CASES = {
+    "no description": Case(not_described, CheckpointError, "x.qweight is part of a quantized weight, but config"),
     "a missing part": mistake("x.scales missing beside x.qweight, x.qzeros", GPTQ, packers.gptq, ["scales"]),
     "a leftover part": mistake(
         "x.y.weight_scale_inv belongs to no weight", FP8, E4M3, **{"y.weight_scale_inv": torch.ones(1)}

@@ -14,7 +14,7 @@ from jaxlens.checkpoints.folder_reader import TensorFolder
 from jaxlens.checkpoints.gguf.file import GGUFFile
 from jaxlens.checkpoints.hub import tokenizer_named
 from jaxlens.checkpoints.quantized.methods import read_quantization, with_files, without_quantization
-from jaxlens.checkpoints.quantized.tensors import DequantizedTensors
+from jaxlens.checkpoints.quantized.tensors import dequantized
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
 from jaxlens.checkpoints.rules.rule import Family, Tensors
 from jaxlens.checkpoints.safetensors_reader import read_json
@@ -183,9 +183,8 @@ def _checkpoint(
         if strict:
             hf.check_all_read(family.unused)
         source, unread = family.source(without_quantization(fields)), hf.unread(family.unused)
-        cfg, stored, description = cfg.replace(**found.notes), tensors(), None
-        if quantization := read_quantization(hf, fields):
-            stored = DequantizedTensors(stored, quantization, family.input_first)
-            description = stored.description
+        cfg = cfg.replace(**found.notes)
+        stored = dequantized(tensors(), read_quantization(hf, fields), family.input_first)
+        description = getattr(stored, "description", None)
         stored = unstacked(stored, family.rules(cfg))
         return Checkpoint(found.name, found.path, family, cfg, stored, source, tokenizer, unread, description)

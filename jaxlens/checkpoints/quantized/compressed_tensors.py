@@ -114,7 +114,7 @@ def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[G
     """A weight that is stored as `weight_packed`: four-bit floats in bytes, or integers in words."""
     if stored_dtype(tensors, f"{stem}weight_packed") == "U8":
         parts = Parts(tensors, names, stem, ("weight_packed", "weight_scale"), ("weight_global_scale",))
-        *rows, width = parts.shape("weight_packed")
+        *rows, width = parts.shape("weight_packed") or (0, 0)
         scales = _Scales(parts, stem, (*rows, 2 * width), groups)
         stored = functools.partial(parts.read, "weight_packed")
         return scales.packed("4-bit floats", stored, lambda pairs: np.take(FP4_PAIRS, pairs).view(np.float32))
@@ -158,7 +158,7 @@ class _Scales:
     def __init__(self, parts: Parts, stem: str, shape: Shape, groups: Sequence[Group], bits: int = 0):
         self.parts, self.shape, self.bits = parts, shape, bits
         parts.expect("weight_scale", (*FLOATS, "U8", "F8_E8M0", "F8_E4M3"))
-        grid = grid_shape(shape, parts.shape("weight_scale")) if len(shape) > 1 else None
+        grid = grid_shape(shape, parts.shape("weight_scale"))
         given = [(group.height or 1, group.width) for group in groups if group.width]
         sizes = [size for size in (grid and blocks(shape, grid, pair) for pair in given or [(None, None)]) if size]
         if not sizes:
@@ -177,10 +177,10 @@ class _Scales:
     @property
     def _zeros_are_packed(self) -> bool:
         """Whether zero points are packed along the rows."""
-        rows = _word_counts(self.shape[-2], self.bits)[0] if self.bits else 0
-        return self.parts.dtype("weight_zero_point") == "I32" and self.parts.shape("weight_zero_point")[-2:] == (
-            rows, self.grid[-1],
-        )  # fmt: skip
+        if not self.bits or self.parts.dtype("weight_zero_point") != "I32":
+            return False
+        n_words = _word_counts(self.shape[-2], self.bits)[0]
+        return self.parts.shape("weight_zero_point") == (*self.shape[:-2], n_words, self.grid[-1])
 
     def packed(self, values: str, stored: Any, decode: Any) -> Packed:
         """A weight of `stored` values, whose rows `decode` converts to float32."""

@@ -64,7 +64,7 @@ def _packed(tensors: Tensors, names: set[str], name: str, given: tuple[int | Non
     parts, (scale,) = Parts(tensors, names, stem, (weight, *scales)), scales
     shape = parts.shape(weight)
     parts.expect(scale, SCALE_DTYPES)
-    grid = grid_shape(shape, parts.shape(scale)) if len(shape) > 1 else None
+    grid = grid_shape(shape, parts.shape(scale))
     size = grid and blocks(shape, grid, given)
     if not size:
         has = f"{name} has shape {shape}, and its scale {stem}{scale} has shape {parts.shape(scale)}"

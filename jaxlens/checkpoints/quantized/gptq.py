@@ -9,6 +9,7 @@ A weight is (integer - zero point) * scale, in the dtype of the scales. The form
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -120,7 +121,7 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
 def _inputs(parts: Parts, chosen: Settings, n_bits: int) -> int:
     """The number of inputs of a layer."""
     if "g_idx" in parts:
-        return parts.shape("g_idx")[0]
+        return math.prod(parts.shape("g_idx"))
     n_groups, whole = parts.shape("scales")[0], n_bits // chosen.bits
     if chosen.group_size is None or n_groups == -(-whole // chosen.group_size):
         return whole

@@ -251,6 +251,8 @@ def grid_shape(shape: Shape, scales: Shape) -> Shape | None:
 
     A single scale may have no axes. Otherwise axes are left out at the end: one scale per row, or per matrix.
     """
+    if len(shape) < 2 or 0 in shape:
+        return None
     if math.prod(scales) == 1:
         return (1,) * len(shape)
     padded = (*scales, *(1,) * (len(shape) - len(scales)))

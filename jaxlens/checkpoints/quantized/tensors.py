@@ -11,6 +11,22 @@ from jaxlens.checkpoints.rules.rule import Tensors, stored_dtype
 from jaxlens.checkpoints.validate import shortened
 from jaxlens.errors import CheckpointError
 
+SIGNS = (".qweight", ".SCB", ".weight_packed", ".weight_scale_inv", ".quant_map")
+"""Suffixes of names that only tensors of a quantized checkpoint have."""
+
+
+def dequantized(tensors: Tensors, quantization: Quantization | None, input_first: Iterable[str] = ()) -> Tensors:
+    """The tensors with quantized weights as floats. Without a quantization, the same tensors.
+
+    Raises a CheckpointError if weights are quantized, but no quantization is described, and as `DequantizedTensors`.
+    """
+    if quantization is not None:
+        return DequantizedTensors(tensors, quantization, input_first)
+    if sign := next((name for name in tensors.names() if name.endswith(SIGNS)), None):
+        problem = f"{sign} is part of a quantized weight, but config.json has no quantization_config"
+        raise CheckpointError(f"{problem}; copy it from the config.json of the model on Hugging Face")
+    return tensors
+
 
 class DequantizedTensors:
     """The tensors of a checkpoint. Its quantized weights appear as floats, and are dequantized when they are read.
@@ -65,7 +81,8 @@ class DequantizedTensors:
         """A tensor. Quantized weights may have a wider dtype than `dtype(name)`, to be rounded once by the caller."""
         if name not in self._packed:
             return self._tensors.read(name)
-        value = self._packed[name].read()
+        with np.errstate(over="ignore", invalid="ignore"):  # as in the library; the caller warns about infinite values
+            value = self._packed[name].read()
         return value.T if _matches(name, self._input_first) else value
 
 
