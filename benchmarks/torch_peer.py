@@ -1,4 +1,4 @@
-"""A PyTorch model of the same shape for comparison: Hugging Face's eager implementation in float32."""
+"""A PyTorch model of the same shape for comparison: Hugging Face's implementation in float32."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,11 @@ from jaxlens import Config
 THREADS = 2
 
 
-def build(cfg: Config, tokens: np.ndarray) -> dict[str, Callable[[int], Any]]:
-    """The forward and the loss gradient of the PyTorch model. If it cannot run, prints the reason and returns {}."""
+def build(cfg: Config, tokens: np.ndarray, attention: str = "eager") -> dict[str, Callable[[int], Any]]:
+    """The forward and the loss gradient of the PyTorch model. If it cannot run, prints the reason and returns {}.
+
+    `attention` is the name of an attention implementation of transformers, such as "eager" or "sdpa".
+    """
     try:
         import torch
         import transformers
@@ -24,7 +27,7 @@ def build(cfg: Config, tokens: np.ndarray) -> dict[str, Callable[[int], Any]]:
         print("no comparison with PyTorch: JAX runs on a GPU, and this PyTorch is built without CUDA")
         return {}
     torch.set_num_threads(THREADS)
-    config = transformers.LlamaConfig(**_fields(cfg), attn_implementation="eager")
+    config = transformers.LlamaConfig(**_fields(cfg), attn_implementation=attention)
     model = transformers.LlamaForCausalLM(config).eval().to("cuda" if on_gpu else "cpu")
     inputs = torch.tensor(tokens, device=model.device)
 

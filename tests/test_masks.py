@@ -10,8 +10,8 @@ from support.models import LLAMA
 from jaxlens import Config, HookedTransformer
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.loops import LoopInputs, Program, compiled_loop, new_buffers
-from jaxlens.nn.attention import masked_softmax, softmax, visible
 from jaxlens.nn.module import arrays
+from jaxlens.nn.scores import masked_softmax, softmax, visible
 from jaxlens.nn.sequence import PADDING, band, sequence_info
 
 LENGTH = 2048

@@ -93,7 +93,7 @@ class Config:
     qk_norm: Literal["head", "heads", "full"] | None = None
     qk_norm_type: Literal["LN", "RMS"] = "RMS"
     qk_norm_after_rotary: bool = False
-    attn_block: int = 1024  # queries per block; longer sequences use blockwise attention
+    attn_block: int = 256  # queries per block; longer sequences use blockwise attention
 
     kv_lora_rank: int | None = None  # latent attention: size of the latent that keys and values are computed from
     q_lora_rank: int | None = None  # latent attention: size of the latent of queries; None: queries read the residual

@@ -12,21 +12,31 @@ The class comes first; below it are its steps, in the order in which they run. A
 jitted function: it is inlined into a compiled forward, and compiled once for all layers that a Python function edits.
 """
 
-import dataclasses
 import functools
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from jaxlens._jax import inlined, wide, wide_dtype
+from jaxlens._jax import inlined
 from jaxlens.config import Config
+from jaxlens.nn.blockwise import attend_blockwise
 from jaxlens.nn.module import Module, prefixed, within
 from jaxlens.nn.norm import HeadNorm, Identity
 from jaxlens.nn.position_bias import position_bias
-from jaxlens.nn.sequence import PADDING, LayerInfo
+from jaxlens.nn.scores import (
+    by_group,
+    by_group_first,
+    by_head,
+    heads_first,
+    mask_scores,
+    masked_pattern,
+    plain_softmax,
+    raw_scores,
+    weight_values,
+)  # fmt: skip
+from jaxlens.nn.sequence import LayerInfo
 
 
 class Attention(Module):
@@ -116,7 +126,7 @@ class Attention(Module):
 
     def scores(self, q, k, info: LayerInfo) -> Float[Array, "b k g p s"]:
         """Attention scores before the mask."""
-        indices = (info.high, info.high)
+        q, k, indices = by_group_first(q, k.shape[2]), heads_first(k), (info.high, info.high)
         return raw_scores(q, k, info.scale, self.cfg.attn_scores_soft_cap, position_bias(self.cfg), indices)
 
     @property
@@ -163,169 +173,6 @@ def rotate(
 @inlined
 def grow(q, growth: Float[Array, "b p"]):
     return q * growth.astype(q.dtype)[..., None, None]
-
-
-# --- scores and pattern. They stay grouped, [b k g p s], except at their hook points.
-
-
-@functools.partial(inlined, static_argnames=("cap",))
-def raw_scores(q, k, scale, cap: float | None, bias, indices) -> Float[Array, "b k g p s"]:
-    """Scores of queries [b p n h] and keys [b s k h]: scaled, soft-capped and with the position bias; not masked.
-
-    `indices` are the token indices of the queries [b p] and of the keys [b s], which the bias depends on.
-    """
-    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
-    scores = (jnp.einsum("bpkgh,bskh->bkgps", grouped, k) / scale).astype(q.dtype)
-    scores = scores if cap is None else cap * jnp.tanh(scores / cap)
-    return scores if bias is None else (scores + bias(*indices, k.shape[2], scale)).astype(scores.dtype)
-
-
-def visible(
-    low: Int[Array, "b p"], high: Int[Array, "b p"], sources: Int[Array, "b s"], n_axes: int
-) -> Bool[Array, "b *one p s"]:
-    """The attention mask: a source is visible where `low < sources <= high`. It has `n_axes` axes.
-
-    For use inside a fusion only, where it never becomes an array (tests/test_masks.py checks the compiled code). XLA
-    would hoist a plain `q - k < window` out of the loop over layers and keep it as a T×T array, and a gradient would
-    save one such array per layer. The bounds depend on the layer (`sequence.band`), so nothing T×T is loop-invariant.
-    The derivative of `masked_softmax` needs only its result, not the mask.
-    """
-    sources = sources[:, None, :]
-    return jnp.expand_dims((sources > low[..., None]) & (sources <= high[..., None]), tuple(range(1, n_axes - 2)))
-
-
-@inlined
-def mask_scores(scores, info: LayerInfo):
-    return jnp.where(visible(info.low, info.high, info.sources, scores.ndim), scores, -jnp.inf)
-
-
-@inlined
-def masked_pattern(scores, info: LayerInfo, sink):
-    return masked_softmax(scores, info.low, info.high, info.sources, sink)
-
-
-@jax.custom_jvp
-def masked_softmax(
-    scores: Float[Array, "b *n p s"], low: Int[Array, "b p"], high: Int[Array, "b p"], sources: Int[Array, "b s"],
-    sink: Float[Array, "*n 1 1"] | None = None,
-) -> Float[Array, "b *n p s"]:  # fmt: skip
-    """Softmax over the visible sources, in float32 or wider. A query without visible sources gets a row of zeros."""
-    is_visible = visible(low, high, sources, scores.ndim)
-    # The fill value depends on the row: XLA would hoist a constant out of the layer loop as an array [p s].
-    floor = jnp.minimum(jnp.minimum(low, 0).astype(scores.dtype), jnp.finfo(scores.dtype).min)[..., None]
-    floor = jnp.expand_dims(floor, tuple(range(1, scores.ndim - 2)))
-    return softmax(jnp.where(is_visible, scores, floor), sink) * is_visible.astype(scores.dtype)
-
-
-@masked_softmax.defjvp
-def _masked_softmax_jvp(primals, tangents):
-    pattern, change = masked_softmax(*primals), tangents[0]
-    dtype = wide_dtype(pattern.dtype)
-    # Not jnp.sum(pattern * change): jaxlib 0.10.2 fuses the sum with later operations, and is then wrong under vmap.
-    mean = jnp.einsum("...s,...s->...", pattern, change, preferred_element_type=dtype)[..., None]
-    if primals[4] is not None:  # the sink gets the rest of the probability
-        mean = mean + (1 - jnp.sum(pattern, axis=-1, keepdims=True, dtype=dtype)) * tangents[4]
-    return pattern, pattern * (change - mean.astype(pattern.dtype))
-
-
-def softmax(scores: Float[Array, "*b s"], sink: Float[Array, "*n 1 1"] | None = None) -> Float[Array, "*b s"]:
-    """Softmax in float32 or wider, rounded to the dtype of `scores`. A row of -inf becomes zeros, not NaN.
-
-    A sink logit is an extra score in every row, whose probability is not returned (Xiao et al. 2023, arXiv 2309.17453).
-    """
-    scores, dtype = wide(scores), scores.dtype
-    highest = jnp.max(scores, axis=-1, keepdims=True)
-    highest = highest if sink is None else jnp.maximum(highest, sink.astype(scores.dtype))
-    highest = jnp.maximum(jax.lax.stop_gradient(highest), jnp.finfo(scores.dtype).min)
-    exponentials = jnp.exp(scores - highest)
-    total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    total = total if sink is None else total + jnp.exp(sink.astype(scores.dtype) - highest)
-    return (exponentials / jnp.maximum(total, jnp.finfo(scores.dtype).tiny)).astype(dtype)
-
-
-plain_softmax = inlined(softmax)
-
-
-@inlined
-def by_head(grouped: Float[Array, "b k g p s"]) -> Float[Array, "b n p s"]:
-    """Scores or a pattern with one axis of heads, as at their hook points."""
-    return grouped.reshape(grouped.shape[0], -1, *grouped.shape[3:])
-
-
-@functools.partial(inlined, static_argnames=("n_groups",))
-def by_group(heads: Float[Array, "b n p s"], n_groups: int) -> Float[Array, "b k g p s"]:
-    """The reverse of `by_head`."""
-    return heads.reshape(heads.shape[0], n_groups, -1, *heads.shape[2:])
-
-
-@inlined
-def weight_values(pattern: Float[Array, "b k g p s"], v: Float[Array, "b s k t"]) -> Float[Array, "b p n t"]:
-    """The sum of the sources' values, weighted by the pattern."""
-    z = jnp.einsum("bkgps,bskt->bpkgt", pattern, v)
-    return z.reshape(*z.shape[:2], -1, z.shape[-1])
-
-
-# --- long sequences: one block of queries at a time, so that no array has two context-sized axes
-
-
-@functools.partial(inlined, static_argnames=("cfg",))
-def attend_blockwise(cfg: Config, q, k, v, info: LayerInfo, sink=None) -> Float[Array, "b p n t"]:
-    """Computes `Attention.attend`, up to rounding, in memory proportional to the length of the sequence.
-
-    In a layer with a window, a block of queries uses only the keys of one window before it and of the block itself.
-    """
-    local_windows = [window for window in cfg.windows if window is not None]
-    reach = max(local_windows, default=0) + cfg.attn_block
-    globally = functools.partial(_attend_by_block, cfg, k.shape[1])
-    locally = functools.partial(_attend_locally, cfg, reach)
-    if not local_windows or reach >= k.shape[1]:
-        return globally(q, k, v, info, sink)
-    if len(local_windows) == cfg.n_layers:
-        return locally(q, k, v, info, sink)
-    return jax.lax.cond(info.window < k.shape[1], locally, globally, q, k, v, info, sink)
-
-
-def _attend_locally(cfg: Config, reach: int, q, k, v, info: LayerInfo, sink):
-    """Attention of every block of queries to the last `reach` keys. Padding between tokens is moved to the end first,
-    because a window counts tokens.
-    """
-    is_token = info.sources != PADDING
-    starts = jnp.sum(is_token[:, 1:] & ~is_token[:, :-1], axis=-1) + is_token[:, 0]
-    in_place = functools.partial(_attend_by_block, cfg, reach)
-
-    def moved(q, k, v, info: LayerInfo, sink):
-        order = jnp.argsort(~is_token, axis=-1, stable=True)
-        bounds = (jnp.take_along_axis(bound, order, axis=-1) for bound in (info.low, info.high, info.sources))
-        low, high, sources = bounds
-        q, k, v = (jnp.take_along_axis(x, order[..., None, None], axis=1) for x in (q, k, v))
-        z = in_place(q, k, v, dataclasses.replace(info, low=low, high=high, sources=sources), sink)
-        return jnp.take_along_axis(z, jnp.argsort(order, axis=-1)[..., None, None], axis=1)
-
-    return jax.lax.cond(jnp.all(starts <= 1), in_place, moved, q, k, v, info, sink)
-
-
-def _attend_by_block(cfg: Config, reach: int, q, k, v, info: LayerInfo, sink):
-    """Attention of every block of queries to the last `reach` keys up to the end of the block."""
-    block, length = cfg.attn_block, q.shape[1]
-    cap, bias = cfg.attn_scores_soft_cap, position_bias(cfg)
-    n_blocks = -(-length // block)
-    padding = n_blocks * block - length
-    queries = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    low, high = (jnp.pad(bound, ((0, 0), (0, padding)), constant_values=-1) for bound in (info.low, info.high))
-
-    @jax.checkpoint
-    def attend_block(i):
-        start = i * block
-        first_key = jnp.clip(start + block - reach, 0, k.shape[1] - reach)
-        rows = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block, axis=1)
-        keys = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_key, slice_size=reach, axis=1)
-        scores = raw_scores(rows(queries), keys(k), info.scale, cap, bias, (rows(high), keys(info.high)))
-        # a slice would be saved for the backward pass
-        sources = info.sources if reach == k.shape[1] else keys(info.sources)
-        return weight_values(masked_softmax(scores, rows(low), rows(high), sources, sink), keys(v))
-
-    blocks = jax.lax.map(attend_block, jnp.arange(n_blocks))
-    return jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], -1, q.shape[2], v.shape[3])[:, :length]
 
 
 # --- the output

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlens.hooks.tap import Tap
-from jaxlens.nn.attention import Attention, by_group, masked_softmax, visible
+from jaxlens.nn.attention import Attention
+from jaxlens.nn.scores import by_group, masked_softmax, visible
 from jaxlens.nn.sequence import LayerInfo
 
 PATTERN = "attn.hook_pattern"
