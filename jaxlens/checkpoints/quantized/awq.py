@@ -39,7 +39,7 @@ class Settings:
     group_size: int | None
 
 
-def settings(hf: Reader, dtype: str) -> Settings:
+def settings(hf: Reader) -> Settings:
     """The settings of AutoAWQ, in the spelling of config.json or of its quant_config.json."""
     version = str(hf("version", None) or hf("format", None) or hf("checkpoint_format", None) or "gemm").lower()
     if hf("backend", None) == "llm-awq":
@@ -53,7 +53,7 @@ def settings(hf: Reader, dtype: str) -> Settings:
     return Settings(version, group_size(hf, "group_size" if hf("group_size", None) else "q_group_size"))
 
 
-def round_settings(hf: Reader, dtype: str) -> Settings:
+def round_settings(hf: Reader) -> Settings:
     """The settings of AutoRound in the format of AutoAWQ."""
     hf("packing_format")
     hf.expect("bits", 4, because="AWQ stores four bits")

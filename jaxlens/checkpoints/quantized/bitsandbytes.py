@@ -28,23 +28,22 @@ NESTED = ("nested_absmax", "nested_quant_map")
 DTYPES = {numpy: safetensors for safetensors, numpy in FLOATS.items()}
 
 
-def settings(hf: Reader, dtype: str) -> str:
-    """The dtype of the model, in which eight-bit weights are multiplied."""
+def settings(hf: Reader) -> None:
+    """Checks that the field describes weights of four or eight bits. The tensors have all settings."""
     method = hf("_load_in_4bit", None), hf("_load_in_8bit", None), hf("load_in_4bit", None), hf("load_in_8bit", None)
     if not any(method):
         raise hf.refused("load_in_4bit", "expected load_in_4bit or load_in_8bit to be true")
-    return dtype
 
 
-def packed(tensors: Tensors, dtype: str) -> Mapping[str, Packed]:
+def packed(tensors: Tensors, _: None) -> Mapping[str, Packed]:
     """Every weight with an `SCB` or a `quant_state`."""
     names = set(tensors.names())
-    eight = {f"{stem}weight": _eight_bits(tensors, names, stem, dtype) for stem in stems(tensors, "SCB")}
+    eight = {f"{stem}weight": _eight_bits(tensors, names, stem) for stem in stems(tensors, "SCB")}
     states = [(name, *name.rpartition(STATE)[::2]) for name in tensors.names() if STATE in name]
     return eight | {weight: _four_bits(tensors, names, weight, STATE + kind) for _, weight, kind in states}
 
 
-def _eight_bits(tensors: Tensors, names: set[str], stem: str, dtype: str) -> Packed:
+def _eight_bits(tensors: Tensors, names: set[str], stem: str) -> Packed:
     parts = Parts(tensors, names, stem, ("weight", "SCB"), ("weight_format",))
     shape = parts.shape("weight")
     parts.expect("weight", ["I8"])
@@ -60,7 +59,7 @@ def _eight_bits(tensors: Tensors, names: set[str], stem: str, dtype: str) -> Pac
         values, largest = parts.read("weight"), parts.read("SCB").astype(np.float32)[:, None]
         return by_rows(shape, "F32", lambda rows: values[rows] * largest[rows] * INVERSE_127)
 
-    return Packed(parts.names, shape, dtype, "8-bit integers with a scale per row", read)
+    return Packed(parts.names, shape, "F32", "8-bit integers with a scale per row", read)
 
 
 def _four_bits(tensors: Tensors, names: set[str], weight: str, state: str) -> Packed:

@@ -62,10 +62,10 @@ class Group:
         return 1 if any(re.match(pattern, layer) for pattern in patterns) else 2
 
 
-def settings(hf: Reader, dtype: str) -> list[Group]:
+def settings(hf: Reader) -> list[Group]:
     """The groups of quantization_config. Raises a CheckpointError if weights are sparse or rotated."""
     if hf("quantization_config", None) is not None:  # as the first versions of compressed-tensors wrote it
-        return settings(inside(hf, "quantization_config", UNUSED), dtype)
+        return settings(inside(hf, "quantization_config", UNUSED))
     because = "jaxlens reads only these formats; save the model without compression with compressed-tensors"
     hf.expect("format", *FORMATS, because=because)
     for name in ("sparsity_config", "transform_config", "moe_sparsity_config"):

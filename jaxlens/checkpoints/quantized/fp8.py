@@ -7,7 +7,6 @@ power of two (MXFP8).
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -36,25 +35,25 @@ ACTIVATIONS = (
 )  # fmt: skip
 
 
-def settings(hf: Reader, dtype: str) -> tuple[tuple[int | None, int | None], str]:
-    """The height and width of blocks, and the dtype of the model."""
+def settings(hf: Reader) -> tuple[int | None, int | None]:
+    """The height and width of blocks, if config.json describes blocks."""
     size = hf("weight_block_size", None)
     if size is None:
-        return (None, None), dtype
+        return None, None
     is_pair = isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
     if not is_pair:
         raise hf.refused("weight_block_size", "expected two positive integers or null")
-    return tuple(size), dtype
+    return size[0], size[1]
 
 
-def packed(tensors: Tensors, chosen: tuple[tuple[int | None, int | None], str]) -> Mapping[str, Packed]:
+def packed(tensors: Tensors, given: tuple[int | None, int | None]) -> Mapping[str, Packed]:
     """Every float8 tensor, with its scale."""
     names = set(tensors.names())
     stored = [name for name in tensors.names() if stored_dtype(tensors, name) in FLOAT8]
-    return {name: _packed(tensors, names, name, *chosen) for name in stored}
+    return {name: _packed(tensors, names, name, given) for name in stored}
 
 
-def _packed(tensors: Tensors, names: set[str], name: str, given: tuple[int | None, int | None], dtype: str) -> Packed:
+def _packed(tensors: Tensors, names: set[str], name: str, given: tuple[int | None, int | None]) -> Packed:
     stem, weight = (name.removesuffix("weight"), "weight") if name.endswith(".weight") else (name, "")
     candidates = SCALES if weight else ("_scale_inv", "_scale")
     scales = [scale for scale in candidates if stem + scale in names] or candidates[:1]
@@ -80,7 +79,7 @@ def _packed(tensors: Tensors, names: set[str], name: str, given: tuple[int | Non
 
         return by_rows(values.shape, "F32", rows).reshape(shape)
 
-    return Packed(parts.names, shape, dtype, f"8-bit floats {described(*size, shape)}", read)
+    return Packed(parts.names, shape, "F32", f"8-bit floats {described(*size, shape)}", read)
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:
@@ -100,10 +99,10 @@ def exponents(scales: np.ndarray) -> np.ndarray:
     return scales.astype(np.float32)
 
 
-def block_settings(hf: Reader, dtype: str) -> Any:
+def block_settings(hf: Reader) -> tuple[int | None, int | None]:
     """Settings of quant_method fp8, whose experts may not be four-bit floats."""
     hf.expect("expert_dtype", "fp8", because="jaxlens reads no other experts in a checkpoint of FP8")
-    return settings(hf, dtype)
+    return settings(hf)
 
 
 UNUSED = (

@@ -39,7 +39,7 @@ class Settings:
     offset: int
 
 
-def settings(hf: Reader, dtype: str) -> Settings:
+def settings(hf: Reader) -> Settings:
     """The settings of AutoGPTQ and GPTQModel."""
     stored = hf("checkpoint_format", None) or hf("format", None) or "gptq"
     hf("format", None)
@@ -49,7 +49,7 @@ def settings(hf: Reader, dtype: str) -> Settings:
     return _settings(hf, OFFSETS[stored])
 
 
-def round_settings(hf: Reader, dtype: str) -> Settings:
+def round_settings(hf: Reader) -> Settings:
     """The settings of AutoRound."""
     return _settings(hf, OFFSETS[ROUND_FORMATS[hf("packing_format", "auto_round")]])
 

@@ -39,10 +39,11 @@ FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    """The quantization that a config.json describes."""
+    """The quantization that a config.json describes. `dtype` is the dtype of the model, as safetensors spells it."""
 
     method: Method
     settings: Any
+    dtype: str
 
 
 def read_quantization(hf: Reader, fields: Mapping[str, Any]) -> Quantization | None:
@@ -64,7 +65,7 @@ def _read(hf: Reader, dtype: str) -> Quantization:
         raise hf.refused("quant_method", f"expected one of {', '.join(sorted(METHODS))}. To use this model, {remedy}")
     for field in method.unused:
         hf(field, None)
-    return Quantization(method, method.settings(hf, dtype))
+    return Quantization(method, method.settings(hf), dtype)
 
 
 def _name(hf: Reader) -> Any:

@@ -41,7 +41,7 @@ def unpack(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return VALUE_PAIRS[index].view(ml_dtypes.bfloat16).reshape(*scales.shape[:-1], -1).swapaxes(-1, -2)
 
 
-def settings(hf: Reader, dtype: str) -> None:
+def settings(hf: Reader) -> None:
     """MXFP4 has no settings."""
 
 

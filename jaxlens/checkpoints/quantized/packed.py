@@ -23,8 +23,8 @@ Shape = tuple[int, ...]
 class Packed:
     """A weight that is computed from several stored tensors.
 
-    `dtype` is the dtype of its values, as safetensors spells it. `kind` says in words how it is stored. `read` may
-    return a wider dtype, whose values the caller rounds to the dtype of the model.
+    `dtype` is the dtype to which the library rounds its values, as safetensors spells it. `read` returns these values,
+    but may return them in a wider dtype. `kind` says in words how the weight is stored.
     """
 
     parts: tuple[str, ...]
@@ -46,7 +46,7 @@ class Method:
     """
 
     title: str
-    settings: Callable[..., Any]
+    settings: Callable[[Reader], Any]
     packed: Callable[[Tensors, Any], Mapping[str, Packed]]
     companions: tuple[str, ...]
     activations: tuple[str, ...] = ()

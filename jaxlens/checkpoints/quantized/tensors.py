@@ -40,6 +40,7 @@ class DequantizedTensors:
     def __init__(self, tensors: Tensors, quantization: Quantization, input_first: Iterable[str] = ()):
         method, names = quantization.method, list(tensors.names())
         self._tensors, self._title, self._input_first = tensors, method.title, tuple(input_first)
+        self._model_dtype = quantization.dtype
         self._packed = dict(method.packed(tensors, quantization.settings))
         parts = {part for weight in self._packed.values() for part in weight.parts}
         if both := sorted((self._packed.keys() & names) - parts):
@@ -69,7 +70,11 @@ class DequantizedTensors:
         return [*self._kept, *self._packed]
 
     def dtype(self, name: str) -> str:
-        return self._packed[name].dtype if name in self._packed else stored_dtype(self._tensors, name)
+        """The stored dtype. That of float32 values of a quantized weight is the dtype that config.json states."""
+        if name not in self._packed:
+            return stored_dtype(self._tensors, name)
+        dtype = self._packed[name].dtype
+        return self._model_dtype if dtype == "F32" else dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self._packed:
