@@ -264,24 +264,26 @@ def test_pytorch_files(models, copied):
 
 
 @pytest.mark.parametrize(
-    ("config", "packer", "offset"),
+    ("config", "packer"),
     [
-        ({**GPTQ, "checkpoint_format": "gptq_v2"}, functools.partial(packers.gptq, v2=True), 0),
-        ({**GPTQ, "format": "gptq_v2", "checkpoint_format": None}, functools.partial(packers.gptq, v2=True), 0),
+        ({**GPTQ, "checkpoint_format": "gptq_v2"}, functools.partial(packers.gptq, v2=True)),
+        ({**GPTQ, "format": "gptq_v2", "checkpoint_format": None}, functools.partial(packers.gptq, v2=True)),
         ({"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "data_type": "int",
-          "packing_format": "auto_round:auto_gptq", "iters": 200}, functools.partial(packers.gptq, index=False), 0),
+          "packing_format": "auto_round:auto_gptq", "iters": 200}, functools.partial(packers.gptq, index=False)),
         ({"quant_method": "intel/auto-round", "bits": 4, "group_size": 32, "packing_format": "auto_round"},
-         functools.partial(packers.gptq, v2=True, index=False), 0),
+         functools.partial(packers.gptq, v2=True, index=False)),
         ({"quant_method": "auto-round", "bits": 4, "group_size": 32, "packing_format": "auto_round:auto_awq"},
-         packers.awq, 0),
-        ({**GPTQ, "dynamic": {"+:.*x": {"bits": 8}}}, functools.partial(packers.gptq, bits=8), 0),
-        ({**GPTQ, "bits": 5}, functools.partial(packers.gptq, bits=5, index=False), 0),
+         packers.awq),
+        ({**GPTQ, "dynamic": {"+:.*x": {"bits": 8}}}, functools.partial(packers.gptq, bits=8)),
+        ({**GPTQ, "bits": 5}, functools.partial(packers.gptq, bits=5, index=False)),
         ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"]},
-         functools.partial(packers.float8, height=1, width=None, scale="_scale"), 0),
-        ({"quant_method": "mxfp8", "scale_fmt": "ue8m0"}, None, 0),
+         functools.partial(packers.float8, height=1, width=None, scale="_scale")),
+        ({"quant_method": "compressed-tensors", "sparsity_config": {"format": "dense"}, "quantization_config": WORDS},
+         FOUR),
+        ({"quant_method": "mxfp8", "scale_fmt": "ue8m0"}, None),
     ],
 )  # fmt: skip
-def test_other_formats(config, packer, offset):
+def test_other_formats(config, packer):
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
     if packer is None:
         exponents = torch.randint(120, 130, (64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

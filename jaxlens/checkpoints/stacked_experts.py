@@ -43,6 +43,7 @@ class UnstackedExperts:
         for name in tensors.names():
             if name not in stacked:
                 layer, mlp, rest = name.rpartition("mlp.")
+                rest = re.sub("^router[.]", "gate.", rest)  # of Phi 3.5 MoE
                 self._others[f"{layer}{module}.{rest}" if mlp and layer in layers else name] = name
 
     @property

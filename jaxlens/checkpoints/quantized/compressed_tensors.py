@@ -64,14 +64,14 @@ class Group:
 
 def settings(hf: Reader) -> list[Group]:
     """The groups of quantization_config. Raises a CheckpointError if weights are sparse or rotated."""
-    if hf("quantization_config", None) is not None:  # as the first versions of compressed-tensors wrote it
-        return settings(inside(hf, "quantization_config", UNUSED))
     because = "jaxlens reads only these formats; save the model without compression with compressed-tensors"
     hf.expect("format", *FORMATS, because=because)
     for name in ("sparsity_config", "transform_config", "moe_sparsity_config"):
         value = hf(name, None)
         if value and not (isinstance(value, Mapping) and value.get("format") == "dense"):
             raise hf.refused(name, "expected none: jaxlens reads neither sparse nor rotated weights")
+    if hf("quantization_config", None) is not None:  # as the first versions of compressed-tensors wrote it
+        return settings(inside(hf, "quantization_config", UNUSED))
     groups = hf.inside("config_groups")
     found = [_group(groups, name) for name in hf("config_groups")]
     return [group for group in found if group is not None]
