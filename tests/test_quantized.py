@@ -93,6 +93,8 @@ def compressed(format, **weights):
 
 WORDS = compressed("pack-quantized", num_bits=4, strategy="group", group_size=4)
 ROWS = compressed("int-quantized", num_bits=8, strategy="channel", group_size=None)
+GROUPS = {"rows": ROWS["config_groups"]["group_0"], "words": WORDS["config_groups"]["group_0"]}
+MIXED = {**WORDS, "format": "mixed-precision", "config_groups": GROUPS}
 EVEN = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
 GPT2 = {"n_embd": 96, "tie_word_embeddings": True}
 FOUR = functools.partial(packers.int4_words, size=4)
@@ -280,6 +282,8 @@ def test_pytorch_files(models, copied):
          functools.partial(packers.float8, height=1, width=None, scale="_scale")),
         ({"quant_method": "compressed-tensors", "sparsity_config": {"format": "dense"}, "quantization_config": WORDS},
          FOUR),
+        (MIXED, FOUR),
+        (MIXED, packers.int8_rows),
         ({"quant_method": "mxfp8", "scale_fmt": "ue8m0"}, None),
     ],
 )  # fmt: skip
@@ -292,6 +296,17 @@ def test_other_formats(config, packer):
     else:
         stored, values = packer(weight)
     assert np.array_equal(dequantized(config, stored), values)
+
+
+def test_the_names_of_llm_awq():
+    """The layout of AutoAWQ's gemv_fast, whose zero points have another name."""
+    case = "awq gemv_fast 64"
+    stored = Stored(case)
+    renamed = {"qzeros": "scaled_zeros"}
+    tensors = {name[2:]: torch.tensor(stored.read(name)) for name in stored.names()}
+    config = {**CONFIGS[case], "version": "llm-awq", "backend": "llm-awq"}
+    values = dequantized(config, {renamed.get(name, name): value for name, value in tensors.items()})
+    assert np.array_equal(values, stored.read("values").astype(np.float32))
 
 
 class Memory:

@@ -134,8 +134,9 @@ def by_rows(
         with np.errstate(over="ignore", invalid="ignore"):  # values too large for dtype become infinite
             result[chosen] = rounded_to_float16(rows(chosen)) if dtype == "F16" else rows(chosen)
 
+    starts = range(0, shape[0], count)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy computes outside of Python's lock
-        for _ in threads.map(fill, range(0, shape[0], count)):
+        for _ in threads.map(fill, starts) if len(starts) > 1 else map(fill, starts):
             pass  # raises the error of a thread
     return result
 
@@ -211,11 +212,12 @@ class Grid:
     def apply(self, function: np.ufunc, values: np.ndarray, rows: slice) -> np.ndarray:
         """`function` of `values` [row, column], some rows of the weight, and of the values of their blocks.
 
-        `values` is overwritten with the result if its dtype is float32.
+        `values` may be overwritten with the result.
         """
         row = np.arange(rows.start, rows.stop)
         chosen = self._values[row // self._rows * self._per_matrix + row % self._rows // self._height]
-        out = values if values.dtype == np.float32 else np.empty(values.shape, np.float32)
+        in_place = values.dtype == np.float32 and values.flags.c_contiguous
+        out = values if in_place else np.empty(values.shape, np.float32)
         if self._columns is None and values.shape[-1] % self._width == 0:
             groups = (len(values), -1, self._width)
             function(values.reshape(groups), chosen[:, :, None], out=out.reshape(groups))
