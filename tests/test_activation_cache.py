@@ -245,6 +245,18 @@ def test_to_numpy_gives_every_activation_in_host_memory(few):
         assert np.array_equal(value, few[name])
 
 
+def test_reading_a_layer_copies_nothing():
+    """In host memory, if the layers of the stack are as aligned as JAX needs them: 16 positions of 4 bytes."""
+    _, cache = model("gpt2").run_with_cache(tokens(1, 16))
+    for site in ("hook_resid_post", "attn.hook_pattern"):
+        stack = np.asarray(cache[f"blocks.*.{site}"])
+        for layer in range(cache.cfg.n_layers):
+            value = cache[f"blocks.{layer}.{site}"]
+            assert np.shares_memory(np.asarray(value), stack)
+            assert jnp.array_equal(jax.jit(lambda x: x * 0 + 7, donate_argnums=0)(value), jnp.full(value.shape, 7.0))
+    assert not (np.asarray(cache["blocks.*.hook_resid_post"]) == 7).any()
+
+
 def test_a_plain_dict_can_be_made_into_a_cache(few):
     again = ActivationCache(few.to_numpy(), model("gpt2"))
     assert list(again) == list(few)

@@ -14,8 +14,9 @@ from test_models import close
 from test_text import word_tokenizer
 
 from jaxlens import ActivationCache, ActivationNotFound, Config, HookedTransformer, Slice, Tokenizer, weights
+from jaxlens.hooks.table import sites
 from jaxlens.nn.module import arrays
-from jaxlens.nn.moe import choose
+from jaxlens.nn.moe import choose, of_all
 from jaxlens.nn.norm import Norm
 
 # The caches are of padded rows, and the padding is compared too.
@@ -42,7 +43,12 @@ def made(name: str, seed: int = 0) -> HookedTransformer:
 def ran(name: str, seed: int = 0) -> ActivationCache:
     """A run of two padded prompts; whoever would change it takes a copy."""
     the_model, given = made(name, seed), tokens(seed=seed)
-    return the_model.run_with_cache(given, attention_mask=MASK)[1]
+    return the_model.run_with_cache(given, names_filter=with_neurons(the_model.cfg), attention_mask=MASK)[1]
+
+
+def with_neurons(cfg: Config) -> list[str]:
+    """The names of an unfiltered cache, and the neurons of experts, which are cached on request."""
+    return [name for name, site in sites(cfg).items() if not site.on_request or name.endswith("mlp.hook_post")]
 
 
 def stations(cfg: Config) -> list[tuple[int | None, bool]]:
@@ -201,7 +207,8 @@ def test_neurons_are_what_each_writes_through_the_norm_after_it(name):
         block, post = block_of(cache.model, layer), cache["post", layer]
         W_out = block.mlp.W_out.reshape(-1, 14)
         if post.ndim == 4:
-            chosen = choose(cache[f"blocks.{layer}.mlp.hook_expert_weights"], block.mlp.b_choice, cache.cfg)
+            weights = cache[f"blocks.{layer}.mlp.hook_expert_weights"]
+            chosen = of_all(*choose(weights, block.mlp.b_choice, cache.cfg), cache.cfg.num_experts)
             assert ((chosen > 0).sum(-1) == 2).all()
             post = (post * chosen[..., None]).reshape(2, 11, -1)
         results = cache.get_neuron_results(layer - cache.cfg.n_layers)  # a negative layer counts from the end
@@ -414,7 +421,10 @@ def alike(cache: ActivationCache, plain: ActivationCache, cut=lambda stack: stac
 @two_configs
 def test_a_cache_without_batch_axis_or_of_one_position(name):
     plain = ran(name)
-    _, last = made(name).run_with_cache(tokens(), attention_mask=MASK, pos_slice=Slice(-1))
+    last = made(name)
+    _, last = last.run_with_cache(
+        tokens(), names_filter=with_neurons(last.cfg), attention_mask=MASK, pos_slice=Slice(-1)
+    )
     ends = [np.flatnonzero(row)[-1] for row in np.asarray(MASK)]  # the last token of each row
     alike(last, plain, lambda stack: stack[:, np.arange(len(ends)), np.array(ends)])
     alike(last.apply_slice_to_batch_dim(0), plain, lambda stack: stack[:, 0, ends[0]])
@@ -520,8 +530,8 @@ def test_another_position_or_layer_of_the_same_shape_compiles_nothing():
 
 
 def test_a_projection_never_makes_the_vectors_of_all_neurons():
-    sites = ("mlp.hook_post", "ln2_post.hook_scale", "hook_resid_post", "ln_final.hook_scale")
-    names = lambda name: name.endswith(sites)  # noqa: E731
+    read = ("mlp.hook_post", "ln2_post.hook_scale", "hook_resid_post", "ln_final.hook_scale")
+    names = lambda name: name.endswith(read)  # noqa: E731
     _, cache = made("gemma").run_with_cache(tokens(), names_filter=names)
 
     def largest(direction):

@@ -54,13 +54,14 @@ def same_up_to_rounding(printed: str, expected: str) -> bool:
     return near and re.sub(number, "", printed).split() == re.sub(number, "", expected).split()
 
 
-def test_the_pages_of_models_and_hook_points_are_current():
+def test_the_generated_pages_are_current():
     models = (ROOT / "docs" / "models.md").read_text()
     assert models == updated(models)
-    spec = importlib.util.spec_from_file_location("hook_points", ROOT / "docs" / "hook_points.py")
-    generator = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generator)
-    assert (ROOT / "docs" / "hook_points.md").read_text() == generator.page()
+    for name in ("hook_points", "files"):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+        generator = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(generator)
+        assert (ROOT / "docs" / f"{name}.md").read_text() == generator.page()
 
 
 @pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "conversion/README.md"])

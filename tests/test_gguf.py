@@ -160,7 +160,7 @@ def test_a_type_that_gguf_cannot_dequantise(path):
     rows = np.zeros((VOCABULARY, HIDDEN // 32 * gguf.GGML_QUANT_SIZES[Kind.Q8_1][1]), np.uint8)
     file = GGUFFile(write(path, weights() | {"model.embed_tokens.weight": (rows, Kind.Q8_1)}))
     assert file.shape("model.embed_tokens.weight") == (VOCABULARY, HIDDEN)
-    with pytest.raises(CheckpointError, match=r"gguf cannot dequantize token_embd\.weight, of type Q8_1"):
+    with pytest.raises(CheckpointError, match=r"token_embd\.weight has type Q8_1; expected one of F64, F32, F16, "):
         file.read("model.embed_tokens.weight")
 
 
@@ -259,17 +259,21 @@ def test_llama3_scaling_is_kept_exactly(path):
         ({"block_count": 0}, r"llama\.block_count is 0; expected a positive number"),
         ({"block_count": "two"}, r"llama\.block_count is 'two'; expected a positive number"),
         ({"block_count": 10**6}, r"llama\.block_count is 1000000, but the file has only 20 tensors"),
+        ({"block_count": 2.0}, r"llama\.block_count is 2\.0; expected an integer"),
         ({"block_count": True}, r"llama\.block_count is True; expected a positive number"),
         ({"attention__head_count_kv": 4}, "6 attention heads cannot be divided into 4 groups, one per key/value head"),
         ({"attention__head_count": [6, 3]}, r"llama\.attention\.head_count is \[6, 3\]; expected the same value for"),
         ({"attention__value_length": 8}, r"llama\.attention\.value_length is 8; expected 16"),
         ({"rope__dimension_count": 8}, r"llama\.rope\.dimension_count is 8; expected 16"),
         ({"vocab_size": 7}, r"llama\.vocab_size is 7; expected 11"),
-        ({"expert_count": 8}, r"llama\.expert_count is 8; expected 0"),
+        ({"expert_count": 8}, r"llama\.expert_used_count is None; expected a positive number"),
+        ({"expert_used_count": 8}, r"llama\.expert_used_count is 8; expected 0"),
         ({"attention__causal": False}, r"llama\.attention\.causal is False; expected True"),
-        ({"rope__scaling__type": "longrope"}, "type is 'longrope'; expected none, linear or yarn"),
+        ({"rope__scaling__type": "su"}, "type is 'su'; expected none, linear, yarn or longrope"),
+        ({"rope__scaling__type": "longrope"}, "LongRoPE needs rope_factors_short.weight and rope_factors_long.weight"),
         ({"rope__scaling__attn_factor": 2.0}, r"llama\.rope\.scaling\.attn_factor is 2\.0; expected 1\.0"),
-        ({"extra": {"split.count": 3}}, "it is one of 3 parts; join the parts with `llama-gguf-split --merge`"),
+        ({"extra": {"split.count": 3}}, "it is one of 3 parts; expected a name like model-00001-of-00003.gguf"),
+        ({"extra": {"general.type": "adapter"}}, "general.type is 'adapter'; expected 'model', not an adapter or a"),
         ({"extra": {"general.alignment": 0}}, "general.alignment is 0; expected a power of two"),
         ({"extra": {"general.alignment": 24}}, "general.alignment is 24; expected a power of two"),
         ({"extra": {"general.alignment": True}}, "general.alignment is True; expected a power of two"),
@@ -284,7 +288,7 @@ def test_unsupported_metadata(path, changes, message):
 @pytest.mark.parametrize(
     ("changes", "listed"),
     [
-        ({"attention__sliding_window": 16}, "gguf llama.attention.sliding_window = 16"),
+        ({"attention__scale": 16}, "gguf llama.attention.scale = 16"),
         ({"extra": {"clip.has_vision_encoder": True}}, "gguf clip.has_vision_encoder = True"),
         ({"rope__scaling__yarn_beta_fast": 16.0}, "gguf llama.rope.scaling.yarn_beta_fast = 16.0"),
         ({"extra": {"hidden_size": 5}}, "gguf hidden_size = 5"),
@@ -302,7 +306,7 @@ def test_unread_metadata(path, changes, listed):
 @pytest.mark.parametrize(
     ("extra", "changes", "problems"),
     [
-        ({"blk.0.ffn_gate_inp.weight": 1}, {}, {UNKNOWN_TENSORS: ["blk.0.ffn_gate_inp.weight"]}),
+        ({"blk.0.ssm_in.weight": 1}, {}, {UNKNOWN_TENSORS: ["blk.0.ssm_in.weight"]}),
         ({"blk.1.attn_q.bias": 1}, {}, {UNKNOWN_TENSORS: ["model.layers.1.self_attn.q_proj.bias"]}),
         ({"blk.01.attn_q.weight": 1}, {}, {UNKNOWN_TENSORS: ["blk.01.attn_q.weight"]}),
         ({}, {"block_count": 1}, {UNKNOWN_TENSORS: 9}),
@@ -453,8 +457,11 @@ def test_pre_determines_how_text_is_split(path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "rwkv"}, r"tokenizer\.ggml\.model is 'rwkv'; expected gpt2 or llama"),
-        ({"pre": "tekken"}, r"tokenizer\.ggml\.pre is 'tekken'; expected one of gpt-2, phi-2, smollm, "),
+        ({"model": "rwkv"}, r"tokenizer\.ggml\.model is 'rwkv' \(a trie of byte strings\); expected gpt2 or llama"),
+        ({"model": "t5"}, r"tokenizer\.ggml\.model is 't5' \(Unigram\); expected gpt2 or llama; pass the original"),
+        ({"model": "bert"}, r"tokenizer\.ggml\.model is 'bert' \(WordPiece\); expected gpt2 or llama; pass"),
+        ({"model": "other"}, r"tokenizer\.ggml\.model is 'other'; expected gpt2 or llama; pass the original"),
+        ({"pre": "roberta-bpe"}, r"tokenizer\.ggml\.pre is 'roberta-bpe'; expected one of gpt-2, phi-2, jais, "),
         ({"tokens": ["a", "a"]}, "has 2 tokens, 1 distinct tokens and 262 token types"),
         ({"tokens": None, "token_type": None}, "has 0 tokens"),
         ({"bos_token_id": 262}, "bos_token_id is 262, but the vocabulary size is 262"),

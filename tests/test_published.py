@@ -374,6 +374,12 @@ def opening(name, files=(), **arguments):
     return open_it
 
 
+def absent_gguf_file():
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", lambda name, **options: folder)
+        return open_checkpoint("owner/name/model.gguf")
+
+
 def broken_toy(change=lambda folder: None, **changes):
     def open_it():
         with tempfile.TemporaryDirectory() as folder:
@@ -444,6 +450,15 @@ MISTAKES = {
     ),
     "a toy model with a number for a tokenizer": Case(
         broken_toy(tokenizer_name=3), CheckpointError, "tokenizer_name is 3; expected a string or null"
+    ),
+    "a GGUF file that a repository does not have": Case(
+        absent_gguf_file, CheckpointError, "the repository owner/name has no file model.gguf; check the name"
+    ),
+    "a GGUF file and a step": Case(
+        opening("owner/name/model.gguf", checkpoint_value=1), CheckpointError, "model.gguf has no training checkpoints"
+    ),
+    "a GGUF file without network access": Case(
+        opening("owner/name/model.gguf"), CheckpointError, "it stands for owner/name, which is not in the local cache"
     ),
     "a single file": Case(lambda: open_checkpoint(__file__), CheckpointError, "is a single file; pass the folder"),
     "weights of two models": Case(

@@ -26,6 +26,7 @@ from jaxlens.checkpoints import export, load, open_checkpoint
 from jaxlens.checkpoints.quantized import tensors as tensors_module
 from jaxlens.checkpoints.quantized.methods import METHODS, read_quantization
 from jaxlens.checkpoints.quantized.tensors import DequantizedTensors
+from jaxlens.checkpoints.readable import QUANTIZED
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.safetensors_reader import SafetensorsFile
 from jaxlens.checkpoints.torch_files.dtypes import DTYPES
@@ -610,3 +611,8 @@ def test_what_a_mistake_is_answered_with(name):
 
 def test_every_error_message_is_produced_by_a_mistake():
     assert unreached(__file__, CASES.values()) == []
+
+
+def test_every_method_is_in_the_table_of_files():
+    listed = {name for row in QUANTIZED for name in re.findall("`([^`]+)`", row[0])}
+    assert listed == METHODS.keys()

@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxlens.checkpoints import toys
-from jaxlens.checkpoints.gguf.file import smollm2_path
+from jaxlens.checkpoints.gguf.file import PART, smollm2_path
 from jaxlens.checkpoints.hub import FILE_PATTERNS, IGNORED, download, list_files
 from jaxlens.checkpoints.published.names import repository_of
 from jaxlens.checkpoints.published.training import (
@@ -20,6 +21,8 @@ from jaxlens.checkpoints.published.training import (
 from jaxlens.errors import CheckpointError
 
 SMOLLM2 = "smollm2-135m-instruct"
+REMOTE_GGUF = re.compile(r"[\w.-]+/[\w.-]+/[^/].*\.gguf", re.IGNORECASE)
+"""A GGUF file of a Hugging Face repository."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,9 @@ def find(
     if name and path.is_dir():
         return Found(name, path, training=_training(str(path.resolve()), lambda: toys.files_of(path), *chosen), hub=hub)
     if path.suffix.lower() == ".gguf":
-        return Found(name, path, training=_training(str(path.resolve()), list, *chosen))
+        is_remote = not path.exists() and REMOTE_GGUF.fullmatch(name)
+        training = _training(name if is_remote else str(path.resolve()), list, *chosen)  # there are none
+        return _gguf_of_repository(name, revision, hub) if is_remote else Found(name, path, training=training)
     if path.is_file():
         raise CheckpointError(f"{path} is a single file; pass the folder that contains it and its config.json")
     repository = repository_of(name)
@@ -72,6 +77,16 @@ def find(
     revision = training.revision if training and training.revision else revision
     folder = download(name, repository, revision, files=files, ignored=ignored, **hub)
     return Found(name, folder, repository, training, hub)
+
+
+def _gguf_of_repository(name: str, revision: str | None, hub: Mapping[str, Any]) -> Found:
+    """A GGUF file of a repository, "owner/name/file.gguf", with all its parts. The file may be in a folder."""
+    owner, repository, file = name.split("/", 2)
+    parts = PART.sub(lambda match: f"{match['name']}-*-of-{match['count']}.gguf", file)
+    folder = download(name, f"{owner}/{repository}", revision, files=[parts], ignored=[], **hub)
+    if not (folder / file).is_file():
+        raise CheckpointError(f"the repository {owner}/{repository} has no file {file}; check the name")
+    return Found(name, folder / file, hub=hub)
 
 
 def training_labels(name: str, **hub: Any) -> Labels:

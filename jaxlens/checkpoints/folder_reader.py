@@ -1,6 +1,7 @@
 """Reads the tensors of a folder on demand: from a safetensors or PyTorch file, or from the shards of an index."""
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -32,6 +33,7 @@ NOT_WEIGHTS = (
 class Format:
     """A format of weights: the name of a file with all tensors, the name of an index, and the suffixes of files."""
 
+    name: str
     single: str
     index: str
     suffixes: tuple[str, ...]
@@ -43,8 +45,10 @@ class Format:
         return sorted(file for file in files if not any(fnmatchcase(file.name, name) for name in NOT_WEIGHTS))
 
 
-SAFETENSORS = Format(SINGLE, INDEX, (".safetensors",), SafetensorsFile)
-PYTORCH = Format("pytorch_model.bin", "pytorch_model.bin.index.json", (".bin", ".pth", ".pt", ".ckpt"), TorchFile)
+SAFETENSORS = Format("safetensors", SINGLE, INDEX, (".safetensors",), SafetensorsFile)
+PYTORCH = Format(
+    "PyTorch", "pytorch_model.bin", "pytorch_model.bin.index.json", (".bin", ".pth", ".pt", ".ckpt"), TorchFile
+)
 FORMATS = (SAFETENSORS, PYTORCH)
 """The formats. If a folder has files of several formats, the first is used."""
 
@@ -61,6 +65,7 @@ class TensorFolder:
         self.path = Path(folder)
         self._files: dict[str, Any] = {}  # by tensor
         format, files, index = _find(self.path)
+        self._format, self._count = format, len(files)
         for file in map(format.open, files):
             for name in file.names():
                 if name in self._files:
@@ -72,6 +77,13 @@ class TensorFolder:
 
     def names(self) -> list[str]:
         return list(self._files)
+
+    @property
+    def format(self) -> str:
+        """The format of the files, with their number and the dtypes of the tensors, the most frequent dtype first."""
+        dtypes = Counter(self.dtype(name) for name in self._files).most_common()
+        shards = f" in {self._count} shards" if self._count > 1 else ""
+        return f"{self._format.name}{shards}, {', '.join(dtype for dtype, _ in dtypes)}"
 
     def dtype(self, name: str) -> str:
         """The dtype as safetensors spells it: "F32", "BF16", "I64", …"""
@@ -94,6 +106,11 @@ class TensorFolder:
             raise CheckpointError(
                 f"{self.path / index_name} {problem}, but the tensor is in {actual}; download the folder again"
             )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has files of a format, or an index."""
+    return any((folder / format.index).is_file() or format.files(folder) for format in FORMATS)
 
 
 def _find(folder: Path) -> tuple[Format, list[Path], dict[str, str] | None]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from jaxlens.checkpoints import toys
 from jaxlens.checkpoints.families import family_of
+from jaxlens.checkpoints.file_format import file_format
 from jaxlens.checkpoints.find import Found, find
-from jaxlens.checkpoints.folder_reader import TensorFolder
-from jaxlens.checkpoints.gguf.file import GGUFFile
+from jaxlens.checkpoints.folder_reader import TensorFolder, has_weights
+from jaxlens.checkpoints.gguf.file import GGUFFile, gguf_in
 from jaxlens.checkpoints.hub import tokenizer_named
 from jaxlens.checkpoints.quantized.methods import read_quantization, with_files, without_quantization
 from jaxlens.checkpoints.quantized.tensors import dequantized
@@ -31,8 +32,8 @@ class Checkpoint:
     """An open checkpoint: everything except its weights.
 
     `source` is the Hugging Face config.json, which an export needs, or None. `unread` are the config.json fields that
-    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `quantization` describes
-    how quantized weights are stored. In `tensors`, they are floats.
+    jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `format` is a description
+    of its files, and `quantization` of the way in which quantized weights are stored. In `tensors`, they are floats.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Checkpoint:
     source: dict[str, Any] | None
     tokenizer: Callable[[], Tokenizer | None]
     unread: Mapping[str, Any]
+    format: str = ""
     quantization: str | None = None
 
     @property
@@ -58,10 +60,11 @@ def open_checkpoint(
 ) -> Checkpoint:  # fmt: skip
     """Opens a checkpoint: finds its files, and reads its config and headers.
 
-    `name_or_path` is a folder (Hugging Face or native), a `.gguf` file, "smollm2-135m-instruct", a Hugging Face id, or
-    a name of TransformerLens such as "gpt2-small". `checkpoint_index` or `checkpoint_value` selects a training
-    checkpoint (`published/training.py`). With `strict=False`, config.json fields that jaxlens does not read are listed
-    in `unread` and are no error. `token`, `cache_dir` and `local_files_only` are arguments of huggingface_hub.
+    `name_or_path` is a folder (Hugging Face, GGUF or native), a `.gguf` file, "smollm2-135m-instruct", a Hugging Face
+    id, a GGUF file of a Hugging Face id ("owner/name/file.gguf"), or a name of TransformerLens such as "gpt2-small".
+    `checkpoint_index` or `checkpoint_value` selects a training checkpoint (`published/training.py`). With
+    `strict=False`, config.json fields that jaxlens does not read are listed in `unread` and are no error. `token`,
+    `cache_dir` and `local_files_only` are arguments of huggingface_hub.
 
     Raises:
         CheckpointError: The checkpoint cannot be found or read, its architecture is not supported, or it has no
@@ -120,10 +123,13 @@ def path_in_errors(path: str | Path) -> Iterator[None]:
 
 
 def _open(found: Found, strict: bool) -> Checkpoint:
-    if found.path.is_dir() or found.path.suffix.lower() != ".gguf":
+    path = found.path
+    if path.is_dir() and not (path / "adapter_config.json").is_file() and not has_weights(path):
+        path = gguf_in(path) or path
+    if path.is_dir() or path.suffix.lower() != ".gguf":
         return _open_folder(found, strict)
-    file = GGUFFile(found.path)
-    return _checkpoint(found, file.config, strict, lambda: file, file.tokenizer)
+    file = GGUFFile(path)
+    return _checkpoint(dataclasses.replace(found, path=path), file.config, strict, lambda: file, file.tokenizer)
 
 
 def _open_folder(found: Found, strict: bool) -> Checkpoint:
@@ -135,7 +141,8 @@ def _open_folder(found: Found, strict: bool) -> Checkpoint:
     if not (path / "config.json").is_file():
         contents = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         expected = "expected a folder with config.json, and safetensors or PyTorch files"
-        raise CheckpointError(f"{path} has no config.json; {expected}. It contains {contents}")
+        remote = f'. For a GGUF file, pass "{found.repository}/FILE.gguf"' if found.repository else ""
+        raise CheckpointError(f"{path} has no config.json; {expected}. It contains {contents}{remote}")
     if special := [file.name for file in path.iterdir() if file.exists() and not (file.is_file() or file.is_dir())]:
         raise CheckpointError(f"{path} contains {', '.join(special)}, which is no regular file or folder; remove it")
     fields = with_files(path, read_json(path / "config.json"))
@@ -185,6 +192,8 @@ def _checkpoint(
         source, unread = family.source(without_quantization(fields)), hf.unread(family.unused)
         cfg = cfg.replace(**found.notes)
         stored = dequantized(tensors(), read_quantization(hf, fields), family.input_first)
-        description = getattr(stored, "description", None)
+        described, quantization = file_format(stored, fields), getattr(stored, "description", None)
         stored = unstacked(stored, family.rules(cfg))
-        return Checkpoint(found.name, found.path, family, cfg, stored, source, tokenizer, unread, description)
+        return Checkpoint(
+            found.name, found.path, family, cfg, stored, source, tokenizer, unread, described, quantization
+        )

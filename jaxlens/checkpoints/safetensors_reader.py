@@ -25,6 +25,8 @@ class SafetensorsFile:
     pages of a memory map would count as memory of this process while the file is open.
     """
 
+    format = "safetensors"
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._open: Any = None  # opened by the first read

@@ -242,9 +242,14 @@ _set_row, _set_row_in_place = jax.jit(set_row), jax.jit(set_row, donate_argnums=
 
 
 @jax.jit
-def _inputs_at(stack: Block, info: SequenceInfo, i, layer) -> tuple[Block, LayerInfo]:
-    """The layer at index i of a stack, with arrays in place of its parameters, and its other inputs."""
-    return arrays(layer_at(stack, i)), info.at_layer(layer)
+def _block_at(stack: Block, i) -> Block:
+    """The layer at index i of a stack, with arrays in place of its parameters: one program for all lengths."""
+    return arrays(layer_at(stack, i))
+
+
+@jax.jit
+def _info_at(info: SequenceInfo, layer) -> LayerInfo:
+    return info.at_layer(layer)
 
 
 def _edited(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan, buffers: Rows | None, mode: Mode):
@@ -252,8 +257,7 @@ def _edited(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPla
     (layer,), row = stretch.layers, np.int32(stretch.first)
     probes = (zero_probe(site, zeros[0]) for site, zeros in plan.probes_at(stretch.wanted, stretch.layers).items())
     tap = Tap((*plan.hooks, *probes), stretch.wanted, layer, plan.positions, plan.points, plan.length, stepwise=True)
-    block, layer_info = _inputs_at(stack, info, row, np.int32(layer))
-    x = block(x, layer_info, tap)
+    x = _block_at(stack, row)(x, _info_at(info, np.int32(layer)), tap)
     if not stretch.buffered:
         return x, tap.captured
     if buffers is None:

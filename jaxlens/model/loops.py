@@ -24,6 +24,7 @@ from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.tap import Tap
 from jaxlens.nn.block import Block
 from jaxlens.nn.module import arrays
+from jaxlens.nn.moe import MoE
 from jaxlens.nn.sequence import SequenceInfo
 
 Rows = dict[str, jax.Array]
@@ -62,6 +63,13 @@ class LoopInputs:
     def at(self, i: Any, row: Any) -> "LoopInputs":
         """The inputs of one layer, at index i of the stack. Its weights are `nnx.Param`s, as those of the stack."""
         return LoopInputs(layer_at(self.stack, i), self.shared, layer_at(self.probes, row))
+
+    def within(self, i: Any, row: Any) -> "LoopInputs":
+        """The same, but the weights of its experts stay in the stack (`MoE.within`)."""
+        given = self.at(i, row)
+        if isinstance(self.stack.mlp, MoE):
+            given.stack.mlp = given.stack.mlp.within(self.stack.mlp, i)
+        return given
 
 
 def layer_at(rows: Any, i: Any) -> Any:
@@ -108,7 +116,8 @@ def _forward(program: Program, inputs: LoopInputs, x, buffers: Rows, first, last
     def body(i, carry):
         x, buffers, kept = carry
         kept, row = set_row(kept, x if keep else None, i), program.row(i, first)
-        x, captured = _step_at(program, inputs.at(i, row), x, i)
+        given = inputs.at(i, row) if keep else inputs.within(i, row)
+        x, captured = _step_at(program, given, x, i)
         return x, set_row(buffers, captured, row), kept
 
     return jax.lax.fori_loop(first, last, body, (x, buffers, kept))

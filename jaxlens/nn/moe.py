@@ -6,19 +6,21 @@ Axes: b batch, p position, d d_model, e expert, f d_expert, x d_shared_expert.
     x ─ each expert's gated MLP, (hook_pre), (hook_pre_linear), (hook_post) ─┘    │
     x ─ the shared expert's, (shared.hook_pre), … ─ × (hook_shared_gate) ─────────┘
 
-Every expert runs on every token, and those that the router did not choose get weight 0. So shapes are static, and
-hooks can read and edit unchosen experts. The cost is num_experts / experts_per_token times the necessary arithmetic.
+If a hook or a capture needs the neurons of experts, every expert runs on every token, and those that the router did not
+choose get weight 0. Otherwise each token's chosen experts run alone (`nn/experts.py`).
 """
 
+import copy
 import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxlens._jax import inlined, wide
 from jaxlens.config import Config
+from jaxlens.nn.experts import run_chosen
 from jaxlens.nn.mlp import GatedMLP, gate
 from jaxlens.nn.module import Module, prefixed, within
 
@@ -50,8 +52,10 @@ def sparsemixer(logits: Float[Array, "b p e"], tolerance: float) -> Float[Array,
 
 
 @functools.partial(inlined, static_argnames=("cfg",))
-def choose(weights: Float[Array, "*b e"], b_choice: Float[Array, "*l e"] | None, cfg: Config) -> Float[Array, "*b e"]:
-    """The weights of the top k experts, and 0 for the others. With `cfg.router_groups`, within the best groups only.
+def choose(
+    weights: Float[Array, "*b e"], b_choice: Float[Array, "*l e"] | None, cfg: Config
+) -> tuple[Int[Array, "*b c"], Float[Array, "*b c"]]:
+    """The top k experts and their weights. With `cfg.router_groups`, within the best groups only.
 
     `b_choice` affects only which experts are chosen. A group's rank is the sum of its two largest entries, or with a
     softmax router its largest entry (DeepSeek-V3 and V2, arXiv 2412.19437 and 2405.04434).
@@ -67,8 +71,13 @@ def choose(weights: Float[Array, "*b e"], b_choice: Float[Array, "*l e"] | None,
     values = jnp.take_along_axis(weights, indices, axis=-1)
     if cfg.norm_topk_prob:
         values = values / jnp.sum(values, axis=-1, keepdims=True)
-    values = values * cfg.router_scale
-    return jnp.sum(jax.nn.one_hot(indices, weights.shape[-1], dtype=values.dtype) * values[..., None], axis=-2)
+    return indices, values * cfg.router_scale
+
+
+@functools.partial(inlined, static_argnames=("n_experts",))
+def of_all(indices: Int[Array, "*b c"], values: Float[Array, "*b c"], n_experts: int) -> Float[Array, "*b e"]:
+    """The weights of all experts: those of the chosen ones, and 0 for the others."""
+    return jnp.sum(jax.nn.one_hot(indices, n_experts, dtype=values.dtype) * values[..., None], axis=-2)
 
 
 @inlined
@@ -94,10 +103,15 @@ def add_shared(out, shared, gate):
     return out + (shared if gate is None else gate * shared)
 
 
+NEURONS = ("hook_pre", "hook_pre_linear", "hook_post")
+OF_EXPERTS = ("W_gate", "W_in", "W_out", "b_gate", "b_in", "b_out")
+
+
 class MoE(Module):
     """A router over gated experts (Shazeer et al. 2017, 1701.06538; Jiang et al. 2024, 2401.04088).
 
     With `cfg.d_shared_expert` there is one more expert that every token uses (Dai et al. 2024, 2401.06066).
+    In a loop over layers, the weights of the experts may stay those of all layers, of which `layer` is the index.
     """
 
     W_router: Float[Array, "d e"] = nnx.data()
@@ -111,6 +125,7 @@ class MoE(Module):
     b_out: Float[Array, "e d"] | None = nnx.data()
     W_shared_gate: Float[Array, "d"] | None = nnx.data()
     shared: GatedMLP | None = nnx.data()
+    layer: Int[Array, ""] | None = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)
@@ -126,11 +141,33 @@ class MoE(Module):
 
     def __call__(self, x: Float[Array, "b p d"], tap) -> Float[Array, "b p d"]:
         weights = tap("hook_expert_weights", route(x, self.W_router, self.b_router, self.cfg))
-        pre = tap("hook_pre", into_experts(x, self.W_gate, self.b_gate))
-        pre_linear = tap("hook_pre_linear", into_experts(x, self.W_in, self.b_in))
-        post = tap("hook_post", gate(pre, pre_linear, self.cfg.act_fn))
-        out = out_of_experts(post, choose(weights, self.b_choice, self.cfg), self.W_out, self.b_out)
+        chosen = choose(weights, self.b_choice, self.cfg)
+        if any(map(tap.needs, NEURONS)):
+            out = self.with_neurons(x, of_all(*chosen, self.cfg.num_experts), tap)
+        else:
+            out = run_chosen(x, *chosen, self.of_experts(), self.layer, act_fn=self.cfg.act_fn)
         if self.shared is None:
             return out
         opening = None if self.W_shared_gate is None else tap("hook_shared_gate", open_gate(x, self.W_shared_gate))
         return add_shared(out, self.shared(x, tap.at("shared")), opening)
+
+    def with_neurons(self, x, weights: Float[Array, "b p e"], tap) -> Float[Array, "b p d"]:
+        """The output of the experts, each of which runs on every token."""
+        W = self.of_experts()
+        if self.layer is not None:
+            W = {name: jax.lax.dynamic_index_in_dim(w, self.layer, keepdims=False) for name, w in W.items()}
+        pre = tap("hook_pre", into_experts(x, W["W_gate"], W.get("b_gate")))
+        pre_linear = tap("hook_pre_linear", into_experts(x, W["W_in"], W.get("b_in")))
+        post = tap("hook_post", gate(pre, pre_linear, self.cfg.act_fn))
+        return out_of_experts(post, weights, W["W_out"], W.get("b_out"))
+
+    def within(self, stack: "MoE", layer) -> "MoE":
+        """This layer, with the weights of experts of the whole stack, from which no layer is copied."""
+        module = copy.copy(self)
+        vars(module).update({name: getattr(stack, name) for name in OF_EXPERTS}, layer=jnp.asarray(layer, jnp.int32))
+        return module
+
+    def of_experts(self) -> dict[str, Array]:
+        """The weights and biases that each expert has its own of."""
+        weights = {name: getattr(self, name) for name in OF_EXPERTS}
+        return {name: w for name, w in weights.items() if w is not None}

@@ -39,6 +39,8 @@ class TorchFile:
         file.read("transformer.wte.weight")                                            # float32 [50257, 768]
     """
 
+    format = "PyTorch"
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         with self._reading():

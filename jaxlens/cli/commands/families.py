@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def table() -> str:
     """All families as a Markdown table."""
-    in_gguf = {architecture.model_type for architecture in ARCHITECTURES.values()}
+    in_gguf = {kind for architecture in ARCHITECTURES.values() for kind in architecture.model_types}
     rows = ["| model_type | architecture | notes |", "|---|---|---|"]
     for entry in described():
         gguf_note = "Also from GGUF files." if in_gguf & set(entry.family.model_types) else ""

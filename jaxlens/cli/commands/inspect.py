@@ -30,6 +30,7 @@ def report(inspected: Look) -> Iterator[str]:
     checkpoint, cfg = inspected.checkpoint, inspected.checkpoint.cfg
     (description,) = (entry for entry in described() if entry.family is checkpoint.family)
     yield f"{'checkpoint':12}{checkpoint.path}"
+    yield f"{'format':12}{checkpoint.format}"
     yield f"{'family':12}{', '.join(checkpoint.family.model_types)}: {description.summary}"
     if checkpoint.quantization:
         yield f"{'quantized':12}{checkpoint.quantization}; dequantized when it is read"

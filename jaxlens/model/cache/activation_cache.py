@@ -22,7 +22,7 @@ from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import sites
 from jaxlens.model.cache.decomposition import Decomposition
-from jaxlens.model.cache.stored_arrays import StoredArrays
+from jaxlens.model.cache.stored_arrays import StoredArrays, row_of
 from jaxlens.model.cache.terms import head_results
 from jaxlens.model.cache.writers import layer_count
 from jaxlens.model.engine import Captured
@@ -88,7 +88,7 @@ class ActivationCache(Decomposition, Mapping):
         if name.startswith("blocks.*."):
             return self._stacked(name)
         stored, row = self._key_and_row(name)
-        return self._arrays[stored] if row is None else self._layers_first(stored)[row]
+        return self._arrays[stored] if row is None else row_of(self._layers_first(stored), row)
 
     def _key_and_row(self, name: str) -> tuple[str, int | None]:
         """The key under which an activation is stored, and its row if it is stacked with other layers."""

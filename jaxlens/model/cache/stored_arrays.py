@@ -3,9 +3,19 @@
 from collections.abc import Iterator, MutableMapping
 
 import jax
+import numpy as np
 
+from jaxlens._jax import is_traced
 from jaxlens.hooks.positions import Positions, shortened
 from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
+
+
+def row_of(stack: jax.Array, row: int) -> jax.Array:
+    """A row of a stack. In the memory of the host it is not copied: both share that memory, which JAX never changes."""
+    is_array = isinstance(stack, jax.Array) and not is_traced(stack)
+    if not is_array or jax.default_backend() != "cpu" or stack.devices() != {jax.local_devices()[0]}:
+        return stack[row]
+    return jax.device_put(np.asarray(stack)[row], may_alias=True)
 
 
 class StoredArrays(MutableMapping):

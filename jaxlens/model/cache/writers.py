@@ -23,7 +23,7 @@ from jaxlens.model.cache.linear_norm import IDENTITY, LinearNorm, NormChain
 from jaxlens.model.cache.terms import Biases, Rows, Term, Units, UnitsByLayer, carried, runs_of
 from jaxlens.nn.block import Block
 from jaxlens.nn.module import arrays
-from jaxlens.nn.moe import MoE, choose
+from jaxlens.nn.moe import MoE, choose, of_all
 from jaxlens.nn.norm import Identity, Norm, OutputScale
 
 Sublayer = Literal["attn", "mlp"]
@@ -326,6 +326,6 @@ def _experts_as_units(post: Float[Array, "l ... e f"], weights: Float[Array, "l 
     b_choice = mlp.b_choice
     if b_choice is not None:
         b_choice = b_choice.reshape(len(b_choice), *(1,) * (weights.ndim - 2), -1)
-    chosen = choose(weights, b_choice, mlp.cfg).astype(post.dtype)[..., None]
+    chosen = of_all(*choose(weights, b_choice, mlp.cfg), weights.shape[-1]).astype(post.dtype)[..., None]
     weighted = post * chosen
     return weighted.reshape(*weighted.shape[:-2], -1, 1), chosen
