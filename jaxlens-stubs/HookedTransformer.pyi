@@ -1,1 +1,1 @@
-from jaxlens.model.transformer import *
+from jaxlens.transformer_lens.hooked_transformer import *

@@ -5,7 +5,6 @@ Names are imported when they are first used, so `import jaxlens` is fast.
 
 import importlib
 import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 from jaxlens.transformer_lens import names
@@ -16,9 +15,10 @@ if TYPE_CHECKING:
     from jaxlens.analysis.svd import SVDInterpreter
     from jaxlens.config import Config, Rotary
     from jaxlens.errors import ActivationNotFound, CheckpointError, HookError
-    from jaxlens.hooks import HookPoint, Slice, get_act_name, hook
+    from jaxlens.hooks import Slice, get_act_name, hook
+    from jaxlens.hooks.point import HookPoint
+    from jaxlens.hooks.root_module import HookedRootModule
     from jaxlens.model.cache.activation_cache import ActivationCache
-    from jaxlens.model.hook_methods import HookMethods as HookedRootModule
     from jaxlens.model.loss import Output, lm_accuracy, lm_cross_entropy_loss
     from jaxlens.model.transformer import HookedTransformer
     from jaxlens.text.tokenizer import Tokenizer
@@ -33,8 +33,8 @@ _EXPORTS = {
     "DirectLogitAttribution": "analysis.logit_attribution",
     "FactoredMatrix": "weights.factored_matrix",
     "HookError": "errors",
-    "HookPoint": "hooks",
-    "HookedRootModule": "transformer_lens.hook_points",
+    "HookPoint": "hooks.point",
+    "HookedRootModule": "hooks.root_module",
     "HookedTransformer": "model.transformer",
     "HookedTransformerConfig": "transformer_lens.config",
     "Output": "model.loss",
@@ -71,11 +71,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *names.TOP_LEVEL})
 
 
-class _Package(types.ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        # `import jaxlens.FactoredMatrix` sets the attribute to the module of that name, which must not hide the class.
-        if not (name in _EXPORTS and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
+class _Package(names.Package):
+    exports = _EXPORTS
 
 
 sys.modules[__name__].__class__ = _Package

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,34 @@ def is_traced(*trees: Any) -> bool:
 def tracers_in(*trees: Any) -> list[jax.core.Tracer]:
     """The tracers of transformations in `trees`."""
     return [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.core.Tracer)]
+
+
+def is_compiled(value: Any) -> bool:
+    """Whether a value is a tracer of a program that will be compiled, not only of an eager `grad` or `vmap`."""
+    while isinstance(value, jax.core.Tracer):
+        if not hasattr(value, "primal") and not hasattr(value, "batch_dim"):
+            return True
+        value = value.primal if hasattr(value, "primal") else value.val
+    return False
+
+
+def concrete(value: Any) -> Any:
+    """The concrete value of a tracer that belongs to `jax.grad` or `jax.vjp` alone. Other values stay unchanged."""
+    return value.primal if isinstance(value, jax.core.Tracer) and is_eagerly_differentiated(value) else value
+
+
+def is_torch_tensor(value: Any) -> bool:
+    """Whether a value is a torch tensor. Does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def from_torch(tensor: Any) -> np.ndarray:
+    """A torch tensor as a numpy array of the same dtype, which is not differentiated."""
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":
+        return tensor.float().numpy().astype(jnp.bfloat16)
+    return tensor.numpy()
 
 
 def is_at_hand(array: Any) -> bool:

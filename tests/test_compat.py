@@ -5,6 +5,7 @@ That code written for TransformerLens gives its numbers is tested in test_transf
 
 import copy
 import functools
+import importlib
 import os
 import pickle
 import subprocess
@@ -130,7 +131,9 @@ def test_a_switch_puts_its_hook_points_into_every_cache(switch):
     plain = set(twin.run_with_cache(tokens())[1])
     getattr(twin, f"set_{switch}")(True)
     with_switch = set(twin.run_with_cache(tokens())[1])
-    assert with_switch - plain == {f"blocks.{layer}.{site}" for layer in range(4) for site in SWITCHES[switch]}
+    sites = SWITCHES[switch]
+    in_blocks = {f"blocks.{layer}.{site}" for layer in range(4) for site in sites}
+    assert with_switch - plain == (in_blocks if switch != "use_hook_tokens" else {*sites})
     assert getattr(twin.cfg, switch) and not getattr(model("gpt2").cfg, switch)
     getattr(twin, f"set_{switch}")(False)
     assert set(twin.run_with_cache(tokens())[1]) == plain
@@ -452,7 +455,22 @@ ERRORS = {
     "bidirectional attention": Case(
         made(attention_dir="bidirectional"), ValueError, "attention_dir='bidirectional' is not supported"
     ),
-    "no vocabulary": Case(made(d_vocab=-1), ValueError, "pass d_vocab=len(tokenizer)"),
+    "a device that is assigned": Case(lambda: config().with_field("device", "tpu"), ValueError, "use model.to(device)"),
+    "a field that others say": Case(
+        lambda: config().with_field("use_qk_norm", True), ValueError, "use_qk_norm=True cannot be assigned, because"
+    ),
+    **{
+        f"no name in {module}": Case(
+            lambda module=module: importlib.import_module(f"jaxlens.{module}").nothing, AttributeError,
+            "has no attribute 'nothing'",
+        )
+        for module in (
+            "config.hooked_transformer_config", "head_detector", "hook_points", "loading_from_pretrained", "tools",
+            "utilities",
+        )
+    },
+    "a name of the bridge": Case(lambda: jaxlens.utilities.aliases, ImportError, "it belongs to TransformerBridge"),
+    "a module of the bridge": Case(lambda: importlib.import_module("jaxlens.model_bridge"), ImportError, "belongs to"),
     "heads that do not fill the model": Case(made(d_head=5), ValueError, "d_head = 5 does not divide d_model"),
     "local attention without a window": Case(
         made(use_local_attn=True), ValueError, "use_local_attn needs window_size and attn_types"

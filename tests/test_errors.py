@@ -4,6 +4,7 @@ Every case is one mistake a user can make. The last law of the project is here t
 a case that reaches it. (Reading and writing checkpoints and text have cases of their own, beside their other tests.)
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -110,7 +111,7 @@ HOOK_NAMES = {
     ),
     "a filter that matches nothing": Case(
         lambda: hooked(lambda name: "hook_nothing" in name), HookError,
-        "the filter '<lambda>' matches none of the model's 106 hook points",
+        "the filter '<lambda>' matches none of the model's 107 hook points",
     ),
     "a number for a name": Case(lambda: hooked(3), HookError, "a hook name is a string or a filter function"),
     "a cache of nothing": Case(lambda: cached([]), HookError, "names_filter is an empty list; give at least one name"),
@@ -256,8 +257,14 @@ INPUTS = {
         lambda: cached(Z, pos_slice=-7, attention_mask=[[1, 0] * 5 + [1]] * 2), IndexError,
         "position -7 is out of range: row 0 has 6 tokens",
     ),
-    "an unknown argument": Case(lambda: cached(Z, returns="loss"), TypeError, "unexpected keyword argument 'returns'"),
+    "an unknown argument": Case(lambda: cached(Z, returns="loss"), TypeError, "there is no argument 'returns'"),
 }  # fmt: skip
+
+def larger():
+    twin = reading()
+    twin.set_tokenizer(word_tokenizer(tuple(f"word{i}" for i in range(38))))
+    return twin
+
 
 TEXT = {
     "text without a tokenizer": Case(
@@ -266,8 +273,18 @@ TEXT = {
     ),
     "texts without a tokenizer": Case(lambda: run(given=["a", "b"]), ValueError, "this model has no tokenizer"),
     "a vocabulary larger than the model's": Case(
-        lambda: reading().set_tokenizer(word_tokenizer(tuple(f"word{i}" for i in range(38)))), ValueError,
-        "the tokenizer has 40 tokens, more than the model's d_vocab = 37",
+        lambda: larger()("word37"), ValueError, "is out of the vocabulary; tokens are 0 to 36"
+    ),
+    "a field that is assigned": Case(
+        lambda: setattr(CONFIGS["gpt2"], "eps", 1.0), dataclasses.FrozenInstanceError,
+        "a Config cannot be changed; write cfg = cfg.replace(eps=...)",
+    ),
+    "a name that is not there": Case(
+        lambda: jaxlens.hooks.nothing, AttributeError, "module 'jaxlens.hooks' has no attribute 'nothing'"
+    ),
+    "a vocabulary of nothing": Case(
+        lambda: HookedTransformer({"n_layers": 1, "d_model": 4, "d_head": 4, "n_ctx": 4, "act_fn": "relu"}), ValueError,
+        "d_vocab is missing, and there is no tokenizer to read it from; pass d_vocab= or a tokenizer",
     ),
     "too long a text": Case(lambda: reading()("mary " * 40), ValueError, "41 positions, more than the model's n_ctx"),
     "text and a number": Case(

@@ -330,6 +330,10 @@ MISTAKES = {
     "more vectors than there are": Case(lambda: vectors(number=5), ValueError, "the matrix has 4 singular vectors"),
     "the MLP of a model without": Case(lambda: vectors("w_in", name="attn_only"), ValueError, "layer 0 has no MLP"),
     "one MLP of several": Case(lambda: vectors("w_out", layer=1, name="moe"), ValueError, "layer 1 has 5 experts"),
+    "too long a prompt": Case(
+        lambda: heads.detect_head(reading(), "mary " * 40, "induction_head"), ValueError,
+        "a prompt has 41 tokens, more than the model's n_ctx = 32",
+    ),
     "an empty answer": Case(
         lambda: test_prompt("went", "", reading(), prepend_space_to_answer=False), ValueError, "answer is ''; expected"
     ),

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import transformerlens_names
 
 import jaxlens
-from jaxlens.transformer_lens.names import ABSENT, MODULES
+from jaxlens.transformer_lens.absent import ABSENT
+from jaxlens.transformer_lens.names import MODULES
 
 ROOT = Path(__file__).parents[1]
 NAMES = {
@@ -166,11 +168,32 @@ def test_objects_of_such_a_module_can_be_pickled_and_read():
     assert "get_corner" in pydoc.render_doc("jaxlens.utils") and "hook" in pydoc.render_doc(jaxlens)
 
 
-@pytest.mark.parametrize("name", ABSENT)
-def test_a_name_that_is_not_here_says_what_to_use_instead(name):
-    for import_it in (lambda: getattr(jaxlens, name), lambda: importlib.import_module(f"jaxlens.{name}")):
-        with pytest.raises(ImportError, match=f"jaxlens has no {name}: "):
-            import_it()
+@pytest.mark.parametrize("path", ABSENT)
+def test_a_path_that_is_not_here_says_what_to_use_instead(path):
+    module, _, name = path.rpartition(".")
+    says = pytest.raises(ImportError, match=f"jaxlens has no {path}: ")
+    with says:
+        exec(f"from jaxlens.{module} import {name}" if module else f"from jaxlens import {name}")
+    if path not in transformerlens_names.MODULES:
+        return
+    with says:
+        importlib.import_module(f"jaxlens.{path}")
+    with pytest.raises(ImportError, match=f"jaxlens has no {path}: "):
+        importlib.import_module(f"jaxlens.{path}.any.module")
+
+
+@pytest.mark.parametrize("path", transformerlens_names.MODULES)
+def test_every_name_of_transformerlens_is_here_or_is_said_not_to_be(path):
+    module = "jaxlens" if path == "__init__" else f"jaxlens.{path}"
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        assert any(str(error).startswith(f"jaxlens has no {part}: ") for part in (path, path.partition(".")[0]))
+    for name in transformerlens_names.MODULES[path].split():
+        try:
+            exec(f"from {module} import {name}")
+        except ImportError as error:
+            assert str(error).startswith("jaxlens has no ") and ": " in str(error), name
 
 
 def test_an_unknown_name_is_an_attribute_error_and_an_unknown_module_an_import_error():
@@ -197,5 +220,5 @@ def test_editors_find_the_paths_in_stubs():
         path.relative_to(ROOT / "jaxlens-stubs").with_suffix("").as_posix().removesuffix("/__init__"): path.read_text()
         for path in (ROOT / "jaxlens-stubs").rglob("*.pyi")
     }
-    listed = {path: target for path, target in MODULES.items() if not path.startswith("analysis.")}
+    listed = {path: target for path, target in MODULES.items() if not path.startswith(("analysis.", "config."))}
     assert stubs == {path.replace(".", "/"): f"from jaxlens.{target} import *\n" for path, target in listed.items()}

@@ -201,7 +201,7 @@ TRANSFORMERLENS = (
 @pytest.mark.parametrize("name", TRANSFORMERLENS)
 def test_every_name_of_transformerlens_exists_or_raises_an_error_with_the_alternative(name):
     if name.startswith("init_") or name == "warn_if_mps":
-        with pytest.raises(AttributeError, match=f"{name}.*: (arrays are immutable|JAX does not use)"):
+        with pytest.raises(ImportError, match=f"{name}: (arrays are immutable|JAX does not use)"):
             getattr(utils, name)
     else:
         assert hasattr(utils, name)
@@ -352,7 +352,10 @@ MISTAKES = {
     "an unknown side": Case(
         lambda: utils.LocallyOverridenDefaults(model("gpt2"), padding_side="top"), ValueError, "padding_side='top'"
     ),
-    "initialization in place": Case(lambda: utils.init_xavier_normal_, AttributeError, "jax.nn.initializers"),
+    "initialization in place": Case(lambda: utils.init_xavier_normal_, ImportError, "jax.nn.initializers"),
+    "logits of several positions": Case(
+        lambda: utils.logits_to_df(np.ones((3, 5))), ValueError, "logits have shape (3, 5); expected those of one"
+    ),
     "an unknown name": Case(lambda: utils.get_act_names, AttributeError, "has no attribute 'get_act_names'"),
     "no pandas": Case(
         lambda: without("pandas", lambda: utils.logits_to_df(np.ones(3))), ImportError, "run `pip install pandas`"

@@ -131,7 +131,8 @@ def detect_head(
         (2, 2)
 
     Raises:
-        ValueError: The pattern, measure or a head does not exist, the pattern does not fit, or a prompt has one token.
+        ValueError: The pattern, measure or a head does not exist, the pattern does not fit, or a prompt has one token
+            or more than `n_ctx`.
     """
     _check_measure(error_measure)
     tokens, mask = _tokens_and_mask(model, seq)
@@ -158,13 +159,15 @@ def _tokens_and_mask(model: Any, seq: Any) -> tuple[Int[Array, "b p"], Bool[Arra
     """The tokens of `seq`, padded on the right (the causal mask hides it), and a mask that is False for padding."""
     texts = [seq] if isinstance(seq, str) else seq
     if isinstance(texts, list) and texts and isinstance(texts[0], str):
-        tokens = model.to_tokens(texts, padding_side="right")
-        lengths = np.array([model.to_tokens(text).shape[1] for text in texts])
+        tokens = model.to_tokens(texts, padding_side="right", truncate=False)
+        lengths = np.array([model.to_tokens(text, truncate=False).shape[1] for text in texts])
     else:
         tokens = jnp.atleast_2d(jnp.asarray(seq))
         lengths = np.full(len(tokens), tokens.shape[1])
     if lengths.min() < 2:
         raise ValueError("a prompt has a single token; expected two or more tokens")
+    if tokens.shape[1] > model.cfg.n_ctx:
+        raise ValueError(f"a prompt has {tokens.shape[1]} tokens, more than the model's n_ctx = {model.cfg.n_ctx}")
     return tokens, jnp.asarray(np.arange(tokens.shape[1]) < lengths[:, None])
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxlens._jax import in_full_precision, wide
 from jaxlens.hooks.layout import on_any_mesh
 
+OUTPUT_EMBEDDING = "unembed.W_U"
 VECTOR_TYPES = ("OV", "w_in", "w_out")
 
 

@@ -174,7 +174,7 @@ def _tokenizer(found: Found, elsewhere: str | None) -> Tokenizer | None:
     if not any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES):
         return elsewhere and tokenizer_named(elsewhere, **found.hub)
     try:
-        return Tokenizer.from_folder(path)
+        return Tokenizer.from_folder(path, found.repository)
     except CheckpointError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:

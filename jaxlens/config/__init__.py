@@ -13,9 +13,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """TransformerLens's package `config` contains its config class, so this package has it too."""
-    if name == "HookedTransformerConfig":
+    """TransformerLens's package `config` contains its config classes, so this package has one for them."""
+    if name in ("HookedTransformerConfig", "TransformerLensConfig"):
         from jaxlens.transformer_lens.config import HookedTransformerConfig
 
         return HookedTransformerConfig
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from jaxlens.transformer_lens.absent import no_attribute
+
+    raise no_attribute(f"config.{name}")

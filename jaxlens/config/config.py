@@ -238,6 +238,17 @@ class Config:
         """
         return dataclasses.replace(self, **{**dict.fromkeys(self._derived), **changes})
 
+    def with_field(self, name: str, value: Any) -> "Config":
+        """A copy in which one field has another value. Fields of TransformerLens are fields too.
+
+        Raises:
+            ValueError: The value is invalid, or the field is derived from others.
+            AttributeError: There is no such field.
+        """
+        from jaxlens.transformer_lens.config import with_field
+
+        return with_field(self, name, value)
+
     def first_layers(self, n_layers: int) -> "Config":
         """The Config of this model's first `n_layers` layers."""
         if not 1 <= n_layers <= self.n_layers:
@@ -300,6 +311,12 @@ class Config:
             return True
         return isinstance(other, Config) and hash(self) == hash(other) and self._key == other._key
 
+
+def _refuse(self: Config, name: str, value: Any) -> None:
+    raise dataclasses.FrozenInstanceError(f"a Config cannot be changed; write cfg = cfg.replace({name}=...)")
+
+
+Config.__setattr__ = _refuse
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Config) if not field.metadata}
 """The fields of a Config without notes."""

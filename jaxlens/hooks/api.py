@@ -1,4 +1,4 @@
-"""The two kinds of hooks, and the HookPoint that a hook function receives.
+"""The two kinds of hooks, and the hook point that a hook function receives.
 
 A hook is `fn(value, hook) -> value | None`. A plain Python function runs on concrete values, between two compiled steps
 of its layer. `hook(fn, **data)` runs inside the compiled program: `fn` is traced, and `data` are arguments.
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlens._jax import from_torch, is_torch_tensor
 from jaxlens.errors import HookError
 from jaxlens.hooks.layout import Layout
 from jaxlens.hooks.names import split_name
@@ -65,8 +66,8 @@ def hook(fn: Callable, /, **data: Any) -> DataHook:
     return DataHook(fn, **data)
 
 
-class HookPoint:
-    """A named activation of the model that hooks can read and write. Hook functions receive it as `hook`.
+class NamedHookPoint:
+    """A named activation of a HookedTransformer that hooks can read and write. Hook functions receive it as `hook`.
 
     `name` is the full name. `ctx` is a dict in which hook functions can keep state until the contexts are cleared.
     """
@@ -94,7 +95,7 @@ class LayerIsRead(BaseException):
     """A hook function depends on its layer, so it cannot be traced for all layers at once. No `except` catches it."""
 
 
-class HookPointOfAnyLayer(HookPoint):
+class HookPointOfAnyLayer(NamedHookPoint):
     """The hook points of several layers at once, for a plain function that does not read the name, the layer or ctx.
 
     `label` is the name in error messages.
@@ -129,7 +130,7 @@ class PythonHook:
         return dataclasses.replace(self, identity=object())
 
 
-def apply(hook: PythonHook | DataHook, value: jax.Array, point: HookPoint) -> jax.Array:
+def apply(hook: PythonHook | DataHook, value: jax.Array, point: NamedHookPoint) -> jax.Array:
     """The activation after a hook: the result of its function, or `value` if that is None."""
     if isinstance(hook, PythonHook) and hook.layout is not None:
         explicit = hook.layout.to_explicit_at(point._label, value)
@@ -141,6 +142,8 @@ def apply(hook: PythonHook | DataHook, value: jax.Array, point: HookPoint) -> ja
         return value
     if isinstance(new, tuple) and len(new) == 1:
         new = new[0]
+    if is_torch_tensor(new):
+        new = from_torch(new)
     if not isinstance(new, jax.Array | np.ndarray):
         raise HookError(f'the hook on "{point._label}" returned {type(new).__name__}; expected an array or None')
     if new.shape != value.shape:
@@ -152,7 +155,7 @@ def apply(hook: PythonHook | DataHook, value: jax.Array, point: HookPoint) -> ja
     return new if isinstance(new, jax.Array) else jax.device_put(new.copy())
 
 
-def call(fn: Callable, value: Any, point: HookPoint) -> Any:
+def call(fn: Callable, value: Any, point: NamedHookPoint) -> Any:
     """`fn(value, hook)`, with the hook point passed by keyword if `fn` has a parameter `hook`.
 
     An exception in `fn` gets a note with the name of the hook point and, for torch syntax, the JAX equivalent.

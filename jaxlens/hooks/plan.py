@@ -19,7 +19,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxlens.config import Config
 from jaxlens.errors import HookError
-from jaxlens.hooks.api import DataHook, HookPoint, HookPointOfAnyLayer, LayerIsRead, PythonHook, apply
+from jaxlens.hooks.api import DataHook, HookPointOfAnyLayer, LayerIsRead, NamedHookPoint, PythonHook, apply
 from jaxlens.hooks.names import HookName, matching, split_name
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.table import BLOCK_NAMES
@@ -55,12 +55,17 @@ jax.tree_util.register_dataclass(RegisteredHook, ["hook"], ["names", "direction"
 
 def register(cfg: Config, name: HookName, fn: Callable, direction: Direction = "fwd", **options: Any) -> RegisteredHook:
     """A hook on all hook points that `name` selects (a full name, a wildcard or a filter function)."""
+    hook = as_hook(fn, direction, name)
+    return RegisteredHook(tuple(matching(cfg, name)), hook, direction, **options)
+
+
+def as_hook(fn: Callable, direction: str, name: Any) -> PythonHook | DataHook:
+    """The hook of a function, after checks of its type and its direction. `name` is where it is added."""
     if direction not in ("fwd", "bwd"):
         raise HookError(f'the direction of a hook is "fwd" or "bwd"; got {direction!r}')
     if not callable(fn):
         raise HookError(f"a hook is a function of (value, hook); got {type(fn).__name__} for {name!r}")
-    hook = fn if isinstance(fn, DataHook) else PythonHook(fn)
-    return RegisteredHook(tuple(matching(cfg, name)), hook, direction, **options)
+    return fn if isinstance(fn, DataHook) else PythonHook(fn)
 
 
 def hook_specs(hooks: Any) -> list[HookSpec]:
@@ -114,7 +119,7 @@ class SiteHook:
             return not set(self.layers).isdisjoint(layers)
         return self.mask is None or bool(np.any(self.mask[np.array(layers)]))
 
-    def __call__(self, value: jax.Array, layer, points: Mapping[str, HookPoint] | None = None) -> jax.Array:
+    def __call__(self, value: jax.Array, layer, points: Mapping[str, NamedHookPoint] | None = None) -> jax.Array:
         """The value after this hook. `layer` may be traced."""
         is_traced = layer is not None and not isinstance(layer, int)
         if not is_traced and not self.acts_in(layer):
@@ -129,24 +134,24 @@ class SiteHook:
 
         return _edit_gradient.bind(value, *traced, edit=edit)
 
-    def _edited(self, value, layer, points: Mapping[str, HookPoint] | None):
+    def _edited(self, value, layer, points: Mapping[str, NamedHookPoint] | None):
         """The result of the function, in a layer in which it acts or, if `layer` is traced, in any layer."""
         if layer is None or isinstance(layer, int):
             name = self.site if layer is None else f"blocks.{layer}.{self.site}"
-            return apply(self.hook, value, points[name] if points else HookPoint(name))
+            return apply(self.hook, value, points[name] if points else NamedHookPoint(name))
         if not self.is_plain:
             acts = None if self.mask is None else jnp.asarray(self.mask)[layer]
-            return self._edited_if(acts, value, HookPoint(f"blocks.*.{self.site}", layer))
+            return self._edited_if(acts, value, NamedHookPoint(f"blocks.*.{self.site}", layer))
         try:
             acts = jnp.any(layer == np.array(self.layers))
             return self._edited_if(acts, value, HookPointOfAnyLayer(f"blocks.{self.layers[0]}.{self.site}"))
         except LayerIsRead:  # the function is traced for each layer
             for number in self.layers:
                 name = f"blocks.{number}.{self.site}"
-                value = self._edited_if(layer == number, value, points[name] if points else HookPoint(name))
+                value = self._edited_if(layer == number, value, points[name] if points else NamedHookPoint(name))
             return value
 
-    def _edited_if(self, acts, value, point: HookPoint):
+    def _edited_if(self, acts, value, point: NamedHookPoint):
         """The value, edited if `acts` (None: in every layer)."""
         edited = functools.partial(apply, self.hook, point=point)
         # not `where`, which would run the function and its derivative in other layers too
@@ -225,14 +230,14 @@ class HookPlan:
     hooks: tuple[SiteHook, ...] = ()
     wanted: frozenset[str] = frozenset()
     positions: Positions | None = None
-    points: Mapping[str, HookPoint] | None = None
+    points: Mapping[str, NamedHookPoint] | None = None
     length: int | None = None
     probes: tuple[SiteHook, ...] = ()
 
     @classmethod
     def of(
         cls, cfg: Config, hooks: tuple[RegisteredHook, ...], wanted: frozenset[str] = frozenset(),
-        positions: Positions | None = None, points: Mapping[str, HookPoint] | None = None,
+        positions: Positions | None = None, points: Mapping[str, NamedHookPoint] | None = None,
         probes: tuple[SiteHook, ...] = (), length: int | None = None,
     ) -> "HookPlan":  # fmt: skip
         """The plan of registered hooks: forward hooks in order, then backward hooks in reverse order.

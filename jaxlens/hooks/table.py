@@ -132,6 +132,7 @@ def _qk_norm_sites(module: str, heads: str, of: str, after_rotary: bool) -> list
 
 
 EMBED_SITES = (
+    Site("hook_tokens", "b p", "the tokens, as integers", on_request=True),
     *_norm_sites("embed.ln", "b p d", "b p 1", "the token embedding", lambda cfg, layer: cfg.post_embedding_ln),
     Site("hook_embed", "b p d", "the token embedding"),
     Site("hook_pos_embed", "b p d", "the position embedding; zero on padding", _has_pos_embed),
@@ -225,7 +226,7 @@ ALIASES = {
 
 SWITCHES = {
     "use_attn_result": ("attn.hook_result",), "use_attn_in": ("hook_attn_in",), "use_hook_mlp_in": ("hook_mlp_in",),
-    "use_split_qkv_input": ("hook_q_input", "hook_k_input", "hook_v_input"),
+    "use_split_qkv_input": ("hook_q_input", "hook_k_input", "hook_v_input"), "use_hook_tokens": ("hook_tokens",),
 }  # fmt: skip
 """The on-request sites that each switch of TransformerLens adds to unfiltered caches."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxlens.hooks.api import HookPoint
+from jaxlens.hooks.api import NamedHookPoint
 from jaxlens.hooks.plan import SiteHook
 from jaxlens.hooks.positions import Positions, overwritten, shortened
 from jaxlens.hooks.table import LENGTH_AXES
@@ -22,8 +22,8 @@ class Tap:
 
     def __init__(
         self, hooks: tuple[SiteHook, ...] = (), wanted: frozenset[str] = frozenset(), layer=None,
-        positions: Positions | None = None, points: Mapping[str, HookPoint] | None = None, length: int | None = None,
-        stepwise: bool = False,
+        positions: Positions | None = None, points: Mapping[str, NamedHookPoint] | None = None,
+        length: int | None = None, stepwise: bool = False,
     ):  # fmt: skip
         self._hooks, self._wanted, self._positions, self._points = hooks, wanted, positions, points
         self._length, self.layer, self.stepwise, self.prefix = length, layer, stepwise, ""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+WHOLE_PROMPTS = "runs read whole prompts; pass the tokens so far and the new ones as one prompt"
 SHARDED = "pass a dict of shardings by name: model.set_params(jax.device_put(model.params, shardings))"
 
 MAKING = {"move_to_device": (True, "arrays are created on JAX's default device; use jax.default_device")}
@@ -11,7 +12,22 @@ LOADING = {
     "trust_remote_code": (False, "jaxlens never runs code from a checkpoint"),
     "load_in_4bit": (False, "jaxlens has no 4-bit weights"), "load_in_8bit": (False, "jaxlens has no 8-bit weights"),
 }  # fmt: skip
+RUNNING = {
+    "past_kv_cache": (None, WHOLE_PROMPTS),
+    "shortformer_pos_embed": (None, "positions are embedded in the run; edit hook_pos_embed"),
+}
 """The value that each argument may have, and what to use instead of other values."""
+
+
+METHODS = {
+    **dict.fromkeys(("generate", "generate_stream"), f"{WHOLE_PROMPTS}, and choose tokens with utils.sample_logits"),
+    **dict.fromkeys(("load_sample_training_dataset", "sample_datapoint"), "use jaxlens.utils.get_dataset"),
+    "check_hooks_to_add": "a hook may be added at every hook point of hook_dict",
+    "fill_missing_keys": "use load_state_dict(state_dict, strict=False)", "get_pos_offset": WHOLE_PROMPTS,
+    "get_residual": "use input_to_embed(input).residual", "move_model_modules_to_device": "use to(device)",
+    "mps": "JAX does not use torch's MPS backend", "setup": "hook points have their names from the start",
+}  # fmt: skip
+"""Methods of TransformerLens's HookedTransformer that jaxlens does not have, and what to use instead."""
 
 
 def renamed(given: dict[str, Any], dtype: Any, checkpoint_value: int | None) -> tuple[Any, int | None]:
@@ -30,5 +46,5 @@ def check_only(given: Mapping[str, Any], known: Mapping[str, tuple[Any, str]]) -
         if name not in known:
             raise TypeError(f"there is no argument {name!r}")
         expected, instead = known[name]
-        if value != expected:
+        if value is not expected and value != expected:
             raise ValueError(f"{name}={value!r} is not supported (only {expected!r}): {instead}")

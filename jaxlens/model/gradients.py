@@ -29,6 +29,7 @@ def _run_with_gradients(model, model_input, request, hooks):
     output, shapes = _without_hooks.eval_shape(model, exact, dataclasses.replace(request, positions=None))
     if not isinstance(output, jax.ShapeDtypeStruct) or output.shape != ():
         raise ValueError('incl_bwd needs a scalar to differentiate; pass return_type="loss"')
+    shapes = [shape for shape in shapes if jnp.issubdtype(shape.value.dtype, jnp.floating)]  # tokens have no gradient
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
     def scalar(zeros: list[Captured]):

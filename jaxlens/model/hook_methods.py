@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from jaxlens.config import Config
-from jaxlens.errors import HookError
-from jaxlens.hooks.api import HookPoint
+from jaxlens.hooks.api import NamedHookPoint
 from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import Direction, HookPlan, HookSpec, RegisteredHook, hook_specs, register
+from jaxlens.hooks.point import LensHandle, check_direction, handle_of, refuse_conversion
+from jaxlens.hooks.root_module import HookedRootModule
 from jaxlens.hooks.table import SWITCHES, sites
 
 
@@ -20,21 +22,12 @@ class Points(dict):
 
 
 def hook_points(cfg: Config, existing: Points | None = None) -> Points:
-    """A HookPoint for every hook point of the model. Those that exist already are kept, with their contexts."""
+    """A NamedHookPoint for every hook point of the model. Those that exist already are kept, with their contexts."""
     existing = existing or {}
-    return Points({name: existing.get(name) or HookPoint(name) for name in sites(cfg)})
+    return Points({name: existing.get(name) or NamedHookPoint(name) for name in sites(cfg)})
 
 
-@dataclasses.dataclass(frozen=True)
-class LensHandle:
-    """A hook on a hook point, as `list_hooks` and `HookPoint.fwd_hooks` report it."""
-
-    user_hook: Callable
-    is_permanent: bool = False
-    context_level: int = 0
-
-
-class ModelHookPoint(HookPoint):
+class ModelHookPoint(NamedHookPoint):
     """A hook point of a model, at which hooks can be added, listed and removed."""
 
     def __init__(self, model: "HookMethods", name: str):
@@ -74,16 +67,15 @@ class ModelHookPoint(HookPoint):
         """Empties `ctx`."""
         self.ctx.clear()
 
+    def enable_reshape(self, hook_conversion: Any = None) -> None:
+        """TransformerLens's conversions of values before and after hooks, which jaxlens does not have."""
+        refuse_conversion(hook_conversion)
+
 
 def _is_selected(hook: RegisteredHook, direction: str, including_permanent: bool, level: int | None) -> bool:
     """Whether a hook has this direction and level, and may be permanent."""
     of_direction = direction in ("both", hook.direction)
     return of_direction and (including_permanent or not hook.permanent) and level in (None, hook.level)
-
-
-def _check_direction(direction: str) -> None:
-    if direction not in ("fwd", "bwd", "both"):
-        raise HookError(f'a direction is "fwd", "bwd" or "both"; got {direction!r}')
 
 
 class HookMethods:
@@ -98,11 +90,11 @@ class HookMethods:
     _level: int
 
     @property
-    def hook_dict(self) -> dict[str, HookPoint]:
+    def hook_dict(self) -> dict[str, NamedHookPoint]:
         """Every hook point by name, including those that are cached only on request."""
         return {name: ModelHookPoint(self, name) for name in self._points}
 
-    def hook_points(self) -> list[HookPoint]:
+    def hook_points(self) -> list[NamedHookPoint]:
         """Every hook point, in firing order."""
         return list(self.hook_dict.values())
 
@@ -151,7 +143,7 @@ class HookMethods:
 
     def _remove(self, direction: str, including_permanent: bool, level: int | None, name: str | None = None) -> None:
         """Removes hooks from the model, or from one hook point."""
-        _check_direction(direction)
+        check_direction(direction)
         kept = []
         for hook in self._hooks:
             if _is_selected(hook, direction, including_permanent, level):
@@ -168,7 +160,7 @@ class HookMethods:
         Raises:
             HookError: There is no such direction.
         """
-        _check_direction(dir)
+        check_direction(dir)
         if isinstance(name_filter, str):
             name_filter = (name_filter,)
         selects = name_filter if callable(name_filter) else lambda name: name_filter is None or name in name_filter
@@ -176,8 +168,7 @@ class HookMethods:
         for hook in self._hooks:
             if _is_selected(hook, dir, including_permanent, None):
                 for name in filter(selects, hook.names):
-                    user_hook = hook.hook.fn if hook.is_plain else hook.hook
-                    handles.setdefault(name, []).append(LensHandle(user_hook, hook.permanent, hook.level))
+                    handles.setdefault(name, []).append(handle_of(hook))
         return handles
 
     @contextlib.contextmanager
@@ -236,7 +227,14 @@ class HookMethods:
         """Whether unfiltered caches contain `hook_attn_in`, which exists if every head has its own keys."""
         self._switch("use_attn_in", use_attn_in)
 
+    def set_use_hook_tokens(self, use_hook_tokens: bool) -> None:
+        """Whether unfiltered caches contain `hook_tokens`, the tokens that are embedded."""
+        self._switch("use_hook_tokens", use_hook_tokens)
+
     def _switch(self, switch: str, on: bool) -> None:
         names = self.cfg.switched_on
         names = names.union(SWITCHES[switch]) if on else names.difference(SWITCHES[switch])
         self.cfg = self.cfg.replace(switched_on=names)
+
+
+HookedRootModule.register(HookMethods)  # every HookedTransformer is an instance of HookedRootModule

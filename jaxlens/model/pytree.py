@@ -68,6 +68,12 @@ class ModelPytree(FlaxModule):
         vars(model).update(static.attributes(), modules=children[0], _hooks=children[1], _level=0)
         return model
 
+    def _attributes(self) -> dict[str, Any]:
+        return {name: value for name, value in super()._attributes().items() if name != "_own_cfg"}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_own_cfg"}
+
     # --- the same for the graphs of Flax: `nnx.split`, `nnx.jit`
 
     def _graph_node_flatten(self):
@@ -80,4 +86,4 @@ class ModelPytree(FlaxModule):
         data = dict(attributes)
         static = data.pop("static")
         unchanged = bool(vars(self)) and StaticPart(self) == static  # its tokenizer stays the same object
-        vars(self).update({} if unchanged else {**static.attributes(), "_level": 0}, **data)
+        vars(self).update({} if unchanged else {**static.attributes(), "_level": 0, "_own_cfg": None}, **data)

@@ -153,14 +153,19 @@ def read_input(
         return _read_residual(cfg, input, attention_mask, tokens)
     if tokens is not None:
         raise ValueError("tokens= belongs to a residual stream and start_at_layer=; pass tokens as the input instead")
-    bos = bos_choice(cfg, prepend_bos)
+    bos, padding = bos_choice(cfg, prepend_bos), _padding_from_outside(cfg, tokenizer)
     if isinstance(input, str) or (isinstance(input, list | tuple) and input and isinstance(input[0], str)):
         tokens, mask = _tokenized(cfg, required_tokenizer(tokenizer), input, bos, padding_side)
     else:
-        tokens, mask = _read_tokens(cfg, input), None
-        if attention_mask is None and tokenizer and (padding_side or tokenizer.padding_side) == "left":
-            mask = tokenizer.attention_mask(tokens, bos, "left")
-    return ModelInput(tokens, None, *_masks(mask if attention_mask is None else attention_mask, tokens.shape))
+        tokens, mask = _read_tokens(cfg, input, padding), None
+        side = tokenizer and (padding_side or tokenizer.padding_side)
+        if attention_mask is None and tokenizer and (side == "left" or padding is not None):
+            mask = tokenizer.attention_mask(tokens, bos, side)
+    mask, loss_mask = _masks(mask if attention_mask is None else attention_mask, tokens.shape)
+    if padding is not None:
+        tokens = _without_padding(tokens, mask, padding)
+        check_in_vocabulary(tokens, cfg.d_vocab)
+    return ModelInput(tokens, None, mask, loss_mask)
 
 
 def required_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
@@ -175,8 +180,8 @@ def bos_choice(cfg: Config, prepend_bos: bool | None) -> bool | None:
     return False if prepend_bos is None and not cfg.default_prepend_bos else prepend_bos
 
 
-def check_in_vocabulary(tokens: Any, size: int) -> None:
-    """Raises TypeError unless tokens are integers, and ValueError for an id out of range.
+def check_in_vocabulary(tokens: Any, size: int, allowed: int | None = None) -> None:
+    """Raises TypeError unless tokens are integers, and ValueError for an id out of range that is not `allowed`.
 
     Ids are not checked if they are traced, or if reading them would wait for a device. Their logits are then NaN.
     """
@@ -184,10 +189,25 @@ def check_in_vocabulary(tokens: Any, size: int) -> None:
         raise TypeError(f"tokens must be integers; got dtype {tokens.dtype}")
     if is_at_hand(tokens):
         values = np.asarray(tokens)
+        values = values if allowed is None else np.where(values == allowed, 0, values)
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= size:
             outside = low if low < 0 else high
             raise ValueError(f"token {outside} is out of the vocabulary; tokens are 0 to {size - 1}")
+
+
+def _padding_from_outside(cfg: Config, tokenizer: Tokenizer | None) -> int | None:
+    """The pad token, if it was added to the tokenizer and the model has no embedding of it."""
+    padding = None if tokenizer is None else tokenizer.pad_token_id
+    return padding if padding is not None and padding >= cfg.d_vocab else None
+
+
+def _without_padding(
+    tokens: Int[ArrayLike, "b p"], mask: Bool[ArrayLike, "b p"], padding: int
+) -> Int[ArrayLike, "b p"]:
+    """The tokens, with token 0 on padding."""
+    xp = jnp if isinstance(tokens, jax.Array) or isinstance(mask, jax.Array) else np
+    return xp.where((tokens == padding) & ~mask, 0, tokens)
 
 
 def _read_residual(cfg: Config, residual: Any, attention_mask: Any, tokens: Any) -> ModelInput:
@@ -207,11 +227,14 @@ def _tokenized(cfg: Config, tokenizer: Tokenizer, text, bos, padding_side):
     tokens = tokenizer.to_tokens(text, bos, padding_side, truncate=False)
     if not tokens.size:
         raise ValueError(f"the input is empty: {text!r} has no tokens, and no BOS is prepended")
+    if len(tokenizer) > cfg.d_vocab:
+        check_in_vocabulary(tokens, cfg.d_vocab, _padding_from_outside(cfg, tokenizer))
     _check_length(cfg, tokens.shape)
     return tokens, None if len(tokens) == 1 else tokenizer.attention_mask(tokens, bos, padding_side)
 
 
-def _read_tokens(cfg: Config, tokens: Any) -> Int[ArrayLike, "b p"]:
+def _read_tokens(cfg: Config, tokens: Any, padding: int | None = None) -> Int[ArrayLike, "b p"]:
+    """Tokens as an array, checked. The token `padding` need not be in the vocabulary."""
     if isinstance(tokens, float | bytes | dict | type(None)):
         got = type(tokens).__name__
         raise TypeError(f"the input must be a string, a list of strings or tokens [batch, pos]; got {got}")
@@ -221,7 +244,7 @@ def _read_tokens(cfg: Config, tokens: Any) -> Int[ArrayLike, "b p"]:
         raise ValueError("tokens must be rectangular, [batch, pos]; pad rows of different lengths") from error
     if tokens.size == 0:
         raise ValueError(f"the input is empty (shape {tokens.shape}); give at least one token")
-    check_in_vocabulary(tokens, cfg.d_vocab)
+    check_in_vocabulary(tokens, cfg.d_vocab, padding)
     if tokens.ndim not in (1, 2):
         raise ValueError(f"tokens must be [batch, pos] or [pos]; got shape {tokens.shape}")
     tokens = tokens[None] if tokens.ndim == 1 else tokens

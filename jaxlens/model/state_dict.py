@@ -1,6 +1,6 @@
 """Weights under TransformerLens's names, one array per layer: `blocks.0.attn.W_Q` instead of `blocks.*.attn.W_Q`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -75,6 +75,15 @@ def from_state_dict(state_dict: Mapping[str, Any], cfg: Config) -> tuple[Params,
         is_stacked = arrays[0].ndim == len(axes[name].split())
         params[name] = arrays[0] if is_stacked else jnp.stack(arrays)
     return params, cfg
+
+
+def processed_state_dict(one_pass: Callable, state_dict: Mapping[str, Any], cfg: Config) -> dict[str, jax.Array]:
+    """A state dict after a pass of `jaxlens.weights`. Folded weights of norms become ones, and their biases zeros."""
+    params, cfg = from_state_dict(state_dict, cfg)
+    processed = to_state_dict(*one_pass(params, cfg)[:2])
+    folded = {name: jnp.asarray(state_dict[name]) for name in state_dict if name not in processed}
+    neutral = not cfg.rmsnorm_uses_offset
+    return {name: jnp.full_like(w, name.endswith(".w") and neutral) for name, w in folded.items()} | processed
 
 
 def _split(name: str) -> tuple[str, str | None]:

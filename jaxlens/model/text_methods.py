@@ -19,6 +19,31 @@ from jaxlens.text.tokenizer import Tokenizer
 Side = Literal["left", "right"]
 
 
+def as_tokenizer(tokenizer: Any, cfg: Config) -> Tokenizer | None:
+    """A copy of a `Tokenizer`, or a `Tokenizer` of one of tokenizers or transformers."""
+    if tokenizer is None or isinstance(tokenizer, Tokenizer):
+        return copy.copy(tokenizer)
+    return Tokenizer(tokenizer, default_prepend_bos=cfg.default_prepend_bos)
+
+
+def tokenizer_of_config(cfg: Config) -> Tokenizer | None:
+    """The tokenizer named `cfg.tokenizer_name`, or None."""
+    return None if cfg.tokenizer_name is None else Tokenizer.from_pretrained(cfg.tokenizer_name)
+
+
+def with_vocabulary(cfg: Config, tokenizer: Tokenizer | None) -> Config:
+    """The config, with the size of the tokenizer's vocabulary if `d_vocab` is -1.
+
+    Raises:
+        ValueError: `d_vocab` is -1, and there is no tokenizer.
+    """
+    if cfg.d_vocab != -1:
+        return cfg
+    if tokenizer is None:
+        raise ValueError("d_vocab is missing, and there is no tokenizer to read it from; pass d_vocab= or a tokenizer")
+    return cfg.replace(d_vocab=len(tokenizer))
+
+
 class TextMethods:
     """Mixin of HookedTransformer: text to tokens and back. The methods need `model.tokenizer`."""
 
@@ -31,15 +56,9 @@ class TextMethods:
 
         The model keeps a copy of a `Tokenizer`: settings of `model.tokenizer` do not change `tokenizer`.
 
-        Raises:
-            ValueError: Its vocabulary is larger than the model's.
+        It may have more tokens than the model, such as a pad token that was added. Such tokens are allowed as padding.
         """
-        if isinstance(tokenizer, Tokenizer):
-            tokenizer = copy.copy(tokenizer)
-        elif tokenizer is not None:
-            tokenizer = Tokenizer(tokenizer, default_prepend_bos=self.cfg.default_prepend_bos)
-        if tokenizer is not None and (size := len(tokenizer)) > self.cfg.d_vocab:
-            raise ValueError(f"the tokenizer has {size} tokens, more than the model's d_vocab = {self.cfg.d_vocab}")
+        tokenizer = as_tokenizer(tokenizer, self.cfg)
         if tokenizer is not None and default_padding_side is not None:
             tokenizer.padding_side = default_padding_side
         self.tokenizer = tokenizer

@@ -14,9 +14,8 @@ from jaxlens.hooks.names import is_cached_by_default, matching
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import POSITION_AXES, sites
 from jaxlens.model.arguments import SHARDED
-from jaxlens.model.state_dict import from_state_dict, to_state_dict
+from jaxlens.model.state_dict import processed_state_dict, to_state_dict
 from jaxlens.nn.parameters import Params, init_parameters, parameter_axes
-from jaxlens.text.tokenizer import Tokenizer
 from jaxlens.weights.circuits import per_query_head
 
 NamesFilter = str | Collection[str] | Callable[[str], bool] | None
@@ -98,10 +97,6 @@ class TorchMethods:
         with jax.default_device(self.cfg.device):
             self.set_params(init_parameters(self.cfg, self.cfg.seed or 0), self.cfg)
 
-    def _tokenizer_of_config(self) -> Any:
-        """The tokenizer named `cfg.tokenizer_name`, or None."""
-        return None if self.cfg.tokenizer_name is None else Tokenizer.from_pretrained(self.cfg.tokenizer_name)
-
     @property
     def mod_dict(self) -> dict[str, Any]:
         """Hook points and modules by name."""
@@ -168,6 +163,20 @@ class TorchMethods:
             self.add_hook(name, store)
         return cache
 
+    def cache_all(
+        self, cache: dict[str, jax.Array] | None, incl_bwd: bool = False, device: Any = None,
+        remove_batch_dim: bool = False,
+    ) -> None:  # fmt: skip
+        """`add_caching_hooks` at every hook point, under the name that TransformerLens keeps for old code."""
+        self.add_caching_hooks(None, incl_bwd, device, remove_batch_dim, cache)
+
+    def cache_some(
+        self, cache: dict[str, jax.Array] | None, names: NamesFilter, incl_bwd: bool = False, device: Any = None,
+        remove_batch_dim: bool = False,
+    ) -> None:  # fmt: skip
+        """`add_caching_hooks` at the hook points that `names` selects."""
+        self.add_caching_hooks(names, incl_bwd, device, remove_batch_dim, cache)
+
     def _names(self, names_filter: NamesFilter) -> list[str]:
         if names_filter is None:
             return [name for name in sites(self.cfg) if is_cached_by_default(self.cfg, name)]
@@ -178,30 +187,23 @@ class TorchMethods:
 
     def fold_layer_norm(self, state_dict: Mapping[str, Any]) -> dict[str, jax.Array]:
         """`jaxlens.weights.fold_ln` of a state dict. The weights of its norms become ones and zeros."""
-        return self._processed_state_dict(weights.fold_ln, state_dict)
+        return processed_state_dict(weights.fold_ln, state_dict, self.cfg)
 
     def center_writing_weights(self, state_dict: Mapping[str, Any]) -> dict[str, jax.Array]:
         """`jaxlens.weights.center_writing_weights` of a state dict."""
-        return self._processed_state_dict(weights.center_writing_weights, state_dict)
+        return processed_state_dict(weights.center_writing_weights, state_dict, self.cfg)
 
     def center_unembed(self, state_dict: Mapping[str, Any]) -> dict[str, jax.Array]:
         """`jaxlens.weights.center_unembed` of a state dict."""
-        return self._processed_state_dict(weights.center_unembed, state_dict)
+        return processed_state_dict(weights.center_unembed, state_dict, self.cfg)
 
     def fold_value_biases(self, state_dict: Mapping[str, Any]) -> dict[str, jax.Array]:
         """`jaxlens.weights.fold_value_biases` of a state dict."""
-        return self._processed_state_dict(weights.fold_value_biases, state_dict)
+        return processed_state_dict(weights.fold_value_biases, state_dict, self.cfg)
 
     def refactor_factored_attn_matrices(self, state_dict: Mapping[str, Any]) -> dict[str, jax.Array]:
         """`jaxlens.weights.refactor_factored_attn_matrices` of a state dict."""
-        return self._processed_state_dict(weights.refactor_factored_attn_matrices, state_dict)
-
-    def _processed_state_dict(self, one_pass: Callable, state_dict: Mapping[str, Any]) -> dict[str, jax.Array]:
-        params, cfg = from_state_dict(state_dict, self.cfg)
-        processed = to_state_dict(*one_pass(params, cfg)[:2])
-        folded = {name: jnp.asarray(state_dict[name]) for name in state_dict if name not in processed}
-        neutral = not cfg.rmsnorm_uses_offset
-        return {name: jnp.full_like(w, name.endswith(".w") and neutral) for name, w in folded.items()} | processed
+        return processed_state_dict(weights.refactor_factored_attn_matrices, state_dict, self.cfg)
 
 
 def _ungrouped(params: Params, cfg: Config) -> tuple[Params, Config]:

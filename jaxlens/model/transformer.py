@@ -22,7 +22,7 @@ from jaxlens.hooks.plan import Direction, HookPlan, HookSpec, RegisteredHook, Si
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import EMBED_NAMES, FINAL_NAMES
-from jaxlens.model.arguments import LOADING, MAKING, check_only, renamed
+from jaxlens.model.arguments import LOADING, MAKING, RUNNING, check_only, renamed
 from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.engine import Captured, run_layers, run_stage
@@ -31,10 +31,11 @@ from jaxlens.model.gradients import run_with_gradients
 from jaxlens.model.hook_methods import HookMethods, hook_points
 from jaxlens.model.lengths import cut, padded
 from jaxlens.model.loss import Output, lm_cross_entropy_loss
+from jaxlens.model.own_config import ConfigOfModel
 from jaxlens.model.pretrained import load_pretrained
 from jaxlens.model.pytree import ModelPytree
 from jaxlens.model.request import LayerRange, ModelInput, RunRequest, read_input
-from jaxlens.model.text_methods import TextMethods
+from jaxlens.model.text_methods import TextMethods, as_tokenizer, tokenizer_of_config, with_vocabulary
 from jaxlens.model.torch_methods import TorchMethods
 from jaxlens.model.weight_methods import WeightMethods
 from jaxlens.model.weight_properties import WeightProperties
@@ -66,6 +67,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
     """
 
     check_finite = False
+    cfg = ConfigOfModel()
 
     def __init__(
         self,
@@ -83,11 +85,13 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         fields = {"seed": seed, "model_name": name}
         fields = {field: value for field, value in fields.items() if value is not None}
         cfg = cfg if isinstance(cfg, Config) else config.HookedTransformerConfig(**cfg)
-        self.cfg = cfg.replace(**fields) if fields else cfg
-        self.modules = assemble(self.cfg, init_parameters(self.cfg, self.cfg.seed or 0) if params is None else params)
+        cfg = cfg.replace(**fields) if fields else cfg
+        tokenizer = as_tokenizer(tokenizer or tokenizer_of_config(cfg), cfg)
+        self.cfg = cfg = with_vocabulary(cfg, tokenizer)
+        self.modules = assemble(cfg, init_parameters(cfg, cfg.seed or 0) if params is None else params)
         self.name, self.source, self.processing = name, source, ()
-        self._hooks, self._level, self._points = (), 0, hook_points(self.cfg)
-        self.set_tokenizer(tokenizer or self._tokenizer_of_config(), default_padding_side)
+        self._hooks, self._level, self._points = (), 0, hook_points(cfg)
+        self.set_tokenizer(tokenizer, default_padding_side)
 
     @classmethod
     def from_pretrained(
@@ -172,17 +176,17 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         Raises:
             ValueError: A parameter is missing, unknown or of the wrong shape.
         """
-        return self._copy(assemble(self.cfg, params))
+        return self._copy(assemble(vars(self)["cfg"], params))
 
     def set_params(self, params: Params, cfg: Config | None = None) -> None:
         """Replaces the weights in place, and the config if given."""
         if cfg is not None:
             self.cfg, self._points = cfg, hook_points(cfg, self._points)
-        self.modules = assemble(self.cfg, params)
+        self.modules = assemble(vars(self)["cfg"], params)
 
     def _copy(self, modules: Modules) -> "HookedTransformer":
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__, modules=modules)
+        twin.__dict__.update(self.__dict__, modules=modules, _own_cfg=None)
         return twin
 
     # --- running
@@ -199,6 +203,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         attention_mask: Any = None,
         stop_at_layer: int | None = None,
         hooks: list[HookSpec] | None = None,
+        **transformerlens: Any,
     ) -> Result:
         """Runs the model.
 
@@ -215,6 +220,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
                 tokens outside the vocabulary. Or the loss is requested, and no token is followed by another.
             HookError: A hook name matches nothing, or a hook returned a value that cannot replace the activation.
         """
+        check_only(transformerlens, RUNNING)
         model_input = self.read_input(input, prepend_bos, padding_side, attention_mask, tokens, start_at_layer)
         layers = LayerRange.of(self.cfg, start_at_layer, stop_at_layer)
         request = RunRequest(layers, return_type, loss_per_token)
@@ -284,6 +290,7 @@ class HookedTransformer(HookMethods, TextMethods, WeightMethods, WeightPropertie
         bound = _CALL.bind(self, *args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
+        check_only(given["transformerlens"], RUNNING)
         model_input = self.read_input(
             given["input"], given["prepend_bos"], given["padding_side"], given["attention_mask"], given["tokens"],
             given["start_at_layer"],

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from jaxlens._jax import in_full_precision
 from jaxlens.config import Config
 from jaxlens.hooks.layout import on_any_mesh
+from jaxlens.model.arguments import METHODS
 from jaxlens.model.hook_methods import ModelHookPoint
 from jaxlens.model.module_views import KEYS_AND_VALUES, BlockViews, ModuleView, zeros
 from jaxlens.nn.module import arrays
@@ -45,7 +46,8 @@ class WeightProperties:
             return ModelHookPoint(self, name)
         if isinstance(attribute := getattr(type(self), name, None), property):
             return attribute.fget(self)  # raises the property's own AttributeError again, instead of the one below
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        instead = f": {METHODS[name]}" if name in METHODS else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{instead}")
 
     @property
     def blocks(self) -> BlockViews:

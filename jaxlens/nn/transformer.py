@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
@@ -61,6 +62,7 @@ class Modules(Module):
     ) -> tuple[Float[Array, "b p d"], SequenceInfo]:
         """The residual stream before the first layer, and the other inputs of all layers."""
         info = self.sequence_info(mask)
+        tokens = tap("hook_tokens", jnp.asarray(tokens)) if tap.needs("hook_tokens") else tokens
         x = tap("hook_embed", self.embed(tokens, tap.at("embed")))
         if info.qk_input is not None:
             return x, dataclasses.replace(info, qk_input=tap("hook_pos_embed", info.qk_input))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import reprlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import tokenizers
 from jaxtyping import Array, Int
 
 from jaxlens.text.tokenizer_files import ROLES, find_folder, read_folder, read_json
+from jaxlens.text.transformers_methods import TransformersMethods
 
 
 def _special_token(role: str) -> tuple[property, property]:
@@ -37,13 +38,18 @@ def _special_token(role: str) -> tuple[property, property]:
     return text, property(lambda self: self._special[role][1], doc=f"The {role.upper()} token's id, or None.")
 
 
-class Tokenizer:
+NO_MAX_LENGTH = int(1e30)
+"""The `model_max_length` of a tokenizer that does not limit it, as in transformers."""
+
+
+class Tokenizer(TransformersMethods):
     """A tokenizer of `tokenizers` or `transformers`, with TransformerLens's methods.
 
     `backend` is a `tokenizers.Tokenizer`, or an object with the methods of a transformers tokenizer, whose special
     tokens, `padding_side` and `chat_template` are the defaults. As in TransformerLens, the pad token defaults to EOS,
     or to BOS if there is no EOS token. `default_prepend_bos` and `padding_side` are the defaults of the methods. Other
-    attributes, such as `convert_ids_to_tokens`, are those of `as_transformers()`.
+    attributes, such as `convert_ids_to_tokens`, are those of `as_transformers()`. `model_max_length` is a note of the
+    tokenizer's file; `to_tokens` cuts at the `n_ctx` of the model.
 
     Methods return tokens as int32 arrays. They accept integers, lists and arrays of token ids, and raise ValueError for
     an id outside the vocabulary.
@@ -68,6 +74,7 @@ class Tokenizer:
         self, backend: Any, *, bos_token: str | None = None, eos_token: str | None = None,
         pad_token: str | None = None, unk_token: str | None = None, padding_side: str | None = None,
         default_prepend_bos: bool = True, chat_template: str | Mapping[str, str] | None = None,
+        model_max_length: int | None = None,
     ):  # fmt: skip
         self._fast = isinstance(backend, tokenizers.Tokenizer)
         methods = ("encode", "decode", "get_vocab", "bos_token_id")
@@ -89,10 +96,15 @@ class Tokenizer:
         self.padding_side = self._side(padding_side or getattr(defaults, "padding_side", None) or "right")
         self.default_prepend_bos = default_prepend_bos
         self.chat_template = chat_template or getattr(defaults, "chat_template", None)
+        length = getattr(defaults, "model_max_length", None) if model_max_length is None else model_max_length
+        self.name_or_path: str = getattr(defaults, "name_or_path", "")
+        self.model_max_length = NO_MAX_LENGTH if length is None else length
 
     @classmethod
-    def from_folder(cls, path: str | Path) -> "Tokenizer":
+    def from_folder(cls, path: str | Path, name: str | None = None) -> "Tokenizer":
         """Loads the tokenizer of a folder with Hugging Face files, or of a folder that `save` wrote.
+
+        `name_or_path` is `name`, or else the path.
 
         Special tokens are read from `tokenizer_config.json` or `special_tokens_map.json`. Tokens missing there, as
         for GPT-2, are read by their ids from `config.json`. Without a `tokenizer.json`, transformers reads the other
@@ -101,7 +113,9 @@ class Tokenizer:
         Raises:
             CheckpointError: The folder contains no tokenizer, or its tokenizer cannot be read.
         """
-        return cls(**read_folder(Path(path)))
+        tokenizer = cls(**read_folder(Path(path)))
+        tokenizer.name_or_path = str(path) if name is None else name
+        return tokenizer
 
     @classmethod
     def from_pretrained(cls, name: str, revision: str | None = None, **hub: Any) -> "Tokenizer":
@@ -112,7 +126,7 @@ class Tokenizer:
         Raises:
             CheckpointError: There is no such folder or id, or its tokenizer cannot be read.
         """
-        return cls.from_folder(find_folder(name, revision, **hub))
+        return cls.from_folder(find_folder(name, revision, **hub), str(name))
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `from_folder` and transformers both read.
@@ -133,6 +147,7 @@ class Tokenizer:
         if isinstance(template := self.chat_template, Mapping):
             template = [{"name": name, "template": text} for name, text in template.items()]
         settings |= {"chat_template": template} if template else {}
+        settings |= {"model_max_length": self.model_max_length} if self.model_max_length != NO_MAX_LENGTH else {}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), "utf-8")
 
     @property
@@ -171,46 +186,6 @@ class Tokenizer:
     def prepends_bos(self) -> bool:
         """Whether the backend prepends BOS by default. Encodes an empty text, because settings are unreliable."""
         return self.bos_token_id is not None and self.encode("", add_special_tokens=True)[:1] == [self.bos_token_id]
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """The ids of `text`. With `add_special_tokens`, the backend may add special tokens."""
-        ids = self.backend.encode(text, add_special_tokens=add_special_tokens)
-        return ids.ids if self._fast else list(ids)
-
-    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
-        """The exact text of an id or a sequence of ids, without cleanup of spaces."""
-        return self._text(self._ids(ids, max_ndim=1).reshape(-1).tolist(), skip_special_tokens)
-
-    def batch_decode(self, sequences: Iterable[Any], skip_special_tokens: bool = False) -> list[str]:
-        """The text of each sequence. Sequences may differ in length."""
-        return [self.decode(ids, skip_special_tokens) for ids in sequences]
-
-    def apply_chat_template(self, conversation: Any, tokenize: bool = True, **options: Any) -> Any:
-        """Formats a conversation with the chat template. Returns ids if `tokenize`, otherwise text."""
-        if not self.chat_template and "chat_template" not in options:
-            raise ValueError("the tokenizer has no chat template; pass chat_template=...")
-        return self.as_transformers().apply_chat_template(conversation, tokenize=tokenize, **options)
-
-    def as_transformers(self) -> Any:
-        """This tokenizer as a transformers tokenizer. The first call imports transformers."""
-        if self._transformers is None:
-            from transformers import PreTrainedTokenizerFast
-
-            options = {f"{role}_token": token for role, (token, _) in self._special.items() if token is not None}
-            options |= {"padding_side": self.padding_side, "chat_template": self.chat_template}
-            self._transformers = PreTrainedTokenizerFast(tokenizer_object=self.backend, **options)
-        return self._transformers
-
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Calls `as_transformers()`, which adds special tokens by its own rule, unlike `to_tokens`."""
-        return self.as_transformers()(*inputs, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # copy and pickle look up such names before `backend` is set
-            raise AttributeError(name)
-        if name in ("add_tokens", "add_special_tokens"):
-            raise AttributeError(f"Tokenizer has no {name}; add tokens to the backend, then wrap it again")
-        return getattr(self.as_transformers(), name)
 
     def to_tokens(
         self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None, n_ctx: int | None = None,

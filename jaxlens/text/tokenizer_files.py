@@ -12,6 +12,9 @@ from jaxlens.errors import CheckpointError
 ROLES = ("bos", "eos", "pad", "unk")
 """The special tokens that a `Tokenizer` stores."""
 
+POLICY = ("padding_side", "default_prepend_bos", "model_max_length")
+"""The settings of tokenizer_config.json that a `Tokenizer` takes as they are."""
+
 FILE_PATTERNS = [
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.tiktoken"),
     *("spiece.model", "chat_template*", "config.json"),
@@ -37,7 +40,7 @@ def find_folder(name: str, revision: str | None = None, **hub: Any) -> Path:
 def read_folder(folder: Path) -> dict[str, Any]:
     """The arguments of `Tokenizer` for the tokenizer in a folder."""
     settings = read_json(folder / "tokenizer_config.json")
-    policy = {name: settings[name] for name in ("padding_side", "default_prepend_bos") if name in settings}
+    policy = {name: settings[name] for name in POLICY if name in settings}
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; expected the folder that contains tokenizer.json")
     if not (folder / "tokenizer.json").is_file():

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from jaxlens.errors import require
 from jaxlens.text.tokenizer import Tokenizer, bos_token_id
 from jaxlens.training.data import Batches, padded, tokenize_and_concatenate
+from jaxlens.training.mmlu import LETTERS as MMLU_ANSWER_LETTERS  # noqa: F401
 from jaxlens.training.mmlu import MMLU_SUBJECTS as MMLU_SUBJECTS
 from jaxlens.training.mmlu import make_mmlu_data_loader as make_mmlu_data_loader
 from jaxlens.training.mmlu import mmlu_eval as mmlu_eval
@@ -35,6 +36,9 @@ CORPORA = {
     "pile": (("NeelNanda/pile-10k",), "text"), "code": (("codeparrot/codeparrot-valid-v2-near-dedup",), "content"),
 }  # fmt: skip
 """The corpora of `evaluate`: the arguments of `datasets.load_dataset`, and the column that contains the texts."""
+
+
+DATASET_NAMES = list(CORPORA)
 
 
 def sanity_check(model: Any) -> Float[Array, ""]:
@@ -89,6 +93,10 @@ def make_pile_data_loader(tokenizer: Any, batch_size: int = 8) -> Batches:
 def make_code_data_loader(tokenizer: Any, batch_size: int = 8) -> Batches:
     """Batches of Python files: the validation split of CodeParrot."""
     return _data_loader("code", tokenizer, batch_size)
+
+
+DATASET_LOADERS = [make_wiki_data_loader, make_owt_data_loader, make_pile_data_loader, make_code_data_loader]
+"""The functions that load the corpora of `DATASET_NAMES`."""
 
 
 def _data_loader(name: str, tokenizer: Any, batch_size: int) -> Batches:

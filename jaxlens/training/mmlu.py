@@ -23,7 +23,7 @@ MMLU_SUBJECTS = (
     "professional_psychology", "public_relations", "security_studies", "sociology", "us_foreign_policy", "virology",
     "world_religions",
 )  # fmt: skip
-LETTERS = "ABCD"
+LETTERS = ["A", "B", "C", "D"]
 LENGTH_STEP = 64
 """Prompts are padded to multiples of this number of tokens, so that the model is compiled for few lengths."""
 

@@ -7,18 +7,21 @@ does not have must be off.
 
 import dataclasses
 import functools
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxlens.config import Config, Linear, Llama3, Rotary, Yarn
 from jaxlens.config.config import from_json
 from jaxlens.hooks.table import SWITCHES
+from jaxlens.transformer_lens.absent import no_attribute
 
 FIXED: dict[str, Any] = {
     "attention_dir": "causal", "decoder_start_token_id": None, "load_in_4bit": False, "n_devices": 1,
-    "relative_attention_max_distance": None, "relative_attention_num_buckets": None, "use_hook_tokens": False,
+    "relative_attention_max_distance": None, "relative_attention_num_buckets": None,
 }  # fmt: skip
 """The fields of features that jaxlens does not have, and the only value that each accepts."""
 
@@ -61,7 +64,8 @@ class _AnyConfig(type):
 class HookedTransformerConfig(Config, metaclass=_AnyConfig):
     """A Config made from the fields of TransformerLens, of Config, or of both.
 
-    Like every Config, it is frozen. `replace` returns a changed copy.
+    Like every Config, it is frozen. `replace` returns a changed copy. Without `d_vocab`, the vocabulary is that of the
+    tokenizer with which a HookedTransformer is made, and `d_vocab` is -1 until then.
 
     Example:
         >>> cfg = HookedTransformerConfig(
@@ -75,7 +79,13 @@ class HookedTransformerConfig(Config, metaclass=_AnyConfig):
     """
 
     def __init__(self, **fields: Any):
-        super().__init__(**_config_fields(from_json(fields)))
+        known = _config_fields(from_json(fields))
+        if known.setdefault("d_vocab", -1) != -1:
+            super().__init__(**known)
+            return
+        super().__init__(**known | {"d_vocab": 1})
+        for name in {"d_vocab", "d_vocab_out"}.intersection(["d_vocab", *self._derived]):
+            object.__setattr__(self, name, -1)
 
     @classmethod
     def unwrap(cls, config: Config | Mapping[str, Any]) -> Config:
@@ -88,11 +98,34 @@ class HookedTransformerConfig(Config, metaclass=_AnyConfig):
         return cls(**fields)
 
 
+TransformerLensConfig = HookedTransformerConfig
+"""TransformerLens's base class of configs, which takes the same fields."""
+
+
+def __getattr__(name: str) -> Any:
+    raise no_attribute(f"config.{name}")
+
+
 def read_field(cfg: Config, name: str) -> Any:
     """The value of a field that only TransformerLens has, computed from a Config."""
     if name not in READ:
         raise AttributeError(f"Config has no field {name!r}")
     return READ[name](cfg)
+
+
+def with_field(cfg: Config, name: str, value: Any) -> Config:
+    """A copy of a config in which a field of Config or of TransformerLens has another value."""
+    if name in (field.name for field in dataclasses.fields(Config)):
+        return cfg.replace(**{name: value})
+    if name in SWITCHES:
+        sites = cfg.switched_on.difference(SWITCHES[name]).union(SWITCHES[name] if value else ())
+        return cfg.replace(switched_on=sites)
+    if name in MEANINGLESS or read_field(cfg, name) == value:
+        return cfg
+    if name == "device":
+        raise ValueError("device cannot be assigned; use model.to(device)")
+    made = f"make a config with HookedTransformerConfig({name}=..., ...)"
+    raise ValueError(f"{name}={value!r} cannot be assigned, because other fields say it; {made}")
 
 
 # --- from TransformerLens's fields to Config's
@@ -111,8 +144,6 @@ def _config_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name in (*MEANINGLESS, "device", "from_checkpoint", "layer_norm_folding", "n_params", "uses_rms_norm"):
         take(name, None)
     given["final_rms"] = take("final_rms", False) or None  # TransformerLens ignores False in models with RMSNorm
-    if given.get("d_vocab", -1) == -1:
-        raise ValueError("d_vocab is missing and is not read from a tokenizer; pass d_vocab=len(tokenizer)")
     if not take("use_attn_scale", True):
         given["attn_scale"] = 1.0
     if take("use_normalization_before_and_after", False):
@@ -226,6 +257,12 @@ def _is_rms(cfg: Config) -> bool:
     return (cfg.normalization_type or "").startswith("RMS")
 
 
+def _set_seed_everywhere(seed: int) -> None:
+    """Seeds Python's and NumPy's random numbers. JAX's come from keys, and weights from `cfg.seed`."""
+    random.seed(seed)
+    np.random.seed(seed)
+
+
 READ: dict[str, Callable[[Config], Any]] = {
     **{name: functools.partial(_constant, value) for name, value in (FIXED | MEANINGLESS).items()},
     **{name: functools.partial(_rotary_field, name) for name in ROTARY if name != "rotary_dim"},
@@ -234,6 +271,7 @@ READ: dict[str, Callable[[Config], Any]] = {
     "device": lambda cfg: cfg.weights_on or jax.config.jax_default_device or jax.devices()[0],
     "from_checkpoint": lambda cfg: cfg.checkpoint_value is not None,
     "is_layer_norm_activation": lambda cfg: lambda: cfg.act_fn.endswith("_ln"),
+    "set_seed_everywhere": lambda cfg: _set_seed_everywhere,
     "layer_norm_folding": lambda cfg: (cfg.normalization_type or "").endswith("Pre"), "n_params": _n_params,
     "use_attn_scale": lambda cfg: cfg.attn_scale != 1.0, "use_local_attn": lambda cfg: any(cfg.windows),
     "use_normalization_before_and_after": lambda cfg: cfg.norm_placement == "both",

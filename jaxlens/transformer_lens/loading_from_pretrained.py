@@ -1,5 +1,6 @@
 """TransformerLens's `loading_from_pretrained`: names of models, their configs, and their training checkpoints."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +10,11 @@ from jaxlens.checkpoints.find import training_labels
 from jaxlens.checkpoints.loader import with_n_ctx
 from jaxlens.checkpoints.open import open_config, read_config
 from jaxlens.checkpoints.published.names import aliases, official_name, similar_names
+from jaxlens.checkpoints.published.training import labels_of
 from jaxlens.config import Config
 from jaxlens.model.arguments import LOADING, check_only, renamed
+from jaxlens.model.transformer import HookedTransformer
+from jaxlens.transformer_lens.absent import no_attribute
 from jaxlens.weights.plans import PASSES
 
 OFFICIAL_MODEL_NAMES: list[str] = list(aliases())
@@ -23,6 +27,13 @@ DEFAULT_MODEL_ALIASES: list[str] = [MODEL_ALIASES.get(name, [name])[0] for name 
 """The first short name of each repository of `OFFICIAL_MODEL_NAMES`, or the repository if it has none."""
 
 DEFAULT_MODEL_ALIAS = DEFAULT_MODEL_ALIASES
+
+NON_HF_HOSTED_MODEL_NAMES = [f"llama-{size}b-hf" for size in (7, 13, 30, 65)]
+"""Names of models whose weights are not on Hugging Face. Load a folder, or pass `hf_model`."""
+
+PYTHIA_CHECKPOINTS, PYTHIA_V0_CHECKPOINTS, STANFORD_CRFM_CHECKPOINTS = (
+    labels_of(name, list)[0] for name in ("EleutherAI/pythia-70m", "EleutherAI/pythia-70m-v0", "stanford-crfm/")
+)
 
 
 def make_model_alias_map() -> dict[str, str]:
@@ -52,7 +63,7 @@ def get_official_model_name(model_name: str) -> str:
     if (repository := official_name(model_name)) is not None:
         return repository
     similar = " or ".join(map(repr, similar_names(model_name)))
-    hint = f"did you mean {similar}?" if similar else "OFFICIAL_MODEL_NAMES and MODEL_ALIASES list its names"
+    hint = f"did you mean {similar}?" if similar else "OFFICIAL_MODEL_NAMES and MODEL_ALIASES list its names."
     elsewhere = "HookedTransformer.from_pretrained also takes a folder or any Hugging Face id"
     raise ValueError(f"{model_name!r} is not a model of TransformerLens's table; {hint} {elsewhere}")
 
@@ -95,6 +106,49 @@ def get_pretrained_model_config(
 def get_num_params_of_pretrained(model_name: str) -> int:
     """`n_params` of the model's config: the number of weights in its attention and MLP matrices."""
     return get_pretrained_model_config(model_name).n_params
+
+
+@dataclasses.dataclass
+class BasicConfig:
+    """The sizes of a model and a few settings of its training, as `get_basic_config` returns them."""
+
+    d_model: int = 768
+    debug: bool = True
+    layer_norm_eps: float = 1e-5
+    d_vocab: int = 50257
+    init_range: float = 0.02
+    n_ctx: int = 1024
+    d_head: int = 64
+    d_mlp: int = 3072
+    n_heads: int = 12
+    n_layers: int = 12
+
+
+def get_basic_config(model_name: str, **options: Any) -> BasicConfig:
+    """The sizes of a model. `options` are those of `get_pretrained_model_config`."""
+    cfg = get_pretrained_model_config(model_name, **options)
+    sizes = {name: getattr(cfg, name) for name in ("d_model", "d_vocab", "n_ctx", "d_head", "d_mlp", "n_heads")}
+    return BasicConfig(**sizes, n_layers=cfg.n_layers, layer_norm_eps=cfg.eps)
+
+
+def get_pretrained_state_dict(
+    official_model_name: str, cfg: Config, hf_model: Any = None, dtype: Any = "float32", **options: Any
+) -> dict[str, Any]:
+    """The weights of a pretrained model under TransformerLens's names, without processing.
+
+    `cfg` selects the training checkpoint, and the number of layers. `options` are those of
+    `HookedTransformer.from_pretrained`.
+    """
+    if hf_model is None and cfg.checkpoint_index is not None:
+        options["checkpoint_index"] = cfg.checkpoint_index
+    model = HookedTransformer.from_pretrained_no_processing(
+        official_model_name, hf_model=hf_model, dtype=dtype, first_n_layers=cfg.n_layers, **options
+    )
+    return model.state_dict()
+
+
+def __getattr__(name: str) -> Any:
+    raise no_attribute(f"loading_from_pretrained.{name}")
 
 
 def get_checkpoint_labels(model_name: str, **hub: Any) -> tuple[list[int], str]:

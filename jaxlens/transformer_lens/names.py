@@ -12,29 +12,40 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from jaxlens.transformer_lens.absent import reason
+
 MODULES = {
     # the modules of TransformerLens
     "ActivationCache": "model.cache.activation_cache",
     "FactoredMatrix": "weights.factored_matrix",
-    "HookedTransformer": "model.transformer",
+    "HookedRootModule": "transformer_lens.hook_points",
+    "HookedTransformer": "transformer_lens.hooked_transformer",
     "HookedTransformerConfig": "transformer_lens.config",
     "SVDInterpreter": "analysis.svd",
     "evals": "training.evals",
+    "config.hooked_transformer_config": "transformer_lens.config",
+    "config.transformer_lens_config": "transformer_lens.config",
     "head_detector": "transformer_lens.head_detector",
     "hook_points": "transformer_lens.hook_points",
+    "loading": "transformer_lens.loading_from_pretrained",
     "loading_from_pretrained": "transformer_lens.loading_from_pretrained",
     "patching": "transformer_lens.patching",
     "supported_models": "transformer_lens.loading_from_pretrained",
     "train": "training.train",
+    "tools": "transformer_lens.tools",
+    "tools.analysis": "transformer_lens.tools",
+    "tools.analysis.direct_logit_attribution": "transformer_lens.tools",
+    "tools.analysis.direct_path_patching": "transformer_lens.tools",
     "utils": "transformer_lens.utils",
     "utilities": "transformer_lens.utilities",
+    "weight_processing": "transformer_lens.weight_processing",
     **dict.fromkeys(
         (
             f"utilities.{module}"
             for module in (
-                "activation_functions", "attribute_utils", "components_utils", "defaults_utils", "devices",
-                "exploratory_utils", "gpu_utils", "hf_utils", "initialization_utils", "library_utils", "lm_utils",
-                "logits_utils", "matrix", "slice", "tensors", "tokenize_utils",
+                "activation_functions", "addmm", "attention", "attribute_utils", "components_utils", "defaults_utils",
+                "devices", "exploratory_utils", "gpu_utils", "hf_utils", "initialization_utils", "library_utils",
+                "lm_utils", "logits_utils", "matrix", "slice", "tensors", "tokenize_utils",
             )
         ),
         "transformer_lens.utils",
@@ -51,16 +62,20 @@ MODULES = {
 
 TOP_LEVEL = tuple(path for path in MODULES if "." not in path)
 
-DECODERS = "jaxlens runs decoder-only transformers"
-ABSENT = {
-    "BertNextSentencePrediction": DECODERS, "HookedAudioEncoder": DECODERS, "HookedEncoder": DECODERS,
-    "HookedEncoderDecoder": DECODERS, "TransformerBridge": "use HookedTransformer",
-    "TransformerBridgeConfig": "use HookedTransformerConfig",
-    "components": "the modules of a model are in jaxlens.nn, and at model.blocks[0].attn and the like",
-}  # fmt: skip
-"""Names of TransformerLens that jaxlens does not have, and what to use instead."""
-
 _PACKAGE = __name__.partition(".")[0]
+
+
+class Package(ModuleType):
+    """A module that keeps its attributes when a submodule of the same name is imported.
+
+    `import jaxlens.FactoredMatrix` sets the attribute to the module of that name, which must not hide the class.
+    """
+
+    exports: Any = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and (name in self.exports or name in vars(self))):
+            super().__setattr__(name, value)
 
 
 def find_module(name: str) -> ModuleType:
@@ -84,9 +99,11 @@ class Finder(importlib.abc.MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        if package == _PACKAGE and name in ABSENT:
-            raise ImportError(f"jaxlens has no {name}: {ABSENT[name]}")
-        if package != _PACKAGE or name not in MODULES:
+        if package != _PACKAGE:
+            return None
+        if name not in MODULES:
+            if (why := reason(name)) is not None:
+                raise ImportError(f"jaxlens has no {name}: {why}")
             return None
         return importlib.machinery.ModuleSpec(fullname, _Loader(f"{package}.{MODULES[name]}"))
 

@@ -35,6 +35,8 @@ from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.transformer import HookedTransformer
 from jaxlens.weights.circuits import require_linear_heads
 
+Logits = CorruptedActivation = PatchedActivation = Array
+
 
 def _patches(what: str, activation_name: str, setter: Setter, *axes: AxisNames) -> Callable[..., Array]:
     """A function (model, corrupted_tokens, clean_cache, patching_metric) that sweeps one kind of activation."""

@@ -1,7 +1,7 @@
 """The helper functions of TransformerLens's `utils` and `utilities`, defined here or imported from other modules.
 
-Helpers that fill a torch tensor in place or move it between devices have no counterpart. The AttributeError for such a
-name contains the JAX alternative.
+Helpers that fill a torch tensor in place or move it between devices have no counterpart. The error for such a name
+contains the JAX alternative (`absent.py`).
 """
 
 import copy
@@ -16,8 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxlens._jax import from_torch, is_torch_tensor
 from jaxlens.analysis.prompt_test import test_prompt as test_prompt
 from jaxlens.errors import require
 from jaxlens.hooks.names import get_act_name as get_act_name
@@ -33,6 +35,18 @@ from jaxlens.text.tokenizer import Tokenizer
 from jaxlens.training.data import get_dataset as get_dataset
 from jaxlens.training.data import keep_single_column as keep_single_column
 from jaxlens.training.data import tokenize_and_concatenate as tokenize_and_concatenate
+from jaxlens.transformer_lens.absent import no_attribute
+from jaxlens.transformer_lens.helpers import (  # noqa: F401
+    CACHE_DIR,
+    batch_addmm,
+    complex_attn_linear,
+    get_hf_token,
+    get_rotary_pct_from_config,
+    select_compatible_kwargs,
+    simple_attn_linear,
+    vanilla_addmm,
+    xielu,
+)
 from jaxlens.weights.factored_matrix import FactoredMatrix
 from jaxlens.weights.factored_matrix import composition_scores as composition_scores
 
@@ -43,17 +57,27 @@ gelu_new = gelu_pytorch_tanh = tanh_gelu
 # --- arrays
 
 
-def to_numpy(tensor: Any) -> np.ndarray:
-    """Converts an array, a number, a string or a list to a numpy array. bfloat16 becomes float32.
+def to_numpy(tensor: Any) -> Any:
+    """Converts an array, a torch tensor, a number, a string or a list to a numpy array. bfloat16 becomes float32.
+
+    The values of a dict are converted one by one.
 
     Raises:
         TypeError: `tensor` has another type.
     """
+    if isinstance(tensor, Mapping):
+        return {name: to_numpy(value) for name, value in tensor.items()}
+    if is_torch_tensor(tensor):
+        tensor = from_torch(tensor)
+    if isinstance(tensor, nnx.Variable):
+        tensor = tensor.get_value()
+    if isinstance(tensor, jax.Array | np.ndarray) and tensor.dtype == jnp.bfloat16:
+        return np.asarray(tensor.astype(jnp.float32))
     if isinstance(tensor, jax.Array):
-        return np.asarray(tensor.astype(jnp.float32) if tensor.dtype == jnp.bfloat16 else tensor)
+        return np.asarray(tensor)
     if isinstance(tensor, np.ndarray | np.generic | list | tuple | int | float | bool | str):
         return np.asarray(tensor)
-    raise TypeError(f"tensor is a {type(tensor).__name__}; expected an array, a number, a string or a list")
+    raise TypeError(f"tensor is a {type(tensor).__name__}; expected an array, a number, a string, a list or a dict")
 
 
 def get_corner(tensor: Any, n: int = 3) -> Any:
@@ -168,8 +192,11 @@ def logits_to_df(logits: Float[Array, " v"], tokenizer: Any = None, top_k: int |
     Its columns are token_index, token_string (with a tokenizer), logit, log_prob and probability.
 
     Raises:
+        ValueError: `logits` has more than one axis.
         ImportError: The package pandas is not installed.
     """
+    if np.ndim(logits) != 1:
+        raise ValueError(f"logits have shape {np.shape(logits)}; expected those of one position, such as logits[0, -1]")
     pandas = require("pandas", "logits_to_df")
     log_probs = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
     order = np.argsort(-np.asarray(log_probs), kind="stable")[:top_k]
@@ -318,12 +345,8 @@ def download_file_from_hf(
     if path.endswith(".pth") or force_is_torch:
         torch = require("torch", f"the torch file {file_name}")
         contents = torch.load(path, map_location="cpu", weights_only=True)
-        return jax.tree.map(lambda leaf: _from_torch(leaf) if isinstance(leaf, torch.Tensor) else leaf, contents)
+        return jax.tree.map(lambda leaf: to_numpy(leaf) if isinstance(leaf, torch.Tensor) else leaf, contents)
     return json.loads(Path(path).read_text("utf-8")) if path.endswith(".json") else path
-
-
-def _from_torch(tensor: Any) -> np.ndarray:
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
 def clear_huggingface_cache() -> None:
@@ -333,18 +356,5 @@ def clear_huggingface_cache() -> None:
     shutil.rmtree(HF_HUB_CACHE, ignore_errors=True)
 
 
-# --- names without a counterpart
-
-_IN_PLACE = "arrays are immutable; initialize weights with Config(init_mode=...), or use jax.nn.initializers"
-_ON_DEVICES = "use jax.device_put, with a sharding for several devices"
-_ABSENT = {
-    **dict.fromkeys(("init_xavier_uniform_", "init_xavier_normal_"), _IN_PLACE),
-    **dict.fromkeys(("init_kaiming_uniform_", "init_kaiming_normal_"), _IN_PLACE),
-    **dict.fromkeys(("move_to_and_update_config", "get_device_for_block_index"), _ON_DEVICES),
-    "warn_if_mps": "JAX does not use torch's MPS backend",
-}
-
-
 def __getattr__(name: str) -> Any:
-    reason = f": {_ABSENT[name]}" if name in _ABSENT else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{reason}")
+    raise no_attribute(f"utils.{name}")

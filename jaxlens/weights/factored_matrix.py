@@ -12,13 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, ArrayLike, Complex, Float
 
 from jaxlens._jax import each_public_method, full_precision, in_full_precision, is_traced, wide
 from jaxlens.hooks.layout import on_any_mesh
 
 STRIP = 2**24
 """The number of Gram matrix entries that `composition_scores` holds at a time: 64 MiB of float32."""
+
+
+TensorLike = ArrayLike
+"""What a factor may be: anything that `jnp.asarray` accepts, such as a numpy array or a torch tensor."""
 
 
 @jax.tree_util.register_pytree_node_class

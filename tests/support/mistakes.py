@@ -76,6 +76,7 @@ CASES_OF = {
     "test_evals": ("training/evals.py", "training/mmlu.py"),
     "test_factored_matrix": ("weights/factored_matrix.py",),
     "test_gradient_errors": ("analysis/attribution/",),
+    "test_habits": ("model/own_config.py", "transformer_lens/weight_processing.py"),
     "test_heads": ("analysis/heads.py", "analysis/prompt_test.py", "analysis/svd.py"),
     "test_logit_attribution": ("analysis/logit_attribution.py",),
     "test_patching": (
@@ -88,6 +89,7 @@ CASES_OF = {
         "model/pretrained.py",
     ),
     "test_quantized": ("checkpoints/quantized/",),
+    "test_root_module": ("hooks/point.py", "hooks/recording.py", "hooks/root_module.py"),
     "test_tokenizer": ("text/",),
     "test_utils": ("training/data.py", "model/sampling.py", "transformer_lens/utils.py", "errors.py"),
 }  # fmt: skip

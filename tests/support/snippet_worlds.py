@@ -258,8 +258,8 @@ DIFFERENCES = """## Values that differ
 | `cfg.n_key_value_heads` is None without grouped-query attention | the field equals `n_heads` |
 | `cfg.attn_scores_soft_cap` and `cfg.output_logits_soft_cap` are -1.0 without a soft cap | the fields are None |
 | `cfg.dtype` is `torch.float32`, `cfg.device` is a string | `cfg.dtype` is `"float32"`, `cfg.device` is a `jax.Device`, as in `jnp.zeros(3, device=cfg.device)` |
-| fields of a config can be assigned | a config is immutable; `cfg.replace(n_ctx=64)` returns a new config |
-| `model.tokenizer` is a tokenizer of transformers | a `jaxlens.Tokenizer`. By default, `encode` adds no special tokens. `as_transformers()` returns the tokenizer of transformers |
+| fields of every config can be assigned | those of `model.cfg` can; any other config is immutable, and `cfg.replace(n_ctx=64)` returns a new one |
+| `model.tokenizer` is a tokenizer of transformers | a `jaxlens.Tokenizer`. Its methods take the arguments of transformers, but by default `encode` adds no special tokens. `as_transformers()` returns the tokenizer of transformers |
 | the loss of a padded batch includes padding on the right | it excludes padding |
 | methods of `ActivationCache` that apply a norm omit its weight, so they need processed weights | they apply it, so raw weights are also correct |
 | `get_act_patch_attn_head_*_every` fails for grouped-query attention | entries of missing key/value heads are zero |
@@ -273,9 +273,9 @@ DIFFERENCES = """## Values that differ
 |---|---|
 | `loss.backward()`, `tensor.grad`, `requires_grad_` | `jax.grad` of a function; `run_with_cache(..., incl_bwd=True)` |
 | `add_caching_hooks(incl_bwd=True)` | `run_with_cache(..., incl_bwd=True)` |
-| `cache_all`, `cache_some` | `add_caching_hooks`, `run_with_cache` |
 | `torch.save(model.state_dict(), ...)` | `jaxlens.checkpoints.converter.save(folder, model.cfg, model.params)` |
-| `HookedRootModule` and `HookPoint()` in your own modules | write functions; the two names exist only for annotations and `isinstance` |
+| `HookedRootModule` and `HookPoint()` in your own modules | the same, in modules of Flax: see [flax.md](flax.md#your-own-models) |
+| `transformer_lens.components`, `.cache`, `.factories`, `.model_bridge` and other modules | the ImportError says what to use |
 | `HookedEncoder`, `HookedEncoderDecoder`, `BertNextSentencePrediction`, `HookedAudioEncoder` | not supported; jaxlens has decoder-only models |
 | `TransformerBridge` | `HookedTransformer` |
 | `from_pretrained(n_devices=2)` | `model.set_params(jax.device_put(model.params, shardings))` |

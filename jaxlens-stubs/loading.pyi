@@ -1,0 +1,1 @@
+from jaxlens.transformer_lens.loading_from_pretrained import *
