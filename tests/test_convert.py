@@ -343,7 +343,7 @@ def long_rope(long, short):
         ("llama", {"num_key_value_heads": 4}, "config.json does not describe a valid model: n_key_value_heads is 4"),
         ("llama", {"qk_layernorm": True}, "config.json has fields that jaxlens does not read"),
         ("llama", {"qk_layernorm": True}, "qk_layernorm = True. The model may depend on them. If they do"),
-        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4}"),
+        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config.quant_method is None; expected one of "),
         ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder = True"),
         ("llama", {"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'; expected one of "),
         ("llama", {"rope_interleaved": True}, "rope_interleaved is True; expected False: a Llama pairs the halves"),

@@ -15,7 +15,9 @@ from support.tiny import write_checkpoint
 from jaxlens import CheckpointError
 from jaxlens.checkpoints import load, open_checkpoint, readable
 from jaxlens.checkpoints.converter import convert, convert_back
-from jaxlens.checkpoints.mxfp4 import Mxfp4Tensors
+from jaxlens.checkpoints.quantized.methods import read_quantization
+from jaxlens.checkpoints.quantized.tensors import DequantizedTensors
+from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +73,8 @@ def test_the_format_of_quantized_tensors():
     from jaxlens.checkpoints.file_format import file_format
 
     fields = {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}
-    assert file_format(Mxfp4Tensors(Packed()), fields) == "Packed, quantized: mxfp4"
+    tensors = DequantizedTensors(Packed(), read_quantization(Reader(fields), fields))
+    assert file_format(tensors, fields) == "Packed, quantized: mxfp4"
 
 
 def test_a_folder_with_a_gguf_file(theirs, gguf_file, tmp_path):

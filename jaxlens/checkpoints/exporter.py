@@ -10,6 +10,7 @@ import numpy as np
 from jaxlens.checkpoints.folder_writer import atomic_folder, write_json, write_tensors
 from jaxlens.checkpoints.open import read_config
 from jaxlens.checkpoints.parameters import StoredParameter
+from jaxlens.checkpoints.quantized.methods import without_quantization
 from jaxlens.checkpoints.rules.completion import standard_names
 from jaxlens.checkpoints.rules.hf_config import complete
 from jaxlens.checkpoints.rules.rule import FLOATS, Family, moves
@@ -91,7 +92,7 @@ def export_config(cfg: Config, source: Mapping[str, Any] | None) -> tuple[Family
         remedy = f"pass the config.json of its architecture as source, e.g. {call}"
         raise CheckpointError(f"this model has no Hugging Face config.json; {remedy}")
     family, original = read_config(source)
-    fields = dict(source)
+    fields = without_quantization(source)
     if cfg.n_ctx != original.n_ctx:
         fields |= _named_as_in(source, **{family.context: cfg.n_ctx})
     if cfg.n_layers != original.n_layers:

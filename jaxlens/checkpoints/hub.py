@@ -14,7 +14,8 @@ from jaxlens.text.tokenizer import Tokenizer
 
 FILE_PATTERNS = [
     *("config.json", "generation_config.json", "adapter_config.json"),
-    *("model*.safetensors", "model.safetensors.index.json"),
+    *("quantize_config.json", "quant_config.json"),
+    *("model*.safetensors", "gptq_model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.tiktoken"),
     *("spiece.model", "chat_template*"),
 ]

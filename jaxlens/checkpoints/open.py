@@ -18,10 +18,12 @@ from jaxlens.checkpoints.folder_reader import TensorFolder, has_weights
 from jaxlens.checkpoints.gguf.file import GGUFFile, gguf_in
 from jaxlens.checkpoints.heads import recognized, with_head
 from jaxlens.checkpoints.hub import tokenizer_named
-from jaxlens.checkpoints.mxfp4 import Mxfp4Tensors, is_mxfp4
+from jaxlens.checkpoints.quantized.methods import read_quantization, with_files, without_quantization
+from jaxlens.checkpoints.quantized.tensors import dequantized
 from jaxlens.checkpoints.rules.hf_config import Reader, complete
 from jaxlens.checkpoints.rules.rule import Family, Tensors
 from jaxlens.checkpoints.safetensors_reader import read_json
+from jaxlens.checkpoints.stacked_experts import unstacked
 from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
 from jaxlens.text.tokenizer import Tokenizer
@@ -37,6 +39,7 @@ class Checkpoint:
     jaxlens does not read. It is empty unless the checkpoint was opened with `strict=False`. `format` is a description
     of its files. `adapter` is the adapter that `tensors` include. Its `updates` are not included, if it was opened with
     `merge=False`. `part_of` is the model_type of the multimodal model whose language model this is, or None.
+    `quantization` describes the way in which quantized weights are stored. In `tensors`, they are floats.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Checkpoint:
     adapter: Adapter | None = None
     updates: Mapping[str, LowRank] = dataclasses.field(default_factory=dict)
     part_of: str | None = None
+    quantization: str | None = None
 
     @property
     def model_type(self) -> str:
@@ -128,6 +132,7 @@ def map_config(fields: Mapping[str, Any]) -> tuple[Family, Config, Reader]:
         else:
             family, text, hf = multimodal.language_model(wrapper, fields)
         cfg = family.config(text)
+        read_quantization(hf, fields)  # before other fields are reported as unread
         return *((family, cfg) if wrapper else with_head(family, cfg, fields)), hf
     except CheckpointError:
         raise
@@ -173,15 +178,11 @@ def _open_folder(found: Found, strict: bool, adapter: AdapterFolder | None) -> C
         raise CheckpointError(f"{path} has no config.json; {expected}. It contains {contents}{remote}")
     if special := [file.name for file in path.iterdir() if file.exists() and not (file.is_file() or file.is_dir())]:
         raise CheckpointError(f"{path} contains {', '.join(special)}, which is no regular file or folder; remove it")
-    fields = read_json(path / "config.json")
+    fields = with_files(path, read_json(path / "config.json"))
     if toys.is_toy(fields):
         return _open_toy(found, fields, strict, adapter)
-
-    def tensors() -> Tensors:
-        return Mxfp4Tensors(TensorFolder(path)) if is_mxfp4(fields) else TensorFolder(path)
-
-    elsewhere = found.repository if found.training else None
-    return _checkpoint(found, fields, strict, tensors, lambda: _tokenizer(found, elsewhere), adapter)
+    elsewhere, folder = found.repository if found.training else None, lambda: TensorFolder(path)
+    return _checkpoint(found, fields, strict, folder, lambda: _tokenizer(found, elsewhere), adapter)
 
 
 def _open_toy(found: Found, fields: dict[str, Any], strict: bool, adapter: AdapterFolder | None) -> Checkpoint:
@@ -221,22 +222,26 @@ def _checkpoint(
         family, cfg, hf = map_config({**fields, "architectures": None})
         if strict:
             hf.check_all_read(family.unused)
-        weights, opened, updates = tensors(), None, {}
+        read = dequantized(tensors(), read_quantization(hf, fields), family.input_first)
+        described, quantization = file_format(read, fields), getattr(read, "description", None)
+        fields, opened, updates, part_of = without_quantization(fields), None, {}, None
+        if wrapper := multimodal.wrapper_of(fields):
+            part_of = fields["model_type"]
+            family, cfg = multimodal.as_stored(wrapper, family, cfg, read)
+        read = unstacked(read, family.rules(cfg))
         if adapter is not None:
             opened, folder = Adapter(adapter.found.path), adapter.found
-            fields, weights, updates = merged(opened, family, cfg, fields, weights, adapter.merge)
+            fields, read, updates = merged(opened, family, cfg, fields, read, adapter.merge)
             family, cfg, hf = map_config({**fields, "architectures": None})
             if any(any(folder.path.glob(pattern)) for pattern in TOKENIZER_FILES):
                 tokenizer = functools.partial(_tokenizer, folder, None)
-        if (wrapper := multimodal.wrapper_of(fields)) is None:
-            fields = recognized(fields, family, cfg, weights)
+        if wrapper is None:
+            fields = recognized(fields, family, cfg, read)
             family, cfg = with_head(family, cfg, fields)
+        elif adapter is not None:
+            family, cfg = multimodal.as_stored(wrapper, family, cfg, read)
         source, unread = family.source(fields), hf.unread(family.unused)
-        cfg = cfg.replace(**found.notes)
-        described, part_of = file_format(weights, fields), None
-        if wrapper:
-            family, cfg = multimodal.as_stored(wrapper, family, cfg, weights)
-            part_of = fields["model_type"]
         return Checkpoint(
-            found.name, found.path, family, cfg, weights, source, tokenizer, unread, described, opened, updates, part_of
-        )
+            found.name, found.path, family, cfg.replace(**found.notes), read, source, tokenizer, unread, described,
+            opened, updates, part_of, quantization,
+        )  # fmt: skip

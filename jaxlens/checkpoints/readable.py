@@ -29,8 +29,18 @@ FILES: tuple[Row, ...] = (
 """The kinds of files with weights. The first that a folder contains is read."""
 
 QUANTIZED: tuple[Row, ...] = (
+    ("`fp8`, `mxfp8`", "DeepSeek V3, Qwen 3, …: eight-bit floats", "a scale per block, row, tensor or 32 columns"),
+    ("`fbgemm_fp8`", "FBGEMM: eight-bit floats", "a scale per row"),
+    (
+        "`compressed-tensors`", "llm-compressor: integers of 2 to 8 bits, FP8, MXFP8, MXFP4, NVFP4",
+        "sparse or rotated weights are refused",
+    ),
+    ("`bitsandbytes`", "LLM.int8(), NF4, FP4", "also with quantized scales, and of Conv1D layers"),
+    ("`gptq`", "AutoGPTQ, GPTQModel: integers of 2 to 8 bits", "formats gptq and gptq_v2; also `quantize_config.json`"),
+    ("`awq`", "AutoAWQ, llm-awq: integers of four bits", "gemm, gemv, gemv_fast, llm-awq; also `quant_config.json`"),
+    ("`auto-round`", "AutoRound: integers of 2 to 8 bits", "in the layouts of GPTQ and AWQ"),
     ("`mxfp4`", "gpt-oss: experts in four-bit floats", "dequantized to bfloat16, which represents every value"),
-)
+)  # fmt: skip
 """The `quant_method`s of safetensors whose values are dequantized when they are read. Any other is refused."""
 
 ADAPTERS: tuple[Row, ...] = ()

@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxlens.errors import CheckpointError
+
+FLOAT8 = {
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+}  # fmt: skip
+"""The dtypes that safetensors cannot read into NumPy, where they are not defined."""
 
 
 class SafetensorsFile:
@@ -30,6 +36,7 @@ class SafetensorsFile:
             with self.path.open("rb") as opened:
                 size = int.from_bytes(opened.read(8), "little")
                 self._header = json.loads(opened.read(size), object_pairs_hook=_without_duplicates)
+                self._data = 8 + size
         self._header.pop("__metadata__", None)
 
     def names(self) -> list[str]:
@@ -45,6 +52,9 @@ class SafetensorsFile:
     def read(self, name: str) -> np.ndarray:
         """A tensor as a new array, in its stored dtype."""
         with self._reading():
+            if (dtype := FLOAT8.get(self.dtype(name))) is not None:
+                start, stop = self._header[name]["data_offsets"]
+                return np.fromfile(self.path, dtype, stop - start, offset=self._data + start).reshape(self.shape(name))
             if self._open is None:
                 self._open = safe_open(self.path, framework="numpy", backend="pread")
             return self._open.get_tensor(name)

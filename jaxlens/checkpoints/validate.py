@@ -34,6 +34,9 @@ def checked_moves(family: Family, cfg: Config, tensors: Tensors) -> tuple[list[M
     for name, constant in _constants(family, cfg, rename).items():
         if name in tensors.names() and not _is_close(value := tensors.read(name), constant):
             raise CheckpointError(f"{name} is {value}; expected {constant}, a constant of this architecture")
+    for name in getattr(tensors, "optional_zeros", set()) - {move.theirs for move in plan}:
+        if not matches(name, family.ignored) and tensors.read(name).any():
+            raise CheckpointError(f"{name} is not zero; expected no bias in this layer, according to config.json")
     return plan, rename
 
 
@@ -63,7 +66,7 @@ def find_problems(
         "missing": [name for name in rules if name not in names],
         UNKNOWN_TENSORS: sorted(
             name
-            for name in names - rules.keys() - {*_copies(family, cfg, rename), *_constants(family, cfg, rename)}
+            for name in names - rules.keys() - _optional(family, cfg, tensors, rename)
             if not matches(name, (ROTARY_FREQUENCIES, *family.ignored))
         ),
         "of the wrong shape": [
@@ -145,6 +148,12 @@ def _copies(family: Family, cfg: Config, rename: Renaming) -> dict[str, str]:
 def _constants(family: Family, cfg: Config, rename: Renaming) -> dict[str, float]:
     """The names of optional scalar tensors, and the value that the architecture gives them."""
     return {rename(name): value for name, value in family.constants(cfg).items()}
+
+
+def _optional(family: Family, cfg: Config, tensors: Tensors, rename: Renaming) -> set[str]:
+    """The names of tensors that a checkpoint may contain although no parameter needs them."""
+    zeros = getattr(tensors, "optional_zeros", set())
+    return {*_copies(family, cfg, rename), *_constants(family, cfg, rename), *zeros}
 
 
 def _is_close(tensor: np.ndarray, constant: float) -> bool:

@@ -127,7 +127,10 @@ def check_version(checkpoint: Checkpoint) -> None:
 
 @contextlib.contextmanager
 def reference(checkpoint: Checkpoint) -> Iterator[Any]:
-    """transformers' model of a checkpoint. One in the native format, or with an adapter, is exported first."""
+    """transformers' model of a checkpoint. One in the native format, or with an adapter, is exported first.
+
+    So is a quantized one: transformers reads most of them on a GPU only, with the library that wrote them.
+    """
     import transformers
     from transformers.utils import logging
 
@@ -136,8 +139,9 @@ def reference(checkpoint: Checkpoint) -> Iterator[Any]:
     torch = require("torch", "transformers' models")
     path, options, family = checkpoint.path, {}, family_of(checkpoint.model_type)
     with tempfile.TemporaryDirectory() as exported:
-        if checkpoint.family is native.FAMILY or checkpoint.adapter is not None:
-            path = convert_back(checkpoint.name, Path(exported) / "model")
+        if checkpoint.family is native.FAMILY or checkpoint.adapter is not None or checkpoint.quantization:
+            dtype = "float32" if checkpoint.quantization else None
+            path = convert_back(checkpoint.name, Path(exported) / "model", dtype=dtype)
         elif path.is_file():
             path, options = path.parent, {"gguf_file": path.name}
         logging.disable_progress_bar()

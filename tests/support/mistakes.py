@@ -90,6 +90,7 @@ CASES_OF = {
         "checkpoints/find.py", "checkpoints/published/", "checkpoints/rules/toy_config.py", "checkpoints/toys.py",
         "model/pretrained.py",
     ),
+    "test_quantized": ("checkpoints/quantized/",),
     "test_root_module": ("hooks/point.py", "hooks/recording.py", "hooks/root_module.py"),
     "test_tokenizer": ("text/",),
     "test_utils": ("training/data.py", "model/sampling.py", "transformer_lens/utils.py", "errors.py"),

@@ -32,5 +32,6 @@ FAMILY = Family(
     ),
     ignored=("*.attn.bias", "*.attn.masked_bias"),  # causal masks
     copies=(("lm_head.weight", "transformer.wte.weight"),),
+    input_first=("*.c_attn.weight", "*.c_proj.weight", "*.c_fc.weight"),
     prefixes=("transformer.", ""),
 )

@@ -5,7 +5,6 @@ The published checkpoints store the experts in MXFP4. They are loaded as bfloat1
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 from jaxlens.checkpoints.rules import Family, Reader, Rule
 from jaxlens.checkpoints.rules.config_helpers import attention_biases, layer_windows, llama_config
@@ -16,7 +15,6 @@ from jaxlens.config import Config
 def config(hf: Reader) -> Config:
     for name, value in {"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0}.items():
         hf.expect(name, value, because="jaxlens implements the clamped gate of gpt-oss with this value only")
-    check_quantization(hf)
     n_chosen = hf.size("num_experts_per_tok")
     hf.expect("experts_per_token", n_chosen, because="it must equal num_experts_per_tok")
     if hf("initial_context_length", None) is not None:
@@ -28,19 +26,6 @@ def config(hf: Reader) -> Config:
         experts_per_token=n_chosen, biases=(*attention_biases(hf), "b_in", "b_gate", "b_out", "b_router"),
     )  # fmt: skip
     return cfg.replace(act_fn="clamped_swiglu")  # the hidden_act of gpt-oss is "silu"
-
-
-def check_quantization(hf: Reader) -> None:
-    if hf("quantization_config", None) is not None:
-        quantization = hf.inside("quantization_config")
-        quantization.expect("quant_method", "mxfp4", because="jaxlens reads no other quantization")
-        for name in ("modules_to_not_convert", "dequantize"):  # tensor names identify the quantized tensors
-            quantization(name, None)
-
-
-def source(fields: dict[str, Any]) -> dict[str, Any]:
-    """The config.json to export with. Exported weights are not quantized."""
-    return {name: value for name, value in fields.items() if name != "quantization_config"}
 
 
 def sink_rules(cfg: Config) -> Iterator[Rule]:
@@ -64,5 +49,4 @@ FAMILY = Family(
     config=config,
     rules=functools.partial(llama_rules, attention=sink_rules, mlp=mlp_rules),
     unused=("output_router_logits", "router_aux_loss_coef"),  # training only
-    source=source,
 )

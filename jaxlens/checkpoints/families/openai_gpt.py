@@ -32,5 +32,6 @@ FAMILY = Family(
     unused=("n_ctx", "n_special", "predict_special_tokens"),  # n_positions is used; the others are for fine-tuning
     ignored=("*.attn.bias", "*position_ids"),  # causal masks and position ids
     copies=(("lm_head.weight", "transformer.tokens_embed.weight"),),
+    input_first=("*.c_attn.weight", "*.c_proj.weight", "*.c_fc.weight"),
     prefixes=("transformer.", ""),
 )

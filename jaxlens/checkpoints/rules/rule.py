@@ -32,6 +32,7 @@ class Tensors(Protocol):
     """The tensors of a checkpoint. Names and shapes come from its headers; `read` loads one tensor.
 
     The optional method `dtype(name)` returns the dtype as safetensors spells it. Without it, all tensors are float32.
+    The optional attribute `optional_zeros` has the names of tensors that a model may do without if they are zero.
     """
 
     def names(self) -> Iterable[str]: ...
@@ -157,6 +158,7 @@ class Family:
     written: str | None = None  # the prefix in exports; None: the first of prefixes
     renamed: tuple[tuple[str, str], ...] = ()
     layouts: tuple[tuple[str, str | None], ...] = ()  # of multimodal checkpoints, see `LAYOUTS` in wrappers.py
+    input_first: tuple[str, ...] = ()  # linear weights stored as [in, out] unless quantized, as glob patterns
     context: str = "max_position_embeddings"  # the config.json field of the context length
     reference: str = "eager"  # the attention implementation of transformers to compare with
     source: Callable[[dict[str, Any]], dict[str, Any] | None] = dict  # config.json -> config.json of an export

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxlens.checkpoints import converter
 from jaxlens.checkpoints.inspector import look
+from jaxlens.checkpoints.open import open_checkpoint
 from jaxlens.cli.commands.command import Command, print_progress
 from jaxlens.config import DTYPES
 
@@ -12,15 +13,22 @@ from jaxlens.config import DTYPES
 def run(arguments: argparse.Namespace) -> None:
     """Writes a checkpoint in jaxlens's native format: safetensors, config.json and the tokenizer.
 
-    At most one tensor is in memory. The folder appears when it is complete. If the command is interrupted, it can be
-    run again.
+    At most one tensor is in memory. Quantized weights are dequantized. The folder appears when it is complete. If the
+    command is interrupted, it can be run again.
     """
     print_progress(f"converting {arguments.source}")
     report = converter.convert(arguments.source, arguments.folder, dtype=arguments.dtype, process=arguments.process)
+    print_quantization(arguments.source)
     written = look(arguments.folder)
     print(f"{arguments.folder}: {written.parameters:,} parameters in {written.checkpoint.cfg.dtype}")
     for processing in report:
         print(f"  {processing}")
+
+
+def print_quantization(source: str) -> None:
+    """Says that the weights of a quantized checkpoint have been dequantized."""
+    if quantization := open_checkpoint(source).quantization:
+        print(f"dequantized from {quantization}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,18 +7,19 @@ from jaxlens.checkpoints import converter
 from jaxlens.checkpoints.inspector import look
 from jaxlens.checkpoints.safetensors_reader import read_json
 from jaxlens.cli.commands.command import Command, print_progress
-from jaxlens.cli.commands.convert import add_dtype
+from jaxlens.cli.commands.convert import add_dtype, print_quantization
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes a folder in jaxlens's native format, or any other checkpoint, for Hugging Face's transformers.
 
-    In the same dtype, tensors equal those of the original checkpoint bit for bit. Processed weights cannot be exported
-    if the architecture cannot express the result of a pass.
+    In the same dtype, tensors equal those of the original checkpoint bit for bit. Quantized weights are dequantized.
+    Processed weights cannot be exported if the architecture cannot express the result of a pass.
     """
     print_progress(f"exporting {arguments.source}")
     source = None if arguments.config is None else read_json(arguments.config)
     converter.convert_back(arguments.source, arguments.folder, dtype=arguments.dtype, source=source)
+    print_quantization(arguments.source)
     written = look(arguments.folder)
     print(f"{arguments.folder}: {written.parameters:,} parameters ({written.checkpoint.model_type})")
 

@@ -36,6 +36,8 @@ def report(inspected: Look) -> Iterator[str]:
         parts = ", ".join(f"{count} tensors of the {part} part" for part, count in inspected.other_parts.items())
         yield f"{'part':12}text part of a {checkpoint.part_of} checkpoint; {parts} are not read"
     yield f"{'family':12}{', '.join(types)}: {description.summary}"
+    if checkpoint.quantization:
+        yield f"{'quantized':12}{checkpoint.quantization}; dequantized when it is read"
     yield f"{'sizes':12}{sizes(cfg)}"
     if cfg.output_head != "next_token":
         yield f"{'outputs':12}{outputs(cfg)}"

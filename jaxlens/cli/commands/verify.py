@@ -23,7 +23,8 @@ logits and the largest logit; "relative" is their ratio. Both models run in floa
 def run(arguments: argparse.Namespace) -> int:
     """Compares the logits and the residual stream of a checkpoint with those that transformers computes.
 
-    Requires torch. The exit status is 1 if a logit differs by more than 1e-5 times the largest logit.
+    Requires torch. jaxlens dequantizes the weights of a quantized checkpoint for both. The exit status is 1 if a logit
+    differs by more than 1e-5 times the largest logit.
     """
     if arguments.results:
         check_writable(arguments.results, arguments.results.suffix.lower())

@@ -1,0 +1,271 @@
+"""What the methods of quantization share: a weight stored in several tensors, and arithmetic with its scales.
+
+A weight is dequantized when it is read, a few rows at a time, so that little more than the result is in memory.
+"""
+
+import concurrent.futures
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxlens.checkpoints.rules.hf_config import Reader
+from jaxlens.checkpoints.rules.rule import FLOATS, Tensors, stored_dtype
+from jaxlens.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A weight that is computed from several stored tensors.
+
+    `dtype` is the dtype to which the library rounds its values, as safetensors spells it. `read` returns these values,
+    but may return them in a wider dtype. `kind` says in words how the weight is stored.
+    """
+
+    parts: tuple[str, ...]
+    shape: Shape
+    dtype: str
+    kind: str
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method of quantization.
+
+    `settings` reads the quantization_config of a config.json. `packed` finds the quantized weights among the stored
+    tensors, by the name that the weight has without quantization. Tensors whose names end with one of `companions` must
+    be part of a quantized weight. Tensors that match `activations` describe the quantization of activations or of a
+    cache of keys and values, which jaxlens does not quantize. `unused` are the fields of quantization_config that do
+    not change the weights.
+    """
+
+    title: str
+    settings: Callable[[Reader], Any]
+    packed: Callable[[Tensors, Any], Mapping[str, Packed]]
+    companions: tuple[str, ...]
+    activations: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+def inside(hf: Reader, name: str, unused: Iterable[str] = ()) -> Reader:
+    """The fields of a nested object. Those that are null or in `unused` count as read."""
+    nested, fields = hf.inside(name), hf(name)
+    for field in {*unused, *(field for field, value in fields.items() if value is None)}:
+        nested(field, None)
+    return nested
+
+
+# ---- stored tensors -------------------------------------------------------------------------------------------------
+
+
+def stems(tensors: Tensors, suffix: str) -> list[str]:
+    """The names that end with `suffix`, without it."""
+    return [name.removesuffix(suffix) for name in tensors.names() if name.endswith(suffix)]
+
+
+class Parts:
+    """The stored tensors of one quantized weight. Their names are `stem` and the names of the parts.
+
+    Raises a CheckpointError if a part is missing.
+    """
+
+    def __init__(
+        self, tensors: Tensors, names: set[str], stem: str, needed: Iterable[str], optional: Iterable[str] = ()
+    ):
+        needed = tuple(needed)
+        self._tensors, self._stem = tensors, stem
+        self.present = (*needed, *(part for part in optional if stem + part in names))
+        if missing := [stem + part for part in needed if stem + part not in names]:
+            found = ", ".join(stem + part for part in self.present if stem + part in names)
+            raise CheckpointError(f"{' and '.join(missing)} missing beside {found}; download the checkpoint again")
+
+    def __contains__(self, part: str) -> bool:
+        return part in self.present
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._stem + part for part in self.present)
+
+    def shape(self, part: str) -> Shape:
+        return tuple(self._tensors.shape(self._stem + part))
+
+    def dtype(self, part: str) -> str:
+        return stored_dtype(self._tensors, self._stem + part)
+
+    def read(self, part: str) -> np.ndarray:
+        return self._tensors.read(self._stem + part)
+
+    def expect(self, part: str, dtypes: Iterable[str], *shapes: Shape) -> None:
+        """Raises a CheckpointError unless a part has one of these dtypes and, if any are given, one of these shapes."""
+        dtypes = tuple(dtypes)
+        if self.dtype(part) in dtypes and (not shapes or self.shape(part) in shapes):
+            return
+        wanted = " or ".join(dtypes) + (f" of shape {' or '.join(map(str, shapes))}" if shapes else "")
+        has = f"{self._stem}{part} is {self.dtype(part)} of shape {self.shape(part)}"
+        raise CheckpointError(f"{has}; expected {wanted}, as {self._stem}{self.present[0]} needs")
+
+
+# ---- arithmetic -----------------------------------------------------------------------------------------------------
+
+
+def by_rows(
+    shape: Shape, dtype: str, rows: Callable[[slice], np.ndarray], *, multiple: int = 1, step: int = 2**17
+) -> np.ndarray:
+    """An array whose rows are computed by `rows`, about `step` values at a time and a multiple of `multiple` rows.
+
+    Values are rounded to `dtype`. Those of float16 are returned as float32, because NumPy converts them slowly.
+
+    Example:
+        >>> thirds = np.arange(6, dtype=np.float32).reshape(3, 2) / 3
+        >>> by_rows((3, 2), "BF16", lambda rows: thirds[rows], step=2).tolist()
+        [[0.0, 0.333984375], [0.66796875, 1.0], [1.3359375, 1.6640625]]
+    """
+    result = np.empty(shape, "float32" if dtype == "F16" else FLOATS[dtype])
+    count = max(1, step // max(1, math.prod(shape[1:])) // multiple) * multiple
+
+    def fill(start: int) -> None:
+        chosen = slice(start, min(start + count, shape[0]))
+        with np.errstate(over="ignore", invalid="ignore"):  # values too large for dtype become infinite
+            result[chosen] = rounded_to_float16(rows(chosen)) if dtype == "F16" else rows(chosen)
+
+    starts = range(0, shape[0], count)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy computes outside of Python's lock
+        for _ in threads.map(fill, starts) if len(starts) > 1 else map(fill, starts):
+            pass  # raises the error of a thread
+    return result
+
+
+def rounded_to_float16(values: np.ndarray) -> np.ndarray:
+    """Float32 values rounded to the nearest float16, as float32 unless some are too large or too small for that.
+
+    The difference of two sums with a multiple of the value cancels its lower bits (Dekker 1971, "A floating-point
+    technique for extending the available precision", section 5).
+
+    Example:
+        >>> values = np.array([0.1, -3.14159], np.float32)
+        >>> rounded_to_float16(values).tolist() == values.astype(np.float16).tolist()
+        True
+    """
+    magnitudes = np.abs(values)
+    small = magnitudes < 2**-14  # subnormal in float16
+    if magnitudes.max(initial=0) > 65504 or (small.any() and values[small].any()):
+        return values.astype(np.float16)
+    multiple = values * np.float32(2**13 + 1)
+    return multiple - (multiple - values)
+
+
+def _table(bits: int) -> np.ndarray:
+    """The integers of `bits` bits in each byte, the first in the lowest bits, as the bytes of one larger integer."""
+    integers = np.arange(256, dtype=np.uint8)[:, None] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8(2**bits - 1)
+    return integers.view(np.dtype(f"u{8 // bits}"))[:, 0]
+
+
+TABLES = {2: _table(2), 4: _table(4)}
+
+
+def unpack(words: np.ndarray, bits: int) -> np.ndarray:
+    """The integers of `bits` bits that are packed along the last axis, the first in the lowest bits, as uint8.
+
+    An integer may begin in one word and end in the next.
+
+    Example:
+        >>> unpack(np.array([0x87654321, 9], np.uint32), 4).tolist()
+        [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 0, 0, 0, 0, 0]
+        >>> unpack(np.array([0b10_101_100_011_010_001_000 | 6 << 21], np.uint32), 3)[:7].tolist()
+        [0, 1, 2, 3, 4, 5, 2]
+    """
+    stored = np.ascontiguousarray(words).view(np.uint8)
+    if bits == 8:
+        return stored
+    if bits in TABLES:
+        return np.take(TABLES[bits], stored).view(np.uint8)
+    n_bytes = stored.shape[-1]
+    padding = [(0, 0)] * (stored.ndim - 1) + [(0, -n_bytes % bits)]
+    stored = np.pad(stored, padding).reshape(*stored.shape[:-1], -1, bits)  # eight integers have `bits` bytes
+    eight = np.zeros(stored.shape[:-1], np.uint64)
+    for i in range(bits):
+        eight |= stored[..., i].astype(np.uint64) << np.uint64(8 * i)
+    integers = np.empty((*eight.shape, 8), np.uint8)
+    for i in range(8):
+        integers[..., i] = eight >> np.uint64(bits * i) & np.uint64(2**bits - 1)
+    return integers.reshape(*eight.shape[:-1], -1)[..., : 8 * n_bytes // bits]
+
+
+class Grid:
+    """A value for each block of a weight: a scale or a zero point. `apply` combines it with some rows of the weight.
+
+    `values` has one row per `height` rows of a weight with `shape`, in which leading axes are counted as rows. It has
+    one column per `width` columns of the weight, or `columns` is the column of `values` for each column of the weight.
+    """
+
+    def __init__(self, values: np.ndarray, shape: Shape, height: int, width: int, columns: np.ndarray | None = None):
+        self._per_matrix, self._rows, self._height, self._width = values.shape[-2], shape[-2], height, width
+        values = np.broadcast_to(values, (*shape[:-2], *values.shape[-2:]))
+        self._values, self._columns = values.reshape(-1, values.shape[-1]).astype(np.float32), columns
+
+    def apply(self, function: np.ufunc, values: np.ndarray, rows: slice) -> np.ndarray:
+        """`function` of `values` [row, column], some rows of the weight, and of the values of their blocks.
+
+        `values` may be overwritten with the result.
+        """
+        row = np.arange(rows.start, rows.stop)
+        chosen = self._values[row // self._rows * self._per_matrix + row % self._rows // self._height]
+        in_place = values.dtype == np.float32 and values.flags.c_contiguous
+        out = values if in_place else np.empty(values.shape, np.float32)
+        if self._columns is None and values.shape[-1] % self._width == 0:
+            groups = (len(values), -1, self._width)
+            function(values.reshape(groups), chosen[:, :, None], out=out.reshape(groups))
+        elif self._columns is None:
+            function(values, np.repeat(chosen, self._width, axis=1)[:, : values.shape[-1]], out=out)
+        else:
+            function(values, chosen[:, self._columns], out=out)
+        return out
+
+
+def blocks(shape: Shape, grid: Shape, given: tuple[int | None, int | None] = (None, None)) -> tuple[int, int] | None:
+    """The height and width of blocks of a weight, from the shape of their scales. None if the two do not match.
+
+    `given` are the sizes that config.json describes. The last block of a row or column may then be smaller.
+
+    Example:
+        >>> blocks((192, 256), (2, 2), (128, 128)), blocks((192, 64), (192, 2)), blocks((192, 64), (1, 5))
+        ((128, 128), (1, 32), None)
+    """
+    sizes = []
+    for length, count, size in zip(shape[-2:], grid[-2:], given, strict=True):
+        if size and count == -(-length // size):
+            sizes.append(min(size, length))
+        elif count and length % count == 0:
+            sizes.append(length // count)
+        else:
+            return None
+    return sizes[0], sizes[1]
+
+
+def grid_shape(shape: Shape, scales: Shape) -> Shape | None:
+    """The shape of scales with an axis for each axis of the weight. None if the two do not match.
+
+    A single scale may have no axes. Otherwise axes are left out at the end: one scale per row, or per matrix.
+    """
+    if len(shape) < 2 or 0 in shape:
+        return None
+    if math.prod(scales) == 1:
+        return (1,) * len(shape)
+    padded = (*scales, *(1,) * (len(shape) - len(scales)))
+    matches = len(padded) == len(shape) and all(n in (1, length) for n, length in zip(padded, shape[:-2], strict=False))
+    return padded if matches else None
+
+
+def described(height: int, width: int, shape: Shape) -> str:
+    """In words: the blocks of a weight that share a scale."""
+    if (height, width) == tuple(shape[-2:]):
+        return "with one scale"
+    if width == shape[-1]:
+        return "with a scale per row" if height == 1 else f"in blocks of {height} rows"
+    return f"in groups of {width}" if height == 1 else f"in blocks of {height} x {width}"
