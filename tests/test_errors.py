@@ -594,7 +594,8 @@ ANALYSES = {
     "an edit that is lost": Case(lambda: hooked(Z, in_place), HookError, "Return the new value"),
     "hooks that could stay": Case(lambda: cached(reset_hooks_end=False), ValueError, "add_caching_hooks"),
     "layers of several shapes": Case(
-        lambda: model("moe").run_with_cache(tokens())[1].stack_activation("post"), ValueError, "differs in shape"
+        lambda: model("moe").run_with_cache(tokens(), names_filter=["*hook_post"])[1].stack_activation("post"),
+        ValueError, "differs in shape",
     ),
     "results of heads without z": Case(
         lambda: cached([RESID_PRE])[1].compute_head_results(), ActivationNotFound, 'the cache holds no'
