@@ -41,6 +41,8 @@ def run(name="gpt2", given=None, **how):
 def hooked(where, fn=keep, name="gpt2", **how):
     return model(name).run_with_hooks(tokens(), fwd_hooks=[(where, fn)], **how)
 
+POST = "blocks.*.mlp.hook_post"
+
 
 def cached(names_filter=None, **how):
     return model("gpt2").run_with_cache(tokens(), names_filter=names_filter, **how)
@@ -594,7 +596,7 @@ ANALYSES = {
     "an edit that is lost": Case(lambda: hooked(Z, in_place), HookError, "Return the new value"),
     "hooks that could stay": Case(lambda: cached(reset_hooks_end=False), ValueError, "add_caching_hooks"),
     "layers of several shapes": Case(
-        lambda: model("moe").run_with_cache(tokens(), names_filter=["*hook_post"])[1].stack_activation("post"),
+        lambda: model("moe").run_with_cache(tokens(), names_filter=POST)[1].stack_activation("post"),
         ValueError, "differs in shape",
     ),
     "results of heads without z": Case(
