@@ -24,6 +24,7 @@ from jaxlens.nn.parameters import parameter_shapes
 from jaxlens.weights import center_unembed
 
 Z, RESID_PRE = "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
+POST = "blocks.*.mlp.hook_post"
 
 
 def keep(value, hook):
@@ -40,8 +41,6 @@ def run(name="gpt2", given=None, **how):
 
 def hooked(where, fn=keep, name="gpt2", **how):
     return model(name).run_with_hooks(tokens(), fwd_hooks=[(where, fn)], **how)
-
-POST = "blocks.*.mlp.hook_post"
 
 
 def cached(names_filter=None, **how):
