@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.mistakes import Case, unreached
-from support.models import CONFIGS, SIZES, model, randomised, tokens
+from support.models import CONFIGS, SIZES, model, randomised, tokens, with_neurons
 from test_hook_api import compilations
 from test_memory import arrays_within
 from test_models import close
 from test_text import word_tokenizer
 
 from jaxlens import ActivationCache, ActivationNotFound, Config, HookedTransformer, Slice, Tokenizer, weights
-from jaxlens.hooks.table import sites
 from jaxlens.nn.module import arrays
 from jaxlens.nn.moe import choose, of_all
 from jaxlens.nn.norm import Norm
@@ -44,11 +43,6 @@ def ran(name: str, seed: int = 0) -> ActivationCache:
     """A run of two padded prompts; whoever would change it takes a copy."""
     the_model, given = made(name, seed), tokens(seed=seed)
     return the_model.run_with_cache(given, names_filter=with_neurons(the_model.cfg), attention_mask=MASK)[1]
-
-
-def with_neurons(cfg: Config) -> list[str]:
-    """The names of an unfiltered cache, and the neurons of experts, which are cached on request."""
-    return [name for name, site in sites(cfg).items() if not site.on_request or name.endswith("mlp.hook_post")]
 
 
 def stations(cfg: Config) -> list[tuple[int | None, bool]]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from families import CASES
+from support.models import with_neurons
 from support.tiny import random_tokens, write_checkpoint
 from test_models import close
 
@@ -79,7 +80,7 @@ def test_weight_processing_keeps_the_log_probabilities(loaded, model_type):
 @every_family
 def test_components_add_up_and_their_attributions_to_the_logits(loaded, model_type):
     model = loaded(model_type)
-    logits, cache = model.run_with_cache(TOKENS)
+    logits, cache = model.run_with_cache(TOKENS, names_filter=with_neurons(model.cfg))
     stack = cache.get_full_resid_decomposition(expand_neurons=True)
     close(stack.sum(0), cache["resid_post", -1])
     if model.cfg.output_logits_soft_cap is None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.mistakes import Case, unreached
-from support.models import CONFIGS, model, tokens
+from support.models import CONFIGS, model, tokens, with_neurons
 from test_decomposition import EVERY, MASK, cache_of, made, ran
 from test_hook_api import compilations
 from test_models import close
@@ -37,7 +37,8 @@ def units(name: str):
 def processed(name: str) -> ActivationCache:
     """The run of `ran`, on weights that were folded and centred where that is valid."""
     params, cfg, _ = weights.process_weights(made(name).params, made(name).cfg)
-    return HookedTransformer(cfg, params=params).run_with_cache(tokens(), attention_mask=MASK)[1]
+    folded = HookedTransformer(cfg, params=params)
+    return folded.run_with_cache(tokens(), names_filter=with_neurons(cfg), attention_mask=MASK)[1]
 
 
 def before_the_cap(cache) -> jax.Array:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxlens import Config, HookedTransformer
 from jaxlens.config import Dynamic, Linear, Llama3, LongRope, Rotary, Yarn
+from jaxlens.hooks.table import sites
 from jaxlens.nn.parameters import parameter_shapes
 
 SIZES = {"n_layers": 4, "d_model": 14, "n_heads": 6, "d_head": 4, "d_mlp": 22, "d_vocab": 37, "n_ctx": 32}
@@ -101,3 +102,8 @@ def randomised(cfg: Config, seed: int = 0) -> HookedTransformer:
 
 def tokens(batch: int = 2, length: int = 11, seed: int = 0, d_vocab: int = SIZES["d_vocab"]) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).integers(0, d_vocab, (batch, length)), jnp.int32)
+
+
+def with_neurons(cfg: Config) -> list[str]:
+    """The names of an unfiltered cache, and the neurons of experts, which are cached on request."""
+    return [name for name, site in sites(cfg).items() if not site.on_request or name.endswith("mlp.hook_post")]
