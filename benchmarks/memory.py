@@ -131,7 +131,7 @@ def main() -> None:
 
     machine = environment()
     print_environment(machine)
-    lengths, block = ((1024, 2048), 256) if options.quick else ((2048, 8192), 1024)
+    lengths, block = (1024, 2048) if options.quick else (2048, 8192), 256
     results = {
         "shape": WITH_MLP,
         "unused_context": compare_contexts(),

@@ -69,7 +69,6 @@ def _attend_by_block(cfg: Config, reach: int | None, q, k, v, info: LayerInfo, s
     )
     keys = in_blocks(heads_first(k), axis=2), in_blocks(heads_first(v), axis=2)
     keys = *keys, in_blocks(info.sources, fill=PADDING), in_blocks(info.high, fill=-1)
-    attend_block = jax.checkpoint(functools.partial(_attend_block, cfg, scale=info.scale, sink=sink))
     n_blocks = len(keys[0])
     n_groups = 1 if reach else min(MAX_GROUPS, n_blocks)
     bounds = [n_blocks * group // n_groups for group in range(n_groups + 1)]
@@ -78,11 +77,12 @@ def _attend_by_block(cfg: Config, reach: int | None, q, k, v, info: LayerInfo, s
         n_keys = reach or last
         until_last = jax.tree.map(lambda x: x[:last], keys)
 
+        @jax.checkpoint  # of the slices too: those of all blocks would be as many numbers as T×T
         def attend(block):
             i, queries = block
             start = jnp.maximum(i + 1 - n_keys, 0)
             of_keys = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=n_keys)
-            return attend_block(queries, jax.tree.map(of_keys, until_last))
+            return _attend_block(cfg, queries, jax.tree.map(of_keys, until_last), info.scale, sink)
 
         return jax.lax.map(attend, (jnp.arange(first, last), jax.tree.map(lambda x: x[first:last], queries)))
 
