@@ -108,9 +108,18 @@ def interleaved(cases: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[
     return timings
 
 
+PAUSE = 0.03
+"""Seconds between two calls: the threads of PyTorch wait busily for some time after a call."""
+
+
 def _pair(baseline: Callable[[int], Any], case: Callable[[int], Any], call: int) -> tuple[float, float]:
     """The times of baseline and case. They alternate in which runs first."""
+
+    def rested(run: Callable[[int], Any]) -> float:
+        time.sleep(PAUSE)
+        return seconds(lambda: run(call))
+
     if call % 2:
-        return seconds(lambda: baseline(call)), seconds(lambda: case(call))
-    time_of_case = seconds(lambda: case(call))
-    return seconds(lambda: baseline(call)), time_of_case
+        return rested(baseline), rested(case)
+    time_of_case = rested(case)
+    return rested(baseline), time_of_case

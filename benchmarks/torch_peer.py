@@ -1,6 +1,5 @@
 """A PyTorch model of the same shape for comparison: Hugging Face's implementation in float32."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 from jaxlens import Config
 
 THREADS = 2
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else torch's threads spin after a call, and slow what runs next
 
 
 def build(cfg: Config, tokens: np.ndarray, attention: str = "eager") -> dict[str, Callable[[int], Any]]:
