@@ -510,7 +510,6 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-
 @pytest.mark.parametrize("case", MISTAKES, ids=lambda case: case.text[:40])
 def test_mistakes_are_answered(case):
     case.check()

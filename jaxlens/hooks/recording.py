@@ -1,6 +1,6 @@
 """Calls a user's own model, and records the values at its hook points and the gradients there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -90,3 +90,21 @@ def run_with_gradients(model: Any, names: list[str], args: tuple, kwargs: dict) 
     vjp(jnp.ones_like(out))
     nnx.update(model, after)
     return out, {name: values[name] for name in order} | gradients
+
+
+class OldCachingNames:
+    """`add_caching_hooks` of a class, under the names that TransformerLens keeps for old code."""
+
+    def cache_all(
+        self, cache: dict[str, jax.Array] | None, incl_bwd: bool = False, device: Any = None,
+        remove_batch_dim: bool = False,
+    ) -> None:  # fmt: skip
+        """`add_caching_hooks` at every hook point."""
+        self.add_caching_hooks(None, incl_bwd, device, remove_batch_dim, cache)
+
+    def cache_some(
+        self, cache: dict[str, jax.Array] | None, names: str | Callable | Collection[str] | None,
+        incl_bwd: bool = False, device: Any = None, remove_batch_dim: bool = False,
+    ) -> None:  # fmt: skip
+        """`add_caching_hooks` at the hook points that `names` selects."""
+        self.add_caching_hooks(names, incl_bwd, device, remove_batch_dim, cache)

@@ -19,7 +19,7 @@ from jaxlens._jax import as_device, concrete, is_traced
 from jaxlens.errors import HookError
 from jaxlens.hooks.plan import Direction, HookSpec, RegisteredHook, hook_specs
 from jaxlens.hooks.point import STALE, HookPoint, LensHandle, check_direction, hook_of_point
-from jaxlens.hooks.recording import run_with_gradients, run_with_values
+from jaxlens.hooks.recording import OldCachingNames, run_with_gradients, run_with_values
 from jaxlens.hooks.slice import Slice
 
 Names = str | Callable[[str], bool]
@@ -29,7 +29,7 @@ BY_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")
 """The ends of the names of activations whose last axes are position, head and width of a head."""
 
 
-class HookedRootModule(nnx.Module):
+class HookedRootModule(OldCachingNames, nnx.Module):
     """Base class of a user's own `nnx.Module` whose activations pass through `HookPoint`s.
 
     Define `__call__` or `forward`, and put a `HookPoint` at each activation. Its name is the path of attributes and
@@ -289,20 +289,6 @@ class HookedRootModule(nnx.Module):
             for name, store in specs:
                 self.add_hook(name, store, direction)
         return cache
-
-    def cache_all(
-        self, cache: dict[str, jax.Array] | None, incl_bwd: bool = False, device: Any = None,
-        remove_batch_dim: bool = False,
-    ) -> None:  # fmt: skip
-        """`add_caching_hooks` at every hook point, under the name that TransformerLens keeps for old code."""
-        self.add_caching_hooks(None, incl_bwd, device, remove_batch_dim, cache)
-
-    def cache_some(
-        self, cache: dict[str, jax.Array] | None, names: NamesFilter, incl_bwd: bool = False, device: Any = None,
-        remove_batch_dim: bool = False,
-    ) -> None:  # fmt: skip
-        """`add_caching_hooks` at the hook points that `names` selects."""
-        self.add_caching_hooks(names, incl_bwd, device, remove_batch_dim, cache)
 
 
 def _modules(module: Any) -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from jaxlens._jax import as_device, is_traced
 from jaxlens.config import DTYPES, Config
 from jaxlens.errors import HookError
 from jaxlens.hooks.names import is_cached_by_default, matching
+from jaxlens.hooks.recording import OldCachingNames
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import POSITION_AXES, sites
 from jaxlens.model.arguments import SHARDED
@@ -30,7 +31,7 @@ class InputToEmbed(NamedTuple):
     attention_mask: jax.Array | None
 
 
-class TorchMethods:
+class TorchMethods(OldCachingNames):
     """Mixin of HookedTransformer: methods that code written for torch and TransformerLens calls.
 
     Methods that move or cast the model work in place. Those for training mode and gradients do nothing, because a JAX
@@ -162,20 +163,6 @@ class TorchMethods:
         for name, store in hooks:
             self.add_hook(name, store)
         return cache
-
-    def cache_all(
-        self, cache: dict[str, jax.Array] | None, incl_bwd: bool = False, device: Any = None,
-        remove_batch_dim: bool = False,
-    ) -> None:  # fmt: skip
-        """`add_caching_hooks` at every hook point, under the name that TransformerLens keeps for old code."""
-        self.add_caching_hooks(None, incl_bwd, device, remove_batch_dim, cache)
-
-    def cache_some(
-        self, cache: dict[str, jax.Array] | None, names: NamesFilter, incl_bwd: bool = False, device: Any = None,
-        remove_batch_dim: bool = False,
-    ) -> None:  # fmt: skip
-        """`add_caching_hooks` at the hook points that `names` selects."""
-        self.add_caching_hooks(names, incl_bwd, device, remove_batch_dim, cache)
 
     def _names(self, names_filter: NamesFilter) -> list[str]:
         if names_filter is None:
