@@ -70,7 +70,8 @@ def measure_layer(shape: tuple[int, int], rounds: int) -> dict[str, Timing]:
 def attend_in_full(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention of a short sequence, with scores of all pairs of tokens."""
     info = causal(q.shape[:2])
-    scores = raw_scores(by_group_first(q, k.shape[2]), heads_first(k), info.scale, None, None, (info.high, info.high))
+    k, v = heads_first(k), heads_first(v)
+    scores = raw_scores(by_group_first(q, k.shape[1]), k, info.scale, None, None, (info.high, info.sources))
     return weight_values(masked_pattern(scores, info, None), v)
 
 

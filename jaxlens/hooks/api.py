@@ -4,18 +4,20 @@ A hook is `fn(value, hook) -> value | None`. A plain Python function runs on con
 of its layer. `hook(fn, **data)` runs inside the compiled program: `fn` is traced, and `data` are arguments.
 """
 
+import contextlib
 import dataclasses
 import dis
 import functools
 import inspect
 import itertools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Number
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Int
 
 from jaxlens._jax import from_torch, is_torch_tensor
 from jaxlens.errors import HookError
@@ -75,6 +77,7 @@ class NamedHookPoint:
     def __init__(self, name: str, layer: Any = None):
         self.name = self._label = name
         self.ctx: dict = {}
+        self._columns: Any = None
         self._layer = split_name(name)[1] if layer is None else layer
 
     def layer(self) -> int:
@@ -86,6 +89,34 @@ class NamedHookPoint:
         if self._layer is None:
             raise HookError(f'"{self.name}" is outside the blocks and has no layer')
         return self._layer
+
+    @property
+    def positions(self) -> Int[Array, "b p"]:
+        """The position of each column of the value: the number of the token in its row, from 0, without padding.
+
+        It is known while a hook function runs, and traced in compiled code. In a generation, the columns of the first
+        run are those of the prompt, and those of later runs are new tokens.
+        """
+        return self._column(0)
+
+    @property
+    def step(self) -> Int[Array, ""]:
+        """The step of a generation: 0 in the run of the prompt, then 1, 2, … for each new token that is run."""
+        return self._column(1)
+
+    def _column(self, i: int) -> jax.Array:
+        if self._columns is None:
+            raise HookError(f'positions and step of "{self._label}" are known only while a model runs')
+        return self._columns[i]
+
+    @contextlib.contextmanager
+    def reading(self, columns: Any) -> Iterator["NamedHookPoint"]:
+        """The hook point while a function runs, which can read the positions and the step."""
+        before, self._columns = self._columns, columns
+        try:
+            yield self
+        finally:
+            self._columns = before
 
     def __repr__(self) -> str:
         return f"HookPoint({self.name!r})"
@@ -102,7 +133,7 @@ class HookPointOfAnyLayer(NamedHookPoint):
     """
 
     def __init__(self, label: str):
-        self._label = label
+        self._label, self._columns = label, None
 
     def _read(self) -> Any:
         raise LayerIsRead
@@ -130,14 +161,18 @@ class PythonHook:
         return dataclasses.replace(self, identity=object())
 
 
-def apply(hook: PythonHook | DataHook, value: jax.Array, point: NamedHookPoint) -> jax.Array:
-    """The activation after a hook: the result of its function, or `value` if that is None."""
+def apply(hook: PythonHook | DataHook, value: jax.Array, point: NamedHookPoint, columns: Any = None) -> jax.Array:
+    """The activation after a hook: the result of its function, or `value` if that is None.
+
+    `columns` are the positions and the step that the function can read from the hook point.
+    """
     if isinstance(hook, PythonHook) and hook.layout is not None:
         explicit = hook.layout.to_explicit_at(point._label, value)
-        with hook.layout.explicit():
+        with hook.layout.explicit(), point.reading(columns):
             new = hook.layout.to_automatic(call(hook.fn, explicit, point))
     else:
-        new = call(hook.fn if isinstance(hook, PythonHook) else hook, value, point)
+        with point.reading(columns):
+            new = call(hook.fn if isinstance(hook, PythonHook) else hook, value, point)
     if new is None:
         return value
     if isinstance(new, tuple) and len(new) == 1:

@@ -8,7 +8,7 @@ HookPlan         all site hooks of one run, and the names of the values to captu
 import dataclasses
 import functools
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import jax
@@ -119,41 +119,44 @@ class SiteHook:
             return not set(self.layers).isdisjoint(layers)
         return self.mask is None or bool(np.any(self.mask[np.array(layers)]))
 
-    def __call__(self, value: jax.Array, layer, points: Mapping[str, NamedHookPoint] | None = None) -> jax.Array:
-        """The value after this hook. `layer` may be traced."""
+    def __call__(
+        self, value: jax.Array, layer, points: Mapping[str, NamedHookPoint] | None = None, columns: Any = None
+    ) -> jax.Array:
+        """The value after this hook. `layer` may be traced. `columns` are the positions and the step of the run."""
         is_traced = layer is not None and not isinstance(layer, int)
         if not is_traced and not self.acts_in(layer):
             return value
         if self.direction == "fwd":
-            return self._edited(value, layer, points)
-        traced, structure = jax.tree.flatten((self, layer if is_traced else None))
+            return self._edited(value, layer, points, columns)
+        traced, structure = jax.tree.flatten((self, layer if is_traced else None, columns))
 
         def edit(gradient, *traced):  # runs after the trace of `layer` has ended
-            hook, traced_layer = structure.unflatten(traced)
-            return hook._edited(gradient, traced_layer if is_traced else layer, points)
+            hook, traced_layer, columns = structure.unflatten(traced)
+            return hook._edited(gradient, traced_layer if is_traced else layer, points, columns)
 
         return _edit_gradient.bind(value, *traced, edit=edit)
 
-    def _edited(self, value, layer, points: Mapping[str, NamedHookPoint] | None):
+    def _edited(self, value, layer, points: Mapping[str, NamedHookPoint] | None, columns: Any):
         """The result of the function, in a layer in which it acts or, if `layer` is traced, in any layer."""
         if layer is None or isinstance(layer, int):
             name = self.site if layer is None else f"blocks.{layer}.{self.site}"
-            return apply(self.hook, value, points[name] if points else NamedHookPoint(name))
+            return apply(self.hook, value, points[name] if points else NamedHookPoint(name), columns)
         if not self.is_plain:
             acts = None if self.mask is None else jnp.asarray(self.mask)[layer]
-            return self._edited_if(acts, value, NamedHookPoint(f"blocks.*.{self.site}", layer))
+            return self._edited_if(acts, value, NamedHookPoint(f"blocks.*.{self.site}", layer), columns)
         try:
             acts = jnp.any(layer == np.array(self.layers))
-            return self._edited_if(acts, value, HookPointOfAnyLayer(f"blocks.{self.layers[0]}.{self.site}"))
+            return self._edited_if(acts, value, HookPointOfAnyLayer(f"blocks.{self.layers[0]}.{self.site}"), columns)
         except LayerIsRead:  # the function is traced for each layer
             for number in self.layers:
                 name = f"blocks.{number}.{self.site}"
-                value = self._edited_if(layer == number, value, points[name] if points else NamedHookPoint(name))
+                point = points[name] if points else NamedHookPoint(name)
+                value = self._edited_if(layer == number, value, point, columns)
             return value
 
-    def _edited_if(self, acts, value, point: NamedHookPoint):
+    def _edited_if(self, acts, value, point: NamedHookPoint, columns: Any):
         """The value, edited if `acts` (None: in every layer)."""
-        edited = functools.partial(apply, self.hook, point=point)
+        edited = functools.partial(apply, self.hook, point=point, columns=columns)
         # not `where`, which would run the function and its derivative in other layers too
         return edited(value) if acts is None else jax.lax.cond(acts, edited, lambda value: value, value)
 
@@ -253,6 +256,10 @@ class HookPlan:
     def wanted_in(self) -> Mapping[int | None, frozenset[str]]:
         """The sites to capture by layer, and outside the blocks (None)."""
         return _by_layer(self.wanted)
+
+    def touches(self, names: Collection[str]) -> bool:
+        """Whether a value with one of these names, outside the blocks, is captured or may be edited."""
+        return not self.wanted.isdisjoint(names) or any(hook.site in names for hook in (*self.hooks, *self.probes))
 
     def edited_by_python(self, differentiated: bool) -> frozenset[int]:
         """The layers in which a plain Python function edits values, or if `differentiated` gradients."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +12,28 @@ from jaxlens.hooks.plan import SiteHook
 from jaxlens.hooks.positions import Positions, overwritten, shortened
 from jaxlens.hooks.table import LENGTH_AXES
 
+if TYPE_CHECKING:
+    from jaxlens.nn.kv_cache import LayerMemory
+
 
 class Tap:
     """Runs hooks and captures values in one layer of one forward, or outside the blocks (`layer` is None).
 
     The model calls `value = tap("hook_name", value)` at each hook point. `captured` maps sites to captured values.
     `stepwise` is true in a layer that runs step by step outside jit, because a Python function edits its values. In a
-    run that is padded to a longer length, Python functions receive and return values of the true `length`.
+    run that is padded to a longer length, Python functions receive and return values of the true `length`. `columns`
+    are the positions and the step that hook functions can read. With a KV cache, `memory` holds the keys and values of
+    earlier tokens.
     """
 
     def __init__(
         self, hooks: tuple[SiteHook, ...] = (), wanted: frozenset[str] = frozenset(), layer=None,
         positions: Positions | None = None, points: Mapping[str, NamedHookPoint] | None = None,
-        length: int | None = None, stepwise: bool = False,
+        length: int | None = None, stepwise: bool = False, columns: Any = None, memory: "LayerMemory | None" = None,
     ):  # fmt: skip
         self._hooks, self._wanted, self._positions, self._points = hooks, wanted, positions, points
         self._length, self.layer, self.stepwise, self.prefix = length, layer, stepwise, ""
+        self.columns, self.memory = columns, memory
         self.captured: dict[str, jax.Array] = {}
 
     def at(self, module: str) -> "Tap":
@@ -62,9 +69,11 @@ class Tap:
 
     def _edited(self, hook: SiteHook, value: jax.Array) -> jax.Array:
         if self._length is None or not hook.is_plain:
-            return hook(value, self.layer, self._points)
-        given = shortened(value, LENGTH_AXES[hook.site], self._length)
-        edited = hook(given, self.layer, self._points)
+            return hook(value, self.layer, self._points, self.columns)
+        given, columns = shortened(value, LENGTH_AXES[hook.site], self._length), self.columns
+        if columns is not None:
+            columns = shortened(columns[0], (1,), self._length), columns[1]
+        edited = hook(given, self.layer, self._points, columns)
         return value if edited is given else overwritten(value, edited)
 
 

@@ -24,6 +24,7 @@ from jaxlens.hooks.plan import HookPlan, zero_probe
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.loops import (
     LoopInputs,
+    Memory,
     Program,
     Rows,
     compiled_loop,
@@ -35,6 +36,7 @@ from jaxlens.model.loops import (
     step,
 )  # fmt: skip
 from jaxlens.nn.block import SPLIT_INPUTS, Block
+from jaxlens.nn.kv_cache import LayerMemory
 from jaxlens.nn.module import arrays
 from jaxlens.nn.sequence import LayerInfo, SequenceInfo
 
@@ -75,41 +77,47 @@ class Mode(enum.IntEnum):
     SCANNED = 2
 
     @classmethod
-    def of(cls, plan: HookPlan, *trees) -> "Mode":
+    def of(cls, plan: HookPlan, memory: Memory, *trees) -> "Mode":
         """The mode for these inputs. An eager gradient without Python hooks is a scan, which JAX can compile whole."""
-        tracers = tracers_in(trees)
+        tracers = tracers_in(memory, trees)
         if not tracers:
             return cls.EAGER
         split = any(hook.is_plain for hook in plan.hooks) and all(map(is_eagerly_differentiated, tracers))
-        return cls.DIFFERENTIATED if split else cls.SCANNED
+        return cls.DIFFERENTIATED if split and memory is None else cls.SCANNED
 
 
 def run_layers(
-    stacks: tuple[Block, ...], x: jax.Array, info: SequenceInfo, start: int, stop: int, plan: HookPlan
-) -> tuple[jax.Array, list[Captured]]:
-    """The residual stream [b p d] after layers start..stop-1, and the captured activations."""
+    stacks: tuple[Block, ...], x: jax.Array, info: SequenceInfo, start: int, stop: int, plan: HookPlan,
+    memory: Memory = None,
+) -> tuple[jax.Array, list[Captured], Memory]:  # fmt: skip
+    """The residual stream [b p d] after layers start..stop-1, the captured activations, and the memory.
+
+    The memory holds the keys and values of a KV cache. Those of the new tokens are added; outside of transformations its
+    arrays are used up.
+    """
     captured: list[Captured] = []
     buffers: dict[int, Rows] = {}  # by stack
-    mode, next_layer = Mode.of(plan, stacks, info, plan.hooks, plan.probes), start
+    mode, next_layer = Mode.of(plan, memory, stacks, info, plan.hooks, plan.probes), start
     planned = stretches(plan, start, stop, mode)
     while next_layer < stop:
-        if is_traced(x) and (new := Mode.of(plan, x)) > mode:  # a Python hook returned a tracer that it closes over
+        if is_traced(x) and (new := Mode.of(plan, memory, x)) > mode:  # a Python hook returned a tracer that it closes over
             if new is Mode.SCANNED:
                 captured, buffers = captured + _in_buffers(buffers, plan, next_layer), {}
             mode, planned = new, stretches(plan, start, stop, new, next_layer)
         stretch = next(planned)
         stack, own = stacks[stretch.stack], buffers.get(stretch.stack) if stretch.buffered else None
         if mode is Mode.SCANNED:
-            x, entries = _scanned(stack, x, info, stretch, plan)
+            x, entries, memory = _scanned(stack, x, info, stretch, plan, memory)
             captured += entries
         else:
-            x, values = (_edited if stretch.edited else _compiled)(stack, x, info, stretch, plan, own, mode)
+            run = _edited if stretch.edited else _compiled
+            x, values, memory = run(stack, x, info, stretch, plan, own, mode, memory)
             if stretch.buffered:
                 buffers[stretch.stack] = values
             else:
                 captured += _as_captured(values, stretch.layers)
         next_layer = stretch.layers[-1] + 1
-    return x, captured + _in_buffers(buffers, plan, next_layer)
+    return x, captured + _in_buffers(buffers, plan, next_layer), memory
 
 
 def _in_buffers(buffers: dict[int, Rows], plan: HookPlan, stop: int) -> list[Captured]:
@@ -156,7 +164,10 @@ def stretches(plan: HookPlan, start: int, stop: int, mode: Mode = Mode.EAGER, ne
 # --- compiled stretches
 
 
-def _compiled(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan, buffers: Rows | None, mode: Mode):
+def _compiled(
+    stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan, buffers: Rows | None, mode: Mode,
+    memory: Memory,
+):  # fmt: skip
     """A stretch as a compiled loop: the residual stream, and the captured values, in the rows of its buffers if any."""
     layers = plan.cfg.stacks[stretch.stack]
     rows = layers if stretch.buffered else stretch.layers if stretch.wanted else ()
@@ -168,11 +179,11 @@ def _compiled(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookP
     if buffers is None:
         buffers = new_buffers(program, inputs, x) if rows else {}
     first, last = np.int32(stretch.first), np.int32(stretch.first + len(stretch.layers))
-    x, values = loop(program, inputs, x, buffers, first, last)
+    x, values, memory = loop(program, inputs, x, buffers, first, last, memory)
     if mode is Mode.EAGER and is_traced(x) and is_eagerly_differentiated(x):  # although no input is traced
         problem = "a function of hook(fn, **data) uses a value that is differentiated and is not among its data"
         raise HookError(f"{problem}; pass the value as data, as in hook(fn, w=w)")
-    return x, values if stretch.buffered else {site: value[0] for site, value in values.items()}
+    return x, values if stretch.buffered else {site: value[0] for site, value in values.items()}, memory
 
 
 def _as_captured(values: Rows, layers: tuple[int, ...]) -> list[Captured]:
@@ -185,7 +196,7 @@ def _as_captured(values: Rows, layers: tuple[int, ...]) -> list[Captured]:
 # --- under a transformation
 
 
-def _scanned(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan):
+def _scanned(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan, memory: Memory):
     """A stretch as a scan, which can be differentiated. All hooks are inside, each conditional on its layers."""
     wanted: dict[str, list[int]] = {}  # site -> the layers of this stretch in which it is captured
     for layer in stretch.layers:
@@ -194,41 +205,43 @@ def _scanned(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPl
     if stretch.first or len(stretch.layers) < len(plan.cfg.stacks[stretch.stack]):
         stack = jax.tree.map(lambda w: w[stretch.first : stretch.first + len(stretch.layers)], stack)
     wanted_in = tuple((site, tuple(wanted[site])) for site in sorted(wanted))
-    inputs, program = (stack, x, info, plan.hooks_in(stretch.layers), plan.positions), (stretch.layers, wanted_in)
+    inputs = stack, x, info, plan.hooks_in(stretch.layers), plan.positions, memory
+    program = stretch.layers, wanted_in
     if any(hook.is_plain for hook in inputs[3]):  # traced anew: a Python function may read globals that have changed
-        x, values = _scan(*inputs, *program, plan.points, plan.length)
+        x, values, memory = _scan(*inputs, *program, plan.points, plan.length)
     else:
-        x, values = _compiled_scan(*inputs, *program)
-    return x, [entry for site, layers in wanted_in for entry in _as_captured({site: values[site]}, layers)]
+        x, values, memory = _compiled_scan(*inputs, *program)
+    return x, [entry for site, layers in wanted_in for entry in _as_captured({site: values[site]}, layers)], memory
 
 
-def _scan(stack, x, info, hooks, positions, layers, wanted_in, points=None, length=None):
+def _scan(stack, x, info, hooks, positions, memory, layers, wanted_in, points=None, length=None):
     """All layers of a stack. A site that is not captured in every layer has a buffer for its layers."""
     wanted = dict(wanted_in)
     sites = frozenset(wanted)
 
-    def run(block, x, layer):
-        return step(block, x, layer, info, Tap(hooks, sites, layer, positions, points, length))
+    def run(block, x, layer, memory):
+        return step(block, x, layer, info, Tap(hooks, sites, layer, positions, points, length), memory)
 
     partly = [site for site in wanted if wanted[site] != layers]
-    shapes = jax.eval_shape(run, layer_at(stack, 0), x, jnp.int32(0))[1] if partly else {}
+    shapes = jax.eval_shape(run, layer_at(stack, 0), x, jnp.int32(0), memory)[1] if partly else {}
     # one extra row, to which the values of all other layers are written
     buffers = {site: jnp.zeros((len(wanted[site]) + 1, *shapes[site].shape), shapes[site].dtype) for site in partly}
     rows = {site: _rows(wanted[site], layers) for site in partly}
 
     def body(carry, xs):
-        x, buffers = carry
+        x, buffers, memory = carry
         block, layer, row = xs
-        x, captured = run(block, x, layer)
+        x, captured, memory = run(block, x, layer, memory)
         buffers = {site: set_row(buffers[site], captured.pop(site), row[site]) for site in buffers}
-        return (x, buffers), captured
+        return (x, buffers, memory), captured
 
-    (x, buffers), everywhere = jax.lax.scan(body, (x, buffers), (stack, jnp.array(layers, jnp.int32), rows))
+    xs = stack, jnp.array(layers, jnp.int32), rows
+    (x, buffers, memory), everywhere = jax.lax.scan(body, (x, buffers, memory), xs)
     values = everywhere | {site: buffer[:-1] for site, buffer in buffers.items()}
-    return x, {site: value[0] if len(wanted[site]) == 1 else value for site, value in values.items()}
+    return x, {site: value[0] if len(wanted[site]) == 1 else value for site, value in values.items()}, memory
 
 
-_compiled_scan = jax.jit(_scan, static_argnums=(5, 6))
+_compiled_scan = jax.jit(_scan, static_argnums=(6, 7))
 
 
 def _rows(wanted: tuple[int, ...], layers: tuple[int, ...]) -> jax.Array:
@@ -252,24 +265,31 @@ def _info_at(info: SequenceInfo, layer) -> LayerInfo:
     return info.at_layer(layer)
 
 
-def _edited(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan, buffers: Rows | None, mode: Mode):
+def _edited(
+    stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan, buffers: Rows | None, mode: Mode,
+    memory: Memory,
+):  # fmt: skip
     """A layer step by step, so that a Python hook can run between two steps, on concrete values."""
     (layer,), row = stretch.layers, np.int32(stretch.first)
     probes = (zero_probe(site, zeros[0]) for site, zeros in plan.probes_at(stretch.wanted, stretch.layers).items())
     tap = Tap((*plan.hooks, *probes), stretch.wanted, layer, plan.positions, plan.points, plan.length, stepwise=True)
+    tap.columns = info.columns
+    if memory is not None:
+        tap.memory = LayerMemory(memory, np.int32(layer), info.start, not info.sees_slots, in_place=True)
     x = _block_at(stack, row)(x, _info_at(info, np.int32(layer)), tap)
+    memory = None if memory is None else tap.memory.rows
     if not stretch.buffered:
-        return x, tap.captured
+        return x, tap.captured, memory
     if buffers is None:
         buffers = _new_rows(tap.captured, n=len(plan.cfg.stacks[stretch.stack]))
-    return x, (_set_row_in_place if mode is Mode.EAGER else _set_row)(buffers, tap.captured, row)
+    return x, (_set_row_in_place if mode is Mode.EAGER else _set_row)(buffers, tap.captured, row), memory
 
 
 # --- before and after the blocks
 
 
 def run_stage(stage, modules, inputs: tuple, plan: HookPlan, names: tuple[str, ...]):
-    """Runs `stage(modules, *inputs, tap)`, with hook points `names`: compiled, or step by step if Python edits it."""
+    """Runs `stage(modules, *inputs, tap=tap)`, with hook points `names`: compiled, or step by step if Python edits it."""
     wanted = frozenset(name for name in names if name in plan.wanted)
     hooks = tuple(hook for hook in (*plan.hooks, *plan.probes) if hook.site in names)
     if any(hook.is_plain for hook in hooks):
@@ -281,7 +301,7 @@ def run_stage(stage, modules, inputs: tuple, plan: HookPlan, names: tuple[str, .
 
 def _stage(modules, inputs, hooks, positions, stage, wanted, points=None, length=None):
     tap = Tap(hooks, wanted, None, positions, points, length)
-    return stage(arrays(modules), *inputs, tap), tap.captured
+    return stage(arrays(modules), *inputs, tap=tap), tap.captured
 
 
 _stage_compiled = jax.jit(_stage, static_argnums=(4, 5))

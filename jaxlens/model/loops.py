@@ -23,12 +23,16 @@ from jaxlens.hooks.plan import SiteHook, zero_probe
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.tap import Tap
 from jaxlens.nn.block import Block
+from jaxlens.nn.kv_cache import LayerMemory
 from jaxlens.nn.module import arrays
 from jaxlens.nn.moe import MoE
 from jaxlens.nn.sequence import SequenceInfo
 
 Rows = dict[str, jax.Array]
 """A value per site, with a row for each layer."""
+
+Memory = tuple[jax.Array, jax.Array] | None
+"""The keys and values of a KV cache, for all layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +86,19 @@ def set_row(rows: Any, value: Any, i: Any) -> Any:
     return jax.tree.map(lambda w, value: jax.lax.dynamic_update_index_in_dim(w, value, i, 0), rows, value)
 
 
-def step(block: Block, x, layer, info: SequenceInfo, tap: Tap) -> tuple[jax.Array, Rows]:
-    """A layer, and what its tap captures."""
+def step(block: Block, x, layer, info: SequenceInfo, tap: Tap, memory: Memory) -> tuple[jax.Array, Rows, Memory]:
+    """A layer, what its tap captures, and the memory with the keys and values of the new tokens."""
+    tap.columns = info.columns
+    tap.memory = None if memory is None else LayerMemory(memory, layer, info.start, not info.sees_slots)
     x = arrays(block)(x, info.at_layer(layer), tap)
-    return x, tap.captured
+    return x, tap.captured, None if memory is None else tap.memory.rows
 
 
-def _step_at(program: Program, given: LoopInputs, x, i) -> tuple[jax.Array, Rows]:
+def _step_at(program: Program, given: LoopInputs, x, i, memory: Memory = None) -> tuple[jax.Array, Rows, Memory]:
     info, hooks, positions = given.shared
     hooks = (*hooks, *(zero_probe(site, zero) for site, zero in given.probes.items()))
     layer = jnp.array(program.layers, jnp.int32)[i]
-    return step(given.stack, x, layer, info, Tap(hooks, program.wanted, layer, positions))
+    return step(given.stack, x, layer, info, Tap(hooks, program.wanted, layer, positions), memory)
 
 
 def new_rows(values: Any, n: int) -> Any:
@@ -109,33 +115,34 @@ def new_buffers(program: Program, inputs: LoopInputs, x) -> Rows:
     return new_rows(jax.eval_shape(lambda: _step_at(program, inputs.at(0, 0), x, 0)[1]), program.n_rows)
 
 
-def _forward(program: Program, inputs: LoopInputs, x, buffers: Rows, first, last, keep: bool):
-    """The loop: the residual stream, the captured values in `buffers`, and if `keep` the input of each layer."""
+def _forward(program: Program, inputs: LoopInputs, x, buffers: Rows, first, last, keep: bool, memory: Memory = None):
+    """The loop: the residual stream, the captured values in `buffers`, if `keep` the input of each layer, the memory."""
     kept = new_rows(x, len(program.layers)) if keep else None
 
     def body(i, carry):
-        x, buffers, kept = carry
+        x, buffers, kept, memory = carry
         kept, row = set_row(kept, x if keep else None, i), program.row(i, first)
         given = inputs.at(i, row) if keep else inputs.within(i, row)
-        x, captured = _step_at(program, given, x, i)
-        return x, set_row(buffers, captured, row), kept
+        x, captured, memory = _step_at(program, given, x, i, memory)
+        return x, set_row(buffers, captured, row), kept, memory
 
-    return jax.lax.fori_loop(first, last, body, (x, buffers, kept))
+    return jax.lax.fori_loop(first, last, body, (x, buffers, kept, memory))
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def compiled_loop(program: Program, inputs: LoopInputs, x, buffers: Rows, first, last):
-    """Layers first..last-1 of a stack: the residual stream after them, and the captured values in `buffers`."""
-    return _forward(program, inputs, x, buffers, first, last, keep=False)[:2]
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(3, 6))
+def compiled_loop(program: Program, inputs: LoopInputs, x, buffers: Rows, first, last, memory: Memory = None):
+    """Layers first..last-1 of a stack: the residual stream after them, the captured values in `buffers`, the memory."""
+    x, buffers, _, memory = _forward(program, inputs, x, buffers, first, last, False, memory)
+    return x, buffers, memory
 
 
 # --- backward
 
 
-def differentiable_loop(program: Program, inputs: LoopInputs, x, buffers: Rows, first, last):
-    """`compiled_loop` with a derivative, for reverse mode. `buffers` are not donated."""
+def differentiable_loop(program: Program, inputs: LoopInputs, x, buffers: Rows, first, last, memory: None = None):
+    """`compiled_loop` with a derivative, for reverse mode and without a memory. `buffers` are not donated."""
     leaves, structure = jax.tree.flatten(inputs)  # custom_vjp puts objects that are no arrays in their place
-    return _differentiable(program, structure, leaves, x, buffers, first, last)
+    return *_differentiable(program, structure, leaves, x, buffers, first, last), None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -169,9 +176,9 @@ def _loop_fwd(program: Program, structure, leaves, *others):
     leaves, (x, buffers, first, last) = jax.tree.map(lambda leaf: leaf.value, (leaves, others))
     inputs = structure.unflatten(leaves)
     if is_traced(inputs, x, buffers):  # differentiated again: known bounds make it a scan
-        output, values, kept = _forward(program, inputs, x, buffers, int(first), int(last), keep=True)
+        output, values, kept, _ = _forward(program, inputs, x, buffers, int(first), int(last), keep=True)
     else:
-        output, values, kept = _keeping_loop(program, inputs, x, buffers, first, last)
+        output, values, kept, _ = _keeping_loop(program, inputs, x, buffers, first, last)
     return (output, values), _Residuals(tuple(itertools.compress(_FIELDS, needed)), inputs, kept, first, last)
 
 
@@ -210,7 +217,7 @@ def _backward(program: Program, residuals: _Residuals, gradient, of_buffers: Row
 
         def run(floats, x):
             fields = {field: joins[field](floats[field]) for field in floats}
-            return _step_at(program, dataclasses.replace(given, **fields), x, i)
+            return _step_at(program, dataclasses.replace(given, **fields), x, i)[:2]
 
         (_, captured), pull_back = jax.vjp(run, floats, layer_at(residuals.kept, i))
         of_captured = layer_at(of_buffers, row)

@@ -96,13 +96,17 @@ def _default_names(cfg: Config, switched_on: frozenset[str], layers: LayerRange)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RunRequest:
-    """Which layers to run, what to return, and which activations to capture at which positions."""
+    """Which layers to run, what to return, and which activations to capture at which positions.
+
+    With `last_only`, the logits are those of each row's last token [b 1 v], unless hooks or captures see all of them.
+    """
 
     layers: LayerRange = dataclasses.field(metadata=STATIC)
     return_type: Literal["logits", "loss", "both"] | None = dataclasses.field(metadata=STATIC)
     loss_per_token: bool = dataclasses.field(default=False, metadata=STATIC)
     wanted: frozenset[str] = dataclasses.field(default=frozenset(), metadata=STATIC)
     positions: Positions | None = None
+    last_only: bool = dataclasses.field(default=False, metadata=STATIC)
 
     def __post_init__(self):
         if self.return_type not in ("logits", "loss", "both", None):

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens import config
 from jaxlens._jax import as_device, full_precision
@@ -41,6 +42,7 @@ from jaxlens.model.text_methods import TextMethods, as_tokenizer, tokenizer_of_c
 from jaxlens.model.torch_methods import TorchMethods
 from jaxlens.model.weight_methods import WeightMethods
 from jaxlens.model.weight_properties import WeightProperties
+from jaxlens.nn.kv_cache import KVCache
 from jaxlens.nn.parameters import Params, assemble, disassemble, init_parameters, parameter_shapes
 from jaxlens.nn.transformer import Modules
 from jaxlens.weights import PASSES, process_weights
@@ -339,21 +341,35 @@ class HookedTransformer(
         probes: tuple[SiteHook, ...] = (),
     ) -> tuple[Result, list[Captured]]:  # fmt: skip
         """Runs the model on checked arguments. Returns the requested output and the captured activations."""
+        output, captured, _ = self.run_on(None, model_input, request, hooks, probes)
+        return output, captured
+
+    def run_on(
+        self, cache: KVCache | None, model_input: ModelInput, request: RunRequest, hooks: tuple[RegisteredHook, ...],
+        probes: tuple[SiteHook, ...] = (),
+    ) -> tuple[Result, list[Captured], KVCache | None]:  # fmt: skip
+        """`run` that continues a KV cache, if any, and also returns the longer cache. The given one is used up."""
         plan = HookPlan.of(
             self.cfg, hooks, request.wanted, request.positions, self._points, probes, model_input.length
         )  # fmt: skip
+        past = () if cache is None else (cache.slots, np.int32(model_input.n_positions))
+        tokens, mask = model_input.tokens, model_input.mask
         with full_precision(self.cfg.dtype):
             outer = self.modules.without_blocks()
             if model_input.residual is None:
-                inputs = model_input.tokens, model_input.mask
-                (x, info), first = run_stage(Modules.embed_tokens, outer, inputs, plan, EMBED_NAMES)
+                (x, info), first = run_stage(Modules.embed_tokens, outer, (tokens, mask, *past), plan, EMBED_NAMES)
             else:
-                x, info, first = model_input.residual, outer.sequence_info(model_input.mask), []
-            x, captured = run_layers(self.modules.stacks, x, info, request.layers.start, request.layers.stop, plan)
-            if not request.layers.unembeds:
-                return x, first + captured
-            logits, last = run_stage(Modules.logits, outer, (x,), plan, FINAL_NAMES)
-            return self._output(logits, model_input, request), first + captured + last
+                x, info, first = model_input.residual, outer.sequence_info(mask, tokens, *past), []
+            layers, memory = request.layers, None if cache is None else (cache.keys, cache.values)
+            x, captured, memory = run_layers(self.modules.stacks, x, info, layers.start, layers.stop, plan, memory)
+            cache = None if cache is None else KVCache(*memory, info.slots)
+            if not layers.unembeds:
+                return x, first + captured, cache
+            columns = info.columns
+            if request.last_only and not plan.touches(FINAL_NAMES):
+                x, columns = _last_column(x, columns, mask)
+            logits, last = run_stage(Modules.logits, outer, (x, columns), plan, FINAL_NAMES)
+            return self._output(logits, model_input, request), first + captured + last, cache
 
     def _output(self, logits, model_input: ModelInput, request: RunRequest) -> Result:
         if request.return_type in ("logits", None):
@@ -378,6 +394,15 @@ class HookedTransformer(
             *(f"    {entry}" for entry in self.processing),
         ]
         return "\n".join(lines)
+
+
+@jax.jit
+def _last_column(x: Float[Array, "b p d"], columns, mask: Bool[ArrayLike, "b p"]):
+    """The residual stream and the position of each row's last token, and the step."""
+    positions, step = columns
+    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=-1)[:, None]
+    x = jnp.take_along_axis(x, last[..., None], axis=1)
+    return x, (jnp.take_along_axis(positions, last, axis=1), step)
 
 
 _CALL = inspect.signature(HookedTransformer.__call__)

@@ -129,8 +129,11 @@ class Attention(Adaptable):
         """The sum of values, weighted by the pattern.
 
         Scores and pattern are stored only if a hook or a capture needs them, or if the sequence has at most
-        `cfg.attn_block` tokens.
+        `cfg.attn_block` tokens. With a memory of earlier tokens, queries attend to their keys and values too.
         """
+        k, v = heads_first(k), heads_first(v)
+        if tap.memory is not None:
+            k, v = tap.memory.extended(k, v)
         needs_scores, needs_pattern = tap.needs("hook_attn_scores"), tap.needs("hook_pattern")
         if q.shape[1] > self.cfg.attn_block and not (needs_scores or needs_pattern):
             return attend_blockwise(self.cfg, q, k, v, info, self.sink)
@@ -143,9 +146,9 @@ class Attention(Adaptable):
             pattern = masked_pattern(scores, info, self.sink)
         return weight_values(self.tapped("hook_pattern", pattern, tap) if needs_pattern else pattern, v)
 
-    def scores(self, q, k, info: LayerInfo) -> Float[Array, "b k g p s"]:
+    def scores(self, q, k: Float[Array, "b k s h"], info: LayerInfo) -> Float[Array, "b k g p s"]:
         """Attention scores before the mask."""
-        q, k, indices = by_group_first(q, k.shape[2]), heads_first(k), (info.high, info.high)
+        q, indices = by_group_first(q, k.shape[1]), (info.high, info.sources)
         return raw_scores(q, k, info.scale, self.cfg.attn_scores_soft_cap, position_bias(self.cfg), indices)
 
     @property

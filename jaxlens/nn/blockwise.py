@@ -15,20 +15,27 @@ from jaxtyping import Array, Float, Shaped
 from jaxlens._jax import inlined, wide, wide_dtype
 from jaxlens.config import Config
 from jaxlens.nn.position_bias import position_bias
-from jaxlens.nn.scores import by_group_first, by_position, heads_first, raw_scores, visible
-from jaxlens.nn.sequence import PADDING, LayerInfo
+from jaxlens.nn.kv_cache import PADDING
+from jaxlens.nn.scores import by_group_first, by_position, raw_scores, visible
+from jaxlens.nn.sequence import LayerInfo
 
 MAX_GROUPS = 8
 """Blocks of queries are computed in as many groups, with keys up to the end of the group: a program of fixed size."""
 
 
 @functools.partial(inlined, static_argnames=("cfg",))
-def attend_blockwise(cfg: Config, q, k, v, info: LayerInfo, sink=None) -> Float[Array, "b p n t"]:
+def attend_blockwise(
+    cfg: Config, q: Float[Array, "b p n h"], k: Float[Array, "b k s h"], v: Float[Array, "b k s t"], info: LayerInfo,
+    sink=None,
+) -> Float[Array, "b p n t"]:  # fmt: skip
     """Computes `Attention.attend`, up to rounding, in memory proportional to the length of the sequence.
 
-    A block of queries uses the keys up to its own end only, and in a layer with a window those of the window.
+    A block of queries uses the keys up to its own end only, and in a layer with a window those of the window. If keys
+    are in the slots of a KV cache, it uses all of them.
     """
-    n_blocks = -(-k.shape[1] // cfg.attn_block)
+    if info.high.shape != info.sources.shape:
+        return _attend_by_block(cfg, None, q, k, v, info, sink)
+    n_blocks = -(-k.shape[2] // cfg.attn_block)
     local_windows = [window for window in cfg.windows if window is not None]
     reach = 1 + -(-(max(local_windows, default=1) - 1) // cfg.attn_block)  # blocks of keys for a block of queries
     globally = functools.partial(_attend_by_block, cfg, None)
@@ -37,7 +44,7 @@ def attend_blockwise(cfg: Config, q, k, v, info: LayerInfo, sink=None) -> Float[
         return globally(q, k, v, info, sink)
     if len(local_windows) == cfg.n_layers:
         return locally(q, k, v, info, sink)
-    return jax.lax.cond(info.window < k.shape[1], locally, globally, q, k, v, info, sink)
+    return jax.lax.cond(info.window < k.shape[2], locally, globally, q, k, v, info, sink)
 
 
 def _attend_locally(cfg: Config, reach: int, q, k, v, info: LayerInfo, sink):
@@ -52,7 +59,8 @@ def _attend_locally(cfg: Config, reach: int, q, k, v, info: LayerInfo, sink):
         order = jnp.argsort(~is_token, axis=-1, stable=True)
         bounds = (jnp.take_along_axis(bound, order, axis=-1) for bound in (info.low, info.high, info.sources))
         low, high, sources = bounds
-        q, k, v = (jnp.take_along_axis(x, order[..., None, None], axis=1) for x in (q, k, v))
+        q = jnp.take_along_axis(q, order[..., None, None], axis=1)
+        k, v = (jnp.take_along_axis(x, order[:, None, :, None], axis=2) for x in (k, v))
         z = in_place(q, k, v, dataclasses.replace(info, low=low, high=high, sources=sources), sink)
         return jnp.take_along_axis(z, jnp.argsort(order, axis=-1)[..., None, None], axis=1)
 
@@ -63,19 +71,19 @@ def _attend_by_block(cfg: Config, reach: int | None, q, k, v, info: LayerInfo, s
     """Attention of every block of queries to the last `reach` blocks of keys up to its own, or to all of them."""
     in_blocks = functools.partial(_in_blocks, size=cfg.attn_block)
     queries = (
-        in_blocks(by_group_first(q, k.shape[2]), axis=3),
+        in_blocks(by_group_first(q, k.shape[1]), axis=3),
         in_blocks(info.low, fill=-1),
         in_blocks(info.high, fill=-1),
     )
-    keys = in_blocks(heads_first(k), axis=2), in_blocks(heads_first(v), axis=2)
-    keys = *keys, in_blocks(info.sources, fill=PADDING), in_blocks(info.high, fill=-1)
-    n_blocks = len(keys[0])
-    n_groups = 1 if reach else min(MAX_GROUPS, n_blocks)
+    keys = in_blocks(k, axis=2), in_blocks(v, axis=2), in_blocks(info.sources, fill=PADDING)
+    n_blocks, aligned = len(queries[0]), info.high.shape == info.sources.shape
+    n_groups = min(MAX_GROUPS, n_blocks) if aligned and not reach else 1
     bounds = [n_blocks * group // n_groups for group in range(n_groups + 1)]
 
     def attend_group(first: int, last: int):
-        n_keys = reach or last
-        until_last = jax.tree.map(lambda x: x[:last], keys)
+        last_key = last if aligned else len(keys[0])
+        n_keys = reach or last_key
+        until_last = jax.tree.map(lambda x: x[:last_key], keys)
 
         @jax.checkpoint  # of the slices too: those of all blocks would be as many numbers as T×T
         def attend(block):
@@ -110,8 +118,8 @@ def _attend_block(cfg: Config, queries, keys, scale, sink) -> Float[Array, "b k 
 
     def add_block(sums, block):
         highest, total, z = sums
-        k, v, sources, indices = block
-        scores = wide(raw_scores(q, k, scale, cap, bias, (high, indices)))
+        k, v, sources = block
+        scores = wide(raw_scores(q, k, scale, cap, bias, (high, sources)))
         scores = jnp.where(visible(low, high, sources, scores.ndim), scores, -jnp.inf)
         new = jnp.maximum(highest, jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
         weights, shrink = jnp.exp(scores - new), jnp.exp(highest - new)

@@ -121,9 +121,9 @@ def by_group(heads: Float[Array, "b n p s"], n_groups: int) -> Float[Array, "b k
 
 
 @inlined
-def weight_values(pattern: Float[Array, "b k g p s"], v: Float[Array, "b s k t"]) -> Float[Array, "b p n t"]:
+def weight_values(pattern: Float[Array, "b k g p s"], v: Float[Array, "b k s t"]) -> Float[Array, "b p n t"]:
     """The sum of the sources' values, weighted by the pattern."""
-    return by_position(jnp.einsum("bkgps,bkst->bkgpt", pattern, heads_first(v)))
+    return by_position(jnp.einsum("bkgps,bkst->bkgpt", pattern, v))
 
 
 def by_position(z: Float[Array, "b k g p t"]) -> Float[Array, "b p n t"]:

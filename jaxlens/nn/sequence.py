@@ -1,7 +1,8 @@
 """The inputs of the layers besides the residual stream: positions, the padding mask, and constants per layer.
 
-Axes: b batch, p query position, g sequence, t slot of a sequence, r half of the rotated dimensions, l layer. Axes g and
-t equal b and p, unless rows of several sequences are packed into one (nn/packing.py).
+Axes: b batch, p query position, g sequence, t slot of a sequence, s slot of a source, r half of the rotated dimensions,
+l layer. Axes g and t equal b and p, unless rows of several sequences are packed into one (nn/packing.py). Axis s equals
+t, unless a KV cache holds earlier tokens (nn/kv_cache.py).
 """
 
 import dataclasses
@@ -14,11 +15,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens.config import WHOLE_PAST, Config
+from jaxlens.nn.kv_cache import PADDING, Slots
 from jaxlens.nn.packing import LayerPacking, Packing
 from jaxlens.nn.rope import rotary_tables
 
-PADDING = np.iinfo(np.int32).min
-"""The index of a source that is padding: below that of every token, and below every `low`."""
+Columns = tuple[Int[Array, "b p"], Int[Array, ""]]
+"""What hook functions can read besides the value: the positions of its columns, and the step of a generation."""
 
 
 @jax.tree_util.register_dataclass
@@ -33,7 +35,7 @@ class LayerInfo:
 
     low: Int[Array, "g t"]
     high: Int[Array, "g t"]
-    sources: Int[Array, "g t"]
+    sources: Int[Array, "g s"]
     window: Int[Array, ""]
     scale: Float[Array, ""]
     cos: Float[Array, "b p r"] | None
@@ -49,7 +51,8 @@ class SequenceInfo:
     """The inputs of all layers besides the residual stream. Fields with the axis l have one entry per layer.
 
     `positions` number the tokens of each row from 0 and skip padding, so they do not depend on how a row is padded.
-    `mask` is False on padding. Rotary frequencies have an axis of rows if they depend on the length of a row, else its
+    `mask` is False on padding. With a KV cache, `slots` are what it holds after the run, whose first token is in slot
+    `start`; `n_before` counts the earlier tokens of each row, and `step` the earlier runs. Rotary frequencies have an axis of rows if they depend on the length of a row, else its
     length is 1. `qk_input` is the position embedding of models that add it to the inputs of queries and keys instead of
     the residual stream (shortformer).
     """
@@ -63,11 +66,25 @@ class SequenceInfo:
     query_growth: tuple[float, int] | None = dataclasses.field(default=None, metadata={"static": True})
     qk_input: Float[Array, "b p d"] | None = None
     packing: Packing | None = None
+    step: Int[Array, ""] | None = None
+    slots: Slots | None = None
+    start: Int[Array, ""] | None = None
+    n_before: Int[Array, "b"] | None = None
+    sees_slots: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def columns(self) -> Columns:
+        """What hook functions can read."""
+        return self.positions, self.step
 
     def at_layer(self, layer: Int[Array, ""]) -> LayerInfo:
         """The inputs of one layer."""
         window = self.windows[layer]
-        low, high = band(jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1, window, layer)
+        indices = jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1
+        low, high = band(indices if self.n_before is None else indices + self.n_before[:, None], window, layer)
+        sources = jnp.where(self.mask, high, PADDING)
+        if self.sees_slots:
+            sources = self.slots.sources + jnp.minimum(layer, 0)  # as in `band`
         cos = sin = None
         if self.frequencies is not None:
             angles = self.positions[..., None].astype(self.frequencies.dtype) * self.frequencies[layer]
@@ -76,7 +93,7 @@ class SequenceInfo:
         if self.query_growth is not None:
             growth = growth_of_queries(self.positions, *self.query_growth, self.scales.dtype)
         return LayerInfo(
-            low, high, jnp.where(self.mask, high, PADDING), window, self.scales[layer], cos, sin, self.qk_input,
+            low, high, sources, window, self.scales[layer], cos, sin, self.qk_input,
             growth, packing=None if self.packing is None else self.packing.at_layer(layer),
         )  # fmt: skip
 
@@ -124,11 +141,23 @@ def layer_scales(cfg: Config) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
-def sequence_info(cfg: Config, mask: Bool[ArrayLike, "b p"]) -> SequenceInfo:
-    """The SequenceInfo of a batch, without a `qk_input`. `mask` is False on padding."""
-    positions = jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
-    frequencies, factors = rotary_tables(cfg, jnp.sum(mask, axis=-1)) if cfg.rotary_dim else (None, None)
+def sequence_info(
+    cfg: Config, mask: Bool[ArrayLike, "b p"], tokens: Int[ArrayLike, "b p"] | None = None, past: Slots | None = None,
+    n_new: ArrayLike | None = None,
+) -> SequenceInfo:  # fmt: skip
+    """The SequenceInfo of a batch, without a `qk_input`. `mask` is False on padding.
+
+    `past` are the slots of a KV cache, which the first `n_new` of these columns extend.
+    """
+    positions, lengths, memory = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, jnp.sum(mask, axis=-1), {"step": jnp.int32(0)}
+    if past is not None:
+        positions, lengths = positions + past.n_tokens[:, None], lengths + past.n_tokens
+        memory = {"slots": past.extended(mask, tokens, n_new), "start": past.length, "n_before": past.n_tokens,
+                  "step": past.step}  # fmt: skip
+    positions = jnp.maximum(positions, 0)
+    frequencies, factors = rotary_tables(cfg, lengths) if cfg.rotary_dim else (None, None)
     return SequenceInfo(
+        **memory, sees_slots=past is not None and not past.is_new,
         positions=positions, mask=mask, windows=jnp.array([window or WHOLE_PAST for window in cfg.windows], jnp.int32),
         scales=jnp.asarray(layer_scales(cfg)), frequencies=frequencies, rotary_factors=factors,
         query_growth=cfg.query_growth,

@@ -11,6 +11,7 @@ Axes: b batch, p position, d d_model, v vocabulary.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from jaxlens.nn.block import Block, add
 from jaxlens.nn.embed import Embed, PosEmbed, Unembed
 from jaxlens.nn.module import Module, arrays, within
 from jaxlens.nn.norm import Norm
-from jaxlens.nn.sequence import SequenceInfo, sequence_info
+from jaxlens.nn.sequence import Columns, SequenceInfo, sequence_info
 
 
 class Modules(Module):
@@ -50,18 +51,27 @@ class Modules(Module):
         vars(modules).update(vars(self), stacks=())
         return modules
 
-    def sequence_info(self, mask: Bool[ArrayLike, "b p"]) -> SequenceInfo:
-        """The inputs of all layers besides the residual stream. `mask` is False on padding."""
-        info = sequence_info(self.cfg, mask)
+    def sequence_info(
+        self, mask: Bool[ArrayLike, "b p"], tokens: Int[ArrayLike, "b p"] | None = None, *past: Any
+    ) -> SequenceInfo:
+        """The inputs of all layers besides the residual stream. `mask` is False on padding.
+
+        `past` are the slots of a KV cache and the number of columns that stay in use there.
+        """
+        info = sequence_info(self.cfg, mask, tokens, *past)
         if self.cfg.positional_embedding_type != "shortformer":
             return info
         return dataclasses.replace(info, qk_input=arrays(self.pos_embed)(info.positions, info.mask))
 
     def embed_tokens(
-        self, tokens: Int[ArrayLike, "b p"], mask: Bool[ArrayLike, "b p"], tap
+        self, tokens: Int[ArrayLike, "b p"], mask: Bool[ArrayLike, "b p"], *past: Any, tap
     ) -> tuple[Float[Array, "b p d"], SequenceInfo]:
-        """The residual stream before the first layer, and the other inputs of all layers."""
-        info = self.sequence_info(mask)
+        """The residual stream before the first layer, and the other inputs of all layers.
+
+        `past` are the slots of a KV cache and the number of columns that stay in use there.
+        """
+        info = self.sequence_info(mask, tokens, *past)
+        tap.columns = info.columns
         tokens = tap("hook_tokens", jnp.asarray(tokens)) if tap.needs("hook_tokens") else tokens
         x = tap("hook_embed", self.embed(tokens, tap.at("embed")))
         if info.qk_input is not None:
@@ -70,8 +80,9 @@ class Modules(Module):
             return x, info
         return add(x, tap("hook_pos_embed", self.pos_embed(info.positions, info.mask))), info
 
-    def logits(self, x: Float[Array, "b p d"], tap) -> Float[Array, "b p o"] | None:
+    def logits(self, x: Float[Array, "b p d"], columns: Columns, *, tap) -> Float[Array, "b p o"] | None:
         """The logits of a residual stream after the last layer. None if the model has no unembedding."""
+        tap.columns = columns
         x = x if self.ln_final is None else self.ln_final(x, tap.at("ln_final"))
         if self.cfg.output_head is None:
             tap.at("unembed")("hook_in", x)

@@ -154,7 +154,7 @@ def _steps(model: HookedTransformer, mask):
 
         def step(block, layer, wanted, zeros, x, hooks=hooks):
             probes = (zero_probe(site, zero) for site, zero in zeros.items())
-            tap = Tap((*hooks, *probes), wanted, layer, points=points)
+            tap = Tap((*hooks, *probes), wanted, layer, points=points, columns=info.columns)
             return block(x, info.at_layer(layer), tap), tap.captured
 
         yield jnp.array(stretch.layers, jnp.int32), stack, step

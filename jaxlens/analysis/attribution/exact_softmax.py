@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.hooks.tap import Tap
 from jaxlens.nn.attention import Attention
-from jaxlens.nn.scores import by_group, masked_softmax, visible
+from jaxlens.nn.scores import by_group, heads_first, masked_softmax, visible
 from jaxlens.nn.sequence import LayerInfo
 
 PATTERN = "attn.hook_pattern"
@@ -36,7 +36,7 @@ def effect_of_queries(
 ) -> Float[Array, "b p n"]:
     """(pattern with the clean query - corrupted pattern) · gradient with respect to the pattern."""
     (clean_q, _), (q, k) = queries_and_keys(attn, clean, info), queries_and_keys(attn, corrupted, info)
-    scores, clean_scores = (attn.scores(queries, k, info) for queries in (q, clean_q))
+    scores, clean_scores = (attn.scores(queries, heads_first(k), info) for queries in (q, clean_q))
     before, after = (masked_softmax(x, info.low, info.high, info.sources, attn.sink) for x in (scores, clean_scores))
     effect = jnp.einsum("bkgps,bkgps->bpkg", after - before, by_group(gradient, k.shape[2]))
     return effect.reshape(*effect.shape[:2], -1)
@@ -53,7 +53,7 @@ def effect_of_keys(
         (σ(clean score - L) - σ(corrupted score - L)) · (gradient - G)
     """
     (_, clean_k), (q, k) = queries_and_keys(attn, clean, info), queries_and_keys(attn, corrupted, info)
-    scores, clean_scores = (attn.scores(q, keys, info) for keys in (k, clean_k))
+    scores, clean_scores = (attn.scores(q, heads_first(keys), info) for keys in (k, clean_k))
     allowed = visible(info.low, info.high, info.sources, scores.ndim)
     gradient = by_group(gradient, k.shape[2])
     log_total, mean = over_other_entries(jnp.where(allowed, scores, -jnp.inf), gradient)

@@ -281,7 +281,7 @@ class SweepRunner:
             SiteHook(DataHook(_put, new=value, layers=value_layers), at, mask=mask)
             for at, value, value_layers in (*put, (site, new, new_layers))
         )
-        x, _ = run_layers(self.model.modules.stacks, x, info, int(layers.min()), cfg.n_layers, HookPlan(cfg, hooks))
+        x, _, _ = run_layers(self.model.modules.stacks, x, info, int(layers.min()), cfg.n_layers, HookPlan(cfg, hooks))
         return _finish(self.model, x, batch.rows[:, self.read], baseline_logits)
 
 

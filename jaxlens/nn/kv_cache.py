@@ -1,0 +1,197 @@
+"""The keys and values of earlier tokens, so that new tokens can be run without running the earlier ones again.
+
+A cache has a fixed number of slots. A run writes the keys and values of its tokens to the next free slots, and its
+queries attend to all slots that hold a token.
+
+    slot       0    1    2    3    4    5    6    7
+    row 0      The  cat  sat  on   ·    ·    ·    ·        sources  0  1  2  3  -  -  -  -       length 4
+    row 1      ·    ·    Two  dogs ·    ·    ·    ·        sources  -  -  0  1  -  -  -  -
+
+Axes: b batch, p position of a new token, s slot, l layer, k key/value head, h d_head, t d_v_head.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlens._jax import is_traced
+from jaxlens.config import Config
+
+PADDING = np.iinfo(np.int32).min
+"""The index of a source that is padding: below that of every token, and below every `low`."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slots:
+    """What the slots of a cache hold, which is the same in all layers.
+
+    `sources` are the indices of tokens in their sequence, `PADDING` in a slot without a token. `tokens` are their ids,
+    0 where they are not known. `n_tokens` counts the tokens of each row, `length` the slots in use, and `step` the runs.
+    Nothing is in use if `is_new`.
+    """
+
+    sources: Int[Array, "b s"]
+    tokens: Int[Array, "b s"]
+    n_tokens: Int[Array, "b"]
+    length: Int[Array, ""]
+    step: Int[Array, ""]
+    is_new: bool = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def new(cls, batch_size: int, n_slots: int) -> "Slots":
+        """Slots without tokens."""
+        zero, shape = jnp.int32(0), (batch_size, n_slots)
+        sources, tokens = jnp.full(shape, PADDING, jnp.int32), jnp.zeros(shape, jnp.int32)
+        return cls(sources, tokens, jnp.zeros(batch_size, jnp.int32), zero, zero, True)
+
+    def extended(self, mask: Bool[Array, "b p"], tokens: Int[Array, "b p"] | None, n_new: Any) -> "Slots":
+        """The slots after a run of new tokens. Only the first `n_new` columns stay in use; the others are padding."""
+        indices = self.n_tokens[:, None] + jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
+        tokens = jnp.zeros(mask.shape, jnp.int32) if tokens is None else jnp.asarray(tokens, jnp.int32)
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.length, axis=1)
+        return Slots(
+            write(self.sources, jnp.where(mask, indices, PADDING)), write(self.tokens, tokens),
+            self.n_tokens + jnp.sum(mask, axis=-1, dtype=jnp.int32), self.length + n_new, self.step + 1, False,
+        )  # fmt: skip
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class KVCache:
+    """The keys and values of the tokens that a model has read, of a fixed size: `model.init_kv_cache` makes one.
+
+    `keys` (after rotation) and `values` have heads before slots, as attention multiplies them. `model.decode` writes
+    new tokens to a cache and uses it up: its memory becomes that of the cache that is returned. `copy`, `repeat`,
+    `take` and `cache[:length]` make caches with memory of their own, so that one prefix can be continued in many ways.
+
+    Example:
+        >>> import jaxlens
+        >>> model = jaxlens.HookedTransformer(
+        ...     jaxlens.Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_vocab=10, n_ctx=8, attn_only=True))
+        >>> logits, prefix = model.decode([[1, 2, 3]], model.init_kv_cache(1, max_length=8))
+        >>> logits, both = model.decode([[4], [5]], prefix.repeat(2))
+        >>> both
+        KVCache(2 rows, 4 of 8 slots in use, 2 layers)
+    """
+
+    keys: Float[Array, "l b k s h"]
+    values: Float[Array, "l b k s t"]
+    slots: Slots
+
+    @classmethod
+    def new(cls, cfg: Config, batch_size: int, max_length: int) -> "KVCache":
+        """A cache of this many rows and slots, without tokens."""
+        shape = (cfg.n_layers, batch_size, cfg.n_key_value_heads, max_length)
+        keys, values = (jnp.zeros((*shape, size), cfg.dtype) for size in (cfg.d_head, cfg.d_v_head))
+        return cls(keys, values, Slots.new(batch_size, max_length))
+
+    batch_size = property(lambda self: self.keys.shape[1], doc="The number of rows.")
+    max_length = property(lambda self: self.keys.shape[3], doc="The number of slots.")
+    length = property(lambda self: _number(self.slots.length), doc="The number of slots in use, padding included.")
+    n_tokens = property(lambda self: self.slots.n_tokens, doc="The number of tokens of each row, [b].")
+
+    def copy(self) -> "KVCache":
+        """The same cache with memory of its own."""
+        return jax.tree.map(jnp.copy, self)
+
+    def take(self, rows: Any) -> "KVCache":
+        """A cache of these rows, in this order: integers or a mask over rows.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        chosen = np.arange(self.batch_size)[np.atleast_1d(np.asarray(rows))]
+        return self._rows(chosen)
+
+    def repeat(self, n: int) -> "KVCache":
+        """A cache in which every row is n rows."""
+        return self._rows(np.repeat(np.arange(self.batch_size), n))
+
+    def __getitem__(self, which: slice) -> "KVCache":
+        """`cache[:length]`: the cache after its first `length` slots, as it was before later tokens were read."""
+        if not isinstance(which, slice) or which.start not in (None, 0) or which.step not in (None, 1):
+            raise TypeError(f"a cache is cut as cache[:length], with its beginning; got {which!r}")
+        length = len(range(self.length)[which])
+        sources = jnp.where(jnp.arange(self.max_length) < length, self.slots.sources, PADDING)
+        n_tokens = jnp.sum(sources != PADDING, axis=-1, dtype=jnp.int32)
+        slots = dataclasses.replace(self.slots, sources=sources, n_tokens=n_tokens, length=jnp.int32(length))
+        return KVCache(self.keys, self.values, dataclasses.replace(slots, is_new=length == 0)).copy()
+
+    def with_room(self, n_slots: int) -> "KVCache":
+        """A cache with at least this many slots: itself, or a copy with more."""
+        more = n_slots - self.max_length
+        if more <= 0:
+            return self
+        keys, values = (jnp.pad(x, [(0, 0)] * 3 + [(0, more), (0, 0)]) for x in (self.keys, self.values))
+        sources = jnp.pad(self.slots.sources, [(0, 0), (0, more)], constant_values=PADDING)
+        tokens = jnp.pad(self.slots.tokens, [(0, 0), (0, more)])
+        return KVCache(keys, values, dataclasses.replace(self.slots, sources=sources, tokens=tokens))
+
+    def _rows(self, rows: np.ndarray) -> "KVCache":
+        keys, values = (jnp.take(x, rows, axis=1) for x in (self.keys, self.values))
+        per_row = {name: getattr(self.slots, name)[rows] for name in ("sources", "tokens", "n_tokens")}
+        scalars = {name: jnp.copy(getattr(self.slots, name)) for name in ("length", "step")}
+        return KVCache(keys, values, dataclasses.replace(self.slots, **per_row, **scalars))
+
+    def __repr__(self) -> str:
+        if is_traced(self):
+            return f"KVCache({self.batch_size} rows, {self.max_length} slots, {len(self.keys)} layers)"
+        used = f"{self.length} of {self.max_length} slots in use"
+        return f"KVCache({self.batch_size} rows, {used}, {len(self.keys)} layers)"
+
+    def check(self, cfg: Config, batch_size: int, n_new: int) -> None:
+        """Raises ValueError unless a model with this config can continue the cache with `n_new` columns of tokens."""
+        expected = (cfg.n_layers, batch_size, cfg.n_key_value_heads, self.max_length)
+        problems = []
+        for name, array, size in (("keys", self.keys, cfg.d_head), ("values", self.values, cfg.d_v_head)):
+            if not is_traced(array) and array.is_deleted():
+                used = "this cache was used up by a call of decode, which returned its continuation"
+                raise ValueError(f"{used}; go on with that one, or pass cache.copy() to decode to keep a cache")
+            if array.shape != (*expected, size) or array.dtype != cfg.dtype:
+                axes = "[layer, batch, key/value head, slot, d_head]"
+                problems.append(f"{name} {axes} are {array.shape}, {array.dtype}; this run needs {(*expected, size)}")
+        if problems:
+            raise ValueError(f"the cache belongs to another model or batch: {problems[0]}, {cfg.dtype}")
+        if not is_traced(self.slots.length) and self.length + n_new > self.max_length:
+            free = f"{self.length} of its {self.max_length} slots are in use"
+            more = "make it longer with init_kv_cache(..., max_length=...) or cache.with_room(n)"
+            raise ValueError(f"the cache has no room for {n_new} more tokens: {free}; {more}")
+
+
+def _number(x: Any) -> Any:
+    return x if is_traced(x) else int(x)
+
+
+class LayerMemory:
+    """The keys and values of all layers while one layer runs. Attention adds those of its new tokens.
+
+    It is mutable, like the tap that holds it: after the layer, `rows` are the keys and values with the new ones.
+    """
+
+    def __init__(self, rows: tuple[Array, Array], layer: Any, start: Any, is_new: bool, in_place: bool = False):
+        self.rows, self._layer, self._start, self._is_new = rows, layer, start, is_new
+        self._write = _written_in_place if in_place else _written
+
+    def extended(self, k: Float[Array, "b k p h"], v: Float[Array, "b k p t"]) -> tuple[Array, Array]:
+        """All keys and values of the layer: those of new tokens, and those in other slots unless the cache is new."""
+        self.rows = self._write(self.rows, (k, v), self._layer, self._start)
+        return (k, v) if self._is_new else _of_layer(self.rows, self._layer)
+
+
+def _write(rows, new, layer, start):
+    at = (layer, 0, 0, start, 0)
+    return tuple(jax.lax.dynamic_update_slice(row, x[None], at) for row, x in zip(rows, new, strict=True))
+
+
+_written, _written_in_place = jax.jit(_write), jax.jit(_write, donate_argnums=0)
+
+
+@jax.jit
+def _of_layer(rows, layer):
+    return tuple(jax.lax.dynamic_index_in_dim(row, layer, keepdims=False) for row in rows)
