@@ -14,8 +14,8 @@ from test_models import close
 from test_text import LONG, SHORT, word_tokenizer
 
 from jaxlens import FactoredMatrix, HookedTransformer, Slice, Tokenizer, utils
-from jaxlens.model import sampling
-from jaxlens.model.sampling import sample_logits
+from jaxlens.model.generation import sampling
+from jaxlens.model.generation.sampling import sample_logits
 from jaxlens.training.data import tokenize_and_concatenate
 
 # --- arrays

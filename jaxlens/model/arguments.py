@@ -16,11 +16,14 @@ RUNNING = {
     "past_kv_cache": (None, WHOLE_PROMPTS),
     "shortformer_pos_embed": (None, "positions are embedded in the run; edit hook_pos_embed"),
 }
+GENERATING = {
+    "stopping_criteria": (None, "use stop_strings=, eos_token_id=, or generate_stream"),
+    "num_beams": (1, "jaxlens samples, and has no beam search"),
+}
 """The value that each argument may have, and what to use instead of other values."""
 
 
 METHODS = {
-    **dict.fromkeys(("generate", "generate_stream"), f"{WHOLE_PROMPTS}, and choose tokens with utils.sample_logits"),
     **dict.fromkeys(("load_sample_training_dataset", "sample_datapoint"), "use jaxlens.utils.get_dataset"),
     "check_hooks_to_add": "a hook may be added at every hook point of hook_dict",
     "fill_missing_keys": "use load_state_dict(state_dict, strict=False)", "get_pos_offset": WHOLE_PROMPTS,

@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from jaxlens._jax import is_eagerly_differentiated, is_traced, tracers_in
 from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.hooks.positions import shortened
 from jaxlens.model.loss import Output
 from jaxlens.model.request import ModelInput
+from jaxlens.nn.sequence import Columns
 
 
 def program_length(length: int, n_ctx: int) -> int:
@@ -31,12 +33,16 @@ def program_length(length: int, n_ctx: int) -> int:
     return max(length, min(-(-length // step) * step, n_ctx))
 
 
-def padded(model: Any, model_input: ModelInput, hooks: tuple[RegisteredHook, ...]) -> ModelInput:
-    """The input at the length of its program. It is unchanged under a transformation of the caller, which compiles for
-    the exact shapes (except an eager gradient), and with data hooks, whose functions may count positions from the end.
+def padded(
+    model: Any, model_input: ModelInput, hooks: tuple[RegisteredHook, ...], limit: int | None = None
+) -> ModelInput:
+    """The input at the length of its program, at most `limit` (None: n_ctx).
+
+    It is unchanged under a transformation of the caller, which compiles for the exact shapes (except an eager
+    gradient), and with data hooks, whose functions may count positions from the end.
     """
     length = model_input.mask.shape[1]
-    target = program_length(length, model.cfg.n_ctx)
+    target = program_length(length, model.cfg.n_ctx if limit is None else limit)
     if target == length or not all(hook.is_plain for hook in hooks):
         return model_input
     if not all(map(is_eagerly_differentiated, tracers_in(model_input, model.modules, hooks))):
@@ -64,3 +70,12 @@ def extended(value: jax.Array, axes: tuple[int, ...], length: int) -> jax.Array:
     if is_traced(value) or value.committed or not value.is_ready():
         return jnp.pad(value, widths)
     return jax.device_put(np.pad(np.asarray(value), widths))  # jnp.pad would compile a program per shape
+
+
+@jax.jit
+def last_column(x: Float[Array, "b p d"], columns: Columns, mask: Bool[ArrayLike, "b p"]):
+    """The value and the position of each row's last token, and the step."""
+    positions, step = columns
+    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=-1)[:, None]
+    x = jnp.take_along_axis(x, last[..., None], axis=1)
+    return x, (jnp.take_along_axis(positions, last, axis=1), step)

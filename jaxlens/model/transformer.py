@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxlens import config
 from jaxlens._jax import as_device, full_precision
@@ -28,11 +27,13 @@ from jaxlens.model.arguments import LOADING, MAKING, RUNNING, check_only, rename
 from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.engine import Captured, run_layers, run_stage
+from jaxlens.model.generation.decode_methods import DecodeMethods
+from jaxlens.model.generation.generate_methods import GenerateMethods
 from jaxlens.model.finite import warn_if_not_finite
 from jaxlens.model.gradients import run_with_gradients
 from jaxlens.model.hook_methods import HookMethods, hook_points
 from jaxlens.model.label_methods import LabelMethods
-from jaxlens.model.lengths import cut, padded
+from jaxlens.model.lengths import cut, last_column, padded
 from jaxlens.model.loss import Output, lm_cross_entropy_loss
 from jaxlens.model.own_config import ConfigOfModel
 from jaxlens.model.pretrained import load_pretrained
@@ -53,7 +54,8 @@ Result = Array | Output | None
 
 
 class HookedTransformer(
-    HookMethods, TextMethods, LabelMethods, AdapterMethods, WeightMethods, WeightProperties, TorchMethods, ModelPytree
+    HookMethods, TextMethods, DecodeMethods, GenerateMethods, LabelMethods, AdapterMethods, WeightMethods,
+    WeightProperties, TorchMethods, ModelPytree,
 ):  # fmt: skip
     """A decoder-only transformer whose activations can be read, written and differentiated by name.
 
@@ -366,9 +368,12 @@ class HookedTransformer(
             if not layers.unembeds:
                 return x, first + captured, cache
             columns = info.columns
-            if request.last_only and not plan.touches(FINAL_NAMES):
-                x, columns = _last_column(x, columns, mask)
+            sees_all = plan.touches(FINAL_NAMES)
+            if request.last_only and not sees_all:
+                x, columns = last_column(x, columns, mask)
             logits, last = run_stage(Modules.logits, outer, (x, columns), plan, FINAL_NAMES)
+            if request.last_only and sees_all:
+                logits, _ = last_column(logits, columns, mask)
             return self._output(logits, model_input, request), first + captured + last, cache
 
     def _output(self, logits, model_input: ModelInput, request: RunRequest) -> Result:
@@ -394,15 +399,6 @@ class HookedTransformer(
             *(f"    {entry}" for entry in self.processing),
         ]
         return "\n".join(lines)
-
-
-@jax.jit
-def _last_column(x: Float[Array, "b p d"], columns, mask: Bool[ArrayLike, "b p"]):
-    """The residual stream and the position of each row's last token, and the step."""
-    positions, step = columns
-    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=-1)[:, None]
-    x = jnp.take_along_axis(x, last[..., None], axis=1)
-    return x, (jnp.take_along_axis(positions, last, axis=1), step)
 
 
 _CALL = inspect.signature(HookedTransformer.__call__)

@@ -88,7 +88,7 @@ class KVCache:
     def new(cls, cfg: Config, batch_size: int, max_length: int) -> "KVCache":
         """A cache of this many rows and slots, without tokens."""
         shape = (cfg.n_layers, batch_size, cfg.n_key_value_heads, max_length)
-        keys, values = (jnp.zeros((*shape, size), cfg.dtype) for size in (cfg.d_head, cfg.d_v_head))
+        keys, values = (jnp.zeros((*shape, size), cfg.dtype) for size in (cfg.d_head, cfg.d_v_head or cfg.d_head))
         return cls(keys, values, Slots.new(batch_size, max_length))
 
     batch_size = property(lambda self: self.keys.shape[1], doc="The number of rows.")
@@ -149,7 +149,7 @@ class KVCache:
         """Raises ValueError unless a model with this config can continue the cache with `n_new` columns of tokens."""
         expected = (cfg.n_layers, batch_size, cfg.n_key_value_heads, self.max_length)
         problems = []
-        for name, array, size in (("keys", self.keys, cfg.d_head), ("values", self.values, cfg.d_v_head)):
+        for name, array, size in (("keys", self.keys, cfg.d_head), ("values", self.values, cfg.d_v_head or cfg.d_head)):
             if not is_traced(array) and array.is_deleted():
                 used = "this cache was used up by a call of decode, which returned its continuation"
                 raise ValueError(f"{used}; go on with that one, or pass cache.copy() to decode to keep a cache")

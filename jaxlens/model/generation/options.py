@@ -1,0 +1,89 @@
+"""The arguments of `model.generate`, checked, as a Generation."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlens.hooks.names import HookName
+from jaxlens.hooks.plan import HookSpec
+from jaxlens.model.generation.generate import Generation
+from jaxlens.model.generation.loop import Loop, Rules
+from jaxlens.model.generation.prompt import Prompt, is_embeddings, is_text, read_prompt
+from jaxlens.model.generation.sampling import Sampler, random_key
+from jaxlens.model.request import LayerRange, RunRequest, required_tokenizer
+from jaxlens.nn.embed import check_has_head
+from jaxlens.nn.kv_cache import KVCache
+
+
+def new_generation(
+    model: Any, input: Any, *, max_new_tokens: int = 10, stop_at_eos: bool = True,
+    eos_token_id: int | list[int] | None = None, do_sample: bool = True, top_k: int | None = None,
+    top_p: float | None = None, temperature: float = 1.0, freq_penalty: float = 0.0, use_past_kv_cache: bool = True,
+    prepend_bos: bool | None = None, padding_side: str | None = None, fwd_hooks: list[HookSpec] | None = None,
+    min_p: float | None = None, repetition_penalty: float = 1.0, stop_strings: str | list[str] | None = None,
+    num_return_sequences: int = 1, seed: int | None = None, key: jax.Array | None = None, attention_mask: Any = None,
+    past_kv_cache: KVCache | None = None, prefill_chunk: int | None = None, output_logits: bool = False,
+    return_cache: bool = False, names_filter: HookName | list[HookName] | None = None, return_type: str = "input",
+) -> Generation:  # fmt: skip
+    """The generation with these arguments of `model.generate`, before its first step."""
+    check_has_head(model.cfg)
+    if model.cfg.output_head != "next_token":
+        raise ValueError("this model scores labels; it does not predict tokens, so it cannot generate text")
+    for name, number in (("max_new_tokens", max_new_tokens), ("num_return_sequences", num_return_sequences),
+                         ("prefill_chunk", 1 if prefill_chunk is None else prefill_chunk)):  # fmt: skip
+        if not isinstance(number, int | np.integer) or number < 1:
+            raise ValueError(f"{name} is {number!r}; expected a positive integer")
+    sampler = Sampler.of(temperature if do_sample else 0, top_k, top_p, min_p, freq_penalty, repetition_penalty)
+    if seed is not None and key is not None:
+        raise ValueError("seed and key are both given; give one of them")
+    key = None if sampler.is_greedy else random_key(seed if key is None else key)
+    ends, filler = end_tokens(model, stop_at_eos, eos_token_id)
+    stops = _stop_strings(model, stop_strings)
+    bos = False if prepend_bos is None and past_kv_cache is not None and not past_kv_cache.slots.is_new else prepend_bos
+    prompt = read_prompt(model, input, bos, padding_side, attention_mask).repeated(num_return_sequences)
+    past = past_kv_cache if num_return_sequences == 1 or past_kv_cache is None else past_kv_cache.repeat(num_return_sequences)
+    _check_length(model, prompt, past, int(max_new_tokens))
+    if return_type == "str" or (return_type == "input" and is_text(input)):
+        required_tokenizer(model.tokenizer)
+    layers = LayerRange.of(model.cfg, None, None)
+    wanted = layers.wanted(model.cfg, names_filter) if return_cache else frozenset()
+    request = RunRequest(layers, "logits", wanted=wanted, last_only=True)
+    hooks = model._hooks + model._registered(fwd_hooks, layers)
+    loop = Loop(model, hooks, request, Rules(sampler, key, ends, filler), output_logits, not use_past_kv_cache)
+    return Generation(loop, prompt, int(max_new_tokens), stops, past, prefill_chunk)
+
+
+def end_tokens(model: Any, stop_at_eos: bool, eos_token_id: int | list[int] | None) -> tuple[np.ndarray, np.int32]:
+    """The tokens that finish a row, and the token that fills finished rows."""
+    of_tokenizer = None if model.tokenizer is None else model.tokenizer.eos_token_id
+    if eos_token_id is None and of_tokenizer is None and stop_at_eos:
+        missing = "the model has no tokenizer" if model.tokenizer is None else "its tokenizer has no EOS token"
+        raise ValueError(f"stop_at_eos=True needs an EOS token, but {missing}; pass eos_token_id= or stop_at_eos=False")
+    chosen = of_tokenizer if eos_token_id is None else eos_token_id
+    ids = np.atleast_1d(np.asarray(0 if chosen is None else chosen, np.int64))
+    if eos_token_id is not None and ((ids < 0) | (ids >= model.cfg.d_vocab_out)).any():
+        raise ValueError(f"eos_token_id is {eos_token_id}; expected tokens from 0 to {model.cfg.d_vocab_out - 1}")
+    filler = of_tokenizer if of_tokenizer is not None and of_tokenizer in ids else ids[0]
+    return (ids if stop_at_eos else ids[:0]).astype(np.int32), np.int32(filler)
+
+
+def _stop_strings(model: Any, stop_strings: str | list[str] | None) -> tuple[str, ...]:
+    if stop_strings is None:
+        return ()
+    strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+    if not all(isinstance(string, str) and string for string in strings):
+        raise ValueError(f"stop_strings is {stop_strings!r}; expected strings that are not empty")
+    required_tokenizer(model.tokenizer)
+    return strings
+
+
+def _check_length(model: Any, prompt: Prompt, past: KVCache | None, max_new_tokens: int) -> None:
+    """Raises ValueError if the text would be longer than the model's context."""
+    before, n_columns = 0 if past is None else past.length, prompt.model_input.mask.shape[1]
+    if past is not None:
+        past.check(model.cfg, len(prompt.model_input.mask), 0)
+    if before + n_columns + max_new_tokens > (n_ctx := model.cfg.n_ctx):
+        text = f"{before + n_columns} tokens and max_new_tokens = {max_new_tokens} are more than n_ctx = {n_ctx}"
+        room = f"at most {n_ctx - before - n_columns} new tokens fit" if n_ctx > before + n_columns else "nothing fits"
+        raise ValueError(f"the prompt's {text}; {room}")

@@ -1,0 +1,31 @@
+"""New tokens as text, piece by piece. A character of several tokens comes whole."""
+
+from typing import Any
+
+import numpy as np
+
+INCOMPLETE = "�"
+"""What the decoder writes for bytes that are no whole character yet."""
+
+CONTEXT = 4
+"""So many tokens of the prompt are decoded with the first new ones: some tokenizers drop the space of a first token."""
+
+
+class TextStream:
+    """The text of new tokens of one row, as it comes."""
+
+    def __init__(self, tokenizer: Any, prompt: list[int]):
+        self._tokenizer, self._ids = tokenizer, list(prompt[-CONTEXT:])
+        self._written = len(self._text())
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._ids, skip_special_tokens=True)
+
+    def add(self, ids: np.ndarray, is_last: bool = False) -> str:
+        """The text that these tokens complete. An incomplete character waits for the next tokens, or for the last."""
+        self._ids += np.asarray(ids).tolist()
+        text = self._text()
+        if text.endswith(INCOMPLETE) and not is_last:
+            text = text.rstrip(INCOMPLETE)
+        new, self._written = text[self._written :], max(self._written, len(text))
+        return new
