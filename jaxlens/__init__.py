@@ -18,9 +18,17 @@ if TYPE_CHECKING:
     from jaxlens.hooks import Slice, get_act_name, hook
     from jaxlens.hooks.point import HookPoint
     from jaxlens.hooks.root_module import HookedRootModule
+    from jaxlens.hooks.steer import steer
     from jaxlens.model.cache.activation_cache import ActivationCache
+    from jaxlens.model.generation.generate import Generated
+    from jaxlens.model.generation.past import (
+        HookedTransformerKeyValueCache,
+        TransformerLensKeyValueCache,
+        TransformerLensKeyValueCacheEntry,
+    )
     from jaxlens.model.loss import Output, lm_accuracy, lm_cross_entropy_loss
     from jaxlens.model.transformer import HookedTransformer
+    from jaxlens.nn.kv_cache import KVCache
     from jaxlens.text.tokenizer import Tokenizer
     from jaxlens.transformer_lens.config import HookedTransformerConfig
     from jaxlens.weights.factored_matrix import FactoredMatrix
@@ -32,30 +40,37 @@ _EXPORTS = {
     "Config": "config",
     "DirectLogitAttribution": "analysis.logit_attribution",
     "FactoredMatrix": "weights.factored_matrix",
+    "Generated": "model.generation.generate",
     "HookError": "errors",
     "HookPoint": "hooks.point",
     "HookedRootModule": "hooks.root_module",
     "HookedTransformer": "model.transformer",
     "HookedTransformerConfig": "transformer_lens.config",
+    "HookedTransformerKeyValueCache": "model.generation.past",
+    "KVCache": "nn.kv_cache",
     "Output": "model.loss",
     "Rotary": "config",
     "SVDInterpreter": "analysis.svd",
     "Slice": "hooks",
     "Tokenizer": "text.tokenizer",
+    "TransformerLensKeyValueCache": "model.generation.past",
+    "TransformerLensKeyValueCacheEntry": "model.generation.past",
     "direct_logit_attribution": "analysis.logit_attribution",
     "get_act_name": "hooks",
     "hook": "hooks",
     "lm_accuracy": "model.loss",
     "lm_cross_entropy_loss": "model.loss",
+    "steer": "hooks.steer",
     "use_compilation_cache": "_jax",
 }
 """The module that defines each public name."""
 
 __all__ = [
     "ActivationCache", "ActivationNotFound", "CheckpointError", "Config", "DirectLogitAttribution", "FactoredMatrix",
-    "HookError", "HookPoint", "HookedRootModule", "HookedTransformer", "HookedTransformerConfig", "Output", "Rotary",
-    "SVDInterpreter", "Slice", "Tokenizer", "direct_logit_attribution", "get_act_name", "hook", "lm_accuracy",
-    "lm_cross_entropy_loss", "use_compilation_cache",
+    "Generated", "HookError", "HookPoint", "HookedRootModule", "HookedTransformer", "HookedTransformerConfig",
+    "HookedTransformerKeyValueCache", "KVCache", "Output", "Rotary", "SVDInterpreter", "Slice", "Tokenizer",
+    "TransformerLensKeyValueCache", "TransformerLensKeyValueCacheEntry", "direct_logit_attribution", "get_act_name",
+    "hook", "lm_accuracy", "lm_cross_entropy_loss", "steer", "use_compilation_cache",
 ]  # fmt: skip
 
 

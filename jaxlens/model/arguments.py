@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-WHOLE_PROMPTS = "runs read whole prompts; pass the tokens so far and the new ones as one prompt"
 SHARDED = "pass a dict of shardings by name: model.set_params(jax.device_put(model.params, shardings))"
 
 MAKING = {"move_to_device": (True, "arrays are created on JAX's default device; use jax.default_device")}
@@ -13,7 +12,6 @@ LOADING = {
     "load_in_4bit": (False, "jaxlens has no 4-bit weights"), "load_in_8bit": (False, "jaxlens has no 8-bit weights"),
 }  # fmt: skip
 RUNNING = {
-    "past_kv_cache": (None, WHOLE_PROMPTS),
     "shortformer_pos_embed": (None, "positions are embedded in the run; edit hook_pos_embed"),
 }
 GENERATING = {
@@ -26,7 +24,8 @@ GENERATING = {
 METHODS = {
     **dict.fromkeys(("load_sample_training_dataset", "sample_datapoint"), "use jaxlens.utils.get_dataset"),
     "check_hooks_to_add": "a hook may be added at every hook point of hook_dict",
-    "fill_missing_keys": "use load_state_dict(state_dict, strict=False)", "get_pos_offset": WHOLE_PROMPTS,
+    "fill_missing_keys": "use load_state_dict(state_dict, strict=False)",
+    "get_pos_offset": "a KV cache knows its `length` and the `n_tokens` of each row",
     "get_residual": "use input_to_embed(input).residual", "move_model_modules_to_device": "use to(device)",
     "mps": "JAX does not use torch's MPS backend", "setup": "hook points have their names from the start",
 }  # fmt: skip

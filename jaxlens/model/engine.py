@@ -92,15 +92,17 @@ def run_layers(
 ) -> tuple[jax.Array, list[Captured], Memory]:  # fmt: skip
     """The residual stream [b p d] after layers start..stop-1, the captured activations, and the memory.
 
-    The memory holds the keys and values of a KV cache. Those of the new tokens are added; outside of transformations its
-    arrays are used up.
+    The memory holds the keys and values of a KV cache. Those of the new tokens are added; outside of transformations
+    its arrays are used up.
     """
     captured: list[Captured] = []
     buffers: dict[int, Rows] = {}  # by stack
     mode, next_layer = Mode.of(plan, memory, stacks, info, plan.hooks, plan.probes), start
     planned = stretches(plan, start, stop, mode)
     while next_layer < stop:
-        if is_traced(x) and (new := Mode.of(plan, memory, x)) > mode:  # a Python hook returned a tracer that it closes over
+        if (
+            is_traced(x) and (new := Mode.of(plan, memory, x)) > mode
+        ):  # a Python hook returned a tracer that it closes over
             if new is Mode.SCANNED:
                 captured, buffers = captured + _in_buffers(buffers, plan, next_layer), {}
             mode, planned = new, stretches(plan, start, stop, new, next_layer)
@@ -177,7 +179,7 @@ def _compiled(
     loop = compiled_loop if mode is Mode.EAGER else differentiable_loop
     program = Program(layers, stretch.wanted, len(rows))
     if buffers is None:
-        buffers = new_buffers(program, inputs, x) if rows else {}
+        buffers = new_buffers(program, inputs, x, memory) if rows else {}
     first, last = np.int32(stretch.first), np.int32(stretch.first + len(stretch.layers))
     x, values, memory = loop(program, inputs, x, buffers, first, last, memory)
     if mode is Mode.EAGER and is_traced(x) and is_eagerly_differentiated(x):  # although no input is traced
@@ -289,7 +291,7 @@ def _edited(
 
 
 def run_stage(stage, modules, inputs: tuple, plan: HookPlan, names: tuple[str, ...]):
-    """Runs `stage(modules, *inputs, tap=tap)`, with hook points `names`: compiled, or step by step if Python edits it."""
+    """Runs `stage(modules, *inputs, tap=tap)`, with hook points `names`: compiled, or in steps if Python edits it."""
     wanted = frozenset(name for name in names if name in plan.wanted)
     hooks = tuple(hook for hook in (*plan.hooks, *plan.probes) if hook.site in names)
     if any(hook.is_plain for hook in hooks):

@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from jaxlens._jax import is_eagerly_differentiated, is_traced, tracers_in
 from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.hooks.positions import shortened
+from jaxlens.hooks.steer import Steering
 from jaxlens.model.loss import Output
 from jaxlens.model.request import ModelInput
 from jaxlens.nn.sequence import Columns
@@ -39,11 +40,11 @@ def padded(
     """The input at the length of its program, at most `limit` (None: n_ctx).
 
     It is unchanged under a transformation of the caller, which compiles for the exact shapes (except an eager
-    gradient), and with data hooks, whose functions may count positions from the end.
+    gradient), and with data hooks, whose functions may count positions from the end (those of `steer` do not).
     """
     length = model_input.mask.shape[1]
     target = program_length(length, model.cfg.n_ctx if limit is None else limit)
-    if target == length or not all(hook.is_plain for hook in hooks):
+    if target == length or not all(hook.is_plain or isinstance(hook.hook.func, Steering) for hook in hooks):
         return model_input
     if not all(map(is_eagerly_differentiated, tracers_in(model_input, model.modules, hooks))):
         return model_input

@@ -110,13 +110,13 @@ def new_rows(values: Any, n: int) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def new_buffers(program: Program, inputs: LoopInputs, x) -> Rows:
+def new_buffers(program: Program, inputs: LoopInputs, x, memory: Memory = None) -> Rows:
     """Zeros for the captured values of a loop."""
-    return new_rows(jax.eval_shape(lambda: _step_at(program, inputs.at(0, 0), x, 0)[1]), program.n_rows)
+    return new_rows(jax.eval_shape(lambda: _step_at(program, inputs.at(0, 0), x, 0, memory)[1]), program.n_rows)
 
 
 def _forward(program: Program, inputs: LoopInputs, x, buffers: Rows, first, last, keep: bool, memory: Memory = None):
-    """The loop: the residual stream, the captured values in `buffers`, if `keep` the input of each layer, the memory."""
+    """The loop: the residual stream, captured values in `buffers`, if `keep` the input of each layer, the memory."""
     kept = new_rows(x, len(program.layers)) if keep else None
 
     def body(i, carry):

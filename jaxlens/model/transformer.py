@@ -27,9 +27,10 @@ from jaxlens.model.arguments import LOADING, MAKING, RUNNING, check_only, rename
 from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.engine import Captured, run_layers, run_stage
+from jaxlens.model.finite import warn_if_not_finite
 from jaxlens.model.generation.decode_methods import DecodeMethods
 from jaxlens.model.generation.generate_methods import GenerateMethods
-from jaxlens.model.finite import warn_if_not_finite
+from jaxlens.model.generation.past import TransformerLensKeyValueCache, run_after
 from jaxlens.model.gradients import run_with_gradients
 from jaxlens.model.hook_methods import HookMethods, hook_points
 from jaxlens.model.label_methods import LabelMethods
@@ -217,6 +218,7 @@ class HookedTransformer(
         attention_mask: Any = None,
         stop_at_layer: int | None = None,
         hooks: list[HookSpec] | None = None,
+        past_kv_cache: TransformerLensKeyValueCache | None = None,
         **transformerlens: Any,
     ) -> Result:
         """Runs the model.
@@ -224,7 +226,8 @@ class HookedTransformer(
         `input` is a string, a list of strings, or tokens [b p]. With `start_at_layer` it is a residual stream [b p d],
         and earlier layers are skipped. With `stop_at_layer` (exclusive; negative counts from the end) the residual
         stream before that layer is returned. `attention_mask` [b p] is 0 on padding; for strings it is made by the
-        tokenizer. Positions count tokens, not padding.
+        tokenizer. Positions count tokens, not padding. With a `past_kv_cache`, the input follows the tokens that it
+        holds, and is added to it.
 
         Returns:
             Logits [b p v], the loss (mean, or [b p-1] with `loss_per_token`), both as an Output, or None.
@@ -238,7 +241,8 @@ class HookedTransformer(
         model_input = self.read_input(input, prepend_bos, padding_side, attention_mask, tokens, start_at_layer)
         layers = LayerRange.of(self.cfg, start_at_layer, stop_at_layer)
         request = RunRequest(layers, return_type, loss_per_token)
-        return self._run_padded(model_input, request, self._hooks + self._registered(hooks, layers))[0]
+        hooks = self._hooks + self._registered(hooks, layers)
+        return self._run_padded(model_input, request, hooks, past=past_kv_cache)[0]
 
     forward = __call__
 
@@ -251,9 +255,9 @@ class HookedTransformer(
         A plain function receives concrete values, layer by layer; under jit, grad or vmap it is traced. The other
         arguments are those of calling the model.
         """
-        model_input, request, hooks = self._read_call(input, *args, **kwargs)
+        model_input, request, hooks, past = self._read_call(input, *args, **kwargs)
         added = self._registered(fwd_hooks, request.layers) + self._registered(bwd_hooks, request.layers, "bwd")
-        output, _, _ = self._run_padded(model_input, request, self._hooks + added + hooks)
+        output, _, _ = self._run_padded(model_input, request, self._hooks + added + hooks, past=past)
         if not reset_hooks_end:
             self._hooks += added
         if clear_contexts:
@@ -277,12 +281,12 @@ class HookedTransformer(
         """
         if not reset_hooks_end:
             raise ValueError("run_with_cache adds no hooks, so reset_hooks_end must be True; use add_caching_hooks")
-        model_input, request, hooks = self._read_call(input, *args, **kwargs)
+        model_input, request, hooks, past = self._read_call(input, *args, **kwargs)
         wanted = request.layers.wanted(self.cfg, names_filter)
         positions = Positions.of(Slice.unwrap(pos_slice), model_input.mask.shape[1], model_input.loss_mask)
         request = dataclasses.replace(request, wanted=wanted, positions=positions)
         run = run_with_gradients if incl_bwd else HookedTransformer.run
-        out, captured, length = self._run_padded(model_input, request, self._hooks + hooks, run)
+        out, captured, length = self._run_padded(model_input, request, self._hooks + hooks, run, past)
         cache = ActivationCache.of(captured, self, length, positions, model_input.loss_mask)
         cache = cache.remove_batch_dim() if remove_batch_dim else cache
         cache = cache if device is None else cache.to(device)
@@ -299,8 +303,8 @@ class HookedTransformer(
             self.cfg, self.tokenizer, input, prepend_bos, padding_side, attention_mask, tokens, start_at_layer
         )
 
-    def _read_call(self, *args: Any, **kwargs: Any) -> tuple[ModelInput, RunRequest, tuple[RegisteredHook, ...]]:
-        """The input, the request and the hooks in the arguments of calling the model."""
+    def _read_call(self, *args: Any, **kwargs: Any) -> tuple[ModelInput, RunRequest, tuple[RegisteredHook, ...], Any]:
+        """The input, the request, the hooks and the KV cache in the arguments of calling the model."""
         bound = _CALL.bind(self, *args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
@@ -311,7 +315,7 @@ class HookedTransformer(
         )  # fmt: skip
         layers = LayerRange.of(self.cfg, given["start_at_layer"], given["stop_at_layer"])
         request = RunRequest(layers, given["return_type"], given["loss_per_token"])
-        return model_input, request, self._registered(given["hooks"], layers)
+        return model_input, request, self._registered(given["hooks"], layers), given["past_kv_cache"]
 
     def _registered(
         self, hooks: list[HookSpec] | None, layers: LayerRange, direction: Direction = "fwd"
@@ -322,12 +326,15 @@ class HookedTransformer(
         return added
 
     def _run_padded(
-        self, model_input: ModelInput, request: RunRequest, hooks: tuple[RegisteredHook, ...], run: Any = None
-    ) -> tuple[Result, list[Captured], int | None]:
+        self, model_input: ModelInput, request: RunRequest, hooks: tuple[RegisteredHook, ...], run: Any = None,
+        past: TransformerLensKeyValueCache | None = None,
+    ) -> tuple[Result, list[Captured], int | None]:  # fmt: skip
         """`run` at the length of a program. Returns the output at the length of the input, the captured activations,
         and the length to which they remain to be cut (None: they have it).
         """
         request.check_output(self.cfg, model_input)
+        if past is not None:
+            return run_after(past, self, model_input, request, hooks, run)
 
         def run_at_program_length(model: HookedTransformer, model_input, request, hooks):
             at_program_length = padded(model, model_input, hooks)

@@ -163,11 +163,24 @@ class Attention(Adaptable):
 
 # --- queries, keys and values
 
+FEW_TOKENS = 64
+"""Up to so many tokens, heads are multiplied one by one."""
+
+
+def by_each_head(x: Float[Array, "b p d"], W: Float[Array, "n d h"]) -> Float[Array, "b p n h"]:
+    """The product of x with the weight of every head.
+
+    XLA copies W to [d n h] to multiply all heads at once, which takes longer than the product if tokens are few.
+    """
+    if x.shape[0] * x.shape[1] > FEW_TOKENS:
+        return jnp.einsum("bpd,ndh->bpnh", x, W)
+    return jnp.einsum("nbpd,ndh->bpnh", jnp.broadcast_to(x, (len(W), *x.shape)), W)
+
 
 @inlined
 def project(x, W, b):
     """[b p d], or [b p n d] with one input per head, to [b p n h]."""
-    heads = jnp.einsum("bpd,ndh->bpnh" if x.ndim == 3 else "bpnd,ndh->bpnh", x, W)
+    heads = by_each_head(x, W) if x.ndim == 3 else jnp.einsum("bpnd,ndh->bpnh", x, W)
     return heads if b is None else heads + b
 
 
@@ -208,7 +221,7 @@ def write_heads(z, W_O):
 
 @inlined
 def write_all(z, W_O, b_O):
-    out = jnp.einsum("bpnh,nhd->bpd", z, W_O)
+    out = z.reshape(*z.shape[:2], -1) @ W_O.reshape(-1, W_O.shape[-1])  # einsum would copy W_O to [h n d]
     return out if b_O is None else out + b_O
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens._jax import is_traced
 from jaxlens.config import Config
@@ -32,8 +32,8 @@ class Slots:
     """What the slots of a cache hold, which is the same in all layers.
 
     `sources` are the indices of tokens in their sequence, `PADDING` in a slot without a token. `tokens` are their ids,
-    0 where they are not known. `n_tokens` counts the tokens of each row, `length` the slots in use, and `step` the runs.
-    Nothing is in use if `is_new`.
+    0 where they are not known. `n_tokens` counts the tokens of each row, `length` the slots in use, and `step` the
+    runs. Nothing is in use if `is_new`.
     """
 
     sources: Int[Array, "b s"]
@@ -50,7 +50,7 @@ class Slots:
         sources, tokens = jnp.full(shape, PADDING, jnp.int32), jnp.zeros(shape, jnp.int32)
         return cls(sources, tokens, jnp.zeros(batch_size, jnp.int32), zero, zero, True)
 
-    def extended(self, mask: Bool[Array, "b p"], tokens: Int[Array, "b p"] | None, n_new: Any) -> "Slots":
+    def extended(self, mask: Bool[ArrayLike, "b p"], tokens: Int[ArrayLike, "b p"] | None, n_new: Any) -> "Slots":
         """The slots after a run of new tokens. Only the first `n_new` columns stay in use; the others are padding."""
         indices = self.n_tokens[:, None] + jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
         tokens = jnp.zeros(mask.shape, jnp.int32) if tokens is None else jnp.asarray(tokens, jnp.int32)
@@ -185,7 +185,7 @@ class LayerMemory:
 
 
 def _write(rows, new, layer, start):
-    at = (layer, 0, 0, start, 0)
+    at = tuple(jnp.asarray(index, jnp.int32) for index in (layer, 0, 0, start, 0))
     return tuple(jax.lax.dynamic_update_slice(row, x[None], at) for row, x in zip(rows, new, strict=True))
 
 

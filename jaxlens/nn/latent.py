@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxlens._jax import inlined
 from jaxlens.config import Config
-from jaxlens.nn.attention import Attention
+from jaxlens.nn.attention import Attention, by_each_head
 from jaxlens.nn.module import prefixed, within
 from jaxlens.nn.norm import Norm
 
@@ -32,7 +32,7 @@ def down(x, W):
 
 @inlined
 def up(latent, W):
-    return jnp.einsum("bpz,nzy->bpny", latent, W)
+    return by_each_head(latent, W)
 
 
 @inlined

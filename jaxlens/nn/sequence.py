@@ -52,9 +52,9 @@ class SequenceInfo:
 
     `positions` number the tokens of each row from 0 and skip padding, so they do not depend on how a row is padded.
     `mask` is False on padding. With a KV cache, `slots` are what it holds after the run, whose first token is in slot
-    `start`; `n_before` counts the earlier tokens of each row, and `step` the earlier runs. Rotary frequencies have an axis of rows if they depend on the length of a row, else its
-    length is 1. `qk_input` is the position embedding of models that add it to the inputs of queries and keys instead of
-    the residual stream (shortformer).
+    `start`; `n_before` counts the earlier tokens of each row, and `step` the earlier runs. Rotary frequencies have an
+    axis of rows if they depend on the length of a row, else its length is 1. `qk_input` is the position embedding of
+    models that add it to the inputs of queries and keys instead of the residual stream (shortformer).
     """
 
     positions: Int[Array, "b p"]
@@ -149,7 +149,11 @@ def sequence_info(
 
     `past` are the slots of a KV cache, which the first `n_new` of these columns extend.
     """
-    positions, lengths, memory = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, jnp.sum(mask, axis=-1), {"step": jnp.int32(0)}
+    positions, lengths, memory = (
+        jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1,
+        jnp.sum(mask, axis=-1),
+        {"step": jnp.int32(0)},
+    )
     if past is not None:
         positions, lengths = positions + past.n_tokens[:, None], lengths + past.n_tokens
         memory = {"slots": past.extended(mask, tokens, n_new), "start": past.length, "n_before": past.n_tokens,

@@ -2,7 +2,6 @@
 
 DECODERS = "jaxlens runs decoder-only transformers"
 BRIDGE = "it belongs to TransformerBridge; use HookedTransformer, which loads these models and has all hook points"
-WHOLE_PROMPTS = "runs read whole prompts; pass the tokens so far and the new ones as one prompt"
 IN_PLACE = "arrays are immutable; initialize weights with Config(init_mode=...), or use jax.nn.initializers"
 ON_DEVICES = "use jax.device_put, with a sharding for several devices"
 READS_FILES = (
@@ -18,10 +17,8 @@ REGISTRY = "`jaxlens families` lists what can be read, and `jaxlens inspect NAME
 ABSENT = {
     "BertNextSentencePrediction": DECODERS, "HookedAudioEncoder": DECODERS, "HookedEncoder": DECODERS,
     "HookedEncoderDecoder": DECODERS, "TransformerBridge": "use HookedTransformer",
-    "TransformerBridgeConfig": "use HookedTransformerConfig", "TransformerLensKeyValueCache": WHOLE_PROMPTS,
-    "TransformerLensKeyValueCacheEntry": WHOLE_PROMPTS,
+    "TransformerBridgeConfig": "use HookedTransformerConfig",
     "benchmarks": "`jaxlens verify PATH` compares a model with transformers",
-    "cache": WHOLE_PROMPTS,
     "components": PARTS,
     "config.TransformerBridgeConfig": "use HookedTransformerConfig",
     "config.transformer_bridge_config": "use jaxlens.config.HookedTransformerConfig",
@@ -43,7 +40,6 @@ ABSENT = {
     "utilities.aliases": BRIDGE,
     "utilities.architectures": REGISTRY,
     "utilities.bridge_components": BRIDGE,
-    "utilities.cache": WHOLE_PROMPTS,
     "utilities.multi_gpu": ON_DEVICES,
     "utilities.tracr": "build the model with a Config and HookedTransformer.with_params(params)",
     "utilities.typed_module_list": "use flax.nnx.List",

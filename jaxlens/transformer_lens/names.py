@@ -18,6 +18,10 @@ MODULES = {
     # the modules of TransformerLens
     "ActivationCache": "model.cache.activation_cache",
     "FactoredMatrix": "weights.factored_matrix",
+    "cache": "model.generation.past",
+    "cache.key_value_cache": "model.generation.past",
+    "cache.key_value_cache_entry": "model.generation.past",
+    "past_key_value_caching": "model.generation.past",
     "HookedRootModule": "transformer_lens.hook_points",
     "HookedTransformer": "transformer_lens.hooked_transformer",
     "HookedTransformerConfig": "transformer_lens.config",

@@ -25,9 +25,9 @@ from jaxlens.errors import require
 from jaxlens.hooks.names import get_act_name as get_act_name
 from jaxlens.hooks.slice import Slice as Slice
 from jaxlens.hooks.slice import SliceInput as SliceInput
+from jaxlens.model.generation.sampling import sample_logits as sample_logits
 from jaxlens.model.loss import lm_accuracy as lm_accuracy
 from jaxlens.model.loss import lm_cross_entropy_loss as lm_cross_entropy_loss
-from jaxlens.model.generation.sampling import sample_logits as sample_logits
 from jaxlens.nn.mlp import ACTIVATION_FUNCTIONS, tanh_gelu
 from jaxlens.nn.mlp import gelu_fast as gelu_fast
 from jaxlens.nn.mlp import solu as solu

@@ -178,9 +178,7 @@ def complete(fields: Mapping[str, Any]) -> dict[str, Any]:
         return dict(fields)
     all_fields, names = result
     dropped = [name for name in relevant if names.get(name, name) not in all_fields]
-    return all_fields | {
-        name: relevant[name] for name in dropped if not is_converted(name, relevant[name], all_fields)
-    }
+    return all_fields | {name: relevant[name] for name in dropped if not is_converted(name, relevant[name], all_fields)}
 
 
 def is_converted(name: str, value: Any, all_fields: Mapping[str, Any]) -> bool:

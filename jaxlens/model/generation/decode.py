@@ -31,8 +31,8 @@ def decode(
 ) -> tuple[Any, list[tuple[list[Captured], int | None]], KVCache]:
     """Runs new tokens after those in the cache, in pieces of `chunk` columns if it is not None.
 
-    Returns the output, the captured activations of each piece with the length to which they remain to be cut (None: they
-    have it), and the longer cache. The given cache is used up, unless it is traced.
+    Returns the output, the captured activations of each piece with the length to which they remain to be cut (None:
+    they have it), and the longer cache. The given cache is used up, unless it is traced.
     """
     n_columns = model_input.mask.shape[1]
     chunk = None if depends_on_length(model.cfg) else chunk  # there, pieces would run with frequencies of other lengths
@@ -68,7 +68,8 @@ def at_program_length(model: Any, cache: KVCache, model_input: ModelInput, hooks
 def continued(model: Any, cache: KVCache, model_input: ModelInput, request: RunRequest, hooks: Hooks) -> Run:
     """`model.run_on`; the tokens in the cache are run again if the new ones change their rotary frequencies.
 
-    Dynamic and LongRoPE scalings depend on the length of a row. Then all keys and values differ, not only their rotation.
+    Dynamic and LongRoPE scalings depend on the length of a row. Then all keys and values differ, not only their
+    rotation.
     """
     if cache.slots.is_new or not depends_on_length(model.cfg):
         return _with_room(cache, model_input, model.run_on(cache, model_input, request, hooks))
@@ -111,7 +112,9 @@ def run_again(model: Any, cache: KVCache, model_input: ModelInput, request: RunR
     cache = dataclasses.replace(cache, slots=slots)
     if output is not None:
         output = jax.lax.dynamic_slice_in_dim(output, first, width, axis=1)
-        output = last_column(output, (model_input.mask, slots.step), model_input.mask)[0] if request.last_only else output
+        output = (
+            last_column(output, (model_input.mask, slots.step), model_input.mask)[0] if request.last_only else output
+        )
     return output, [from_column(entry, first, width) for entry in captured], cache
 
 

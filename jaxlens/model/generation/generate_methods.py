@@ -19,6 +19,7 @@ from jaxlens.model.generation.stream import TextStream
 from jaxlens.nn.kv_cache import KVCache
 from jaxlens.text.tokenizer import Tokenizer
 
+Side = Literal["left", "right"]
 ReturnType = Literal["input", "str", "tokens", "embeds"]
 
 
@@ -32,11 +33,11 @@ class GenerateMethods:
         self, input: Any = "", max_new_tokens: int = 10, stop_at_eos: bool = True,
         eos_token_id: int | list[int] | None = None, do_sample: bool = True, top_k: int | None = None,
         top_p: float | None = None, temperature: float = 1.0, freq_penalty: float = 0.0,
-        use_past_kv_cache: bool = True, prepend_bos: bool | None = None,
-        padding_side: Literal["left", "right"] | None = None, return_type: ReturnType = "input", verbose: bool = True, *,
-        fwd_hooks: list[HookSpec] | None = None, min_p: float | None = None, repetition_penalty: float = 1.0,
-        stop_strings: str | list[str] | None = None, num_return_sequences: int = 1, seed: int | None = None,
-        key: jax.Array | None = None, output_logits: bool = False, return_cache: bool = False,
+        use_past_kv_cache: bool = True, prepend_bos: bool | None = None, padding_side: Side | None = None,
+        return_type: ReturnType = "input", verbose: bool = True, *, fwd_hooks: list[HookSpec] | None = None,
+        min_p: float | None = None, repetition_penalty: float = 1.0, stop_strings: str | list[str] | None = None,
+        num_return_sequences: int = 1, seed: int | None = None, key: jax.Array | None = None,
+        output_logits: bool = False, return_cache: bool = False,
         names_filter: HookName | list[HookName] | None = None, attention_mask: Any = None,
         past_kv_cache: KVCache | None = None, prefill_chunk: int | None = None, **transformerlens: Any,
     ) -> Any:  # fmt: skip
@@ -44,9 +45,9 @@ class GenerateMethods:
 
         The loop over tokens is one compiled program, with a KV cache of fixed size. The hooks of the model and
         `fwd_hooks` act on the prompt and on every new token. In a hook function, `hook.positions` are the positions of
-        the columns of the value, and `hook.step` is 0 on the prompt, then 1, 2, …; `jaxlens.steer` makes common hooks. A
-        data hook with new data compiles nothing. A plain Python hook runs between compiled steps. `return_type` is that
-        of the result, which contains the prompt (not for embeddings as text or tokens).
+        the columns of the value, and `hook.step` is 0 on the prompt, then 1, 2, …; `jaxlens.steer` makes common hooks.
+        A data hook with new data compiles nothing. A plain Python hook runs between compiled steps. `return_type` is
+        that of the result, which contains the prompt (not for embeddings as text or tokens).
 
         Args:
             max_new_tokens: At most so many tokens are generated. Together with the prompt they must fit into `n_ctx`.
@@ -61,8 +62,8 @@ class GenerateMethods:
             seed: Makes the samples reproducible; `key` is a JAX random key instead. By default they depend on numpy's
                 global generator.
             output_logits: Return a `Generated`, with the logits that each token was chosen from.
-            return_cache: Return `(result, cache)`, with the activations that `names_filter` selects, of the prompt and of
-                all new tokens. They are gathered while the text is generated.
+            return_cache: Return `(result, cache)`, with the activations of the prompt and of all new tokens that
+                `names_filter` selects. They are gathered while the text is generated.
             past_kv_cache: A KV cache, after whose tokens the prompt follows. It is not changed.
             prefill_chunk: Run the prompt in pieces of so many tokens, which bounds memory.
 

@@ -9,7 +9,8 @@ from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import HookSpec
 from jaxlens.model.generation.generate import Generation
 from jaxlens.model.generation.loop import Loop, Rules
-from jaxlens.model.generation.prompt import Prompt, is_embeddings, is_text, read_prompt
+from jaxlens.model.generation.past import kv_cache_of
+from jaxlens.model.generation.prompt import Prompt, is_text, read_prompt
 from jaxlens.model.generation.sampling import Sampler, random_key
 from jaxlens.model.request import LayerRange, RunRequest, required_tokenizer
 from jaxlens.nn.embed import check_has_head
@@ -39,10 +40,12 @@ def new_generation(
         raise ValueError("seed and key are both given; give one of them")
     key = None if sampler.is_greedy else random_key(seed if key is None else key)
     ends, filler = end_tokens(model, stop_at_eos, eos_token_id)
-    stops = _stop_strings(model, stop_strings)
+    stops, past_kv_cache = _stop_strings(model, stop_strings), kv_cache_of(past_kv_cache)
     bos = False if prepend_bos is None and past_kv_cache is not None and not past_kv_cache.slots.is_new else prepend_bos
     prompt = read_prompt(model, input, bos, padding_side, attention_mask).repeated(num_return_sequences)
-    past = past_kv_cache if num_return_sequences == 1 or past_kv_cache is None else past_kv_cache.repeat(num_return_sequences)
+    past = past_kv_cache
+    if past is not None and num_return_sequences > 1:
+        past = past.repeat(num_return_sequences)
     _check_length(model, prompt, past, int(max_new_tokens))
     if return_type == "str" or (return_type == "input" and is_text(input)):
         required_tokenizer(model.tokenizer)

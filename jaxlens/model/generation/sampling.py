@@ -135,8 +135,7 @@ def _check(top_k, top_p, min_p, temperature, repetition_penalty) -> None:
 
 
 def random_key(key: jax.Array | int | None, logits: Any = None) -> jax.Array:
-    """The JAX key of a key or a seed. By default it is drawn from numpy's global generator, unless `logits` are traced.
-    """
+    """The JAX key of a key or a seed. By default it is drawn by numpy; not if `logits` are traced."""
     if isinstance(key, int | np.integer):
         return jax.random.key(key)
     if key is None and is_traced(logits):

@@ -1,0 +1,259 @@
+"""Runs that continue a KV cache: they equal runs of the whole text, for every kind of layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.models import CONFIGS, model, tokens
+from test_engine import compilations  # noqa: F401, a fixture
+from test_models import close
+from test_text import word_tokenizer
+
+import jaxlens
+from jaxlens import HookedTransformer, KVCache
+from jaxlens.errors import HookError
+
+LENGTH = 21
+NAMES = tuple(CONFIGS)
+
+
+def padded(batch: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and a mask with padding at the beginning of row 1, and within row 2."""
+    mask = np.ones((batch, LENGTH), bool)
+    mask[1, :4], mask[2, 7:9] = False, False
+    return np.asarray(tokens(batch, LENGTH)), mask
+
+
+def in_pieces(of: HookedTransformer, text, mask, ends, **options) -> tuple[list[np.ndarray], KVCache]:
+    cache, start, logits = of.init_kv_cache(len(text), 24), 0, []
+    for end in ends:
+        new, cache = of.decode(text[:, start:end], cache, mask[:, start:end], **options)
+        logits.append(np.asarray(new))
+        start = end
+    return logits, cache
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decoding_in_pieces_equals_one_run(name):
+    of, (text, mask) = model(name), padded()
+    ends = (3, 12, 13, 20, 21)
+    logits, cache = in_pieces(of, text, mask, ends)
+    assert cache.length == LENGTH
+    assert cache.n_tokens.tolist() == mask.sum(-1).tolist()
+    start = 0
+    for new, end in zip(logits, ends, strict=True):
+        # the frequencies of some models depend on the length so far, so each piece is compared with a run up to it
+        whole = np.asarray(of(text[:, :end], attention_mask=mask[:, :end]))[:, start:]
+        close(new[mask[:, start:end]], whole[mask[:, start:end]])
+        start = end
+
+
+@pytest.mark.parametrize("name", ["llama", "long", "gemma", "moe"])
+def test_decoding_inside_jit(name):
+    of, (text, mask) = model(name), padded()
+    step = jax.jit(lambda of, text, cache, mask: of.decode(text, cache, mask))
+    cache = of.init_kv_cache(3, LENGTH)
+    _, cache = step(of, text[:, :11], cache, mask[:, :11])
+    for end in range(12, 15):
+        logits, cache = step(of, text[:, end - 1 : end], cache, mask[:, end - 1 : end])
+        close(logits[:, 0], of(text[:, :end], attention_mask=mask[:, :end])[:, -1])
+    _, cache = step(of, text[:, 14:20], cache, mask[:, 14:20])
+    assert np.isnan(step(of, text[:, :5], cache, mask[:, :5])[0]).all()  # only one slot is free
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "long", "bloom", "latent"])
+def test_a_prompt_in_chunks(name):
+    of, (text, mask) = model(name), padded()
+    whole, expected = of.decode(text, of.init_kv_cache(3, 24), mask)
+    logits, cache = of.decode(text, of.init_kv_cache(3, 24), mask, prefill_chunk=5)
+    close(logits[mask], whole[mask])
+    assert int(cache.slots.step) == 1
+    in_use = np.asarray(expected.slots.sources) >= 0
+    for new, old in ((cache.keys, expected.keys), (cache.values, expected.values)):
+        close(*(np.moveaxis(np.asarray(rows), 3, 2)[:, in_use] for rows in (new, old)))
+
+
+def test_long_pieces_are_computed_in_blocks():
+    blocks = HookedTransformer(CONFIGS["mistral"].replace(attn_block=4), params=model("mistral").params)
+    text, mask = padded()
+    for new, whole in zip(in_pieces(blocks, text, mask, (10, 21))[0], (slice(0, 10), slice(10, 21)), strict=True):
+        close(new[mask[:, whole]], model("mistral")(text, attention_mask=mask)[:, whole][mask[:, whole]])
+
+
+def test_one_prefix_and_many_continuations():
+    of, text = model("llama"), np.asarray(tokens(2, 12))
+    _, prefix = of.decode(text[:, :8], of.init_kv_cache(2, 16))
+    four = prefix.repeat(2)
+    logits, _ = of.decode(np.asarray(tokens(4, 3, seed=1)), four)
+    whole = np.concatenate([text[[0, 0, 1, 1], :8], tokens(4, 3, seed=1)], axis=1)
+    close(logits, of(whole)[:, 8:])
+    second, _ = of.decode(text[1:, 8:], prefix.take([1]))
+    close(second, of(text[1:])[:, 8:])
+    masked, _ = of.decode(text[1:, 8:], prefix.take(np.array([False, True])))
+    close(masked, second)
+    shorter = prefix[:5]
+    assert (shorter.length, shorter.n_tokens.tolist()) == (5, [5, 5])
+    close(of.decode(text[:, 5:8], shorter)[0], of(text[:, :8])[:, 5:])
+    assert prefix[:0].slots.is_new
+    close(of.decode(text[:, 8:], prefix)[0], of(text)[:, 8:])  # the prefix itself was not used up
+
+
+def test_text_continues_without_a_second_bos():
+    tokenizer = jaxlens.Tokenizer(word_tokenizer(), bos_token="<s>")
+    of = HookedTransformer(CONFIGS["llama"], tokenizer, params=model("llama").params)
+    first, then = of.to_tokens("the cat").shape[1], of.to_tokens("sat", prepend_bos=False).shape[1]
+    _, cache = of.decode("the cat", of.init_kv_cache(1, 16))
+    _, longer = of.decode("sat", cache)
+    assert longer.length == first + then
+
+
+def test_a_cache_that_was_used_up_is_refused():
+    of, text = model("llama"), tokens(2, 5)
+    _, cache = of.decode(text, of.init_kv_cache(2, 16))
+    kept = cache.copy()
+    of.decode(text, cache)
+    with pytest.raises(ValueError, match=r"used up by a call of decode.*cache\.copy\(\)"):
+        of.decode(text, cache)
+    close(of.decode(text, kept)[0], of(np.concatenate([text, text], axis=1))[:, 5:])
+
+
+@pytest.mark.parametrize(
+    ("problem", "call"),
+    [
+        ("has no room for 5 more tokens: 10 of its 12 slots", lambda of, cache: of.decode(tokens(2, 5), cache)),
+        ("another model or batch", lambda of, cache: of.decode(tokens(3, 1), cache)),
+        ("another model or batch", lambda of, cache: model("gpt2").decode(tokens(2, 1), cache)),
+        ("prefill_chunk is 0", lambda of, cache: of.decode(tokens(2, 1), cache, prefill_chunk=0)),
+        ("max_length is 99, more than the model's n_ctx = 32", lambda of, cache: of.init_kv_cache(1, 99)),
+        ("batch_size is 0", lambda of, cache: of.init_kv_cache(0)),
+        ("index 2 is out of bounds", lambda of, cache: cache.take([2])),
+        ("cut as cache", lambda of, cache: cache[2:]),
+    ],
+)  # fmt: skip
+def test_bad_input(problem, call):
+    of = model("llama")
+    _, cache = of.decode(tokens(2, 10), of.init_kv_cache(2, 12))
+    with pytest.raises((ValueError, TypeError, IndexError), match=problem):
+        call(of, cache)
+
+
+def test_hooks_act_on_new_tokens():
+    of, text = model("llama"), np.asarray(tokens(2, 12))
+    plain = [("blocks.1.attn.hook_k", lambda k, hook: k * 0.5), ("blocks.2.hook_mlp_out", lambda out, hook: out * 2)]
+    data = [(name, jaxlens.hook(scaled, factor=factor)) for (name, _), factor in zip(plain, (0.5, 2.0), strict=True)]
+    expected = of.run_with_hooks(text, fwd_hooks=plain)
+    for hooks in (plain, data):
+        logits, _ = in_pieces(of, text, np.ones(text.shape, bool), (7, 8, 12), fwd_hooks=hooks)
+        close(np.concatenate(logits, axis=1), expected)
+
+
+def scaled(value, hook, factor):
+    return value * factor
+
+
+def test_positions_and_step_of_hooks():
+    of, seen = model("llama"), []
+
+    def note(value, hook):
+        seen.append((hook.name, np.asarray(hook.positions).tolist(), int(hook.step), value.shape[:2]))
+
+    text, mask = np.asarray(tokens(2, 6)), np.ones((2, 6), bool)
+    mask[1, :2] = False
+    names = ("hook_embed", "blocks.1.hook_resid_pre", "unembed.hook_out")
+    _, cache = of.decode(text[:, :4], of.init_kv_cache(2, 16), mask[:, :4], fwd_hooks=[(name, note) for name in names])
+    _, cache = of.decode(text[:, 4:], cache, mask[:, 4:], fwd_hooks=[(names[1], note)])
+    prompt = ([[0, 1, 2, 3], [0, 0, 0, 1]], 0, (2, 4))
+    assert seen == [*((name, *prompt) for name in names), (names[1], [[4, 5], [2, 3]], 1, (2, 2))]
+    with pytest.raises(HookError, match="known only while a model runs"):
+        of.hook_dict[names[1]].positions  # noqa: B018
+
+
+def test_positions_are_known_in_every_kind_of_run():
+    of, text = model("llama"), tokens(2, 6)
+
+    def only_at_2(value, hook):
+        return jnp.where((hook.positions == 2)[..., None], 0, value)
+
+    hooks = [("blocks.1.hook_resid_mid", only_at_2)]
+    expected = of.run_with_hooks(text, fwd_hooks=[(hooks[0][0], lambda value, hook: value.at[:, 2].set(0))])
+    close(of.run_with_hooks(text, fwd_hooks=hooks), expected)
+    close(of.run_with_hooks(text, fwd_hooks=[(hooks[0][0], jaxlens.hook(only_at_2))]), expected)
+    close(jax.jit(lambda of: of.run_with_hooks(text, fwd_hooks=hooks))(of), expected)
+
+
+def test_gradients_through_a_decode_step():
+    of, text = model("llama"), np.asarray(tokens(2, 9))
+    _, cache = jax.jit(lambda of, cache: of.decode(text[:, :8], cache))(of, of.init_kv_cache(2, 16))
+
+    def loss(strength, keys, of=of):
+        edit = jaxlens.hook(scaled, factor=strength)
+        given = KVCache(keys, cache.values, cache.slots)
+        logits, _ = of.decode(text[:, 8:], given, fwd_hooks=[("blocks.1.hook_attn_out", edit)])
+        return jnp.sum(jnp.sin(logits))
+
+    with jax.enable_x64(True):
+        of = HookedTransformer(CONFIGS["llama"].replace(dtype="float64"), params=jax.tree.map(widened, of.params))
+        cache = jax.tree.map(widened, cache)
+        value, gradients = jax.jit(loss), jax.grad(loss, argnums=(0, 1))(1.3, cache.keys, of)
+        direction = jax.random.normal(jax.random.key(0), cache.keys.shape, "float64")
+        for argument, step, gradient in ((0, 1.0, gradients[0]), (1, direction, jnp.sum(gradients[1] * direction))):
+            ends = []
+            for sign in (1, -1):
+                at = [1.3, cache.keys]
+                at[argument] = at[argument] + sign * 1e-6 * step
+                ends.append(value(*at, of))
+            close(gradient, (ends[0] - ends[1]) / 2e-6)
+
+
+def widened(array):
+    return jnp.asarray(array, "float64") if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def test_a_new_length_compiles_no_model_code(compilations):  # noqa: F811
+    of, text = model("llama"), np.asarray(tokens(1, 16))
+
+    def everything(length):
+        _, cache = of.decode(text[:, :length], of.init_kv_cache(1, 32))
+        of.decode(text[:, :1], cache)
+
+    everything(9)
+    compiled = []
+    for length in (10, 13, 16):
+        compilations.clear()
+        everything(length)
+        compiled.append(len(compilations))
+    assert max(compiled) <= 1  # a cut of the logits
+
+
+# --- TransformerLens's caches
+
+
+def test_past_kv_cache_of_transformerlens():
+    of, text = model("llama"), np.asarray(tokens(2, 12))
+    past = jaxlens.HookedTransformerKeyValueCache.init_cache(of.cfg, "cpu", 2)
+    expected, of_all = of.run_with_cache(text)
+    close(of(text[:, :5], past_kv_cache=past), expected[:, :5])
+    past.freeze()
+    for _ in range(2):
+        close(of(text[:, 5:9], past_kv_cache=past), expected[:, 5:9])
+    past.unfreeze()
+    logits, cache = of.run_with_cache(text[:, 5:], past_kv_cache=past)
+    close(logits, expected[:, 5:])
+    close(cache["resid_post", 2], of_all["resid_post", 2][:, 5:])
+    close(past[1].past_keys, of_all["rot_k", 1])
+    close(past[1].past_values, of_all["v", 1])
+    assert past.previous_attention_mask.shape == (2, 12)
+    assert of(text[:, :2], past_kv_cache=None).shape == (2, 2, 37)
+
+
+def test_past_kv_cache_is_refused_where_it_cannot_work():
+    of, text = model("llama"), tokens(1, 3)
+    past = jaxlens.TransformerLensKeyValueCache.init_cache(of.cfg)
+    for problem, options in {
+        "must cover all layers": {"stop_at_layer": 2}, "pass a KVCache to model.decode": {"past_kv_cache": {}},
+    }.items():  # fmt: skip
+        with pytest.raises((ValueError, TypeError), match=problem):
+            of(text, **({"past_kv_cache": past} | options))
+    with pytest.raises(ValueError, match=r"use model\.decode"):
+        jax.jit(lambda of: of(text, past_kv_cache=past))(of)
+    assert past.kv_cache.length == 0
