@@ -19,6 +19,7 @@ from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.engine import Captured
 from jaxlens.model.generation.loop import Loop
 from jaxlens.model.generation.prompt import Prompt, embedded
+from jaxlens.model.generation.stream import text_of
 from jaxlens.model.lengths import program_length
 from jaxlens.nn.kv_cache import KVCache
 
@@ -93,7 +94,7 @@ class Generation:
         return finished
 
     def _has_stop_string(self, ids: np.ndarray) -> bool:
-        text = self.model.tokenizer.decode(ids.tolist())
+        text = text_of(self.model.tokenizer, ids)
         return any(string in text for string in self.stop_strings)
 
     def _end(self, ids: np.ndarray) -> int:
@@ -117,7 +118,7 @@ class Generation:
             rows = np.concatenate([np.asarray(given, np.int32), rows], axis=1)
         if kind == "tokens":
             return jnp.asarray(rows)
-        texts = [self.model.tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in rows]
+        texts = [text_of(self.model.tokenizer, row, skip_special_tokens=True) for row in rows]
         return texts[0] if self.returns_one else texts
 
     @property

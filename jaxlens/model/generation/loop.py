@@ -70,15 +70,15 @@ class Loop:
 
     def begin(self, cache: KVCache, prompt: ModelInput, n_max: int, chunk: int | None) -> State:
         """The state after the first token, with room for `n_max`."""
+        start = cache.length
         logits, pieces, cache = decode(self.model, cache, prompt, self.request, self.hooks, chunk)
-        return self._begun(cache, logits[:, -1], pieces, n_max)
+        return self._begun(cache, logits[:, -1], pieces, start, n_max)
 
-    def _begun(self, cache: KVCache, logits, pieces, n_max: int) -> State:
+    def _begun(self, cache: KVCache, logits, pieces, first: int, n_max: int) -> State:
         shape = len(logits), n_max
         finished = jnp.zeros(shape[0], bool)
         kept = jnp.zeros((*shape, logits.shape[-1]), logits.dtype) if self.keeps_logits else None
         captured = tuple(_room(entry, cache.max_length) for entry in pieces[0][0])
-        first = 0
         for values, length in pieces:
             captured = _stored(captured, tuple(values), np.int32(first))
             first += (values[0].value.shape[_position_axis(values[0])] if length is None else length) if values else 0

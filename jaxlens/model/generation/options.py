@@ -31,6 +31,8 @@ def new_generation(
     check_has_head(model.cfg)
     if model.cfg.output_head != "next_token":
         raise ValueError("this model scores labels; it does not predict tokens, so it cannot generate text")
+    if return_type not in ("input", "str", "tokens", "embeds"):
+        raise ValueError(f'return_type is {return_type!r}; expected "input", "str", "tokens" or "embeds"')
     for name, number in (("max_new_tokens", max_new_tokens), ("num_return_sequences", num_return_sequences),
                          ("prefill_chunk", 1 if prefill_chunk is None else prefill_chunk)):  # fmt: skip
         if not isinstance(number, int | np.integer) or number < 1:

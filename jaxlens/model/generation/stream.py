@@ -11,6 +11,11 @@ CONTEXT = 4
 """So many tokens of the prompt are decoded with the first new ones: some tokenizers drop the space of a first token."""
 
 
+def text_of(tokenizer: Any, ids: Any, skip_special_tokens: bool = False) -> str:
+    """The text of tokens. Those that the model has and the tokenizer has not have no text."""
+    return tokenizer.decode([i for i in np.asarray(ids).tolist() if i < len(tokenizer)], skip_special_tokens)
+
+
 class TextStream:
     """The text of new tokens of one row, as it comes."""
 
@@ -19,7 +24,7 @@ class TextStream:
         self._written = len(self._text())
 
     def _text(self) -> str:
-        return self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return text_of(self._tokenizer, self._ids, skip_special_tokens=True)
 
     def add(self, ids: np.ndarray, is_last: bool = False) -> str:
         """The text that these tokens complete. An incomplete character waits for the next tokens, or for the last."""
