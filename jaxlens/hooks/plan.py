@@ -22,7 +22,7 @@ from jaxlens.errors import HookError
 from jaxlens.hooks.api import DataHook, HookPointOfAnyLayer, LayerIsRead, NamedHookPoint, PythonHook, apply
 from jaxlens.hooks.names import HookName, matching, split_name
 from jaxlens.hooks.positions import Positions
-from jaxlens.hooks.table import BLOCK_NAMES
+from jaxlens.hooks.table import BLOCK_NAMES, RESID_POST, RESID_PRE
 
 Direction = Literal["fwd", "bwd"]
 HookSpec = tuple[HookName, Callable]
@@ -252,13 +252,39 @@ class HookPlan:
     @property
     def wanted_in(self) -> Mapping[int | None, frozenset[str]]:
         """The sites to capture by layer, and outside the blocks (None)."""
-        return _by_layer(self.wanted)
+        return sites_by_layer(self.wanted)
 
-    def edited_by_python(self, differentiated: bool) -> frozenset[int]:
-        """The layers in which a plain Python function edits values, or if `differentiated` gradients."""
+    def edited_by_python(self, differentiated: bool) -> tuple[frozenset[int], frozenset[int]]:
+        """The layers inside which, and those directly before which, a plain function edits values.
+
+        It edits gradients too if `differentiated`. An edit of the residual stream at the beginning of a layer, or at
+        its end, is not inside, unless a data hook acts there too.
+        """
         directions = ("fwd", "bwd") if differentiated else ("fwd",)
-        plain = (hook for hook in self.hooks if hook.is_plain and hook.direction in directions and hook.in_blocks)
-        return frozenset(layer for hook in plain for layer in hook.layers)
+        inside, before = set(), set()
+        for hook in self.hooks:
+            if not hook.is_plain or hook.direction not in directions or not hook.in_blocks:
+                continue
+            data_hooks = [other for other in self.hooks if other.site == hook.site and not other.is_plain]
+            for layer in hook.layers:
+                if hook.site not in (RESID_PRE, RESID_POST) or any(other.acts_in(layer) for other in data_hooks):
+                    inside.add(layer)
+                else:
+                    before.add(layer + (hook.site == RESID_POST))
+        return frozenset(inside), frozenset(before)
+
+    def plain_hooks_at(self, site: str, layer: int) -> tuple[SiteHook, ...]:
+        """The plain functions that edit values or gradients at a site of a layer."""
+        return tuple(h for h in self.hooks if h.site == site and h.is_plain and h.acts_in(layer))
+
+    def without_plain_hooks_at(self, site: str, layer: int) -> "HookPlan":
+        """The plan for the rest of a run in which these functions have run already."""
+        hooks = []
+        for hook in self.hooks:
+            if hook.site == site and hook.is_plain:
+                hook = dataclasses.replace(hook, layers=tuple(other for other in hook.layers if other != layer))
+            hooks.append(hook)
+        return dataclasses.replace(self, hooks=tuple(hooks))
 
     def hooks_in(self, layers: tuple[int, ...]) -> tuple[SiteHook, ...]:
         """The hooks and probes that act in any of these layers."""
@@ -274,13 +300,14 @@ class HookPlan:
         probes = (probe for probe in self.probes if probe.site in wanted) if layers else ()
         data = {probe.site: probe.hook.keywords for probe in probes if probe.acts_in_any(layers)}
         zeros = {site: of_site["zeros"] for site, of_site in data.items()}
-        if len(layers) > 1:  # a probe of several layers of a stack is one of all its layers
+        if len(layers) > 1 or not zeros:  # a probe of several layers of a stack is one of all its layers
             return zeros
         return _single_rows(zeros, {site: of_site["rows"][layers[0]] for site, of_site in data.items()})
 
 
 @functools.lru_cache(maxsize=256)
-def _by_layer(wanted: frozenset[str]) -> Mapping[int | None, frozenset[str]]:
+def sites_by_layer(wanted: frozenset[str]) -> Mapping[int | None, frozenset[str]]:
+    """The sites of these names by layer, and those outside the blocks (None)."""
     by_layer: dict[int | None, set[str]] = {}
     for site, layer in map(split_name, wanted):
         by_layer.setdefault(layer, set()).add(site)
