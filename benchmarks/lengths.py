@@ -8,8 +8,8 @@ Each prompt runs a forward, a forward with a new Python hook, and a forward with
 
 The second table is of experiments on fewer prompts: patching the heads' outputs of every layer, and attribution.
 
-The third table is the time that Python takes to plan a call and to start its programs: everything is cached and a
-layer has a Python hook, in models of many layers that compute almost nothing.
+The third table is the time that Python takes to plan a call and to start its programs, in models of many layers that
+compute almost nothing: the least of many calls. A Python hook is inside a layer, or between two layers.
 """
 
 import itertools
@@ -23,12 +23,13 @@ from jaxtyping import Array, Float
 import jaxlens.model.lengths
 from benchmarks import smollm2
 from benchmarks.report import print_table, write
-from benchmarks.timing import clocks, compilations, median
+from benchmarks.timing import clocks, compilations, seconds
 from jaxlens import Config, HookedTransformer
 from jaxlens.analysis import activation_patch, attribution_patch
 
 DEPTHS = (12, 30, 96)
-EVERYTHING = "everything cached, one Python hook"
+INSIDE, BETWEEN = "attn.hook_z", "hook_resid_post"
+EVERYTHING = f"everything cached, hook on {INSIDE}"
 
 
 def run_prompts(model: HookedTransformer, tokens: np.ndarray, lengths: list[int]) -> list[jax.Array]:
@@ -90,21 +91,25 @@ def print_lengths(title: str, by_policy: dict[str, dict[str, Any]]) -> None:
 
 
 def measure_planning(n_layers: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of a warm forward, and of one that caches everything with a Python hook in the middle layer."""
+    """Milliseconds of warm calls that cache nothing or everything, without and with a Python hook."""
     cfg = Config(n_layers=n_layers, d_model=8, n_heads=2, d_head=4, d_vocab=10, n_ctx=8)
     model, tokens = HookedTransformer(cfg), np.zeros((1, 8), np.int32)
-    hooks = [(f"blocks.{n_layers // 2}.hook_resid_post", lambda value, hook: None)]
-
-    def everything() -> Any:
-        with model.hooks(fwd_hooks=hooks):
-            return model.run_with_cache(tokens)
-
-    times = {"forward": [], EVERYTHING: []}
-    for call in range(rounds + 1):
-        for name, run in zip(times, (lambda: model(tokens), everything), strict=True):
-            taken = clocks(run)
-            times[name] += [taken] if call else []  # the first call compiles
-    return {name: 1e3 * median(taken).wall for name, taken in times.items()}
+    at = {site: [(f"blocks.{n_layers // 2}.{site}", lambda value, hook: None)] for site in (INSIDE, BETWEEN)}
+    calls = {
+        "forward": lambda: model(tokens),
+        "everything cached": lambda: model.run_with_cache(tokens),
+        f"hook on {INSIDE}": lambda: model.run_with_hooks(tokens, fwd_hooks=at[INSIDE]),
+        f"hook on {BETWEEN}": lambda: model.run_with_hooks(tokens, fwd_hooks=at[BETWEEN]),
+        EVERYTHING: lambda: model.run_with_cache(tokens, hooks=at[INSIDE]),
+        f"everything cached, hook on {BETWEEN}": lambda: model.run_with_cache(tokens, hooks=at[BETWEEN]),
+    }
+    for run in calls.values():  # the first call compiles
+        clocks(run)
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, run in calls.items():
+            times[name].append(seconds(run))
+    return {name: 1e3 * min(taken) for name, taken in times.items()}
 
 
 def main() -> None:
@@ -118,9 +123,9 @@ def main() -> None:
     few = [length for length in lengths if 8 < length <= 16]
     experiments = measure_lengths(run_experiments, model, tokens, few)
     print_lengths(f"{len(few)} prompts of {len(few)} lengths, a sweep and an attribution of each", experiments)
-    planning = {n_layers: measure_planning(n_layers, 5) for n_layers in DEPTHS}
-    rows = [[str(n), *(f"{ms:.1f} ms" for ms in times.values())] for n, times in planning.items()]
-    print_table("Models of 8 dimensions: warm calls", ["layers", *next(iter(planning.values()))], rows)
+    planning = {n_layers: measure_planning(n_layers, 60) for n_layers in DEPTHS}
+    rows = [[name, *(f"{planning[n][name]:.1f} ms" for n in DEPTHS)] for name in planning[DEPTHS[0]]]
+    print_table("Models of 8 dimensions: warm calls", ["", *(f"{n} layers" for n in DEPTHS)], rows)
     for fewer, more in itertools.pairwise(DEPTHS):
         growth = planning[more][EVERYTHING] / planning[fewer][EVERYTHING]
         print(f"  {fewer} to {more} layers: {growth:.1f} × the time for {more / fewer:.1f} × the layers")

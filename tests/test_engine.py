@@ -50,6 +50,50 @@ def test_only_the_layer_that_python_edits_leaves_the_loop():
     assert planned(cfg, plan) == [(0, (0, 1), False), (0, (2,), True), (0, (3,), False)]
 
 
+def test_between_two_layers_python_edits_what_one_loop_gives_the_next():
+    cfg = CONFIGS["llama"]
+    ends = [("blocks.1.hook_resid_post", print), ("blocks.2.hook_resid_pre", print), ("blocks.3.hook_resid_pre", print)]
+    assert planned(cfg, plan_of(cfg, *ends)) == [(0, (0, 1), False), (0, (2,), False), (0, (3,), False)]
+    beside_data = plan_of(cfg, ("blocks.2.hook_resid_post", print), ("blocks.*.hook_resid_post", hook(print)))
+    assert planned(cfg, beside_data) == [(0, (0, 1), False), (0, (2,), True), (0, (3,), False)]
+
+
+@pytest.mark.parametrize("name", ["llama", "moe"])
+@pytest.mark.parametrize("names_filter", [None, ["blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"]])
+def test_an_edit_between_two_layers_is_that_of_the_traced_run_and_is_captured(name, names_filter):
+    the_model, given, ran = model(name), tokens(2, 7), []
+
+    def bent(value, hook):
+        ran.append(hook.name)
+        return value + jnp.sin(value) * (1 + hook.layer())
+
+    names = [f"blocks.{layer}.hook_resid_{end}" for layer in range(4) for end in ("pre", "post")]
+    data = ("blocks.*.hook_resid_post", hook(lambda value, hook, by: value * by, by=0.7))
+    for hooks in ([(n, bent) for n in names], [("blocks.1.hook_resid_post", bent), data], [data, (names[3], bent)]):
+
+        def run(m, hooks=hooks):
+            out, cache = m.run_with_cache(given, hooks=hooks, names_filter=names_filter)
+            return out, dict(cache.items())
+
+        ran.clear()
+        (out, cache) = run(the_model)
+        assert ran == [n for n in names if any(n == other for other, fn in hooks if fn is bent)]
+        expected, by_name = jax.jit(run)(the_model)
+        close(out, expected)
+        assert cache.keys() == by_name.keys()
+        for key in cache:
+            close(jnp.nan_to_num(cache[key], neginf=0), jnp.nan_to_num(by_name[key], neginf=0))
+
+
+def test_a_hook_between_two_layers_compiles_nothing(compilations):
+    the_model, given = HookedTransformer(Config(**{**LLAMA, "d_model": 22})), tokens(2, 8)
+    the_model(given)
+    compilations.clear()
+    for end in ("pre", "post"):
+        the_model.run_with_hooks(given, fwd_hooks=[(f"blocks.2.hook_resid_{end}", lambda value, hook: value)])
+    assert not compilations
+
+
 def test_only_layers_whose_head_inputs_are_edited_copy_them_for_each_head():
     cfg = CONFIGS["llama"]
     plan = plan_of(cfg, ("blocks.2.hook_q_input", hook(print)), ("blocks.*.attn.hook_q", hook(print)))

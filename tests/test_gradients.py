@@ -64,8 +64,9 @@ def test_the_gradient_of_what_hooks_use_and_of_a_residual_stream(name):
 @pytest.mark.parametrize("name", ["llama", "gpt2", pytest.param("moe", marks=pytest.mark.slow), "shortformer"])
 def test_gradients_in_a_cache_beside_a_python_hook(name):
     the_model, given = model(name), tokens(2, 7)
-    hooks = [("blocks.0.hook_resid_pre", fresh(1.1))]
-    for options in ({}, {"names_filter": ["blocks.1.hook_attn_out", "blocks.*.hook_resid_pre"]}, {"pos_slice": -1}):
+    hooks = [("blocks.0.hook_resid_pre", fresh(1.1)), ("blocks.1.hook_resid_post", fresh(1.2))]
+    some = ["blocks.1.hook_attn_out", "blocks.*.hook_resid_pre", "blocks.1.hook_resid_post"]
+    for options in ({}, {"names_filter": some}, {"pos_slice": -1}):
 
         def run(the_model, options=options):
             options = {"return_type": "loss", "incl_bwd": True, "hooks": hooks, **options}
@@ -109,6 +110,28 @@ def test_a_new_hook_compiles_nothing(compilations):  # noqa: F811
     for layer in (1, 2, 1):
         gradients(layer)
     assert not compilations
+
+
+@pytest.mark.parametrize("end", ["pre", "post"])
+def test_hooks_between_two_layers_that_close_over_what_is_differentiated(end):
+    the_model, given, ran = model("llama"), tokens(1, 5), []
+    direction = jnp.linspace(-1, 1, the_model.cfg.d_model)
+
+    def loss(direction):
+        def steer(value, hook):
+            ran.append(hook.name)
+            return value + direction
+
+        hooks = [(f"blocks.{layer}.hook_resid_{end}", steer) for layer in (0, 2)]
+        loss, cache = the_model.run_with_cache(given, return_type="loss", hooks=hooks)
+        return loss + jnp.sin(cache[f"blocks.2.hook_resid_{end}"]).sum()
+
+    ran.clear()
+    gradient = jax.grad(loss)(direction)
+    assert ran == [f"blocks.{layer}.hook_resid_{end}" for layer in (0, 2)]
+    close(gradient, jax.jit(jax.grad(loss))(direction))
+    close(jax.vmap(jax.grad(loss))(direction[None])[0], gradient)
+    close(jax.jvp(loss, (direction,), (direction,))[1], gradient @ direction)
 
 
 def test_derivatives_of_other_kinds():

@@ -150,7 +150,7 @@ def test_split_inputs_and_edits_of_what_is_read_go_together(name):
 
 def test_a_new_hook_compiles_nothing():
     the_model, given = model("shared_norm"), tokens(2, 8)
-    the_model.run_with_hooks(given, fwd_hooks=[("blocks.0.hook_resid_pre", keep)])
+    the_model.run_with_hooks(given, fwd_hooks=[("blocks.0.hook_attn_out", keep)])
     with compilations() as compiled:
         for site in ("ln1.hook_out", *SHARED):
             the_model.run_with_hooks(given, fwd_hooks=[(f"blocks.2.{site}", lambda x, hook: np.asarray(x) * 1)])

@@ -316,7 +316,10 @@ class Config:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return isinstance(other, Config) and hash(self) == hash(other) and self._key == other._key
+        if not isinstance(other, Config) or hash(self) != hash(other) or self._key != other._key:
+            return False
+        vars(self)["_key"] = other._key  # the next comparison finds identical values
+        return True
 
 
 def _refuse(self: Config, name: str, value: Any) -> None:

@@ -17,12 +17,13 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxlens._jax import is_traced
 from jaxlens.config import Config
 from jaxlens.errors import HookError
 from jaxlens.hooks.api import DataHook, HookPointOfAnyLayer, LayerIsRead, NamedHookPoint, PythonHook, apply
 from jaxlens.hooks.names import HookName, matching, split_name
 from jaxlens.hooks.positions import Positions
-from jaxlens.hooks.table import BLOCK_NAMES
+from jaxlens.hooks.table import BLOCK_NAMES, RESID_POST, RESID_PRE
 
 Direction = Literal["fwd", "bwd"]
 HookSpec = tuple[HookName, Callable]
@@ -117,22 +118,22 @@ class SiteHook:
         """Whether it acts in any of these layers."""
         if self.is_plain:
             return not set(self.layers).isdisjoint(layers)
-        return self.mask is None or bool(np.any(self.mask[np.array(layers)]))
+        return self.mask is None or is_traced(self.mask) or bool(np.any(self.mask[np.array(layers)]))
 
     def __call__(
         self, value: jax.Array, layer, points: Mapping[str, NamedHookPoint] | None = None, columns: Any = None
     ) -> jax.Array:
         """The value after this hook. `layer` may be traced. `columns` are the positions and the step of the run."""
-        is_traced = layer is not None and not isinstance(layer, int)
-        if not is_traced and not self.acts_in(layer):
+        in_any_layer = layer is not None and not isinstance(layer, int)
+        if not in_any_layer and not self.acts_in(layer):
             return value
         if self.direction == "fwd":
             return self._edited(value, layer, points, columns)
-        traced, structure = jax.tree.flatten((self, layer if is_traced else None, columns))
+        traced, structure = jax.tree.flatten((self, layer if in_any_layer else None, columns))
 
         def edit(gradient, *traced):  # runs after the trace of `layer` has ended
             hook, traced_layer, columns = structure.unflatten(traced)
-            return hook._edited(gradient, traced_layer if is_traced else layer, points, columns)
+            return hook._edited(gradient, traced_layer if in_any_layer else layer, points, columns)
 
         return _edit_gradient.bind(value, *traced, edit=edit)
 
@@ -243,29 +244,55 @@ class HookPlan:
         positions: Positions | None = None, points: Mapping[str, NamedHookPoint] | None = None,
         probes: tuple[SiteHook, ...] = (), length: int | None = None,
     ) -> "HookPlan":  # fmt: skip
-        """The plan of registered hooks: forward hooks in order, then backward hooks in reverse order.
+        """The plan of hooks (registered, or at sites): forward hooks in order, then backward hooks in reverse order.
 
         The backward pass runs the hooks of a site from last to first, so it runs backward hooks as registered.
         """
         forward = [hook for hook in hooks if hook.direction == "fwd"]
         backward = [hook for hook in hooks if hook.direction == "bwd"][::-1]
-        by_site = [site_hook for hook in forward + backward for site_hook in _site_hooks(cfg, hook)]
+        by_site = [site_hook for hook in forward + backward for site_hook in site_hooks(cfg, hook)]
         return cls(cfg, tuple(by_site), wanted, positions, points, length, probes)
 
     @property
     def wanted_in(self) -> Mapping[int | None, frozenset[str]]:
         """The sites to capture by layer, and outside the blocks (None)."""
-        return _by_layer(self.wanted)
+        return sites_by_layer(self.wanted)
 
     def touches(self, names: Collection[str]) -> bool:
         """Whether a value with one of these names, outside the blocks, is captured or may be edited."""
         return not self.wanted.isdisjoint(names) or any(hook.site in names for hook in (*self.hooks, *self.probes))
 
-    def edited_by_python(self, differentiated: bool) -> frozenset[int]:
-        """The layers in which a plain Python function edits values, or if `differentiated` gradients."""
+    def edited_by_python(self, differentiated: bool) -> tuple[frozenset[int], frozenset[int]]:
+        """The layers inside which, and those directly before which, a plain function edits values.
+
+        It edits gradients too if `differentiated`. An edit of the residual stream at the beginning of a layer, or at
+        its end, is not inside, unless a data hook acts there too.
+        """
         directions = ("fwd", "bwd") if differentiated else ("fwd",)
-        plain = (hook for hook in self.hooks if hook.is_plain and hook.direction in directions and hook.in_blocks)
-        return frozenset(layer for hook in plain for layer in hook.layers)
+        inside, before = set(), set()
+        for hook in self.hooks:
+            if not hook.is_plain or hook.direction not in directions or not hook.in_blocks:
+                continue
+            data_hooks = [other for other in self.hooks if other.site == hook.site and not other.is_plain]
+            for layer in hook.layers:
+                if hook.site not in (RESID_PRE, RESID_POST) or any(other.acts_in(layer) for other in data_hooks):
+                    inside.add(layer)
+                else:
+                    before.add(layer + (hook.site == RESID_POST))
+        return frozenset(inside), frozenset(before)
+
+    def plain_hooks_at(self, site: str, layer: int) -> tuple[SiteHook, ...]:
+        """The plain functions that edit values or gradients at a site of a layer."""
+        return tuple(h for h in self.hooks if h.site == site and h.is_plain and h.acts_in(layer))
+
+    def without_plain_hooks_at(self, site: str, layer: int) -> "HookPlan":
+        """The plan for the rest of a run in which these functions have run already."""
+        hooks = []
+        for hook in self.hooks:
+            if hook.site == site and hook.is_plain:
+                hook = dataclasses.replace(hook, layers=tuple(other for other in hook.layers if other != layer))
+            hooks.append(hook)
+        return dataclasses.replace(self, hooks=tuple(hooks))
 
     def hooks_in(self, layers: tuple[int, ...]) -> tuple[SiteHook, ...]:
         """The hooks and probes that act in any of these layers."""
@@ -281,13 +308,14 @@ class HookPlan:
         probes = (probe for probe in self.probes if probe.site in wanted) if layers else ()
         data = {probe.site: probe.hook.keywords for probe in probes if probe.acts_in_any(layers)}
         zeros = {site: of_site["zeros"] for site, of_site in data.items()}
-        if len(layers) > 1:  # a probe of several layers of a stack is one of all its layers
+        if len(layers) > 1 or not zeros:  # a probe of several layers of a stack is one of all its layers
             return zeros
         return _single_rows(zeros, {site: of_site["rows"][layers[0]] for site, of_site in data.items()})
 
 
 @functools.lru_cache(maxsize=256)
-def _by_layer(wanted: frozenset[str]) -> Mapping[int | None, frozenset[str]]:
+def sites_by_layer(wanted: frozenset[str]) -> Mapping[int | None, frozenset[str]]:
+    """The sites of these names by layer, and those outside the blocks (None)."""
     by_layer: dict[int | None, set[str]] = {}
     for site, layer in map(split_name, wanted):
         by_layer.setdefault(layer, set()).add(site)
@@ -296,8 +324,10 @@ def _by_layer(wanted: frozenset[str]) -> Mapping[int | None, frozenset[str]]:
     return {layer: distinct.setdefault(sites, sites) for layer, sites in by_layer.items()}
 
 
-def _site_hooks(cfg: Config, registered: RegisteredHook) -> list[SiteHook]:
+def site_hooks(cfg: Config, registered: RegisteredHook | SiteHook) -> list[SiteHook]:
     """One SiteHook for every site of a registered hook."""
+    if isinstance(registered, SiteHook):
+        return [registered]
     by_site: dict[str, list[int | None]] = {}
     for name in registered.names:
         site, layer = split_name(matching(cfg, name)[0])  # raises if the config changed and the point is gone

@@ -232,6 +232,9 @@ LENGTH_AXES = {
 }
 """The axes that are as long as the sequence by site: positions of queries, and those of sources in patterns."""
 
+RESID_PRE, RESID_POST = "hook_resid_pre", "hook_resid_post"
+"""The first and the last site of a layer: the residual stream."""
+
 BLOCK_NAMES = frozenset(site.name for site in BLOCK_SITES)
 EMBED_NAMES = tuple(site.name for site in EMBED_SITES)
 FINAL_NAMES = tuple(site.name for site in FINAL_SITES)

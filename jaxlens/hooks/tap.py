@@ -1,6 +1,5 @@
 """The Tap, which the forward calls at every hook point to run hooks and to capture values."""
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +37,8 @@ class Tap:
 
     def at(self, module: str) -> "Tap":
         """The tap of a module in the layer. Names are relative to the module."""
-        tap = copy.copy(self)
-        tap.prefix = f"{self.prefix}{module}."
+        tap = object.__new__(Tap)  # faster than copy.copy; `captured` stays shared
+        vars(tap).update(vars(self), prefix=f"{self.prefix}{module}.")
         return tap
 
     def without_hooks(self) -> "Tap":

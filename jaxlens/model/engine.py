@@ -1,6 +1,7 @@
 """How the blocks run: in stretches of consecutive layers, compiled except for the layers that a Python hook edits.
 
     eager     [ loop 0..4 ][ layer 5, step by step, the Python hook between two steps ][ loop 6..29, captures stacked ]
+              [ loop 0..4 ] the Python hook, if it edits the residual stream between two layers [ loop 5..29 ]
     gradient  the same, then [ loop 29..6 ][ layer 5, step by step ][ loop 4..0 ]         (an eager jax.grad)
     traced    [ scan 0..29, all hooks inside ]                                            (the caller's jit, vmap, jvp)
 
@@ -11,6 +12,7 @@ a `lax.scan`; Python hooks are traced there.
 
 import dataclasses
 import enum
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -19,8 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlens._jax import is_eagerly_differentiated, is_traced, tracers_in
+from jaxlens.config import Config
 from jaxlens.errors import HookError
-from jaxlens.hooks.plan import HookPlan, zero_probe
+from jaxlens.hooks.plan import HookPlan, sites_by_layer, zero_probe
+from jaxlens.hooks.table import RESID_POST, RESID_PRE
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.loops import (
     LoopInputs,
@@ -38,7 +42,7 @@ from jaxlens.model.loops import (
 from jaxlens.nn.block import SPLIT_INPUTS, Block
 from jaxlens.nn.kv_cache import LayerMemory
 from jaxlens.nn.module import arrays
-from jaxlens.nn.sequence import LayerInfo, SequenceInfo
+from jaxlens.nn.sequence import Columns, LayerInfo, SequenceInfo
 
 
 @jax.tree_util.register_dataclass
@@ -67,6 +71,11 @@ class Stretch:
     edited: bool
     buffered: bool
     per_head: bool
+
+    @property
+    def last_row(self) -> int:
+        """The row of the last layer in the captured values."""
+        return self.first + len(self.layers) - 1 if self.buffered else 0
 
 
 class Mode(enum.IntEnum):
@@ -100,13 +109,15 @@ def run_layers(
     mode, next_layer = Mode.of(plan, memory, stacks, info, plan.hooks, plan.probes), start
     planned = stretches(plan, start, stop, mode)
     while next_layer < stop:
-        if (
-            is_traced(x) and (new := Mode.of(plan, memory, x)) > mode
-        ):  # a Python hook returned a tracer that it closes over
+        stretch = next(planned)
+        if mode is not Mode.SCANNED and not stretch.edited and plan.plain_hooks_at(RESID_PRE, next_layer):
+            x, _ = _edited_end(RESID_PRE, x, next_layer, plan, info.columns)
+            plan = plan.without_plain_hooks_at(RESID_PRE, next_layer)
+        if is_traced(x) and (new := Mode.of(plan, memory, x)) > mode:  # a hook returned a tracer that it closes over
             if new is Mode.SCANNED:
                 captured, buffers = captured + _in_buffers(buffers, plan, next_layer), {}
             mode, planned = new, stretches(plan, start, stop, new, next_layer)
-        stretch = next(planned)
+            stretch = next(planned)
         stack, own = stacks[stretch.stack], buffers.get(stretch.stack) if stretch.buffered else None
         if mode is Mode.SCANNED:
             x, entries, memory = _scanned(stack, x, info, stretch, plan, memory)
@@ -114,6 +125,8 @@ def run_layers(
         else:
             run = _edited if stretch.edited else _compiled
             x, values, memory = run(stack, x, info, stretch, plan, own, mode, memory)
+            if not stretch.edited and plan.plain_hooks_at(RESID_POST, stretch.layers[-1]):
+                x, values = _edited_after(x, values, stretch, plan, mode, info.columns)
             if stretch.buffered:
                 buffers[stretch.stack] = values
             else:
@@ -136,31 +149,44 @@ def _in_buffers(buffers: dict[int, Rows], plan: HookPlan, stop: int) -> list[Cap
 def stretches(plan: HookPlan, start: int, stop: int, mode: Mode = Mode.EAGER, next_layer: int = 0) -> Iterator[Stretch]:
     """The stretches that cover layers start..stop-1 in order, from `next_layer` on.
 
-    A stretch ends where the kind of block changes, where a Python hook edits a layer, where data hooks begin or cease
-    to edit the inputs of heads, and where the captured sites change. A stretch with captures belongs to a whole stack,
-    whose buffers it writes to, or is a single layer. So a set of sites needs a fixed number of programs, and not one
-    for each number of layers. In a scan, stretches are split by kind of block only.
+    A stretch ends where the kind of block changes, where a Python hook edits a layer or the residual stream between two
+    layers, where data hooks begin or cease to edit the inputs of heads, and where the captured sites change. A stretch
+    with captures belongs to a whole stack, whose buffers it writes to, or is a single layer. So a set of sites needs a
+    fixed number of programs, and not one for each number of layers. In a scan, stretches are split by kind of block
+    only.
     """
-    cfg, scanned = plan.cfg, mode is Mode.SCANNED
+    if mode is Mode.SCANNED:
+        return iter(_stretches(plan.cfg, None, *[frozenset()] * 3, start, stop, next_layer))
+    edited, after_edit = plan.edited_by_python(differentiated=mode is Mode.DIFFERENTIATED)
+    of_heads = [hook for hook in plan.hooks if hook.site in SPLIT_INPUTS and not hook.is_plain]
+    per_head = frozenset(layer for hook in of_heads for layer in range(start, stop) if hook.acts_in(layer))
+    return iter(_stretches(plan.cfg, plan.wanted, edited, after_edit, per_head, start, stop, next_layer))
+
+
+@functools.lru_cache(maxsize=256)
+def _stretches(
+    cfg: Config, names: frozenset[str] | None, edited: frozenset[int], after_edit: frozenset[int],
+    per_head: frozenset[int], start: int, stop: int, next_layer: int,
+) -> tuple[Stretch, ...]:  # fmt: skip
+    """`stretches` that capture these names (None: in a scan, which captures in any layer)."""
     index = {layer: (stack, i) for stack, layers in enumerate(cfg.stacks) for i, layer in enumerate(layers)}
-    of_heads = [hook for hook in plan.hooks if hook.site in SPLIT_INPUTS and not hook.is_plain and not scanned]
-    edited = frozenset() if scanned else plan.edited_by_python(differentiated=mode is Mode.DIFFERENTIATED)
-
-    def kind(layer: int):
-        return index[layer][0], None if scanned else plan.wanted_in.get(layer)
-
-    for (stack, wanted), group in itertools.groupby(range(start, stop), kind):
+    wanted_in = {} if names is None else sites_by_layer(names)
+    planned = []
+    for (stack, wanted), group in itertools.groupby(
+        range(start, stop), lambda layer: (index[layer][0], wanted_in.get(layer))
+    ):
         layers = tuple(group)
         buffered = bool(wanted) and layers == cfg.stacks[stack] and len(layers) > 1
         single = edited if buffered or not wanted else frozenset(layers)
 
         def part_of(layer: int, single=single):
-            return layer if layer in single else None, any(hook.acts_in(layer) for hook in of_heads)
+            return layer if layer in single else None, sum(begin <= layer for begin in after_edit), layer in per_head
 
-        for (_, per_head), part in itertools.groupby((layer for layer in layers if layer >= next_layer), part_of):
+        for (*_, of_heads), part in itertools.groupby((layer for layer in layers if layer >= next_layer), part_of):
             part = tuple(part)
             first, sites = part[0], wanted or frozenset()
-            yield Stretch(stack, index[first][1], part, sites, first in edited, buffered, per_head)
+            planned.append(Stretch(stack, index[first][1], part, sites, first in edited, buffered, of_heads))
+    return tuple(planned)
 
 
 # --- compiled stretches
@@ -175,7 +201,10 @@ def _compiled(
     rows = layers if stretch.buffered else stretch.layers if stretch.wanted else ()
     hooks = plan.data_hooks_in(layers)  # of the whole stack, so that all of its stretches have one program
     hooks = tuple(hook for hook in hooks if stretch.per_head or hook.site not in SPLIT_INPUTS)
-    inputs = LoopInputs(stack, (info, hooks, plan.positions), plan.probes_at(stretch.wanted, rows))
+    probes = plan.probes_at(stretch.wanted, rows)
+    if RESID_POST in probes and plan.plain_hooks_at(RESID_POST, stretch.layers[-1]):  # added after these hooks
+        probes |= _with_zero_row({RESID_POST: probes[RESID_POST]}, np.int32(stretch.last_row))
+    inputs = LoopInputs(stack, (info, hooks, plan.positions), probes)
     loop = compiled_loop if mode is Mode.EAGER else differentiable_loop
     program = Program(layers, stretch.wanted, len(rows))
     if buffers is None:
@@ -257,14 +286,9 @@ _set_row, _set_row_in_place = jax.jit(set_row), jax.jit(set_row, donate_argnums=
 
 
 @jax.jit
-def _block_at(stack: Block, i) -> Block:
-    """The layer at index i of a stack, with arrays in place of its parameters: one program for all lengths."""
-    return arrays(layer_at(stack, i))
-
-
-@jax.jit
-def _info_at(info: SequenceInfo, layer) -> LayerInfo:
-    return info.at_layer(layer)
+def _inputs_at(stack: Block, info: SequenceInfo, i, layer) -> tuple[Block, LayerInfo]:
+    """The layer at index i of a stack, with arrays in place of its parameters, and its inputs besides the stream."""
+    return arrays(layer_at(stack, i)), info.at_layer(layer)
 
 
 def _edited(
@@ -278,13 +302,42 @@ def _edited(
     tap.columns = info.columns
     if memory is not None:
         tap.memory = LayerMemory(memory, np.int32(layer), info.start, not info.sees_slots, in_place=True)
-    x = _block_at(stack, row)(x, _info_at(info, np.int32(layer)), tap)
+    block, inputs = _inputs_at(stack, info, row, np.int32(layer))
+    x = block(x, inputs, tap)
     memory = None if memory is None else tap.memory.rows
     if not stretch.buffered:
         return x, tap.captured, memory
     if buffers is None:
         buffers = _new_rows(tap.captured, n=len(plan.cfg.stacks[stretch.stack]))
     return x, (_set_row_in_place if mode is Mode.EAGER else _set_row)(buffers, tap.captured, row), memory
+
+
+# --- between two layers
+
+
+@jax.jit
+def _with_zero_row(rows: Rows, i) -> Rows:
+    return set_row(rows, jax.tree.map(lambda w: jnp.zeros(w.shape[1:], w.dtype), rows), i)
+
+
+def _edited_end(site: str, x, layer: int, plan: HookPlan, columns: Columns, wanted: frozenset[str] = frozenset()):
+    """The residual stream at an end of a layer, `site`, after its Python hooks and its probe, and what is captured."""
+    wanted &= {site}
+    probes = (zero_probe(site, zeros[0]) for site, zeros in plan.probes_at(wanted, (layer,)).items())
+    hooks = (*plan.plain_hooks_at(site, layer), *probes)
+    tap = Tap(hooks, wanted, layer, plan.positions, plan.points, plan.length, stepwise=True, columns=columns)
+    return tap(site, x), tap.captured
+
+
+def _edited_after(
+    x, values: Rows, stretch: Stretch, plan: HookPlan, mode: Mode, columns: Columns
+) -> tuple[jax.Array, Rows]:
+    """The residual stream after a compiled stretch, edited by Python hooks, and the captured values with the edit."""
+    x, captured = _edited_end(RESID_POST, x, stretch.layers[-1], plan, columns, stretch.wanted)
+    if captured and stretch.buffered:
+        set_one = _set_row_in_place if mode is Mode.EAGER else _set_row
+        captured = set_one({RESID_POST: values[RESID_POST]}, captured, np.int32(stretch.last_row))
+    return x, values | captured
 
 
 # --- before and after the blocks

@@ -43,8 +43,9 @@ class Module(FlaxModule):
             setattr(self, name, None if weight is None else nnx.Param(weight))
 
     def tree_flatten(self):
-        attributes = vars(self)
-        static = sorted(attributes.keys() - self._not_static)
+        attributes, not_static = vars(self), self._not_static
+        static = [name for name in attributes if name not in not_static]
+        static.sort()
         return [attributes[name] for name in self.children], tuple([(name, attributes[name]) for name in static])
 
     def tree_flatten_with_keys(self):

@@ -62,23 +62,18 @@ class ActivationCache(Decomposition, Mapping):
         mask: jax.Array | None = None,
     ) -> "ActivationCache":  # fmt: skip
         """The cache of captured activations, in firing order. Those of a padded run are cut to `length` when read."""
-        cache, rows = cls({}, model), {}
+        cache = cls({}, model)
         if mask is not None and positions is None and not is_traced(mask):
             cache.ends_with_padding = ~np.asarray(mask)[:, -1]
+        keys, cache._rows = _layout(model.cfg, tuple([(entry.name, entry.layers) for entry in captured]))
         cache._arrays = {} if length is None else StoredArrays()
-        for entry in captured:
-            if entry.layers is None:
-                key, rows[entry.name] = entry.name, (entry.name, None)
-            else:
-                key = _stacked_key(entry.name, entry.layers, model.cfg.n_layers)
-                rows |= _rows_of(entry.name, entry.layers, key)
+        for key, entry in zip(keys, captured, strict=True):
             cache._ranks[key] = entry.value.ndim
             if length is None:
                 cache._arrays[key] = entry.value
             else:
                 site, n_leading = split_name(entry.name)[0].removesuffix("_grad"), int(entry.layers is not None)
                 cache._arrays.store_padded(key, entry.value, site, n_leading, length, positions)
-        cache._rows = {name: rows[name] for name in _firing_order(model.cfg) if name in rows}
         return cache
 
     # --- a mapping
@@ -337,9 +332,19 @@ class ActivationCache(Decomposition, Mapping):
 
 
 @functools.lru_cache(maxsize=64)
-def _firing_order(cfg: Config) -> list[str]:
-    """Every name that a cache may have: activations, then gradients."""
-    return [f"{name}{suffix}" for suffix in ("", "_grad") for name in sites(cfg)]
+def _layout(
+    cfg: Config, captured: tuple[tuple[str, tuple[int, ...] | None], ...]
+) -> tuple[tuple[str, ...], dict[str, tuple[str, int | None]]]:
+    """The keys of captured values, of which the name and the layers are given, and the key and row of each activation.
+
+    Activations are in firing order, then their gradients. Caches share the result: nothing may change it.
+    """
+    keys, rows = [], {}
+    for name, layers in captured:
+        keys.append(name if layers is None else _stacked_key(name, layers, cfg.n_layers))
+        rows |= {name: (name, None)} if layers is None else _rows_of(name, layers, keys[-1])
+    in_order = (f"{name}{suffix}" for suffix in ("", "_grad") for name in sites(cfg))
+    return tuple(keys), {name: rows[name] for name in in_order if name in rows}
 
 
 def _stacked_key(site: str, layers: Sequence[int], n_layers: int) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens._jax import full_precision
 from jaxlens.hooks.names import split_name
-from jaxlens.hooks.plan import RegisteredHook
+from jaxlens.hooks.plan import RegisteredHook, SiteHook, site_hooks
 from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
 from jaxlens.model.engine import Captured
 from jaxlens.model.generation.decode import continued, decode, run_again
@@ -88,7 +88,7 @@ class Loop:
     def until(self, state: State, count: int) -> State:
         """The state when each row has `count` tokens, or all rows are finished."""
         if not any(hook.is_plain for hook in self.hooks):
-            run = self.model, state, self.hooks, self.rules, np.int32(count)
+            run = self._bare_model, state, self._at_sites, self.rules, np.int32(count)
             return _compiled(*run, self.request, again=self.runs_again)
         while int(state.count) < count and not bool(jnp.all(state.finished)):
             logits, state = run_last_token(self.model, state, self.hooks, self.request, self.runs_again)
@@ -99,7 +99,19 @@ class Loop:
         """The state after a run of the last token, of which no token is chosen. Its activations are captured."""
         if any(hook.is_plain for hook in self.hooks):
             return run_last_token(self.model, state, self.hooks, self.request, self.runs_again)[1]
-        return _compiled_run(self.model, state, self.hooks, self.request, again=self.runs_again)[1]
+        return _compiled_run(self._bare_model, state, self._at_sites, self.request, again=self.runs_again)[1]
+
+    @property
+    def _bare_model(self) -> Any:
+        """The model without its hooks, which are among those of the loop."""
+        bare = self.model._copy(self.model.modules)
+        bare._hooks = ()
+        return bare
+
+    @property
+    def _at_sites(self) -> tuple[SiteHook, ...]:
+        """The hooks in the form in which their layers are data, so that other layers compile nothing."""
+        return tuple(at_site for hook in self.hooks for at_site in site_hooks(self.model.cfg, hook))
 
 
 def run_last_token(
