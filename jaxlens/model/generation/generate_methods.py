@@ -6,7 +6,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from jaxlens.config import Config
 from jaxlens.hooks.names import HookName
@@ -90,6 +89,8 @@ class GenerateMethods:
             past_kv_cache=past_kv_cache, prefill_chunk=prefill_chunk, output_logits=output_logits,
             names_filter=names_filter, return_cache=return_cache, return_type=return_type,
         )  # fmt: skip
+        from tqdm.auto import tqdm  # a model that generates nothing needs no progress bar
+
         size = SEGMENT if verbose or stop_strings else max_new_tokens
         with tqdm(total=max_new_tokens, desc="generating", unit="token", disable=None if verbose else True) as progress:
             for new in generation.segments(size):
