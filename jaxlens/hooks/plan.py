@@ -112,7 +112,9 @@ class SiteHook:
         """Whether the hook acts in the layer with this number, or outside the blocks (None)."""
         if layer is None:
             return True
-        return layer in self.layers if self.is_plain else self.mask is None or bool(self.mask[layer])
+        if self.is_plain:
+            return layer in self.layers
+        return self.mask is None or is_traced(self.mask) or bool(self.mask[layer])
 
     def acts_in_any(self, layers: tuple[int, ...]) -> bool:
         """Whether it acts in any of these layers."""
@@ -280,6 +282,11 @@ class HookPlan:
                 else:
                     before.add(layer + (hook.site == RESID_POST))
         return frozenset(inside), frozenset(before)
+
+    @property
+    def has_plain_hooks(self) -> bool:
+        """Whether a plain Python function is among the hooks."""
+        return any(hook.is_plain for hook in self.hooks)
 
     def plain_hooks_at(self, site: str, layer: int) -> tuple[SiteHook, ...]:
         """The plain functions that edit values or gradients at a site of a layer."""

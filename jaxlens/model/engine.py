@@ -97,7 +97,7 @@ class Mode(enum.IntEnum):
 
 def run_layers(
     stacks: tuple[Block, ...], x: jax.Array, info: SequenceInfo, start: int, stop: int, plan: HookPlan,
-    memory: Memory = None,
+    memory: Memory = None, mode: Mode | None = None,
 ) -> tuple[jax.Array, list[Captured], Memory]:  # fmt: skip
     """The residual stream [b p d] after layers start..stop-1, the captured activations, and the memory.
 
@@ -106,14 +106,15 @@ def run_layers(
     """
     captured: list[Captured] = []
     buffers: dict[int, Rows] = {}  # by stack
-    mode, next_layer = Mode.of(plan, memory, stacks, info, plan.hooks, plan.probes), start
+    mode = Mode.of(plan, memory, stacks, info, plan.hooks, plan.probes) if mode is None else mode
+    next_layer = start
     planned = stretches(plan, start, stop, mode)
     while next_layer < stop:
         stretch = next(planned)
         if mode is not Mode.SCANNED and not stretch.edited and plan.plain_hooks_at(RESID_PRE, next_layer):
             x, _ = _edited_end(RESID_PRE, x, next_layer, plan, info.columns)
             plan = plan.without_plain_hooks_at(RESID_PRE, next_layer)
-        if is_traced(x) and (new := Mode.of(plan, memory, x)) > mode:  # a hook returned a tracer that it closes over
+        if plan.has_plain_hooks and is_traced(x) and (new := Mode.of(plan, memory, x)) > mode:  # a hook returned a tracer that it closes over
             if new is Mode.SCANNED:
                 captured, buffers = captured + _in_buffers(buffers, plan, next_layer), {}
             mode, planned = new, stretches(plan, start, stop, new, next_layer)

@@ -98,7 +98,8 @@ def _default_names(cfg: Config, switched_on: frozenset[str], layers: LayerRange)
 class RunRequest:
     """Which layers to run, what to return, and which activations to capture at which positions.
 
-    With `last_only`, the logits are those of each row's last token [b 1 v], unless hooks or captures see all of them.
+    With `last_only`, the logits are those of each row's last token [b 1 v]. A run inside a compiled function that needs
+    no derivative (`has_derivative=False`) uses the loops of eager runs.
     """
 
     layers: LayerRange = dataclasses.field(metadata=STATIC)
@@ -107,6 +108,7 @@ class RunRequest:
     wanted: frozenset[str] = dataclasses.field(default=frozenset(), metadata=STATIC)
     positions: Positions | None = None
     last_only: bool = dataclasses.field(default=False, metadata=STATIC)
+    has_derivative: bool = dataclasses.field(default=True, metadata=STATIC)
 
     def __post_init__(self):
         if self.return_type not in ("logits", "loss", "both", None):

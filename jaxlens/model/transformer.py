@@ -26,7 +26,7 @@ from jaxlens.model.adapter_methods import AdapterMethods
 from jaxlens.model.arguments import LOADING, MAKING, RUNNING, check_only, renamed
 from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.cache.activation_cache import ActivationCache
-from jaxlens.model.engine import Captured, run_layers, run_stage
+from jaxlens.model.engine import Captured, Mode, run_layers, run_stage
 from jaxlens.model.finite import warn_if_not_finite
 from jaxlens.model.generation.decode_methods import DecodeMethods
 from jaxlens.model.generation.generate_methods import GenerateMethods
@@ -370,7 +370,9 @@ class HookedTransformer(
             else:
                 x, info, first = model_input.residual, outer.sequence_info(mask, tokens, *past), []
             layers, memory = request.layers, None if cache is None else (cache.keys, cache.values)
-            x, captured, memory = run_layers(self.modules.stacks, x, info, layers.start, layers.stop, plan, memory)
+            mode = None if request.has_derivative else Mode.EAGER
+            run = self.modules.stacks, x, info, layers.start, layers.stop, plan, memory, mode
+            x, captured, memory = run_layers(*run)
             cache = None if cache is None else KVCache(*memory, info.slots)
             if not layers.unembeds:
                 return x, first + captured, cache

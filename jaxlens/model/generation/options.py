@@ -53,7 +53,7 @@ def new_generation(
         required_tokenizer(model.tokenizer)
     layers = LayerRange.of(model.cfg, None, None)
     wanted = layers.wanted(model.cfg, names_filter) if return_cache else frozenset()
-    request = RunRequest(layers, "logits", wanted=wanted, last_only=True)
+    request = RunRequest(layers, "logits", wanted=wanted, last_only=True, has_derivative=False)
     hooks = model._hooks + model._registered(fwd_hooks, layers)
     loop = Loop(model, hooks, request, Rules(sampler, key, ends, filler), output_logits, not use_past_kv_cache)
     return Generation(loop, prompt, int(max_new_tokens), stops, past, prefill_chunk)
