@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxlens.checkpoints import arrays
 from jaxlens.checkpoints.rules.rule import Family, Move, Tensors, moves
-from jaxlens.checkpoints.validate import checked_moves, expected_shapes, is_finite, warn_not_finite
+from jaxlens.checkpoints.validate import checked_moves, expected_shapes, warn_not_finite
 from jaxlens.config import Config
 from jaxlens.nn.module import axis_lengths
 from jaxlens.nn.parameters import Params
@@ -32,14 +33,13 @@ def load_parameters(
     params, not_finite = {}, []
     with tqdm(total=len(plan), desc="loading", unit=" tensors", disable=None, leave=False) as progress:
         for names, group in _groups(plan, lengths):
-            buffers = [_aligned(shapes[name], jnp.dtype(dtype)) for name in names]
+            buffers = [arrays.aligned(shapes[name], jnp.dtype(dtype)) for name in names]
             for move in group:
                 for buffer, value in zip(buffers, move.rule.load(tensors.read(move.theirs), lengths), strict=True):
                     cut = tuple(slice(length) for length in buffer.shape[len(move.index) :])
-                    with np.errstate(over="ignore"):  # values too large for dtype become infinite; warned about below
-                        buffer[move.index] = value[cut]
+                    arrays.copy(buffer[move.index], value[cut])  # may become infinite; warned about below
                 progress.update()
-            not_finite += [name for name, buffer in zip(names, buffers, strict=True) if not is_finite(buffer)]
+            not_finite += [name for name, buffer in zip(names, buffers, strict=True) if not arrays.is_finite(buffer)]
             params |= {name: jax.device_put(buffer) for name, buffer in zip(names, buffers, strict=True)}
             del buffers, buffer, value
     warn_not_finite(not_finite)
@@ -52,14 +52,6 @@ def _groups(plan: Sequence[Move], lengths: Mapping[str, int]) -> list[tuple[tupl
     for move in plan:
         groups.setdefault(move.ours, []).append(move)
     return sorted(groups.items(), key=lambda group: -math.prod(group[1][0].rule.their_shape(lengths)))
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that JAX's CPU backend uses without a copy, because its address is a multiple of 64 bytes."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 # ---- on demand ------------------------------------------------------------------------------------------------------

@@ -19,9 +19,6 @@ from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
 
-ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where the outputs 0, 1, … 7 are among the eight integers of a word of the version "gemm"."""
-
 ACTIVATIONS = ("act.scales", "gelu_impl.scales")
 AFTER = ("dense_4h_to_h", "c_proj", "down_proj", "fc_out")
 """In some families (`AWQ_SCALES_MAPPINGS` in transformers' `integrations/awq.py`), an activation function divides its
@@ -96,27 +93,30 @@ def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
 
     def read() -> np.ndarray:
         stored = parts.read("qweight")
-        zeros, scales = in_order(parts.read("qzeros")), parts.read("scales").T
-        zeros, scales = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in (zeros, scales))
+        layout = (n_in, n_out), n_in // n_groups, 1
+        zeros, scales = Grid(in_order(parts.read("qzeros")), *layout), Grid(parts.read("scales"), *layout)
 
-        def rows(rows: slice) -> np.ndarray:
-            integers = in_order(stored[:, rows.start // 8 : rows.stop // 8])
-            return scales.apply(np.multiply, zeros.apply(np.subtract, integers, rows), rows)
+        def rows(rows: slice, out: np.ndarray) -> None:
+            zeros.apply(np.subtract, in_order(stored[rows]), rows, out)
+            scales.apply(np.multiply, out, rows, out)
 
-        return by_rows((n_out, n_in), parts.dtype("scales"), rows, multiple=8)
+        return by_rows((n_in, n_out), parts.dtype("scales"), rows).T
 
     return _result(parts, n_out, n_in, n_groups, read)
 
 
 def in_order(words: np.ndarray) -> np.ndarray:
-    """The integers in words of the version "gemm" [row, column], as [8 column, row].
+    """The integers in words of the version "gemm", in which those of two neighbours are 16 bits apart.
 
     Example:
-        >>> in_order(np.array([[0x75316420]], np.uint32).view(np.int32)).ravel().tolist()
-        [0, 1, 2, 3, 4, 5, 6, 7]
+        >>> in_order(np.array([[0x75316420]], np.uint32).view(np.int32)).tolist()
+        [[0, 1, 2, 3, 4, 5, 6, 7]]
     """
-    integers = unpack(words, 4).reshape(len(words), -1, 8)[..., ORDER]
-    return integers.reshape(len(words), -1).T
+    words = words.view(np.uint32)
+    pairs = np.empty((*words.shape, 4), np.uint32)
+    for i in range(4):
+        np.bitwise_and(words >> np.uint32(4 * i), np.uint32(0x000F000F), out=pairs[..., i])
+    return pairs.view(np.uint16).reshape(len(words), -1)
 
 
 def _gemv(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Packed:
@@ -132,8 +132,9 @@ def _gemv(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
         zeros, scales = unpack(parts.read("qzeros"), 4)[:, :n_groups], parts.read("scales")[:, :n_groups]
         zeros, scales = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in (zeros, scales))
 
-        def rows(rows: slice) -> np.ndarray:
-            return scales.apply(np.multiply, zeros.apply(np.subtract, unpack(stored[rows], 4), rows), rows)
+        def rows(rows: slice, out: np.ndarray) -> None:
+            zeros.apply(np.subtract, unpack(stored[rows], 4), rows, out)
+            scales.apply(np.multiply, out, rows, out)
 
         return by_rows((n_out, n_in), parts.dtype("scales"), rows)
 
@@ -153,9 +154,9 @@ def _fast(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
         both = (parts.read(part)[:n_groups].T for part in ("scales", added))
         scales, zeros = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in both)
 
-        def rows(rows: slice) -> np.ndarray:
-            integers = rows_apart(stored[rows.start // 4 : rows.stop // 4])
-            return zeros.apply(np.add, scales.apply(np.multiply, integers, rows), rows)
+        def rows(rows: slice, out: np.ndarray) -> None:
+            scales.apply(np.multiply, rows_apart(stored[rows.start // 4 : rows.stop // 4]), rows, out)
+            zeros.apply(np.add, out, rows, out)
 
         return by_rows((n_out, n_in), parts.dtype("scales"), rows, multiple=4)
 

@@ -57,7 +57,12 @@ def _eight_bits(tensors: Tensors, names: set[str], stem: str) -> Packed:
                 f"{stem}weight_format is {stored}; expected 0 (by rows). Save the model again with bitsandbytes 0.45"
             )
         values, largest = parts.read("weight"), parts.read("SCB").astype(np.float32)[:, None]
-        return by_rows(shape, "F32", lambda rows: values[rows] * largest[rows] * INVERSE_127)
+
+        def rows(rows: slice, out: np.ndarray) -> None:
+            np.multiply(values[rows], largest[rows], out=out, dtype=np.float32)
+            np.multiply(out, INVERSE_127, out=out)
+
+        return by_rows(shape, "F32", rows)
 
     return Packed(parts.names, shape, "F32", "8-bit integers with a scale per row", read)
 
@@ -83,11 +88,10 @@ def _four_bits(tensors: Tensors, names: set[str], weight: str, state: str) -> Pa
         values, largest = parts.read(".quant_map").astype(np.float32), _largest(parts, fields)
         pairs = values[np.stack([np.arange(256) >> 4, np.arange(256) & 15], axis=1)].view(np.uint64)[:, 0]
 
-        def rows(rows: slice) -> np.ndarray:  # a row is a block
-            chosen = np.take(pairs, stored[rows.start * size // 2 : rows.stop * size // 2]).view(np.float32)
-            missing = (rows.stop - rows.start) * size - len(chosen)  # the last block may be smaller
-            blocks = (np.pad(chosen, (0, missing)) if missing else chosen).reshape(-1, size)
-            return np.multiply(blocks, largest[rows, None], out=blocks)
+        def rows(rows: slice, out: np.ndarray) -> None:  # a row is a block, of which the last may be smaller
+            chosen = stored[rows.start * size // 2 : rows.stop * size // 2]
+            np.take(pairs, chosen, out=out.reshape(-1).view(np.uint64)[: len(chosen)], mode="clip")
+            np.multiply(out, largest[rows, None], out=out)
 
         return by_rows((n_blocks, size), dtype, rows).reshape(-1)[:count].reshape(shape)
 

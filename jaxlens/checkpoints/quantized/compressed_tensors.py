@@ -107,7 +107,7 @@ def _plain(tensors: Tensors, names: set[str], stem: str, groups: Sequence[Group]
     parts = Parts(tensors, names, stem, ("weight", "weight_scale"), ("weight_zero_point", "weight_g_idx"))
     values = "8-bit " + ("integers" if parts.dtype("weight") == "I8" else "floats")
     scales = _Scales(parts, stem, parts.shape("weight"), groups)
-    return scales.packed(values, lambda: parts.read("weight"), as_float32 if values[6:] == "floats" else np.asarray)
+    return scales.packed(values, lambda: parts.read("weight"), as_float32 if values[6:] == "floats" else _as_they_are)
 
 
 def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[Group]) -> Packed:
@@ -117,7 +117,7 @@ def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[G
         *rows, width = parts.shape("weight_packed") or (0, 0)
         scales = _Scales(parts, stem, (*rows, 2 * width), groups)
         stored = functools.partial(parts.read, "weight_packed")
-        return scales.packed("4-bit floats", stored, lambda pairs: np.take(FP4_PAIRS, pairs).view(np.float32))
+        return scales.packed("4-bit floats", stored, _from_pairs)
     optional = ("weight_zero_point", "weight_g_idx")
     parts = Parts(tensors, names, stem, ("weight_packed", "weight_scale", "weight_shape"), optional)
     parts.expect("weight_packed", ["I32"])
@@ -132,10 +132,18 @@ def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[G
     bits = min(fitting, key=lambda group: group.rank(stem.removesuffix("."))).bits
     scales, dense = _Scales(parts, stem, shape, groups, bits), n_words == _word_counts(n_columns, bits)[0]
 
-    def integers(words: np.ndarray) -> np.ndarray:
-        return _integers(words, bits, dense)[..., :n_columns].astype(np.float32) - 2 ** (bits - 1)
+    def integers(words: np.ndarray, out: np.ndarray) -> None:
+        np.subtract(_integers(words, bits, dense)[..., :n_columns], np.float32(2 ** (bits - 1)), out=out)
 
     return scales.packed(f"{bits}-bit integers", lambda: parts.read("weight_packed"), integers)
+
+
+def _as_they_are(values: np.ndarray, out: np.ndarray) -> None:
+    out[...] = values
+
+
+def _from_pairs(pairs: np.ndarray, out: np.ndarray) -> None:
+    np.take(FP4_PAIRS, pairs, out=out.view(np.uint64), mode="clip")  # other modes copy out
 
 
 def _word_counts(count: int, bits: int) -> tuple[int, int]:
@@ -183,7 +191,7 @@ class _Scales:
         return self.parts.shape("weight_zero_point") == (*self.shape[:-2], n_words, self.grid[-1])
 
     def packed(self, values: str, stored: Any, decode: Any) -> Packed:
-        """A weight of `stored` values, whose rows `decode` converts to float32."""
+        """A weight of `stored` values. `decode(rows, out)` writes rows of them as float32."""
         rows_shape = (int(np.prod(self.shape[:-1])), self.shape[-1])
 
         def read() -> np.ndarray:
@@ -193,10 +201,11 @@ class _Scales:
             scales = Grid(self._scales(), *layout)
             zeros = Grid(self._zeros(), *layout) if "weight_zero_point" in self.parts else None
 
-            def rows(rows: slice) -> np.ndarray:
-                values = decode(whole[rows])
-                values = values if zeros is None else zeros.apply(np.subtract, values, rows)
-                return scales.apply(np.multiply, values, rows)
+            def rows(rows: slice, out: np.ndarray) -> None:
+                decode(whole[rows], out)
+                if zeros is not None:
+                    zeros.apply(np.subtract, out, rows, out)
+                scales.apply(np.multiply, out, rows, out)
 
             return by_rows(rows_shape, self.dtype, rows).reshape(self.shape)
 

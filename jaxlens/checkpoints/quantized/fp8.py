@@ -74,17 +74,19 @@ def _packed(tensors: Tensors, names: set[str], name: str, given: tuple[int | Non
         values = parts.read(weight).reshape(-1, shape[-1])
         scales = Grid(exponents(parts.read(scale)).reshape(grid), shape, *size)
 
-        def rows(rows: slice) -> np.ndarray:
-            return scales.apply(np.multiply, as_float32(values[rows]), rows)
+        def rows(rows: slice, out: np.ndarray) -> None:
+            as_float32(values[rows], out)
+            scales.apply(np.multiply, out, rows, out)
 
         return by_rows(values.shape, "F32", rows).reshape(shape)
 
     return Packed(parts.names, shape, "F32", f"8-bit floats {described(*size, shape)}", read)
 
 
-def as_float32(values: np.ndarray) -> np.ndarray:
-    """Float8 values as float32."""
-    return np.take(np.arange(256, dtype=np.uint8).view(values.dtype).astype(np.float32), values.view(np.uint8))
+def as_float32(values: np.ndarray, out: np.ndarray) -> None:
+    """Writes float8 values to a float32 array."""
+    table = np.arange(256, dtype=np.uint8).view(values.dtype).astype(np.float32)
+    np.take(table, values.view(np.uint8), out=out, mode="clip")  # other modes copy out
 
 
 def exponents(scales: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, described, stems, unpack
+from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, described, stems, unpack, unpack_rows
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
@@ -105,14 +105,16 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
     def read() -> np.ndarray:
         stored, scales = parts.read("qweight"), parts.read("scales")
         zeros = unpack(parts.read("qzeros"), bits)[:, :n_out] + np.uint8(chosen.offset) & np.uint8(2**bits - 1)
-        layout = (n_out, n_in), 1, width, _groups(parts, stem, n_in, n_groups, width)
-        zeros, scales = (Grid(values.T, *layout) for values in (zeros, scales))
+        layout = (n_in, n_out), width, 1, None, _groups(parts, stem, n_in, n_groups, width)
+        zeros, scales = (Grid(values, *layout) for values in (zeros, scales))
+        group = math.lcm(word, bits) // bits  # integers that fill whole words
 
-        def rows(rows: slice) -> np.ndarray:
-            integers = unpack(stored[:, rows].T, bits)[:, :n_in]
-            return scales.apply(np.multiply, zeros.apply(np.subtract, integers, rows), rows)
+        def rows(rows: slice, out: np.ndarray) -> None:
+            words = stored[rows.start * bits // word : -(-rows.stop * bits // word)]
+            zeros.apply(np.subtract, unpack_rows(words, bits)[: len(out)], rows, out)
+            scales.apply(np.multiply, out, rows, out)
 
-        return by_rows((n_out, n_in), parts.dtype("scales"), rows)
+        return by_rows((n_in, n_out), parts.dtype("scales"), rows, multiple=group).T
 
     kind = f"{bits}-bit integers {described(1, min(width, n_in), (n_out, n_in))}"
     return Packed(parts.names, (n_out, n_in), parts.dtype("scales"), kind, read)

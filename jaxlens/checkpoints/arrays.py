@@ -1,0 +1,86 @@
+"""Work on large arrays in parts that fit the caches of a processor, in threads: NumPy computes outside Python's lock."""
+
+import concurrent.futures
+import math
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+LINE = 16
+"""The entries of a row that are copied at a time from another order of axes: a cache line of float32."""
+
+
+def in_parts(work: Callable[[slice], None], length: int, step: int) -> None:
+    """Calls `work` for the parts of `range(length)`, which have `step` entries. Values may become infinite.
+
+    Example:
+        >>> values = np.arange(5)
+        >>> def negate(part):
+        ...     values[part] *= -1
+        >>> in_parts(negate, 5, 2)
+        >>> values.tolist()
+        [0, -1, -2, -3, -4]
+    """
+    starts = iter(range(0, length, step))
+
+    def take_parts(_: int) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # a setting of the thread
+            for start in starts:
+                work(slice(start, min(start + step, length)))
+
+    count = min(os.cpu_count() or 1, -(-length // step))
+    if count < 2:
+        return take_parts(0)
+    with concurrent.futures.ThreadPoolExecutor(count) as threads:
+        for _ in threads.map(take_parts, range(count)):
+            pass  # raises the error of a thread
+
+
+def copy(to: np.ndarray, values: np.ndarray, step: int = 2**18) -> None:
+    """Copies `values` to an array of the same shape, about `step` values at a time.
+
+    If `values` has its axes in another order, such as a transposed matrix, a few entries of each row of `to` are
+    copied at a time: neighbouring rows of them are in the same cache lines.
+
+    Example:
+        >>> to = np.empty((2, 3), np.float32)
+        >>> copy(to, np.arange(6).reshape(3, 2).T)
+        >>> to.tolist()
+        [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
+    """
+    if to.ndim == 0 or to.size == 0:
+        to[...] = values
+        return
+    transposed = _is_transposed(values)
+    axis = to.ndim - 1 if transposed else int(np.argmax(to.shape))
+    count = max(LINE, step * to.shape[axis] // to.size // LINE * LINE)
+    before = (slice(None),) * axis
+
+    def part(chosen: slice) -> None:
+        for start in range(chosen.start, chosen.stop, LINE if transposed else count):
+            few = (*before, slice(start, min(start + LINE, chosen.stop)) if transposed else chosen)
+            to[few] = values[few].astype(to.dtype, copy=False) if transposed else values[few]
+
+    in_parts(part, to.shape[axis], count)
+
+
+def _is_transposed(values: np.ndarray) -> bool:
+    """Whether neighbours along the last axis are not the closest in memory."""
+    strides = [abs(stride) for stride, length in zip(values.strides, values.shape, strict=True) if length > 1]
+    return bool(strides) and abs(values.strides[-1]) > min(strides)
+
+
+def is_finite(array: np.ndarray, step: int = 2**18) -> bool:
+    """Whether no value is NaN or infinite."""
+    flat, parts = array.reshape(-1), []
+    in_parts(lambda part: parts.append(bool(np.isfinite(flat[part]).all())), flat.size, step)
+    return all(parts)
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that JAX's CPU backend uses without a copy, because its address is a multiple of 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
