@@ -97,8 +97,9 @@ def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
         zeros, scales = Grid(in_order(parts.read("qzeros")), *layout), Grid(parts.read("scales"), *layout)
 
         def rows(rows: slice, out: np.ndarray) -> None:
-            zeros.apply(np.subtract, in_order(stored[rows]), rows, out)
-            scales.apply(np.multiply, out, rows, out)
+            out[...] = in_order(stored[rows])
+            zeros.apply(np.subtract, out, rows)
+            scales.apply(np.multiply, out, rows)
 
         return by_rows((n_in, n_out), parts.dtype("scales"), rows).T
 
@@ -106,17 +107,17 @@ def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
 
 
 def in_order(words: np.ndarray) -> np.ndarray:
-    """The integers in words of the version "gemm", in which those of two neighbours are 16 bits apart.
+    """The integers in words of the version "gemm". Two exchanges of neighbours put them in order.
 
     Example:
         >>> in_order(np.array([[0x75316420]], np.uint32).view(np.int32)).tolist()
         [[0, 1, 2, 3, 4, 5, 6, 7]]
     """
     words = words.view(np.uint32)
-    pairs = np.empty((*words.shape, 4), np.uint32)
-    for i in range(4):
-        np.bitwise_and(words >> np.uint32(4 * i), np.uint32(0x000F000F), out=pairs[..., i])
-    return pairs.view(np.uint16).reshape(len(words), -1)
+    for shift, mask in ((8, 0x0000FF00), (4, 0x00F000F0)):
+        differences = (words ^ words >> shift) & np.uint32(mask)
+        words = words ^ differences ^ differences << shift
+    return unpack(words, 4)
 
 
 def _gemv(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Packed:
@@ -133,8 +134,9 @@ def _gemv(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
         zeros, scales = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in (zeros, scales))
 
         def rows(rows: slice, out: np.ndarray) -> None:
-            zeros.apply(np.subtract, unpack(stored[rows], 4), rows, out)
-            scales.apply(np.multiply, out, rows, out)
+            out[...] = unpack(stored[rows], 4)
+            zeros.apply(np.subtract, out, rows)
+            scales.apply(np.multiply, out, rows)
 
         return by_rows((n_out, n_in), parts.dtype("scales"), rows)
 
@@ -155,8 +157,9 @@ def _fast(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
         scales, zeros = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in both)
 
         def rows(rows: slice, out: np.ndarray) -> None:
-            scales.apply(np.multiply, rows_apart(stored[rows.start // 4 : rows.stop // 4]), rows, out)
-            zeros.apply(np.add, out, rows, out)
+            out[...] = rows_apart(stored[rows.start // 4 : rows.stop // 4])
+            scales.apply(np.multiply, out, rows)
+            zeros.apply(np.add, out, rows)
 
         return by_rows((n_out, n_in), parts.dtype("scales"), rows, multiple=4)
 

@@ -59,8 +59,9 @@ def _eight_bits(tensors: Tensors, names: set[str], stem: str) -> Packed:
         values, largest = parts.read("weight"), parts.read("SCB").astype(np.float32)[:, None]
 
         def rows(rows: slice, out: np.ndarray) -> None:
-            np.multiply(values[rows], largest[rows], out=out, dtype=np.float32)
-            np.multiply(out, INVERSE_127, out=out)
+            out[...] = values[rows]
+            out *= largest[rows]
+            out *= INVERSE_127
 
         return by_rows(shape, "F32", rows)
 
@@ -91,7 +92,7 @@ def _four_bits(tensors: Tensors, names: set[str], weight: str, state: str) -> Pa
         def rows(rows: slice, out: np.ndarray) -> None:  # a row is a block, of which the last may be smaller
             chosen = stored[rows.start * size // 2 : rows.stop * size // 2]
             np.take(pairs, chosen, out=out.reshape(-1).view(np.uint64)[: len(chosen)], mode="clip")
-            np.multiply(out, largest[rows, None], out=out)
+            out *= largest[rows, None]
 
         return by_rows((n_blocks, size), dtype, rows).reshape(-1)[:count].reshape(shape)
 

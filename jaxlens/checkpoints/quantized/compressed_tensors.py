@@ -133,7 +133,8 @@ def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[G
     scales, dense = _Scales(parts, stem, shape, groups, bits), n_words == _word_counts(n_columns, bits)[0]
 
     def integers(words: np.ndarray, out: np.ndarray) -> None:
-        np.subtract(_integers(words, bits, dense)[..., :n_columns], np.float32(2 ** (bits - 1)), out=out)
+        out[...] = _integers(words, bits, dense)[..., :n_columns]
+        out -= np.float32(2 ** (bits - 1))
 
     return scales.packed(f"{bits}-bit integers", lambda: parts.read("weight_packed"), integers)
 
@@ -204,8 +205,8 @@ class _Scales:
             def rows(rows: slice, out: np.ndarray) -> None:
                 decode(whole[rows], out)
                 if zeros is not None:
-                    zeros.apply(np.subtract, out, rows, out)
-                scales.apply(np.multiply, out, rows, out)
+                    zeros.apply(np.subtract, out, rows)
+                scales.apply(np.multiply, out, rows)
 
             return by_rows(rows_shape, self.dtype, rows).reshape(self.shape)
 

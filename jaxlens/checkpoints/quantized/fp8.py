@@ -76,7 +76,7 @@ def _packed(tensors: Tensors, names: set[str], name: str, given: tuple[int | Non
 
         def rows(rows: slice, out: np.ndarray) -> None:
             as_float32(values[rows], out)
-            scales.apply(np.multiply, out, rows, out)
+            scales.apply(np.multiply, out, rows)
 
         return by_rows(values.shape, "F32", rows).reshape(shape)
 

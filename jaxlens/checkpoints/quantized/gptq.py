@@ -14,7 +14,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, described, stems, unpack, unpack_rows
+from jaxlens.checkpoints.quantized.packed import (
+    Grid,
+    Method,
+    Packed,
+    Parts,
+    by_rows,
+    described,
+    stems,
+    unpack,
+    unpack_rows,
+)
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
@@ -111,8 +121,9 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
 
         def rows(rows: slice, out: np.ndarray) -> None:
             words = stored[rows.start * bits // word : -(-rows.stop * bits // word)]
-            zeros.apply(np.subtract, unpack_rows(words, bits)[: len(out)], rows, out)
-            scales.apply(np.multiply, out, rows, out)
+            out[...] = unpack_rows(words, bits)[: len(out)]
+            zeros.apply(np.subtract, out, rows)
+            scales.apply(np.multiply, out, rows)
 
         return by_rows((n_in, n_out), parts.dtype("scales"), rows, multiple=group).T
 

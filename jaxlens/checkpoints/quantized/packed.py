@@ -114,7 +114,7 @@ class Parts:
 
 
 def by_rows(
-    shape: Shape, dtype: str, rows: Callable[[slice, np.ndarray], Any], *, multiple: int = 1, step: int = 2**16
+    shape: Shape, dtype: str, rows: Callable[[slice, np.ndarray], Any], *, multiple: int = 1, step: int = 2**17
 ) -> np.ndarray:
     """A float32 array whose rows are computed by `rows`, about `step` values at a time and a multiple of `multiple`.
 
@@ -130,22 +130,17 @@ def by_rows(
 
     def part(chosen: slice) -> None:
         rows(chosen, result[chosen])
-        if dtype in MANTISSAS:
-            round_to(result[chosen], dtype)
+        round_to(result[chosen], dtype)
 
     in_parts(part, shape[0], count)
     return result
 
 
-MANTISSAS = {"F16": (13, 2**-14, 65504), "BF16": (16, 2**-100, 2**100)}
-"""How many bits fewer than float32 a dtype has, and a range in which all its values have as many."""
-
-
 def round_to(values: np.ndarray, dtype: str) -> None:
-    """Rounds float32 values to the nearest values of a 16-bit dtype.
+    """Rounds float32 values to the nearest values of a dtype.
 
-    The difference of two sums with a multiple of the value cancels its lower bits (Dekker 1971, "A floating-point
-    technique for extending the available precision", section 5). This is faster than to convert the values.
+    NumPy converts to float16 slowly. Instead, the difference of two sums with a multiple of the value cancels its lower
+    bits (Dekker 1971, "A floating-point technique for extending the available precision", section 5).
 
     Example:
         >>> values = np.array([0.1, -3.14159], np.float32)
@@ -154,15 +149,22 @@ def round_to(values: np.ndarray, dtype: str) -> None:
         >>> values.tolist() == expected.tolist()
         True
     """
-    bits, low, high = MANTISSAS[dtype]
-    other = np.abs(values)
-    small = other < np.float32(low)
-    if not other.max(initial=0) <= high or (small.any() and values[small].any()):
+    if dtype == "BF16" or (dtype == "F16" and not _are_normal(values)):
         values[...] = values.astype(FLOATS[dtype])
-        return
-    np.multiply(values, np.float32(2**bits + 1), out=other)
-    np.subtract(other, values, out=values)
-    np.subtract(other, values, out=values)
+    elif dtype == "F16":
+        multiple = values * np.float32(2**13 + 1)
+        np.subtract(multiple, values, out=values)
+        np.subtract(multiple, values, out=values)
+
+
+def _are_normal(values: np.ndarray) -> bool:
+    """Whether all values are zero, or neither too large nor too small for all bits of a float16."""
+    magnitudes = values.view(np.uint32) & np.uint32(0x7FFFFFFF)  # in the order of the magnitudes of the floats
+    low, high = np.array([2**-14, 65504], np.float32).view(np.uint32)
+    if magnitudes.max(initial=0) > high:
+        return False
+    magnitudes -= np.uint32(1)  # zero becomes the largest integer
+    return magnitudes.min(initial=low) >= low - 1
 
 
 SPREAD: Mapping[int, tuple[str, tuple[tuple[int, int], ...]]] = {
@@ -216,10 +218,10 @@ def unpack_rows(words: np.ndarray, bits: int) -> np.ndarray:
     result = np.empty((len(words), n_words * size // bits, *words.shape[2:]), words.dtype)
     for i in range(result.shape[1]):
         word, shift = divmod(i * bits, size)
-        integers = words[:, word] >> words.dtype.type(shift)
+        np.right_shift(words[:, word], words.dtype.type(shift), out=result[:, i])
         if shift + bits > size:
-            integers |= words[:, word + 1] << words.dtype.type(size - shift)
-        np.bitwise_and(integers, words.dtype.type(2**bits - 1), out=result[:, i])
+            result[:, i] |= words[:, word + 1] << words.dtype.type(size - shift)
+    result &= words.dtype.type(2**bits - 1)
     result = result.reshape(-1, *result.shape[2:])
     return result.view(f"i{words.itemsize}") if bits < size else result  # NumPy converts signed integers faster
 
@@ -242,18 +244,17 @@ class Grid:
         self._values, self._columns, self._width = values.reshape(-1, values.shape[-1]), columns, width
         self._values = self._values.astype(np.float32)
 
-    def apply(self, function: np.ufunc, values: np.ndarray, rows: slice, out: np.ndarray) -> None:
-        """`function` of `values` [row, column], some rows of the weight, and of the values of their blocks."""
+    def apply(self, function: np.ufunc, values: np.ndarray, rows: slice) -> None:
+        """Replaces `values`, some rows of the weight, by `function` of them and of the values of their blocks."""
         row = self._rows[rows]
         chosen = self._values[row[:1] if (row == row[0]).all() else row]
         if self._columns is not None:
             chosen = np.take(chosen, self._columns, axis=1)
-        elif 1 < self._width and values.shape[-1] % self._width == 0:
-            values, out = (array.reshape(len(values), -1, self._width) for array in (values, out))
-            chosen = chosen[:, :, None]
-        elif 1 < self._width:
+        elif self._width > 1 and values.shape[-1] % self._width == 0:
+            values, chosen = values.reshape(len(values), -1, self._width), chosen[:, :, None]
+        elif self._width > 1:
             chosen = np.repeat(chosen, self._width, axis=1)[:, : values.shape[-1]]
-        function(values, chosen, out=out, dtype=np.float32, casting="unsafe")
+        function(values, chosen, out=values)
 
 
 def blocks(shape: Shape, grid: Shape, given: tuple[int | None, int | None] = (None, None)) -> tuple[int, int] | None:
