@@ -1,20 +1,22 @@
 """A base model whose tensors include the changes of an adapter, which are computed when a tensor is read."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxlens.checkpoints.adapters.weights import LABEL_HEADS, Adapter, Change, LowRank, Names
+from jaxlens.checkpoints.arrays import in_parts
 from jaxlens.checkpoints.heads import CLASSIFIERS, PREFIXES, kind_of
 from jaxlens.checkpoints.rules.rule import Family, Tensors, stored_dtype
 from jaxlens.checkpoints.validate import shortened
 from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
 
-AT_ONCE = 2**22
-"""The number of values that are updated at a time, so that the update is never in memory as a whole."""
+AT_ONCE = 2**15
+"""The number of values that are updated at a time: BLAS multiplies matrices of this size without packing them."""
 
 TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 """The `task_type` of an adapter: the end of the name of its class."""
@@ -74,14 +76,18 @@ class MergedTensors:
         left, right = (A.swapaxes(-1, -2), B.swapaxes(-1, -2)) if update.transposed else (B, A)
         left = left * np.float32(update.scale)
         result, step = np.empty(value.shape, dtype), max(1, AT_ONCE // value.shape[-1])
+        magnitude = update.magnitude and self._adapter.read(update.magnitude).reshape(-1)
+
+        def add(index: tuple[int, ...], rows: slice) -> None:
+            rows, out = (*index, rows), result[(*index, rows)]
+            np.add(value[rows], left[rows] @ right[index], out=out, casting="unsafe")
+            if magnitude is not None and not update.transposed:
+                out *= (magnitude[rows] / np.sqrt(np.einsum("xy,xy->x", out, out)))[:, None]
+
         for index in np.ndindex(update.stack):
-            for start in range(0, value.shape[-2], step):
-                rows = (*index, slice(start, start + step))
-                np.add(value[rows], left[rows] @ right[index], out=result[rows], casting="unsafe")
-        if update.magnitude:
-            norm = np.sqrt(np.einsum("xy,xy->y" if update.transposed else "xy,xy->x", result, result))
-            factor = self._adapter.read(update.magnitude).reshape(-1) / norm
-            result *= factor if update.transposed else factor[:, None]
+            in_parts(functools.partial(add, index), value.shape[-2], step)
+        if magnitude is not None and update.transposed:
+            result *= magnitude / np.sqrt(np.einsum("xy,xy->y", result, result))
         return result
 
     def _check(self, name: str, update: LowRank) -> None:
