@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxlens.checkpoints.quantized.gptq import COMPANIONS, UNUSED, expect_integers, group_size
-from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, stems, unpack
+from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, products_are_normal, stems, unpack
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
@@ -94,14 +94,16 @@ def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
     def read() -> np.ndarray:
         stored = parts.read("qweight")
         layout = (n_in, n_out), n_in // n_groups, 1
-        zeros, scales = Grid(in_order(parts.read("qzeros")), *layout), Grid(parts.read("scales"), *layout)
+        zeros, scales = in_order(parts.read("qzeros")), parts.read("scales")
+        normal = products_are_normal(scales, 1, 15)
+        zeros, scales = Grid(zeros, *layout), Grid(scales, *layout)
 
         def rows(rows: slice, out: np.ndarray) -> None:
             out[...] = in_order(stored[rows])
             zeros.apply(np.subtract, out, rows)
             scales.apply(np.multiply, out, rows)
 
-        return by_rows((n_in, n_out), parts.dtype("scales"), rows).T
+        return by_rows((n_in, n_out), parts.dtype("scales"), rows, normal=normal).T
 
     return _result(parts, n_out, n_in, n_groups, read)
 

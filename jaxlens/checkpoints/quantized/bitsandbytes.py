@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlens.checkpoints.quantized.packed import Method, Packed, Parts, by_rows, stems
+from jaxlens.checkpoints.quantized.packed import Method, Packed, Parts, by_rows, products_are_normal, stems
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
@@ -87,6 +87,8 @@ def _four_bits(tensors: Tensors, names: set[str], weight: str, state: str) -> Pa
         if stored.size != -(-count // 2):
             raise CheckpointError(f"{weight} has {stored.size} bytes; expected two values per byte for shape {shape}")
         values, largest = parts.read(".quant_map").astype(np.float32), _largest(parts, fields)
+        magnitudes = np.abs(values[values != 0])
+        normal = products_are_normal(largest, magnitudes.min(initial=1), magnitudes.max(initial=0))
         pairs = values[np.stack([np.arange(256) >> 4, np.arange(256) & 15], axis=1)].view(np.uint64)[:, 0]
 
         def rows(rows: slice, out: np.ndarray) -> None:  # a row is a block, of which the last may be smaller
@@ -94,7 +96,7 @@ def _four_bits(tensors: Tensors, names: set[str], weight: str, state: str) -> Pa
             np.take(pairs, chosen, out=out.reshape(-1).view(np.uint64)[: len(chosen)], mode="clip")
             out *= largest[rows, None]
 
-        return by_rows((n_blocks, size), dtype, rows).reshape(-1)[:count].reshape(shape)
+        return by_rows((n_blocks, size), dtype, rows, normal=normal).reshape(-1)[:count].reshape(shape)
 
     kind = f"4-bit {state.removeprefix(STATE).upper()} in blocks of {size}{' with quantized scales' if nested else ''}"
     return Packed(parts.names, shape, dtype, kind, read)

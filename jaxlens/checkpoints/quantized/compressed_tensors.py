@@ -144,7 +144,7 @@ def _as_they_are(values: np.ndarray, out: np.ndarray) -> None:
 
 
 def _from_pairs(pairs: np.ndarray, out: np.ndarray) -> None:
-    np.take(FP4_PAIRS, pairs, out=out.view(np.uint64), mode="clip")  # other modes copy out
+    np.take(FP4_PAIRS, pairs, out=out.view(np.uint64), mode="clip")  # other modes copy `out`
 
 
 def _word_counts(count: int, bits: int) -> tuple[int, int]:

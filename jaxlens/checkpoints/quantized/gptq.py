@@ -21,6 +21,7 @@ from jaxlens.checkpoints.quantized.packed import (
     Parts,
     by_rows,
     described,
+    products_are_normal,
     stems,
     unpack,
     unpack_rows,
@@ -116,6 +117,7 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
         stored, scales = parts.read("qweight"), parts.read("scales")
         zeros = unpack(parts.read("qzeros"), bits)[:, :n_out] + np.uint8(chosen.offset) & np.uint8(2**bits - 1)
         layout = (n_in, n_out), width, 1, None, _groups(parts, stem, n_in, n_groups, width)
+        normal = products_are_normal(scales, 1, 2**bits)
         zeros, scales = (Grid(values, *layout) for values in (zeros, scales))
         group = math.lcm(word, bits) // bits  # integers that fill whole words
 
@@ -125,7 +127,7 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
             zeros.apply(np.subtract, out, rows)
             scales.apply(np.multiply, out, rows)
 
-        return by_rows((n_in, n_out), parts.dtype("scales"), rows, multiple=group).T
+        return by_rows((n_in, n_out), parts.dtype("scales"), rows, multiple=group, normal=normal).T
 
     kind = f"{bits}-bit integers {described(1, min(width, n_in), (n_out, n_in))}"
     return Packed(parts.names, (n_out, n_in), parts.dtype("scales"), kind, read)

@@ -114,11 +114,12 @@ class Parts:
 
 
 def by_rows(
-    shape: Shape, dtype: str, rows: Callable[[slice, np.ndarray], Any], *, multiple: int = 1, step: int = 2**17
-) -> np.ndarray:
+    shape: Shape, dtype: str, rows: Callable[[slice, np.ndarray], Any], *, multiple: int = 1, normal: bool = False,
+    step: int = 2**16,
+) -> np.ndarray:  # fmt: skip
     """A float32 array whose rows are computed by `rows`, about `step` values at a time and a multiple of `multiple`.
 
-    `rows(chosen, out)` writes the chosen rows to `out`. They are then rounded to `dtype`.
+    `rows(chosen, out)` writes the chosen rows to `out`. They are then rounded to `dtype`. `normal`: see `round_to`.
 
     Example:
         >>> thirds = np.arange(6, dtype=np.float32).reshape(3, 2) / 3
@@ -130,14 +131,14 @@ def by_rows(
 
     def part(chosen: slice) -> None:
         rows(chosen, result[chosen])
-        round_to(result[chosen], dtype)
+        round_to(result[chosen], dtype, normal)
 
     in_parts(part, shape[0], count)
     return result
 
 
-def round_to(values: np.ndarray, dtype: str) -> None:
-    """Rounds float32 values to the nearest values of a dtype.
+def round_to(values: np.ndarray, dtype: str, normal: bool = False) -> None:
+    """Rounds float32 values to the nearest values of a dtype. With `normal`, they are known to be zero or normal in it.
 
     NumPy converts to float16 slowly. Instead, the difference of two sums with a multiple of the value cancels its lower
     bits (Dekker 1971, "A floating-point technique for extending the available precision", section 5).
@@ -157,14 +158,24 @@ def round_to(values: np.ndarray, dtype: str) -> None:
         np.subtract(multiple, values, out=values)
 
 
+NORMAL = np.array([2**-14, 65504], np.float32)
+"""The smallest and the largest float16 with all bits."""
+
+
 def _are_normal(values: np.ndarray) -> bool:
-    """Whether all values are zero, or neither too large nor too small for all bits of a float16."""
     magnitudes = values.view(np.uint32) & np.uint32(0x7FFFFFFF)  # in the order of the magnitudes of the floats
-    low, high = np.array([2**-14, 65504], np.float32).view(np.uint32)
+    low, high = NORMAL.view(np.uint32)
     if magnitudes.max(initial=0) > high:
         return False
     magnitudes -= np.uint32(1)  # zero becomes the largest integer
     return magnitudes.min(initial=low) >= low - 1
+
+
+def products_are_normal(scales: np.ndarray, low: float, high: float) -> bool:
+    """Whether products of scales and of factors between `low` and `high`, or zero, are zero or normal in float16."""
+    magnitudes = np.abs(scales[scales != 0]).astype(np.float32)
+    least, most = magnitudes.min(initial=np.inf), magnitudes.max(initial=0)  # NaN if one is
+    return bool(least * low >= NORMAL[0] and most * high <= NORMAL[1])
 
 
 SPREAD: Mapping[int, tuple[str, tuple[tuple[int, int], ...]]] = {
