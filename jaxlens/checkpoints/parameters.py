@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxlens.checkpoints import arrays
-from jaxlens.checkpoints.rules.rule import Family, Move, Tensors, moves
+from jaxlens.checkpoints.rules.rule import Family, Move, Rule, Tensors, moves, opened
 from jaxlens.checkpoints.validate import checked_moves, expected_shapes, warn_not_finite
 from jaxlens.config import Config
 from jaxlens.nn.module import axis_lengths
@@ -35,15 +35,32 @@ def load_parameters(
         for names, group in _groups(plan, lengths):
             buffers = [arrays.aligned(shapes[name], jnp.dtype(dtype)) for name in names]
             for move in group:
-                for buffer, value in zip(buffers, move.rule.load(tensors.read(move.theirs), lengths), strict=True):
-                    cut = tuple(slice(length) for length in buffer.shape[len(move.index) :])
-                    arrays.copy(buffer[move.index], value[cut])  # may become infinite; warned about below
+                _fill([buffer[move.index] for buffer in buffers], move.rule, opened(tensors, move.theirs), lengths)
                 progress.update()
             not_finite += [name for name, buffer in zip(names, buffers, strict=True) if not arrays.is_finite(buffer)]
             params |= {name: jax.device_put(buffer) for name, buffer in zip(names, buffers, strict=True)}
-            del buffers, buffer, value
+            del buffers
     warn_not_finite(not_finite)
     return {name: params[name] for name in shapes}
+
+
+def _fill(
+    buffers: Sequence[np.ndarray], rule: Rule, tensor: np.ndarray | arrays.Rows, lengths: Mapping[str, int]
+) -> None:
+    """Fills entries of parameters with a tensor. Values may become infinite; the caller warns about them."""
+    division = rule.division(int(tensor.transposed), lengths) if isinstance(tensor, arrays.Rows) else None
+    if division is None:
+        for buffer, value in zip(buffers, rule.load(arrays.whole(tensor), lengths), strict=True):
+            arrays.copy(buffer, value[tuple(map(slice, buffer.shape))])
+        return
+    (buffer,), (letter, position, size) = buffers, division
+
+    def part(rows: slice) -> None:
+        entries = slice(rows.start // size, rows.stop // size)
+        (value,) = rule.load(tensor.part(rows), {**lengths, letter: entries.stop - entries.start})
+        arrays.copy_part(buffer[(*[slice(None)] * position, entries)], value)
+
+    arrays.in_parts(part, tensor.shape[0], tensor.step(size))
 
 
 def _groups(plan: Sequence[Move], lengths: Mapping[str, int]) -> list[tuple[tuple[str, ...], list[Move]]]:

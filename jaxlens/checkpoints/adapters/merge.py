@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from jaxlens.checkpoints.adapters.weights import LABEL_HEADS, Adapter, Change, LowRank, Names
-from jaxlens.checkpoints.arrays import in_parts
+from jaxlens.checkpoints.arrays import Rows, in_parts, whole
 from jaxlens.checkpoints.heads import CLASSIFIERS, PREFIXES, kind_of
-from jaxlens.checkpoints.rules.rule import Family, Tensors, stored_dtype
+from jaxlens.checkpoints.rules.rule import Family, Tensors, opened, stored_dtype
 from jaxlens.checkpoints.validate import shortened
 from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
@@ -56,37 +56,47 @@ class MergedTensors:
         return self._adapter.file.dtype(self._changes[name].whole)
 
     def read(self, name: str) -> np.ndarray:
+        return whole(self.open(name))
+
+    def open(self, name: str) -> np.ndarray | Rows:
+        """A tensor, perhaps to be computed in parts."""
         change, source = self._changes.get(name), self._copied.get(name, name)
         if change is None:
-            return self._base.read(source)
+            return opened(self._base, source)
         value = self._adapter.file.read(change.whole) if change.whole else self._base.read(source)
-        if not (change.low_rank or change.bias or change.rows):
-            return value
         dtype = np.float64 if value.dtype == np.float64 else np.float32
-        value = self._updated(value, change.low_rank, dtype) if change.low_rank else np.array(value, dtype)
+        updated = self._updated(value, change.low_rank, dtype) if change.low_rank else value
+        if not (change.bias or change.rows):
+            return updated
+        value = np.array(whole(updated), dtype)
         if change.bias:
             value += self._adapter.read(change.bias[0]) * np.float32(change.bias[1])
         if change.rows:
             value[list(change.rows[1])] = self._adapter.read(change.rows[0])
         return value
 
-    def _updated(self, value: np.ndarray, update: LowRank, dtype: Any) -> np.ndarray:
+    def _updated(self, value: np.ndarray, update: LowRank, dtype: Any) -> np.ndarray | Rows:
         """A new array with a low-rank update, whose outputs are rescaled to the magnitudes of a DoRA."""
         B, A = update.factors()
         left, right = (A.swapaxes(-1, -2), B.swapaxes(-1, -2)) if update.transposed else (B, A)
-        left = left * np.float32(update.scale)
-        result, step = np.empty(value.shape, dtype), max(1, AT_ONCE // value.shape[-1])
+        left, step = left * np.float32(update.scale), max(1, AT_ONCE // value.shape[-1])
         magnitude = update.magnitude and self._adapter.read(update.magnitude).reshape(-1)
 
-        def add(index: tuple[int, ...], rows: slice) -> None:
-            rows, out = (*index, rows), result[(*index, rows)]
-            np.add(value[rows], left[rows] @ right[index], out=out, casting="unsafe")
+        def add(index: tuple[int, ...], rows: slice, out: np.ndarray) -> None:
+            for start in range(rows.start, rows.stop, step):
+                few = slice(start, min(start + step, rows.stop))
+                part = out[start - rows.start : few.stop - rows.start]
+                np.add(value[(*index, few)], left[(*index, few)] @ right[index], out=part, casting="unsafe")
             if magnitude is not None and not update.transposed:
                 out *= (magnitude[rows] / np.sqrt(np.einsum("xy,xy->x", out, out)))[:, None]
 
+        rescaled = magnitude is not None and update.transposed  # needs all rows
+        if dtype == np.float32 and not update.stack and not rescaled:
+            return Rows(value.shape, functools.partial(add, ()))
+        result = np.empty(value.shape, dtype)
         for index in np.ndindex(update.stack):
-            in_parts(functools.partial(add, index), value.shape[-2], step)
-        if magnitude is not None and update.transposed:
+            in_parts(lambda rows, index=index: add(index, rows, result[(*index, rows)]), value.shape[-2], step)
+        if rescaled:
             result *= magnitude / np.sqrt(np.einsum("xy,xy->y", result, result))
         return result
 

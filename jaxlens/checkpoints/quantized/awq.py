@@ -13,8 +13,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxlens.checkpoints.arrays import Rows
 from jaxlens.checkpoints.quantized.gptq import COMPANIONS, UNUSED, expect_integers, group_size
-from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, products_are_normal, stems, unpack
+from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, products_are_normal, rounded, stems, unpack
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
@@ -80,7 +81,7 @@ def _scaled(tensors: Tensors, scales: str, name: str, weight: Packed) -> Packed:
     def read() -> np.ndarray:
         return weight.read().astype(np.float32) / tensors.read(scales).astype(np.float32)
 
-    return dataclasses.replace(weight, parts=(*weight.parts, scales), read=read)
+    return dataclasses.replace(weight, parts=(*weight.parts, scales), open=read)
 
 
 def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Packed:
@@ -91,7 +92,7 @@ def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
     parts.expect("scales", FLOATS, (n_groups, n_out))
     parts.expect("qzeros", ["I32"], (n_groups, n_words))
 
-    def read() -> np.ndarray:
+    def read() -> Rows:
         stored = parts.read("qweight")
         layout = (n_in, n_out), n_in // n_groups, 1
         zeros, scales = in_order(parts.read("qzeros")), parts.read("scales")
@@ -103,7 +104,7 @@ def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
             zeros.apply(np.subtract, out, rows)
             scales.apply(np.multiply, out, rows)
 
-        return by_rows((n_in, n_out), parts.dtype("scales"), rows, normal=normal).T
+        return Rows((n_in, n_out), rounded(parts.dtype("scales"), rows, normal=normal), transposed=True)
 
     return _result(parts, n_out, n_in, n_groups, read)
 
@@ -130,7 +131,7 @@ def _gemv(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
     _padded(parts, "scales", FLOATS, n_groups, n_out, axis=1)
     _padded(parts, "qzeros", ["I32"], -(-n_groups // 8), n_out, axis=1)
 
-    def read() -> np.ndarray:
+    def read() -> Rows:
         stored = parts.read("qweight")
         zeros, scales = unpack(parts.read("qzeros"), 4)[:, :n_groups], parts.read("scales")[:, :n_groups]
         zeros, scales = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in (zeros, scales))
@@ -140,7 +141,7 @@ def _gemv(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
             zeros.apply(np.subtract, out, rows)
             scales.apply(np.multiply, out, rows)
 
-        return by_rows((n_out, n_in), parts.dtype("scales"), rows)
+        return Rows((n_out, n_in), rounded(parts.dtype("scales"), rows))
 
     return _result(parts, n_out, n_in, n_groups, read)
 
@@ -153,7 +154,7 @@ def _fast(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
     _padded(parts, "scales", FLOATS, n_groups, n_out, axis=0)
     _padded(parts, added, FLOATS, n_groups, n_out, axis=0)
 
-    def read() -> np.ndarray:
+    def read() -> Rows:
         stored = parts.read("qweight")
         both = (parts.read(part)[:n_groups].T for part in ("scales", added))
         scales, zeros = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in both)
@@ -163,7 +164,7 @@ def _fast(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
             scales.apply(np.multiply, out, rows)
             zeros.apply(np.add, out, rows)
 
-        return by_rows((n_out, n_in), parts.dtype("scales"), rows, multiple=4)
+        return Rows((n_out, n_in), rounded(parts.dtype("scales"), rows), multiple=4)
 
     return _result(parts, n_out, n_in, n_groups, read)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlens.checkpoints.arrays import Rows
 from jaxlens.checkpoints.quantized.fp8 import ACTIVATIONS, FLOAT8, as_float32, exponents
 from jaxlens.checkpoints.quantized.mxfp4 import MAGNITUDES
 from jaxlens.checkpoints.quantized.packed import (
@@ -25,10 +26,10 @@ from jaxlens.checkpoints.quantized.packed import (
     Parts,
     Shape,
     blocks,
-    by_rows,
     described,
     grid_shape,
     inside,
+    rounded,
     stems,
     unpack,
 )
@@ -195,7 +196,7 @@ class _Scales:
         """A weight of `stored` values. `decode(rows, out)` writes rows of them as float32."""
         rows_shape = (int(np.prod(self.shape[:-1])), self.shape[-1])
 
-        def read() -> np.ndarray:
+        def read() -> Rows:
             whole = stored()
             whole = whole.reshape(-1, whole.shape[-1])
             layout = self.shape, *self.size, self._columns()
@@ -208,7 +209,7 @@ class _Scales:
                     zeros.apply(np.subtract, out, rows)
                 scales.apply(np.multiply, out, rows)
 
-            return by_rows(rows_shape, self.dtype, rows).reshape(self.shape)
+            return Rows(rows_shape, rounded(self.dtype, rows))
 
         return Packed(self.parts.names, self.shape, self.dtype, f"{values} {described(*self.size, self.shape)}", read)
 

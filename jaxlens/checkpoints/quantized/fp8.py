@@ -11,13 +11,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxlens.checkpoints.arrays import Rows
 from jaxlens.checkpoints.quantized.packed import (
     Grid,
     Method,
     Packed,
     Parts,
     blocks,
-    by_rows,
     described,
     grid_shape,
 )
@@ -71,7 +71,7 @@ def _packed(tensors: Tensors, names: set[str], name: str, given: tuple[int | Non
         of_size = " of {} x {}".format(*given) if all(given) else ""
         raise CheckpointError(f"{has}; expected one scale, or a scale for each row or each block{of_size}")
 
-    def read() -> np.ndarray:
+    def read() -> Rows:
         values = parts.read(weight).reshape(-1, shape[-1])
         scales = Grid(exponents(parts.read(scale)).reshape(grid), shape, *size)
 
@@ -79,7 +79,7 @@ def _packed(tensors: Tensors, names: set[str], name: str, given: tuple[int | Non
             as_float32(values[rows], out)
             scales.apply(np.multiply, out, rows)
 
-        return by_rows(values.shape, "F32", rows).reshape(shape)
+        return Rows(values.shape, rows)
 
     return Packed(parts.names, shape, "F32", f"8-bit floats {described(*size, shape)}", read)
 

@@ -14,14 +14,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxlens.checkpoints.arrays import Rows
 from jaxlens.checkpoints.quantized.packed import (
     Grid,
     Method,
     Packed,
     Parts,
-    by_rows,
     described,
     products_are_normal,
+    rounded,
     stems,
     unpack,
     unpack_rows,
@@ -113,7 +114,7 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
     fits = chosen.group_size and n_groups == -(-n_in // chosen.group_size)  # else the layer has groups of its own size
     width = chosen.group_size if fits else -(-n_in // n_groups)
 
-    def read() -> np.ndarray:
+    def read() -> Rows:
         stored, scales = parts.read("qweight"), parts.read("scales")
         zeros = unpack(parts.read("qzeros"), bits)[:, :n_out] + np.uint8(chosen.offset) & np.uint8(2**bits - 1)
         layout = (n_in, n_out), width, 1, None, _groups(parts, stem, n_in, n_groups, width)
@@ -127,7 +128,7 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
             zeros.apply(np.subtract, out, rows)
             scales.apply(np.multiply, out, rows)
 
-        return by_rows((n_in, n_out), parts.dtype("scales"), rows, multiple=group, normal=normal).T
+        return Rows((n_in, n_out), rounded(parts.dtype("scales"), rows, normal=normal), group, transposed=True)
 
     kind = f"{bits}-bit integers {described(1, min(width, n_in), (n_out, n_in))}"
     return Packed(parts.names, (n_out, n_in), parts.dtype("scales"), kind, read)

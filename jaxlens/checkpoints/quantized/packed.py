@@ -10,27 +10,33 @@ from typing import Any
 
 import numpy as np
 
-from jaxlens.checkpoints.arrays import in_parts
+from jaxlens.checkpoints.arrays import Rows, whole
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors, stored_dtype
 from jaxlens.errors import CheckpointError
 
 Shape = tuple[int, ...]
+Fill = Callable[[slice, np.ndarray], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
     """A weight that is computed from several stored tensors.
 
-    `dtype` is the dtype to which the library rounds its values, as safetensors spells it. `read` returns these values,
-    but may return them in a wider dtype. `kind` says in words how the weight is stored.
+    `dtype` is the dtype to which the library rounds its values, as safetensors spells it. `open` reads the stored
+    tensors, and returns these values, to be computed in parts, or in a wider dtype. Leading axes of the weight may be
+    part of its rows. `kind` says in words how the weight is stored.
     """
 
     parts: tuple[str, ...]
     shape: Shape
     dtype: str
     kind: str
-    read: Callable[[], np.ndarray]
+    open: Callable[[], Rows | np.ndarray]
+
+    def read(self) -> np.ndarray:
+        """The weight."""
+        return whole(self.open()).reshape(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,28 +119,22 @@ class Parts:
 # ---- arithmetic -----------------------------------------------------------------------------------------------------
 
 
-def by_rows(
-    shape: Shape, dtype: str, rows: Callable[[slice, np.ndarray], Any], *, multiple: int = 1, normal: bool = False,
-    step: int = 2**16,
-) -> np.ndarray:  # fmt: skip
-    """A float32 array whose rows are computed by `rows`, about `step` values at a time and a multiple of `multiple`.
-
-    `rows(chosen, out)` writes the chosen rows to `out`. They are then rounded to `dtype`. `normal`: see `round_to`.
+def rounded(dtype: str, fill: Fill, *, normal: bool = False) -> Fill:
+    """Computes rows with `fill`, and rounds them to `dtype`. `normal`: see `round_to`.
 
     Example:
-        >>> thirds = np.arange(6, dtype=np.float32).reshape(3, 2) / 3
-        >>> by_rows((3, 2), "BF16", lambda rows, out: np.copyto(out, thirds[rows]), step=2).tolist()
-        [[0.0, 0.333984375], [0.66796875, 1.0], [1.3359375, 1.6640625]]
+        >>> thirds = rounded("BF16", lambda rows, out: np.copyto(out, np.arange(rows.start, rows.stop) / 3))
+        >>> out = np.empty(4, np.float32)
+        >>> thirds(slice(1, 5), out)
+        >>> out.tolist()
+        [0.333984375, 0.66796875, 1.0, 1.3359375]
     """
-    result = np.empty(shape, np.float32)
-    count = max(1, step // max(1, math.prod(shape[1:])) // multiple) * multiple
 
-    def part(chosen: slice) -> None:
-        rows(chosen, result[chosen])
-        round_to(result[chosen], dtype, normal)
+    def fill_rounded(rows: slice, out: np.ndarray) -> None:
+        fill(rows, out)
+        round_to(out, dtype, normal)
 
-    in_parts(part, shape[0], count)
-    return result
+    return fill_rounded
 
 
 def round_to(values: np.ndarray, dtype: str, normal: bool = False) -> None:
