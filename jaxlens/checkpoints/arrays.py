@@ -11,7 +11,7 @@ import numpy as np
 LINE = 16
 """The entries of a row that are copied at a time from another order of axes: a cache line of float32."""
 
-AT_ONCE = 2**16
+AT_ONCE = 2**17
 """The number of values that are computed at a time."""
 
 

@@ -96,7 +96,7 @@ def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
         stored = parts.read("qweight")
         layout = (n_in, n_out), n_in // n_groups, 1
         zeros, scales = in_order(parts.read("qzeros")), parts.read("scales")
-        normal = products_are_normal(scales, 1, 15)
+        normal = products_are_normal(parts.dtype("scales"), scales, 1, 15)
         zeros, scales = Grid(zeros, *layout), Grid(scales, *layout)
 
         def rows(rows: slice, out: np.ndarray) -> None:

@@ -89,7 +89,7 @@ def _four_bits(tensors: Tensors, names: set[str], weight: str, state: str) -> Pa
             raise CheckpointError(f"{weight} has {stored.size} bytes; expected two values per byte for shape {shape}")
         values, largest = parts.read(".quant_map").astype(np.float32), _largest(parts, fields)
         magnitudes = np.abs(values[values != 0])
-        normal = products_are_normal(largest, magnitudes.min(initial=1), magnitudes.max(initial=0))
+        normal = products_are_normal(dtype, largest, magnitudes.min(initial=1), magnitudes.max(initial=0))
         pairs = values[np.stack([np.arange(256) >> 4, np.arange(256) & 15], axis=1)].view(np.uint64)[:, 0]
 
         def blocks(blocks: slice, out: np.ndarray) -> None:

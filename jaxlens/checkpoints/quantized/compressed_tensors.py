@@ -29,6 +29,7 @@ from jaxlens.checkpoints.quantized.packed import (
     described,
     grid_shape,
     inside,
+    products_are_normal,
     rounded,
     stems,
     unpack,
@@ -44,6 +45,10 @@ FORMATS = (
 FP4_VALUES = np.array([*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES)], np.float32)
 FP4_PAIRS = FP4_VALUES[np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1)].view(np.uint64)[:, 0]
 """The two values of each byte, as the bytes of one integer."""
+
+
+FLOAT_MAGNITUDES = {"4-bit floats": (0.5, 6), "8-bit floats": (2**-16, 57344)}
+"""The least and the largest magnitude of stored floats. That of integers, less a zero point, is 1 and at most 256."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +139,8 @@ def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[G
     scales, dense = _Scales(parts, stem, shape, groups, bits), n_words == _word_counts(n_columns, bits)[0]
 
     def integers(words: np.ndarray, out: np.ndarray) -> None:
-        out[...] = _integers(words, bits, dense)[..., :n_columns]
-        out -= np.float32(2 ** (bits - 1))
+        values = _integers(words, bits, dense)[..., :n_columns] - np.uint8(2 ** (bits - 1))
+        out[...] = values.view(np.int8)
 
     return scales.packed(f"{bits}-bit integers", lambda: parts.read("weight_packed"), integers)
 
@@ -192,6 +197,11 @@ class _Scales:
         n_words = _word_counts(self.shape[-2], self.bits)[0]
         return self.parts.shape("weight_zero_point") == (*self.shape[:-2], n_words, self.grid[-1])
 
+    @property
+    def _zeros_are_small(self) -> bool:
+        """Whether zero points are integers of at most eight bits."""
+        return self._zeros_are_packed or self.parts.dtype("weight_zero_point") in ("I8", "U8")
+
     def packed(self, values: str, stored: Any, decode: Any) -> Packed:
         """A weight of `stored` values. `decode(rows, out)` writes rows of them as float32."""
         rows_shape = (int(np.prod(self.shape[:-1])), self.shape[-1])
@@ -200,8 +210,12 @@ class _Scales:
             whole = stored()
             whole = whole.reshape(-1, whole.shape[-1])
             layout = self.shape, *self.size, self._columns()
-            scales = Grid(self._scales(), *layout)
-            zeros = Grid(self._zeros(), *layout) if "weight_zero_point" in self.parts else None
+            scales, zero_points = self._scales(), "weight_zero_point" in self.parts
+            low, high = FLOAT_MAGNITUDES.get(values, (1, 256))
+            known = not zero_points or (values not in FLOAT_MAGNITUDES and self._zeros_are_small)
+            normal = known and products_are_normal(self.dtype, scales, low, high)
+            scales = Grid(scales, *layout)
+            zeros = Grid(self._zeros(), *layout) if zero_points else None
 
             def rows(rows: slice, out: np.ndarray) -> None:
                 decode(whole[rows], out)
@@ -209,7 +223,7 @@ class _Scales:
                     zeros.apply(np.subtract, out, rows)
                 scales.apply(np.multiply, out, rows)
 
-            return Rows(rows_shape, rounded(self.dtype, rows))
+            return Rows(rows_shape, rounded(self.dtype, rows, normal=normal))
 
         return Packed(self.parts.names, self.shape, self.dtype, f"{values} {described(*self.size, self.shape)}", read)
 

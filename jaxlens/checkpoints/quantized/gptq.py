@@ -118,7 +118,7 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
         stored, scales = parts.read("qweight"), parts.read("scales")
         zeros = unpack(parts.read("qzeros"), bits)[:, :n_out] + np.uint8(chosen.offset) & np.uint8(2**bits - 1)
         layout = (n_in, n_out), width, 1, None, _groups(parts, stem, n_in, n_groups, width)
-        normal = products_are_normal(scales, 1, 2**bits)
+        normal = products_are_normal(parts.dtype("scales"), scales, 1, 2**bits)
         zeros, scales = (Grid(values, *layout) for values in (zeros, scales))
         group = math.lcm(word, bits) // bits  # integers that fill whole words
 

@@ -137,11 +137,15 @@ def rounded(dtype: str, fill: Fill, *, normal: bool = False) -> Fill:
     return fill_rounded
 
 
-def round_to(values: np.ndarray, dtype: str, normal: bool = False) -> None:
-    """Rounds float32 values to the nearest values of a dtype. With `normal`, they are known to be zero or normal in it.
+NORMAL = {"F16": (13, 2**-14, 65504), "BF16": (16, 2**-100, 2**100)}
+"""How many bits fewer than float32 a dtype has, and between which magnitudes its values have as many."""
 
-    NumPy converts to float16 slowly. Instead, the difference of two sums with a multiple of the value cancels its lower
-    bits (Dekker 1971, "A floating-point technique for extending the available precision", section 5).
+
+def round_to(values: np.ndarray, dtype: str, normal: bool = False) -> None:
+    """Rounds float32 values to the nearest values of a dtype. With `normal`, they are known to be zero or in `NORMAL`.
+
+    The difference of two sums with a multiple of the value cancels its lower bits (Dekker 1971, "A floating-point
+    technique for extending the available precision", section 5). This is faster than to convert the values.
 
     Example:
         >>> values = np.array([0.1, -3.14159], np.float32)
@@ -150,32 +154,32 @@ def round_to(values: np.ndarray, dtype: str, normal: bool = False) -> None:
         >>> values.tolist() == expected.tolist()
         True
     """
-    if dtype == "BF16" or (dtype == "F16" and not _are_normal(values)):
+    if dtype not in NORMAL:
+        return
+    if not (normal or (dtype == "F16" and _are_normal(values))):
         values[...] = values.astype(FLOATS[dtype])
-    elif dtype == "F16":
-        multiple = values * np.float32(2**13 + 1)
-        np.subtract(multiple, values, out=values)
-        np.subtract(multiple, values, out=values)
-
-
-NORMAL = np.array([2**-14, 65504], np.float32)
-"""The smallest and the largest float16 with all bits."""
+        return
+    multiple = values * np.float32(2 ** NORMAL[dtype][0] + 1)
+    np.subtract(multiple, values, out=values)
+    np.subtract(multiple, values, out=values)
 
 
 def _are_normal(values: np.ndarray) -> bool:
     magnitudes = values.view(np.uint32) & np.uint32(0x7FFFFFFF)  # in the order of the magnitudes of the floats
-    low, high = NORMAL.view(np.uint32)
+    low, high = np.array(NORMAL["F16"][1:], np.float32).view(np.uint32)
     if magnitudes.max(initial=0) > high:
         return False
     magnitudes -= np.uint32(1)  # zero becomes the largest integer
     return magnitudes.min(initial=low) >= low - 1
 
 
-def products_are_normal(scales: np.ndarray, low: float, high: float) -> bool:
-    """Whether products of scales and of factors between `low` and `high`, or zero, are zero or normal in float16."""
+def products_are_normal(dtype: str, scales: np.ndarray, low: float, high: float) -> bool:
+    """Whether products of scales and of factors between `low` and `high`, or zero, are zero or normal in a dtype."""
+    if dtype not in NORMAL:
+        return False
     magnitudes = np.abs(scales[scales != 0]).astype(np.float32)
     least, most = magnitudes.min(initial=np.inf), magnitudes.max(initial=0)  # NaN if one is
-    return bool(least * low >= NORMAL[0] and most * high <= NORMAL[1])
+    return bool(least * low >= NORMAL[dtype][1] and most * high <= NORMAL[dtype][2])
 
 
 SPREAD: Mapping[int, tuple[str, tuple[tuple[int, int], ...]]] = {
@@ -210,7 +214,7 @@ def unpack(words: np.ndarray, bits: int) -> np.ndarray:
     n_bytes = stored.shape[-1]
     padding = [(0, 0)] * (stored.ndim - 1) + [(0, -n_bytes % bits)]
     stored = np.pad(stored, padding).reshape(*stored.shape[:-1], -1, bits)  # eight integers have `bits` bytes
-    integers = unpack_rows(np.moveaxis(stored, -1, 0), bits)
+    integers = unpack_rows(np.moveaxis(stored, -1, 0), bits).view(np.uint8)
     return np.moveaxis(integers, 0, -1).reshape(*stored.shape[:-2], -1)[..., : 8 * n_bytes // bits]
 
 
@@ -227,11 +231,14 @@ def unpack_rows(words: np.ndarray, bits: int) -> np.ndarray:
         words = np.pad(words, [(0, missing), *[(0, 0)] * (words.ndim - 1)])
     words = words.view(f"u{words.itemsize}").reshape(-1, n_words, *words.shape[1:])
     result = np.empty((len(words), n_words * size // bits, *words.shape[2:]), words.dtype)
-    for i in range(result.shape[1]):
-        word, shift = divmod(i * bits, size)
-        np.right_shift(words[:, word], words.dtype.type(shift), out=result[:, i])
-        if shift + bits > size:
-            result[:, i] |= words[:, word + 1] << words.dtype.type(size - shift)
+    starts = np.arange(result.shape[1]) * bits
+    for word in range(n_words):
+        (inside,) = np.nonzero(starts // size == word)
+        shifts = (starts[inside] % size).astype(words.dtype).reshape(-1, *[1] * (words.ndim - 2))
+        chosen = result[:, inside[0] : inside[-1] + 1]
+        np.right_shift(words[:, word, None], shifts, out=chosen)
+        if (rest := size - int(starts[inside[-1]]) % size) < bits:  # the last ends in the next word
+            chosen[:, -1] |= words[:, word + 1] << words.dtype.type(rest)
     result &= words.dtype.type(2**bits - 1)
     result = result.reshape(-1, *result.shape[2:])
     return result.view(f"i{words.itemsize}") if bits < size else result  # NumPy converts signed integers faster
