@@ -16,7 +16,8 @@ from support.tiny import random_tokens, write_checkpoint
 
 import jaxlens
 from jaxlens import CheckpointError, HookedTransformer
-from jaxlens.checkpoints import converter, export, find
+from jaxlens.checkpoints import arrays, converter, export, find
+from jaxlens.checkpoints.adapters import merge
 from jaxlens.checkpoints.open import open_config
 from jaxlens.cli import main
 
@@ -173,6 +174,18 @@ def test_an_adapter_with_a_head_of_labels(tmp_path, bases, model_type, target, t
     for model in (loaded(adapter), loaded(adapter, merge=False)):
         ours = model.label_scores(TOKENS % 60) if task == "SEQ_CLS" else model(TOKENS % 60)
         assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("case", ["plain", "DoRA of all linear layers", "Conv1D, DoRA"])
+def test_merging_in_many_parts(tmp_path, bases, case, monkeypatch):
+    """Values do not depend on how many rows are computed at a time."""
+    model_type, lora = MERGED[case]
+    write_adapter(tmp_path / "adapter", bases(model_type), lora)
+    whole = loaded(tmp_path / "adapter").params
+    monkeypatch.setattr(arrays, "AT_ONCE", 100)
+    monkeypatch.setattr(merge, "AT_ONCE", 50)
+    for name, value in loaded(tmp_path / "adapter").params.items():
+        assert_close(value, whole[name])
 
 
 # --- an adapter beside the weights

@@ -1,4 +1,4 @@
-"""Work on large arrays in parts that fit the caches of a processor, in threads: NumPy computes outside Python's lock."""
+"""Work on large arrays in parts that fit the caches, and in threads: NumPy computes outside of Python's lock."""
 
 import concurrent.futures
 import dataclasses
@@ -35,7 +35,8 @@ def in_parts(work: Callable[[slice], None], length: int, step: int) -> None:
 
     count = min(os.cpu_count() or 1, -(-length // step))
     if count < 2:
-        return take_parts(0)
+        take_parts(0)
+        return
     with concurrent.futures.ThreadPoolExecutor(count) as threads:
         for _ in threads.map(take_parts, range(count)):
             pass  # raises the error of a thread
@@ -51,7 +52,8 @@ def copy(to: np.ndarray, values: np.ndarray, step: int = 2**18) -> None:
         [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
     """
     if to.size == 0 or to.ndim == 0:
-        return copy_part(to, values)
+        to[...] = values
+        return
     axis = to.ndim - 1 if _is_transposed(values) else int(np.argmax(to.shape))
     count = max(LINE, step * to.shape[axis] // to.size // LINE * LINE)
 

@@ -35,11 +35,12 @@ def load_parameters(
         for names, group in _groups(plan, lengths):
             buffers = [arrays.aligned(shapes[name], jnp.dtype(dtype)) for name in names]
             for move in group:
-                _fill([buffer[move.index] for buffer in buffers], move.rule, opened(tensors, move.theirs), lengths)
+                entries = [buffer[(*move.index, ...)] for buffer in buffers]
+                _fill(entries, move.rule, opened(tensors, move.theirs), lengths)
                 progress.update()
             not_finite += [name for name, buffer in zip(names, buffers, strict=True) if not arrays.is_finite(buffer)]
             params |= {name: jax.device_put(buffer) for name, buffer in zip(names, buffers, strict=True)}
-            del buffers
+            del buffers, entries
     warn_not_finite(not_finite)
     return {name: params[name] for name in shapes}
 

@@ -63,40 +63,50 @@ class MergedTensors:
         change, source = self._changes.get(name), self._copied.get(name, name)
         if change is None:
             return opened(self._base, source)
-        value = self._adapter.file.read(change.whole) if change.whole else self._base.read(source)
-        dtype = np.float64 if value.dtype == np.float64 else np.float32
-        updated = self._updated(value, change.low_rank, dtype) if change.low_rank else value
+        value = self._adapter.file.read(change.whole) if change.whole else opened(self._base, source)
+        updated = self._updated(value, change.low_rank) if change.low_rank else value
         if not (change.bias or change.rows):
             return updated
-        value = np.array(whole(updated), dtype)
+        updated = whole(updated)
+        value = np.array(updated, np.float64 if updated.dtype == np.float64 else np.float32)
         if change.bias:
             value += self._adapter.read(change.bias[0]) * np.float32(change.bias[1])
         if change.rows:
             value[list(change.rows[1])] = self._adapter.read(change.rows[0])
         return value
 
-    def _updated(self, value: np.ndarray, update: LowRank, dtype: Any) -> np.ndarray | Rows:
-        """A new array with a low-rank update, whose outputs are rescaled to the magnitudes of a DoRA."""
-        B, A = update.factors()
-        left, right = (A.swapaxes(-1, -2), B.swapaxes(-1, -2)) if update.transposed else (B, A)
-        left, step = left * np.float32(update.scale), max(1, AT_ONCE // value.shape[-1])
+    def _updated(self, value: np.ndarray | Rows, update: LowRank) -> np.ndarray | Rows:
+        """A tensor with a low-rank update, whose outputs are rescaled to the magnitudes of a DoRA."""
         magnitude = update.magnitude and self._adapter.read(update.magnitude).reshape(-1)
+        swapped = isinstance(value, Rows) and value.transposed
+        by_columns = magnitude is not None and update.transposed != swapped  # the magnitudes belong to columns
+        if by_columns and isinstance(value, Rows):
+            value, swapped, by_columns = value.array(), False, update.transposed
+        B, A = update.factors()
+        transposed = update.transposed != swapped
+        left, right = (A.swapaxes(-1, -2), B.swapaxes(-1, -2)) if transposed else (B, A)
+        left, step = left * np.float32(update.scale), max(1, AT_ONCE // value.shape[-1])
 
         def add(index: tuple[int, ...], rows: slice, out: np.ndarray) -> None:
+            if isinstance(value, Rows):
+                value.fill(rows, out)
             for start in range(rows.start, rows.stop, step):
                 few = slice(start, min(start + step, rows.stop))
                 part = out[start - rows.start : few.stop - rows.start]
-                np.add(value[(*index, few)], left[(*index, few)] @ right[index], out=part, casting="unsafe")
-            if magnitude is not None and not update.transposed:
+                before = part if isinstance(value, Rows) else value[(*index, few)]
+                np.add(before, left[(*index, few)] @ right[index], out=part, casting="unsafe")
+            if magnitude is not None and not by_columns:
                 out *= (magnitude[rows] / np.sqrt(np.einsum("xy,xy->x", out, out)))[:, None]
 
-        rescaled = magnitude is not None and update.transposed  # needs all rows
-        if dtype == np.float32 and not update.stack and not rescaled:
+        if isinstance(value, Rows):
+            return dataclasses.replace(value, fill=functools.partial(add, ()))
+        is_double = value.dtype == np.float64
+        if not (is_double or update.stack or by_columns):
             return Rows(value.shape, functools.partial(add, ()))
-        result = np.empty(value.shape, dtype)
+        result = np.empty(value.shape, np.float64 if is_double else np.float32)
         for index in np.ndindex(update.stack):
             in_parts(lambda rows, index=index: add(index, rows, result[(*index, rows)]), value.shape[-2], step)
-        if rescaled:
+        if by_columns:
             result *= magnitude / np.sqrt(np.einsum("xy,xy->y", result, result))
         return result
 

@@ -15,7 +15,16 @@ import numpy as np
 
 from jaxlens.checkpoints.arrays import Rows
 from jaxlens.checkpoints.quantized.gptq import COMPANIONS, UNUSED, expect_integers, group_size
-from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, products_are_normal, rounded, stems, unpack
+from jaxlens.checkpoints.quantized.packed import (
+    Grid,
+    Method,
+    Packed,
+    Parts,
+    products_are_normal,
+    rounded,
+    stems,
+    unpack,
+)
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
