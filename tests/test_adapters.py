@@ -137,6 +137,25 @@ def test_an_adapter_names_its_base_model(tmp_path, bases, capsys):
     assert open_config(adapter) == model.cfg
 
 
+def test_commands_merge_an_adapter(tmp_path, bases, capsys):
+    base, adapter = str(bases("llama", max_position_embeddings=128)), str(tmp_path / "adapter")
+    expected = theirs(write_adapter(adapter, base, config("q_proj", "down_proj")))
+    options = ["--adapter", adapter]
+    assert main(["convert", base, str(tmp_path / "native"), *options]) == 0
+    assert_close(loaded(tmp_path / "native")(TOKENS), expected)
+    assert main(["export", base, str(tmp_path / "exported"), *options]) == 0
+    assert_close(theirs(torch_model(tmp_path / "exported")), expected)
+    assert main(["verify", base, "--length", "12", *options]) == 0
+    capsys.readouterr()
+    assert main(["inspect", base, *options]) == 0
+    assert "LoRA of rank 3; changes 6 modules" in capsys.readouterr().out
+    scores = []
+    for arguments in (["--model", base, *options], ["--model", str(tmp_path / "native")]):
+        assert main(["heads", *arguments, "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0] == {**scores[1], "model": base, "adapter": adapter}
+
+
 def test_a_repository_with_an_adapter(tmp_path, bases, monkeypatch):
     adapter = tmp_path / "adapter"
     expected = theirs(write_adapter(adapter, bases("llama"), config("q_proj")))
