@@ -124,14 +124,15 @@ def merged(
     """config.json and the tensors of a base model with an adapter. `cfg` is the Config of a language model.
 
     If the adapter changes only one of two tied tensors, they are not tied any more. Without `merge`, low-rank updates
-    are returned by the tensors that they change. The adapter must then contain nothing else but a head of labels.
+    are returned by the tensors that they change, and not part of the tensors.
     """
     heads, stored = adapter.heads(), set(base.names())
     copies = [tuple(map(family.spelling(family.rules(cfg), stored), pair)) for pair in family.copies]
     has_labels = bool(heads) or any(f"{head}.weight" in stored for head in LABEL_HEADS)
     tied = copies[0] if cfg.tie_word_embeddings and copies and not has_labels else None
     added = [f"{head}.{leaf}" for head in heads for leaf in adapter.modules[head]] + ([tied[0]] if tied else [])
-    prefixes = (*family.prefixes, *PREFIXES)
+    layouts = (before + (prefix or "") for before, prefix in family.layouts)
+    prefixes = (*family.prefixes, *PREFIXES, *layouts, *(before for before, _ in family.layouts))
     names = Names([*stored, *added], prefixes, family.renamed, adapter.folder, base.shape, cfg.num_experts)
     changes, updates = adapter.changes(str(fields.get("model_type")), names), {}
     if not merge:
@@ -152,14 +153,15 @@ def merged(
 
 
 def _without_updates(adapter: Adapter, changes: Mapping[str, Change]) -> tuple[dict[str, Change], dict[str, LowRank]]:
-    """The changes that are no low-rank updates, and those that are. The former may only add a head of labels."""
+    """The changes that are no low-rank updates, and those that are. The former do not depend on the adapter's scale."""
     updates = {name: change.low_rank for name, change in changes.items() if change.low_rank}
-    others = {name: change for name, change in changes.items() if not change.low_rank}
-    kept = [name for name in others if name.split(".")[0] not in adapter.heads()]
-    if kept or not updates:
-        problem = f"merge=False keeps low-rank updates apart, but this adapter also changes {shortened(kept, 3)}"
+    others = {name: dataclasses.replace(change, low_rank=None) for name, change in changes.items()}
+    if biases := [name for name, change in changes.items() if change.bias]:
+        problem = f"merge=False keeps low-rank updates apart, but this adapter also adds to {shortened(biases, 3)}"
         raise CheckpointError(f"{adapter.folder}: {problem}; merge it")
-    return others, updates
+    if not updates:
+        raise CheckpointError(f"{adapter.folder} has no low-rank updates, which merge=False keeps apart; merge it")
+    return {name: change for name, change in others.items() if change != Change()}, updates
 
 
 def _untied(adapter: Adapter, changes: Mapping[str, Change], head: str, embedding: str) -> Change | None:
