@@ -16,7 +16,7 @@ from jaxlens.errors import CheckpointError
 class SafetensorsFile:
     """The tensors of a safetensors file.
 
-    The constructor reads the header, and raises a CheckpointError if it is damaged. `read` uses `pread`, because the
+    The constructor reads the header, and raises a CheckpointError if it is damaged. `read` reads the file, because the
     pages of a memory map would count as memory of this process while the file is open.
     """
 
