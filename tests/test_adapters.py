@@ -9,14 +9,15 @@ import numpy as np
 import peft
 import pytest
 import torch
-import transformers
 from safetensors.numpy import load_file, save_file
+from support.adapters import config, torch_model, write_adapter
 from support.mistakes import Case, unreached
 from support.tiny import random_tokens, write_checkpoint
 
 import jaxlens
 from jaxlens import CheckpointError, HookedTransformer
-from jaxlens.checkpoints import converter, export, find
+from jaxlens.checkpoints import arrays, converter, export, find
+from jaxlens.checkpoints.adapters import merge
 from jaxlens.checkpoints.open import open_config
 from jaxlens.cli import main
 
@@ -24,33 +25,6 @@ warnings.filterwarnings("ignore", module="peft")
 
 TOLERANCE = 1e-5
 TOKENS = random_tokens(1, 12)
-
-
-def config(*target_modules, **fields):
-    targets = target_modules[0] if target_modules[:1] in (("all-linear",), (r".*\.[qo]_proj",)) else [*target_modules]
-    return peft.LoraConfig(**{"r": 3, "lora_alpha": 7, "target_modules": targets, **fields})
-
-
-def torch_model(folder, kind="ForCausalLM", vocabulary=None, **options):
-    auto = getattr(transformers, f"AutoModel{kind}")
-    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **options)
-    if vocabulary:
-        model.resize_token_embeddings(vocabulary)
-    return model
-
-
-def write_adapter(folder, base, lora, *, safe=True, **options):
-    """An adapter with random weights, and its model in peft, loaded from the folder."""
-    model = peft.get_peft_model(torch_model(base, **options), lora)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                noise = 0.5 * torch.randn(parameter.shape, generator=generator)
-                is_factor = "lora_" in name and "magnitude" not in name and "bias" not in name
-                parameter.copy_(noise * parameter.shape[-1] ** -0.5 if is_factor else parameter + 0.3 * noise)
-    model.save_pretrained(folder, safe_serialization=safe)
-    return peft.PeftModel.from_pretrained(torch_model(base, **options), folder).eval()
 
 
 def theirs(model, tokens=TOKENS):
@@ -136,6 +110,25 @@ def test_an_adapter_names_its_base_model(tmp_path, bases, capsys):
     assert open_config(adapter) == model.cfg
 
 
+def test_commands_merge_an_adapter(tmp_path, bases, capsys):
+    base, adapter = str(bases("llama", max_position_embeddings=128)), str(tmp_path / "adapter")
+    expected = theirs(write_adapter(adapter, base, config("q_proj", "down_proj")))
+    options = ["--adapter", adapter]
+    assert main(["convert", base, str(tmp_path / "native"), *options]) == 0
+    assert_close(loaded(tmp_path / "native")(TOKENS), expected)
+    assert main(["export", base, str(tmp_path / "exported"), *options]) == 0
+    assert_close(theirs(torch_model(tmp_path / "exported")), expected)
+    assert main(["verify", base, "--length", "12", *options]) == 0
+    capsys.readouterr()
+    assert main(["inspect", base, *options]) == 0
+    assert "LoRA of rank 3; changes 6 modules" in capsys.readouterr().out
+    scores = []
+    for arguments in (["--model", base, *options], ["--model", str(tmp_path / "native")]):
+        assert main(["heads", *arguments, "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0] == {**scores[1], "model": base, "adapter": adapter}
+
+
 def test_a_repository_with_an_adapter(tmp_path, bases, monkeypatch):
     adapter = tmp_path / "adapter"
     expected = theirs(write_adapter(adapter, bases("llama"), config("q_proj")))
@@ -175,6 +168,18 @@ def test_an_adapter_with_a_head_of_labels(tmp_path, bases, model_type, target, t
         assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("case", ["plain", "DoRA of all linear layers", "Conv1D, DoRA"])
+def test_merging_in_many_parts(tmp_path, bases, case, monkeypatch):
+    """Values do not depend on how many rows are computed at a time."""
+    model_type, lora = MERGED[case]
+    write_adapter(tmp_path / "adapter", bases(model_type), lora)
+    whole = loaded(tmp_path / "adapter").params
+    monkeypatch.setattr(arrays, "AT_ONCE", 100)
+    monkeypatch.setattr(merge, "AT_ONCE", 50)
+    for name, value in loaded(tmp_path / "adapter").params.items():
+        assert_close(value, whole[name])
+
+
 # --- an adapter beside the weights
 
 
@@ -198,6 +203,20 @@ def test_an_adapter_apart_scales_between_the_base_model_and_the_merged_one(tmp_p
     assert_close(model.merge_adapter()(TOKENS), expected)
     first = loaded(base, adapter=adapter, merge=False, first_n_layers=2)
     assert_close(first(TOKENS, stop_at_layer=2), model(TOKENS, stop_at_layer=2))
+
+
+@pytest.mark.parametrize("fields", [
+    {"modules_to_save": ["lm_head", "embed_tokens", "input_layernorm"]}, {"trainable_token_indices": [1, 5, 60]},
+])
+def test_modules_that_an_adapter_replaces_do_not_depend_on_its_scale(tmp_path, bases, fields):
+    base, adapter = bases("llama"), tmp_path / "adapter"
+    reference = write_adapter(adapter, base, config("q_proj", "down_proj", **fields))
+    model = loaded(base, adapter=adapter, merge=False)
+    assert_close(model(TOKENS), theirs(reference))
+    for module in reference.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            module.set_scale("default", 0)
+    assert_close(model.with_adapter_scale(0)(TOKENS), theirs(reference))
 
 
 @pytest.fixture(scope="module")
@@ -346,9 +365,13 @@ def mistakes(changed, bases, apart, model, tmp_path):
     yield Case(lambda: loaded(base, adapter=[apart, apart]), TypeError,
                "adapter is a list; expected a folder or a Hugging Face id. To use several adapters, merge them into")
     yield Case(lambda: loaded(base, merge=False), ValueError, "is no adapter; pass one as adapter=")
-    whole = {"base_model.model.model.norm.weight": zeros(36, np.float32)}
-    yield Case(lambda: changed(tensors=whole, options={"merge": False}), CheckpointError,
-               "merge=False keeps low-rank updates apart, but this adapter also changes model.norm.weight")
+    write_adapter(tmp_path / "biased", bases("gpt2"), config("c_attn", lora_bias=True))
+    yield Case(lambda: loaded(tmp_path / "biased", merge=False), CheckpointError,
+               "merge=False keeps low-rank updates apart, but this adapter also adds to transformer.h.0.attn.c_attn")
+    norm = {"base_model.model.model.norm.weight": zeros(36, np.float32)}
+    factors = [*load_file(apart / "adapter_model.safetensors")]
+    yield Case(lambda: changed(factors, norm, {"merge": False}), CheckpointError,
+               "has no low-rank updates, which merge=False keeps apart; merge it")
     embedding = "base_model.model.model.embed_tokens.lora_embedding_"
     low = {f"{embedding}A": zeros((3, 61), np.float32), f"{embedding}B": zeros((36, 3), np.float32)}
     yield Case(lambda: changed(tensors=low, target_modules="all-linear", options={"merge": False}), CheckpointError,

@@ -5,6 +5,7 @@ import math
 import re
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -300,6 +301,27 @@ def test_errors_name_the_tensors_of_the_file(tmp_path, whole):
         load(folder)
     unknown = f"{name.replace('_proj', '')}, vision_towers.x"
     assert f"1 tensor is missing: {name}. 2 tensors are not part of this architecture: {unknown}" in str(raised.value)
+
+
+# ---- adapters -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["llava", "gemma3", "qwen2_vl"])
+@pytest.mark.parametrize("merge", [True, False])
+def test_an_adapter_of_the_whole_model(tmp_path, case, merge):
+    """peft names modules as transformers does; a checkpoint may name its tensors otherwise."""
+    folder, theirs = write_whole(tmp_path / "theirs", case)
+    targets = r".*language_model.*\.(q_proj|down_proj)" if not merge else ["q_proj", "down_proj", "lm_head"]
+    model = peft.get_peft_model(theirs, peft.LoraConfig(r=3, lora_alpha=7, target_modules=targets))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(tmp_path / "adapter")
+    ours = HookedTransformer.from_pretrained_no_processing(folder, adapter=tmp_path / "adapter", merge=merge)
+    expected = logits_of(model.eval(), TOKENS)
+    assert np.abs(np.asarray(ours(TOKENS)) - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------

@@ -22,12 +22,14 @@ from support.tiny import hf_logits, random_tokens, write_checkpoint
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from jaxlens import CheckpointError, HookedTransformer
-from jaxlens.checkpoints import export, load, open_checkpoint
+from jaxlens.checkpoints import arrays, export, load, open_checkpoint
 from jaxlens.checkpoints.quantized import tensors as tensors_module
 from jaxlens.checkpoints.quantized.methods import METHODS, read_quantization
+from jaxlens.checkpoints.quantized.packed import round_to
 from jaxlens.checkpoints.quantized.tensors import DequantizedTensors
 from jaxlens.checkpoints.readable import QUANTIZED
 from jaxlens.checkpoints.rules.hf_config import Reader
+from jaxlens.checkpoints.rules.rule import FLOATS
 from jaxlens.checkpoints.safetensors_reader import SafetensorsFile
 from jaxlens.checkpoints.torch_files.dtypes import DTYPES
 from jaxlens.cli import main
@@ -163,6 +165,28 @@ def test_loading_a_model(models, case):
     assert loaded.cfg == dense.cfg
     compare(loaded, dense)
     assert "quantization_config" not in loaded.source
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_loading_a_model_in_many_parts(models, case, monkeypatch):
+    """Values do not depend on how many are computed at a time."""
+    expected, packed = models(case)
+    dense = load(expected)
+    monkeypatch.setattr(arrays, "AT_ONCE", 100)
+    compare(load(packed), dense)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_rounding_equals_a_conversion(dtype):
+    """Of ties, and of values that are too large or too small for the dtype."""
+    random = np.random.default_rng(0)
+    halves = np.arange(2**12, 2**13, dtype=np.float32) * np.float32(2**-12)
+    for values in (halves, random.standard_normal(1000) * 1e-6, random.standard_normal(1000) * 1e5, [0, np.inf, -1e38]):
+        values = np.array(values, np.float32)
+        with np.errstate(over="ignore"):
+            expected = values.astype(FLOATS[dtype]).astype(np.float32)
+            round_to(values, dtype)
+        assert np.array_equal(values, expected)
 
 
 @pytest.mark.parametrize("case", MODELS)

@@ -65,12 +65,13 @@ def load(folder: str | Path) -> Loaded:
 
 def convert(
     name_or_path: str | os.PathLike[str], folder: str | Path, *, dtype: Any = None, process: bool = False,
-    revision: str | None = None, shard_bytes: int = 5 * 10**9,
+    revision: str | None = None, shard_bytes: int = 5 * 10**9, adapter: str | os.PathLike[str] | None = None,
 ) -> tuple[Processing, ...]:  # fmt: skip
     """Writes a checkpoint of any format (see `jaxlens.checkpoints.load`) in the native format.
 
     The result equals `save` after `load`, but at most one tensor is in memory. With `process`, all weights are loaded
-    and processed as by `HookedTransformer.from_pretrained`. The reports of the passes are returned.
+    and processed as by `HookedTransformer.from_pretrained`. The reports of the passes are returned. `adapter` is
+    merged.
 
     Raises:
         CheckpointError: The checkpoint cannot be found or read. Nothing is written.
@@ -78,10 +79,10 @@ def convert(
     """
     require_free(Path(folder), _may_replace)
     if process:
-        loaded = load_checkpoint(name_or_path, dtype=dtype, revision=revision)
+        loaded = load_checkpoint(name_or_path, dtype=dtype, revision=revision, adapter=adapter)
         params, cfg, report = process_weights(loaded.params, loaded.cfg, consume=True)
     else:
-        loaded = load_lazily(name_or_path, dtype=dtype, revision=revision)
+        loaded = load_lazily(name_or_path, dtype=dtype, revision=revision, adapter=adapter)
         params, cfg, report = loaded.params, loaded.cfg, ()
     save(folder, cfg, params, loaded.tokenizer, loaded.source, shard_bytes=shard_bytes)
     return report
@@ -90,17 +91,19 @@ def convert(
 def convert_back(
     name_or_path: str | os.PathLike[str], folder: str | Path, *, dtype: Any = None,
     source: Mapping[str, Any] | None = None, shard_bytes: int = 5 * 10**9,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Path:  # fmt: skip
     """Writes a native folder, or any other checkpoint, as a folder for Hugging Face's transformers.
 
     At most one tensor is in memory. `source` replaces the Hugging Face config.json of the checkpoint.
+    `adapter` is merged.
 
     Raises:
         CheckpointError: As for `jaxlens.checkpoints.export`. Nothing is written.
         FileExistsError: `folder` exists and is not empty.
     """
     require_free(Path(folder))
-    loaded = load_lazily(name_or_path, dtype=dtype)
+    loaded = load_lazily(name_or_path, dtype=dtype, adapter=adapter)
     with path_in_errors(loaded.name):
         return export(
             folder, loaded.cfg, loaded.params, loaded.source if source is None else source,

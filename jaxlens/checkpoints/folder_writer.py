@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from jaxlens.checkpoints.arrays import is_finite
 from jaxlens.checkpoints.folder_reader import INDEX, SINGLE
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
-from jaxlens.checkpoints.validate import is_finite, warn_not_finite
+from jaxlens.checkpoints.validate import warn_not_finite
 
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
 MayReplace = Callable[[Path], bool] | None

@@ -52,13 +52,15 @@ class Look:
         return list(zip(cfg.windows, cfg.rotary or [None] * cfg.n_layers, strict=True))
 
 
-def look(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Look:
+def look(
+    name_or_path: str | os.PathLike[str], revision: str | None = None, adapter: str | os.PathLike[str] | None = None
+) -> Look:
     """Opens a checkpoint of any format (see `jaxlens.checkpoints.load`) and inspects its headers.
 
     Raises:
         CheckpointError: The checkpoint cannot be found or opened, or its architecture is unknown.
     """
-    checkpoint = open_checkpoint(name_or_path, revision, strict=False)
+    checkpoint = open_checkpoint(name_or_path, revision, strict=False, adapter=adapter)
     family, cfg, tensors = checkpoint.family, checkpoint.cfg, checkpoint.tensors
     with path_in_errors(checkpoint.name):
         plan, rename = all_moves(family, cfg, tensors)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxlens.checkpoints.rules.rule import Family, Move, Tensors, moves
-from jaxlens.checkpoints.validate import checked_moves, expected_shapes, is_finite, warn_not_finite
+from jaxlens.checkpoints import arrays
+from jaxlens.checkpoints.rules.rule import Family, Move, Rule, Tensors, moves, opened
+from jaxlens.checkpoints.validate import checked_moves, expected_shapes, warn_not_finite
 from jaxlens.config import Config
 from jaxlens.nn.module import axis_lengths
 from jaxlens.nn.parameters import Params
@@ -32,18 +33,35 @@ def load_parameters(
     params, not_finite = {}, []
     with tqdm(total=len(plan), desc="loading", unit=" tensors", disable=None, leave=False) as progress:
         for names, group in _groups(plan, lengths):
-            buffers = [_aligned(shapes[name], jnp.dtype(dtype)) for name in names]
+            buffers = [arrays.aligned(shapes[name], jnp.dtype(dtype)) for name in names]
             for move in group:
-                for buffer, value in zip(buffers, move.rule.load(tensors.read(move.theirs), lengths), strict=True):
-                    cut = tuple(slice(length) for length in buffer.shape[len(move.index) :])
-                    with np.errstate(over="ignore"):  # values too large for dtype become infinite; warned about below
-                        buffer[move.index] = value[cut]
+                entries = [buffer[(*move.index, ...)] for buffer in buffers]
+                _fill(entries, move.rule, opened(tensors, move.theirs), lengths)
                 progress.update()
-            not_finite += [name for name, buffer in zip(names, buffers, strict=True) if not is_finite(buffer)]
+            not_finite += [name for name, buffer in zip(names, buffers, strict=True) if not arrays.is_finite(buffer)]
             params |= {name: jax.device_put(buffer) for name, buffer in zip(names, buffers, strict=True)}
-            del buffers, buffer, value
+            del buffers, entries
     warn_not_finite(not_finite)
     return {name: params[name] for name in shapes}
+
+
+def _fill(
+    buffers: Sequence[np.ndarray], rule: Rule, tensor: np.ndarray | arrays.Rows, lengths: Mapping[str, int]
+) -> None:
+    """Fills entries of parameters with a tensor. Values may become infinite; the caller warns about them."""
+    division = rule.division(int(tensor.transposed), lengths) if isinstance(tensor, arrays.Rows) else None
+    if division is None:
+        for buffer, value in zip(buffers, rule.load(arrays.whole(tensor), lengths), strict=True):
+            arrays.copy(buffer, value[tuple(map(slice, buffer.shape))])
+        return
+    (buffer,), (letter, position, size) = buffers, division
+
+    def part(rows: slice) -> None:
+        entries = slice(rows.start // size, rows.stop // size)
+        (value,) = rule.load(tensor.part(rows), {**lengths, letter: entries.stop - entries.start})
+        arrays.copy_part(buffer[(*[slice(None)] * position, entries)], value)
+
+    arrays.in_parts(part, tensor.shape[0], tensor.step(size))
 
 
 def _groups(plan: Sequence[Move], lengths: Mapping[str, int]) -> list[tuple[tuple[str, ...], list[Move]]]:
@@ -52,14 +70,6 @@ def _groups(plan: Sequence[Move], lengths: Mapping[str, int]) -> list[tuple[tupl
     for move in plan:
         groups.setdefault(move.ours, []).append(move)
     return sorted(groups.items(), key=lambda group: -math.prod(group[1][0].rule.their_shape(lengths)))
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that JAX's CPU backend uses without a copy, because its address is a multiple of 64 bytes."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 # ---- on demand ------------------------------------------------------------------------------------------------------

@@ -43,7 +43,12 @@ QUANTIZED: tuple[Row, ...] = (
 )  # fmt: skip
 """The `quant_method`s of safetensors whose values are dequantized when they are read. Any other is refused."""
 
-ADAPTERS: tuple[Row, ...] = ()
+ADAPTERS: tuple[Row, ...] = (
+    (
+        "`adapter_config.json`; `adapter_model.safetensors` or `.bin`", "LoRA and DoRA, as peft writes them",
+        "merged into the weights, or kept apart (LoRA); `--adapter` of the commands, or the folder as a checkpoint",
+    ),
+)  # fmt: skip
 """Files that change the weights of a model."""
 
 MULTIMODAL: tuple[tuple[str, str], ...] = tuple(

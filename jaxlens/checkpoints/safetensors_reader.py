@@ -6,22 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jaxlens.checkpoints.torch_files.dtypes import DTYPES
 from jaxlens.errors import CheckpointError
-
-FLOAT8 = {
-    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-}  # fmt: skip
-"""The dtypes that safetensors cannot read into NumPy, where they are not defined."""
 
 
 class SafetensorsFile:
     """The tensors of a safetensors file.
 
-    The constructor reads the header, and raises a CheckpointError if it is damaged. `read` uses `pread`, because the
+    The constructor reads the header, and raises a CheckpointError if it is damaged. `read` reads the file, because the
     pages of a memory map would count as memory of this process while the file is open.
     """
 
@@ -29,7 +24,6 @@ class SafetensorsFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._open: Any = None  # opened by the first read
         with self._reading():
             with safe_open(self.path, framework="numpy", backend="pread"):
                 pass  # checks the header and the length of the file
@@ -52,12 +46,9 @@ class SafetensorsFile:
     def read(self, name: str) -> np.ndarray:
         """A tensor as a new array, in its stored dtype."""
         with self._reading():
-            if (dtype := FLOAT8.get(self.dtype(name))) is not None:
-                start, stop = self._header[name]["data_offsets"]
-                return np.fromfile(self.path, dtype, stop - start, offset=self._data + start).reshape(self.shape(name))
-            if self._open is None:
-                self._open = safe_open(self.path, framework="numpy", backend="pread")
-            return self._open.get_tensor(name)
+            dtype, (start, stop) = DTYPES[self.dtype(name)], self._header[name]["data_offsets"]
+            count = (stop - start) // dtype.itemsize
+            return np.fromfile(self.path, dtype, count, offset=self._data + start).reshape(self.shape(name))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

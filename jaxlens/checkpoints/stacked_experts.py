@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jaxlens.checkpoints.rules.rule import Rule, Tensors, stored_dtype
+from jaxlens.checkpoints.arrays import Rows
+from jaxlens.checkpoints.rules.rule import Rule, Tensors, opened, stored_dtype
 
 STACKED = re.compile(r"(?P<layer>(.*\.)?layers\.\d+\.)mlp\.experts\.(?P<part>gate_up_proj|down_proj)")
 PARTS = {"W_gate": ("gate_up_proj", 0), "W_in": ("gate_up_proj", 1), "W_out": ("down_proj", None)}
@@ -62,6 +63,10 @@ class UnstackedExperts:
         stacked, _, half = self._experts[name]
         _, *shape = self._tensors.shape(stacked)
         return tuple(shape) if half is None else (shape[0] // 2, *shape[1:])
+
+    def open(self, name: str) -> np.ndarray | Rows:
+        """A tensor, perhaps to be computed in parts."""
+        return self.read(name) if name in self._experts else opened(self._tensors, self._others[name])
 
     def read(self, name: str) -> np.ndarray:
         if name not in self._experts:

@@ -112,12 +112,6 @@ def check_coverage(plan: Iterable[Move], shapes: Mapping[str, tuple[int, ...]], 
         raise CheckpointError(f"the rules of this family do not match the model: {shortened(problems)}")
 
 
-def is_finite(array: np.ndarray, step: int = 2**18) -> bool:
-    """Whether no value is NaN or infinite. Checks `step` values at a time, because isfinite allocates its result."""
-    flat = array.reshape(-1)
-    return all(np.isfinite(flat[start : start + step]).all() for start in range(0, flat.size, step))
-
-
 def warn_not_finite(names: Sequence[str]) -> None:
     """Warns about weights that contain NaN or infinity. It is no error, because a diverged model can be studied too."""
     if names:

@@ -7,7 +7,7 @@ from inspect import cleandoc
 
 from jaxlens._jax import use_compilation_cache
 from jaxlens.cli.commands import attribute, convert, demo, export, families, heads, hooks, inspect, lens, patch, verify
-from jaxlens.cli.commands.command import DEFAULT_MODEL
+from jaxlens.cli.commands.command import DEFAULT_MODEL, add_adapter
 from jaxlens.errors import ActivationNotFound
 
 COMMANDS = {
@@ -32,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
                 "--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH",
                 help="a Hugging Face id, a local folder, or a .gguf file (default: %(default)s)",
             )  # fmt: skip
+            add_adapter(subparser)
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     return parser

@@ -22,8 +22,9 @@ class AdapterMethods:
     def with_adapter_scale(self, scale: Float[ArrayLike, "*layer"]) -> Any:
         """A copy of the model whose adapter is multiplied by `scale`: one number, or one for each layer [n_layers].
 
-        With 0 it is the base model, and with 1 the adapter as trained. The scale is data, which may be traced: another
-        scale compiles nothing. The weights are shared with this model.
+        With 0 it is the base model, and with 1 the adapter as trained. Modules that the adapter replaces as a whole
+        (`modules_to_save`, biases, embeddings of tokens) are replaced at every scale, as in peft. The scale is data,
+        which may be traced: another scale compiles nothing. The weights are shared with this model.
 
         Raises:
             ValueError: The model has no adapter, or the shape of `scale` is wrong.

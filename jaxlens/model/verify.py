@@ -62,7 +62,7 @@ class Verification:
 
 def verify(
     name_or_path: str | os.PathLike[str], text: str | None = None, *, batch: int = 2, length: int = 64, seed: int = 0,
-    revision: str | None = None,
+    revision: str | None = None, adapter: str | os.PathLike[str] | None = None,
 ) -> Verification:  # fmt: skip
     """Runs a checkpoint in jaxlens and in transformers, in float32, on a text or on random tokens.
 
@@ -73,9 +73,9 @@ def verify(
         ImportError: torch is not installed, or the installed transformers computes this model incorrectly.
     """
     torch = require("torch", "comparing with transformers")
-    checkpoint = open_checkpoint(name_or_path, revision)
+    checkpoint = open_checkpoint(name_or_path, revision, adapter=adapter)
     check_version(checkpoint)
-    loaded = load(name_or_path, revision=revision)
+    loaded = load(name_or_path, revision=revision, adapter=adapter)
     cfg = loaded.cfg
     model = HookedTransformer(cfg, loaded.tokenizer, params=loaded.params, name=loaded.name, source=loaded.source)
     if text is None:
@@ -86,7 +86,7 @@ def verify(
         tokens = tokens[:1]  # transformers needs a padding token for several rows
     names = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(cfg.n_layers)), "unembed.hook_in"]
     _, cache = model.run_with_cache(tokens, names_filter=names, return_type=None)
-    with reference(checkpoint) as theirs, torch.inference_mode():
+    with reference(checkpoint, adapter) as theirs, torch.inference_mode():
         try:
             out = theirs(input_ids=torch.tensor(tokens), use_cache=False, output_hidden_states=True)
         except TypeError as error:  # arguments for images are missing
@@ -126,7 +126,7 @@ def check_version(checkpoint: Checkpoint) -> None:
 
 
 @contextlib.contextmanager
-def reference(checkpoint: Checkpoint) -> Iterator[Any]:
+def reference(checkpoint: Checkpoint, adapter: str | os.PathLike[str] | None = None) -> Iterator[Any]:
     """transformers' model of a checkpoint. One in the native format, or with an adapter, is exported first.
 
     So is a quantized one: transformers reads most of them on a GPU only, with the library that wrote them.
@@ -141,7 +141,7 @@ def reference(checkpoint: Checkpoint) -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as exported:
         if checkpoint.family is native.FAMILY or checkpoint.adapter is not None or checkpoint.quantization:
             dtype = "float32" if checkpoint.quantization else None
-            path = convert_back(checkpoint.name, Path(exported) / "model", dtype=dtype)
+            path = convert_back(checkpoint.name, Path(exported) / "model", dtype=dtype, adapter=adapter)
         elif path.is_file():
             path, options = path.parent, {"gguf_file": path.name}
         logging.disable_progress_bar()

@@ -1,20 +1,22 @@
 """A base model whose tensors include the changes of an adapter, which are computed when a tensor is read."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxlens.checkpoints.adapters.weights import LABEL_HEADS, Adapter, Change, LowRank, Names
+from jaxlens.checkpoints.arrays import Rows, in_parts, whole
 from jaxlens.checkpoints.heads import CLASSIFIERS, PREFIXES, kind_of
-from jaxlens.checkpoints.rules.rule import Family, Tensors, stored_dtype
+from jaxlens.checkpoints.rules.rule import Family, Tensors, opened, stored_dtype
 from jaxlens.checkpoints.validate import shortened
 from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
 
-AT_ONCE = 2**22
-"""The number of values that are updated at a time, so that the update is never in memory as a whole."""
+AT_ONCE = 2**15
+"""The number of values that are updated at a time: BLAS multiplies matrices of this size without packing them."""
 
 TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 """The `task_type` of an adapter: the end of the name of its class."""
@@ -54,34 +56,58 @@ class MergedTensors:
         return self._adapter.file.dtype(self._changes[name].whole)
 
     def read(self, name: str) -> np.ndarray:
+        return whole(self.open(name))
+
+    def open(self, name: str) -> np.ndarray | Rows:
+        """A tensor, perhaps to be computed in parts."""
         change, source = self._changes.get(name), self._copied.get(name, name)
         if change is None:
-            return self._base.read(source)
-        value = self._adapter.file.read(change.whole) if change.whole else self._base.read(source)
-        if not (change.low_rank or change.bias or change.rows):
-            return value
-        dtype = np.float64 if value.dtype == np.float64 else np.float32
-        value = self._updated(value, change.low_rank, dtype) if change.low_rank else np.array(value, dtype)
+            return opened(self._base, source)
+        value = self._adapter.file.read(change.whole) if change.whole else opened(self._base, source)
+        updated = self._updated(value, change.low_rank) if change.low_rank else value
+        if not (change.bias or change.rows):
+            return updated
+        updated = whole(updated)
+        value = np.array(updated, np.float64 if updated.dtype == np.float64 else np.float32)
         if change.bias:
             value += self._adapter.read(change.bias[0]) * np.float32(change.bias[1])
         if change.rows:
             value[list(change.rows[1])] = self._adapter.read(change.rows[0])
         return value
 
-    def _updated(self, value: np.ndarray, update: LowRank, dtype: Any) -> np.ndarray:
-        """A new array with a low-rank update, whose outputs are rescaled to the magnitudes of a DoRA."""
+    def _updated(self, value: np.ndarray | Rows, update: LowRank) -> np.ndarray | Rows:
+        """A tensor with a low-rank update, whose outputs are rescaled to the magnitudes of a DoRA."""
+        magnitude = update.magnitude and self._adapter.read(update.magnitude).reshape(-1)
+        swapped = isinstance(value, Rows) and value.transposed
+        by_columns = magnitude is not None and update.transposed != swapped  # the magnitudes belong to columns
+        if by_columns and isinstance(value, Rows):
+            value, swapped, by_columns = value.array(), False, update.transposed
         B, A = update.factors()
-        left, right = (A.swapaxes(-1, -2), B.swapaxes(-1, -2)) if update.transposed else (B, A)
-        left = left * np.float32(update.scale)
-        result, step = np.empty(value.shape, dtype), max(1, AT_ONCE // value.shape[-1])
+        transposed = update.transposed != swapped
+        left, right = (A.swapaxes(-1, -2), B.swapaxes(-1, -2)) if transposed else (B, A)
+        left, step = left * np.float32(update.scale), max(1, AT_ONCE // value.shape[-1])
+
+        def add(index: tuple[int, ...], rows: slice, out: np.ndarray) -> None:
+            if isinstance(value, Rows):
+                value.fill(rows, out)
+            for start in range(rows.start, rows.stop, step):
+                few = slice(start, min(start + step, rows.stop))
+                part = out[start - rows.start : few.stop - rows.start]
+                before = part if isinstance(value, Rows) else value[(*index, few)]
+                np.add(before, left[(*index, few)] @ right[index], out=part, casting="unsafe")
+            if magnitude is not None and not by_columns:
+                out *= (magnitude[rows] / np.sqrt(np.einsum("xy,xy->x", out, out)))[:, None]
+
+        if isinstance(value, Rows):
+            return dataclasses.replace(value, fill=functools.partial(add, ()))
+        is_double = value.dtype == np.float64
+        if not (is_double or update.stack or by_columns):
+            return Rows(value.shape, functools.partial(add, ()))
+        result = np.empty(value.shape, np.float64 if is_double else np.float32)
         for index in np.ndindex(update.stack):
-            for start in range(0, value.shape[-2], step):
-                rows = (*index, slice(start, start + step))
-                np.add(value[rows], left[rows] @ right[index], out=result[rows], casting="unsafe")
-        if update.magnitude:
-            norm = np.sqrt(np.einsum("xy,xy->y" if update.transposed else "xy,xy->x", result, result))
-            factor = self._adapter.read(update.magnitude).reshape(-1) / norm
-            result *= factor if update.transposed else factor[:, None]
+            in_parts(lambda rows, index=index: add(index, rows, result[(*index, rows)]), value.shape[-2], step)
+        if by_columns:
+            result *= magnitude / np.sqrt(np.einsum("xy,xy->y", result, result))
         return result
 
     def _check(self, name: str, update: LowRank) -> None:
@@ -98,14 +124,15 @@ def merged(
     """config.json and the tensors of a base model with an adapter. `cfg` is the Config of a language model.
 
     If the adapter changes only one of two tied tensors, they are not tied any more. Without `merge`, low-rank updates
-    are returned by the tensors that they change. The adapter must then contain nothing else but a head of labels.
+    are returned by the tensors that they change, and not part of the tensors.
     """
     heads, stored = adapter.heads(), set(base.names())
     copies = [tuple(map(family.spelling(family.rules(cfg), stored), pair)) for pair in family.copies]
     has_labels = bool(heads) or any(f"{head}.weight" in stored for head in LABEL_HEADS)
     tied = copies[0] if cfg.tie_word_embeddings and copies and not has_labels else None
     added = [f"{head}.{leaf}" for head in heads for leaf in adapter.modules[head]] + ([tied[0]] if tied else [])
-    prefixes = (*family.prefixes, *PREFIXES)
+    layouts = (before + (prefix or "") for before, prefix in family.layouts)
+    prefixes = (*family.prefixes, *PREFIXES, *layouts, *(before for before, _ in family.layouts))
     names = Names([*stored, *added], prefixes, family.renamed, adapter.folder, base.shape, cfg.num_experts)
     changes, updates = adapter.changes(str(fields.get("model_type")), names), {}
     if not merge:
@@ -126,14 +153,15 @@ def merged(
 
 
 def _without_updates(adapter: Adapter, changes: Mapping[str, Change]) -> tuple[dict[str, Change], dict[str, LowRank]]:
-    """The changes that are no low-rank updates, and those that are. The former may only add a head of labels."""
+    """The changes that are no low-rank updates, and those that are. The former do not depend on the adapter's scale."""
     updates = {name: change.low_rank for name, change in changes.items() if change.low_rank}
-    others = {name: change for name, change in changes.items() if not change.low_rank}
-    kept = [name for name in others if name.split(".")[0] not in adapter.heads()]
-    if kept or not updates:
-        problem = f"merge=False keeps low-rank updates apart, but this adapter also changes {shortened(kept, 3)}"
+    others = {name: dataclasses.replace(change, low_rank=None) for name, change in changes.items()}
+    if biases := [name for name, change in changes.items() if change.bias]:
+        problem = f"merge=False keeps low-rank updates apart, but this adapter also adds to {shortened(biases, 3)}"
         raise CheckpointError(f"{adapter.folder}: {problem}; merge it")
-    return others, updates
+    if not updates:
+        raise CheckpointError(f"{adapter.folder} has no low-rank updates, which merge=False keeps apart; merge it")
+    return {name: change for name, change in others.items() if change != Change()}, updates
 
 
 def _untied(adapter: Adapter, changes: Mapping[str, Change], head: str, embedding: str) -> Change | None:

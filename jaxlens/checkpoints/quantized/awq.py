@@ -13,14 +13,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxlens.checkpoints.arrays import Rows
 from jaxlens.checkpoints.quantized.gptq import COMPANIONS, UNUSED, expect_integers, group_size
-from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, stems, unpack
+from jaxlens.checkpoints.quantized.packed import (
+    Grid,
+    Method,
+    Packed,
+    Parts,
+    products_are_normal,
+    rounded,
+    stems,
+    unpack,
+)
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
-
-ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where the outputs 0, 1, … 7 are among the eight integers of a word of the version "gemm"."""
 
 ACTIVATIONS = ("act.scales", "gelu_impl.scales")
 AFTER = ("dense_4h_to_h", "c_proj", "down_proj", "fc_out")
@@ -83,7 +90,7 @@ def _scaled(tensors: Tensors, scales: str, name: str, weight: Packed) -> Packed:
     def read() -> np.ndarray:
         return weight.read().astype(np.float32) / tensors.read(scales).astype(np.float32)
 
-    return dataclasses.replace(weight, parts=(*weight.parts, scales), read=read)
+    return dataclasses.replace(weight, parts=(*weight.parts, scales), open=read)
 
 
 def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Packed:
@@ -94,29 +101,35 @@ def _gemm(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
     parts.expect("scales", FLOATS, (n_groups, n_out))
     parts.expect("qzeros", ["I32"], (n_groups, n_words))
 
-    def read() -> np.ndarray:
+    def read() -> Rows:
         stored = parts.read("qweight")
-        zeros, scales = in_order(parts.read("qzeros")), parts.read("scales").T
-        zeros, scales = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in (zeros, scales))
+        layout = (n_in, n_out), n_in // n_groups, 1
+        zeros, scales = in_order(parts.read("qzeros")), parts.read("scales")
+        normal = products_are_normal(parts.dtype("scales"), scales, 1, 15)
+        zeros, scales = Grid(zeros, *layout), Grid(scales, *layout)
 
-        def rows(rows: slice) -> np.ndarray:
-            integers = in_order(stored[:, rows.start // 8 : rows.stop // 8])
-            return scales.apply(np.multiply, zeros.apply(np.subtract, integers, rows), rows)
+        def rows(rows: slice, out: np.ndarray) -> None:
+            out[...] = in_order(stored[rows])
+            zeros.apply(np.subtract, out, rows)
+            scales.apply(np.multiply, out, rows)
 
-        return by_rows((n_out, n_in), parts.dtype("scales"), rows, multiple=8)
+        return Rows((n_in, n_out), rounded(parts.dtype("scales"), rows, normal=normal), transposed=True)
 
     return _result(parts, n_out, n_in, n_groups, read)
 
 
 def in_order(words: np.ndarray) -> np.ndarray:
-    """The integers in words of the version "gemm" [row, column], as [8 column, row].
+    """The integers in words of the version "gemm". Two exchanges of neighbours put them in order.
 
     Example:
-        >>> in_order(np.array([[0x75316420]], np.uint32).view(np.int32)).ravel().tolist()
-        [0, 1, 2, 3, 4, 5, 6, 7]
+        >>> in_order(np.array([[0x75316420]], np.uint32).view(np.int32)).tolist()
+        [[0, 1, 2, 3, 4, 5, 6, 7]]
     """
-    integers = unpack(words, 4).reshape(len(words), -1, 8)[..., ORDER]
-    return integers.reshape(len(words), -1).T
+    words = words.view(np.uint32)
+    for shift, mask in ((8, 0x0000FF00), (4, 0x00F000F0)):
+        differences = (words ^ words >> shift) & np.uint32(mask)
+        words = words ^ differences ^ differences << shift
+    return unpack(words, 4)
 
 
 def _gemv(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Packed:
@@ -127,15 +140,17 @@ def _gemv(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
     _padded(parts, "scales", FLOATS, n_groups, n_out, axis=1)
     _padded(parts, "qzeros", ["I32"], -(-n_groups // 8), n_out, axis=1)
 
-    def read() -> np.ndarray:
+    def read() -> Rows:
         stored = parts.read("qweight")
         zeros, scales = unpack(parts.read("qzeros"), 4)[:, :n_groups], parts.read("scales")[:, :n_groups]
         zeros, scales = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in (zeros, scales))
 
-        def rows(rows: slice) -> np.ndarray:
-            return scales.apply(np.multiply, zeros.apply(np.subtract, unpack(stored[rows], 4), rows), rows)
+        def rows(rows: slice, out: np.ndarray) -> None:
+            out[...] = unpack(stored[rows], 4)
+            zeros.apply(np.subtract, out, rows)
+            scales.apply(np.multiply, out, rows)
 
-        return by_rows((n_out, n_in), parts.dtype("scales"), rows)
+        return Rows((n_out, n_in), rounded(parts.dtype("scales"), rows))
 
     return _result(parts, n_out, n_in, n_groups, read)
 
@@ -148,16 +163,17 @@ def _fast(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> Pac
     _padded(parts, "scales", FLOATS, n_groups, n_out, axis=0)
     _padded(parts, added, FLOATS, n_groups, n_out, axis=0)
 
-    def read() -> np.ndarray:
+    def read() -> Rows:
         stored = parts.read("qweight")
         both = (parts.read(part)[:n_groups].T for part in ("scales", added))
         scales, zeros = (Grid(values, (n_out, n_in), 1, n_in // n_groups) for values in both)
 
-        def rows(rows: slice) -> np.ndarray:
-            integers = rows_apart(stored[rows.start // 4 : rows.stop // 4])
-            return zeros.apply(np.add, scales.apply(np.multiply, integers, rows), rows)
+        def rows(rows: slice, out: np.ndarray) -> None:
+            out[...] = rows_apart(stored[rows.start // 4 : rows.stop // 4])
+            scales.apply(np.multiply, out, rows)
+            zeros.apply(np.add, out, rows)
 
-        return by_rows((n_out, n_in), parts.dtype("scales"), rows, multiple=4)
+        return Rows((n_out, n_in), rounded(parts.dtype("scales"), rows), multiple=4)
 
     return _result(parts, n_out, n_in, n_groups, read)
 

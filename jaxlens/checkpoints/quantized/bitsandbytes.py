@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxlens.checkpoints.quantized.packed import Method, Packed, Parts, by_rows, stems
+from jaxlens.checkpoints.arrays import Rows
+from jaxlens.checkpoints.quantized.packed import Method, Packed, Parts, products_are_normal, rounded, stems
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
@@ -51,13 +52,19 @@ def _eight_bits(tensors: Tensors, names: set[str], stem: str) -> Packed:
     if len(shape) != 2:
         raise CheckpointError(f"{stem}weight has shape {shape}; expected two axes, as bitsandbytes stores it")
 
-    def read() -> np.ndarray:
+    def read() -> Rows:
         if "weight_format" in parts and (stored := parts.read("weight_format")).any():
             raise CheckpointError(
                 f"{stem}weight_format is {stored}; expected 0 (by rows). Save the model again with bitsandbytes 0.45"
             )
         values, largest = parts.read("weight"), parts.read("SCB").astype(np.float32)[:, None]
-        return by_rows(shape, "F32", lambda rows: values[rows] * largest[rows] * INVERSE_127)
+
+        def rows(rows: slice, out: np.ndarray) -> None:
+            out[...] = values[rows]
+            out *= largest[rows]
+            out *= INVERSE_127
+
+        return Rows(shape, rows)
 
     return Packed(parts.names, shape, "F32", "8-bit integers with a scale per row", read)
 
@@ -76,20 +83,29 @@ def _four_bits(tensors: Tensors, names: set[str], weight: str, state: str) -> Pa
         parts.expect(".nested_quant_map", FLOATS, (256,))
         parts.expect(".nested_absmax", FLOATS, (-(-n_blocks // fields["nested_blocksize"]),))
 
-    def read() -> np.ndarray:
+    def read() -> Rows | np.ndarray:
         stored = np.ascontiguousarray(parts.read("")).reshape(-1).view(np.uint8)
         if stored.size != -(-count // 2):
             raise CheckpointError(f"{weight} has {stored.size} bytes; expected two values per byte for shape {shape}")
         values, largest = parts.read(".quant_map").astype(np.float32), _largest(parts, fields)
+        magnitudes = np.abs(values[values != 0])
+        normal = products_are_normal(dtype, largest, magnitudes.min(initial=1), magnitudes.max(initial=0))
         pairs = values[np.stack([np.arange(256) >> 4, np.arange(256) & 15], axis=1)].view(np.uint64)[:, 0]
 
-        def rows(rows: slice) -> np.ndarray:  # a row is a block
-            chosen = np.take(pairs, stored[rows.start * size // 2 : rows.stop * size // 2]).view(np.float32)
-            missing = (rows.stop - rows.start) * size - len(chosen)  # the last block may be smaller
-            blocks = (np.pad(chosen, (0, missing)) if missing else chosen).reshape(-1, size)
-            return np.multiply(blocks, largest[rows, None], out=blocks)
+        def blocks(blocks: slice, out: np.ndarray) -> None:
+            chosen = stored[blocks.start * size // 2 : blocks.stop * size // 2]  # the last block may be smaller
+            np.take(pairs, chosen, out=out.reshape(-1).view(np.uint64)[: len(chosen)], mode="clip")
+            out *= largest[blocks, None]
 
-        return by_rows((n_blocks, size), dtype, rows).reshape(-1)[:count].reshape(shape)
+        fill = rounded(dtype, blocks, normal=normal)
+        if count % size or shape[-1] % size:
+            return Rows((n_blocks, size), fill).array().reshape(-1)[:count].reshape(shape)
+        width = shape[-1] // size
+
+        def rows(rows: slice, out: np.ndarray) -> None:
+            fill(slice(rows.start * width, rows.stop * width), out.reshape(-1, size))
+
+        return Rows((count // shape[-1], shape[-1]), rows)
 
     kind = f"4-bit {state.removeprefix(STATE).upper()} in blocks of {size}{' with quantized scales' if nested else ''}"
     return Packed(parts.names, shape, dtype, kind, read)

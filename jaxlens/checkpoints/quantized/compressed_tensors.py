@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlens.checkpoints.arrays import Rows
 from jaxlens.checkpoints.quantized.fp8 import ACTIVATIONS, FLOAT8, as_float32, exponents
 from jaxlens.checkpoints.quantized.mxfp4 import MAGNITUDES
 from jaxlens.checkpoints.quantized.packed import (
@@ -25,10 +26,11 @@ from jaxlens.checkpoints.quantized.packed import (
     Parts,
     Shape,
     blocks,
-    by_rows,
     described,
     grid_shape,
     inside,
+    products_are_normal,
+    rounded,
     stems,
     unpack,
 )
@@ -43,6 +45,10 @@ FORMATS = (
 FP4_VALUES = np.array([*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES)], np.float32)
 FP4_PAIRS = FP4_VALUES[np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1)].view(np.uint64)[:, 0]
 """The two values of each byte, as the bytes of one integer."""
+
+
+FLOAT_MAGNITUDES = {"4-bit floats": (0.5, 6), "8-bit floats": (2**-16, 57344)}
+"""The least and the largest magnitude of stored floats. That of integers, less a zero point, is 1 and at most 256."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +113,7 @@ def _plain(tensors: Tensors, names: set[str], stem: str, groups: Sequence[Group]
     parts = Parts(tensors, names, stem, ("weight", "weight_scale"), ("weight_zero_point", "weight_g_idx"))
     values = "8-bit " + ("integers" if parts.dtype("weight") == "I8" else "floats")
     scales = _Scales(parts, stem, parts.shape("weight"), groups)
-    return scales.packed(values, lambda: parts.read("weight"), as_float32 if values[6:] == "floats" else np.asarray)
+    return scales.packed(values, lambda: parts.read("weight"), as_float32 if values[6:] == "floats" else _as_they_are)
 
 
 def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[Group]) -> Packed:
@@ -117,7 +123,7 @@ def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[G
         *rows, width = parts.shape("weight_packed") or (0, 0)
         scales = _Scales(parts, stem, (*rows, 2 * width), groups)
         stored = functools.partial(parts.read, "weight_packed")
-        return scales.packed("4-bit floats", stored, lambda pairs: np.take(FP4_PAIRS, pairs).view(np.float32))
+        return scales.packed("4-bit floats", stored, _from_pairs)
     optional = ("weight_zero_point", "weight_g_idx")
     parts = Parts(tensors, names, stem, ("weight_packed", "weight_scale", "weight_shape"), optional)
     parts.expect("weight_packed", ["I32"])
@@ -132,10 +138,19 @@ def _from_words(tensors: Tensors, names: set[str], stem: str, groups: Sequence[G
     bits = min(fitting, key=lambda group: group.rank(stem.removesuffix("."))).bits
     scales, dense = _Scales(parts, stem, shape, groups, bits), n_words == _word_counts(n_columns, bits)[0]
 
-    def integers(words: np.ndarray) -> np.ndarray:
-        return _integers(words, bits, dense)[..., :n_columns].astype(np.float32) - 2 ** (bits - 1)
+    def integers(words: np.ndarray, out: np.ndarray) -> None:
+        values = _integers(words, bits, dense)[..., :n_columns] - np.uint8(2 ** (bits - 1))
+        out[...] = values.view(np.int8)
 
     return scales.packed(f"{bits}-bit integers", lambda: parts.read("weight_packed"), integers)
+
+
+def _as_they_are(values: np.ndarray, out: np.ndarray) -> None:
+    out[...] = values
+
+
+def _from_pairs(pairs: np.ndarray, out: np.ndarray) -> None:
+    np.take(FP4_PAIRS, pairs, out=out.view(np.uint64), mode="clip")  # other modes copy `out`
 
 
 def _word_counts(count: int, bits: int) -> tuple[int, int]:
@@ -182,23 +197,33 @@ class _Scales:
         n_words = _word_counts(self.shape[-2], self.bits)[0]
         return self.parts.shape("weight_zero_point") == (*self.shape[:-2], n_words, self.grid[-1])
 
+    @property
+    def _zeros_are_small(self) -> bool:
+        """Whether zero points are integers of at most eight bits."""
+        return self._zeros_are_packed or self.parts.dtype("weight_zero_point") in ("I8", "U8")
+
     def packed(self, values: str, stored: Any, decode: Any) -> Packed:
-        """A weight of `stored` values, whose rows `decode` converts to float32."""
+        """A weight of `stored` values. `decode(rows, out)` writes rows of them as float32."""
         rows_shape = (int(np.prod(self.shape[:-1])), self.shape[-1])
 
-        def read() -> np.ndarray:
+        def read() -> Rows:
             whole = stored()
             whole = whole.reshape(-1, whole.shape[-1])
             layout = self.shape, *self.size, self._columns()
-            scales = Grid(self._scales(), *layout)
-            zeros = Grid(self._zeros(), *layout) if "weight_zero_point" in self.parts else None
+            scales, zero_points = self._scales(), "weight_zero_point" in self.parts
+            low, high = FLOAT_MAGNITUDES.get(values, (1, 256))
+            known = not zero_points or (values not in FLOAT_MAGNITUDES and self._zeros_are_small)
+            normal = known and products_are_normal(self.dtype, scales, low, high)
+            scales = Grid(scales, *layout)
+            zeros = Grid(self._zeros(), *layout) if zero_points else None
 
-            def rows(rows: slice) -> np.ndarray:
-                values = decode(whole[rows])
-                values = values if zeros is None else zeros.apply(np.subtract, values, rows)
-                return scales.apply(np.multiply, values, rows)
+            def rows(rows: slice, out: np.ndarray) -> None:
+                decode(whole[rows], out)
+                if zeros is not None:
+                    zeros.apply(np.subtract, out, rows)
+                scales.apply(np.multiply, out, rows)
 
-            return by_rows(rows_shape, self.dtype, rows).reshape(self.shape)
+            return Rows(rows_shape, rounded(self.dtype, rows, normal=normal))
 
         return Packed(self.parts.names, self.shape, self.dtype, f"{values} {described(*self.size, self.shape)}", read)
 

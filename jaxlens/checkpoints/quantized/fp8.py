@@ -6,17 +6,18 @@ other checkpoints a scale belongs to a whole tensor (Ministral 3), to a row (fbg
 power of two (MXFP8).
 """
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
 
+from jaxlens.checkpoints.arrays import Rows
 from jaxlens.checkpoints.quantized.packed import (
     Grid,
     Method,
     Packed,
     Parts,
     blocks,
-    by_rows,
     described,
     grid_shape,
 )
@@ -70,21 +71,33 @@ def _packed(tensors: Tensors, names: set[str], name: str, given: tuple[int | Non
         of_size = " of {} x {}".format(*given) if all(given) else ""
         raise CheckpointError(f"{has}; expected one scale, or a scale for each row or each block{of_size}")
 
-    def read() -> np.ndarray:
+    def read() -> Rows:
         values = parts.read(weight).reshape(-1, shape[-1])
         scales = Grid(exponents(parts.read(scale)).reshape(grid), shape, *size)
 
-        def rows(rows: slice) -> np.ndarray:
-            return scales.apply(np.multiply, as_float32(values[rows]), rows)
+        def rows(rows: slice, out: np.ndarray) -> None:
+            as_float32(values[rows], out)
+            scales.apply(np.multiply, out, rows)
 
-        return by_rows(values.shape, "F32", rows).reshape(shape)
+        return Rows(values.shape, rows)
 
     return Packed(parts.names, shape, "F32", f"8-bit floats {described(*size, shape)}", read)
 
 
-def as_float32(values: np.ndarray) -> np.ndarray:
-    """Float8 values as float32."""
-    return np.take(np.arange(256, dtype=np.uint8).view(values.dtype).astype(np.float32), values.view(np.uint8))
+def as_float32(values: np.ndarray, out: np.ndarray) -> None:
+    """Writes float8 values to a float32 array. Two values at a time are looked up."""
+    stored, flat = values.view(np.uint8).reshape(-1), out.reshape(-1)
+    even = stored.size // 2 * 2
+    indices, to = stored[:even].view(np.uint16), flat[:even].view(np.uint64)
+    np.take(_pairs(values.dtype), indices, out=to, mode="clip")  # other modes copy `out`
+    flat[even:] = values.reshape(-1)[even:]
+
+
+@functools.cache
+def _pairs(dtype: np.dtype) -> np.ndarray:
+    """The float32 values of each two bytes, as the bytes of one integer."""
+    values = np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)
+    return np.stack([np.tile(values, 256), np.repeat(values, 256)], axis=1).view(np.uint64)[:, 0]
 
 
 def exponents(scales: np.ndarray) -> np.ndarray:

@@ -14,7 +14,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxlens.checkpoints.quantized.packed import Grid, Method, Packed, Parts, by_rows, described, stems, unpack
+from jaxlens.checkpoints.arrays import Rows
+from jaxlens.checkpoints.quantized.packed import (
+    Grid,
+    Method,
+    Packed,
+    Parts,
+    described,
+    products_are_normal,
+    rounded,
+    stems,
+    unpack,
+    unpack_rows,
+)
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.errors import CheckpointError
@@ -102,17 +114,21 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
     fits = chosen.group_size and n_groups == -(-n_in // chosen.group_size)  # else the layer has groups of its own size
     width = chosen.group_size if fits else -(-n_in // n_groups)
 
-    def read() -> np.ndarray:
+    def read() -> Rows:
         stored, scales = parts.read("qweight"), parts.read("scales")
         zeros = unpack(parts.read("qzeros"), bits)[:, :n_out] + np.uint8(chosen.offset) & np.uint8(2**bits - 1)
-        layout = (n_out, n_in), 1, width, _groups(parts, stem, n_in, n_groups, width)
-        zeros, scales = (Grid(values.T, *layout) for values in (zeros, scales))
+        layout = (n_in, n_out), width, 1, None, _groups(parts, stem, n_in, n_groups, width)
+        normal = products_are_normal(parts.dtype("scales"), scales, 1, 2**bits)
+        zeros, scales = (Grid(values, *layout) for values in (zeros, scales))
+        group = math.lcm(word, bits) // bits  # integers that fill whole words
 
-        def rows(rows: slice) -> np.ndarray:
-            integers = unpack(stored[:, rows].T, bits)[:, :n_in]
-            return scales.apply(np.multiply, zeros.apply(np.subtract, integers, rows), rows)
+        def rows(rows: slice, out: np.ndarray) -> None:
+            words = stored[rows.start * bits // word : -(-rows.stop * bits // word)]
+            out[...] = unpack_rows(words, bits)[: len(out)]
+            zeros.apply(np.subtract, out, rows)
+            scales.apply(np.multiply, out, rows)
 
-        return by_rows((n_out, n_in), parts.dtype("scales"), rows)
+        return Rows((n_in, n_out), rounded(parts.dtype("scales"), rows, normal=normal), group, transposed=True)
 
     kind = f"{bits}-bit integers {described(1, min(width, n_in), (n_out, n_in))}"
     return Packed(parts.names, (n_out, n_in), parts.dtype("scales"), kind, read)

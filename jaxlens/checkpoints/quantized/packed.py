@@ -3,35 +3,40 @@
 A weight is dequantized when it is read, a few rows at a time, so that little more than the result is in memory.
 """
 
-import concurrent.futures
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from jaxlens.checkpoints.arrays import Rows, whole
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors, stored_dtype
 from jaxlens.errors import CheckpointError
 
 Shape = tuple[int, ...]
+Fill = Callable[[slice, np.ndarray], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
     """A weight that is computed from several stored tensors.
 
-    `dtype` is the dtype to which the library rounds its values, as safetensors spells it. `read` returns these values,
-    but may return them in a wider dtype. `kind` says in words how the weight is stored.
+    `dtype` is the dtype to which the library rounds its values, as safetensors spells it. `open` reads the stored
+    tensors, and returns these values, to be computed in parts, or in a wider dtype. Leading axes of the weight may be
+    part of its rows. `kind` says in words how the weight is stored.
     """
 
     parts: tuple[str, ...]
     shape: Shape
     dtype: str
     kind: str
-    read: Callable[[], np.ndarray]
+    open: Callable[[], Rows | np.ndarray]
+
+    def read(self) -> np.ndarray:
+        """The weight."""
+        return whole(self.open()).reshape(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,59 +119,73 @@ class Parts:
 # ---- arithmetic -----------------------------------------------------------------------------------------------------
 
 
-def by_rows(
-    shape: Shape, dtype: str, rows: Callable[[slice], np.ndarray], *, multiple: int = 1, step: int = 2**17
-) -> np.ndarray:
-    """An array whose rows are computed by `rows`, about `step` values at a time and a multiple of `multiple` rows.
-
-    Values are rounded to `dtype`. Those of float16 are returned as float32, because NumPy converts them slowly.
+def rounded(dtype: str, fill: Fill, *, normal: bool = False) -> Fill:
+    """Computes rows with `fill`, and rounds them to `dtype`. `normal`: see `round_to`.
 
     Example:
-        >>> thirds = np.arange(6, dtype=np.float32).reshape(3, 2) / 3
-        >>> by_rows((3, 2), "BF16", lambda rows: thirds[rows], step=2).tolist()
-        [[0.0, 0.333984375], [0.66796875, 1.0], [1.3359375, 1.6640625]]
+        >>> thirds = rounded("BF16", lambda rows, out: np.copyto(out, np.arange(rows.start, rows.stop) / 3))
+        >>> out = np.empty(4, np.float32)
+        >>> thirds(slice(1, 5), out)
+        >>> out.tolist()
+        [0.333984375, 0.66796875, 1.0, 1.3359375]
     """
-    result = np.empty(shape, "float32" if dtype == "F16" else FLOATS[dtype])
-    count = max(1, step // max(1, math.prod(shape[1:])) // multiple) * multiple
 
-    def fill(start: int) -> None:
-        chosen = slice(start, min(start + count, shape[0]))
-        with np.errstate(over="ignore", invalid="ignore"):  # values too large for dtype become infinite
-            result[chosen] = rounded_to_float16(rows(chosen)) if dtype == "F16" else rows(chosen)
+    def fill_rounded(rows: slice, out: np.ndarray) -> None:
+        fill(rows, out)
+        round_to(out, dtype, normal)
 
-    starts = range(0, shape[0], count)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy computes outside of Python's lock
-        for _ in threads.map(fill, starts) if len(starts) > 1 else map(fill, starts):
-            pass  # raises the error of a thread
-    return result
+    return fill_rounded
 
 
-def rounded_to_float16(values: np.ndarray) -> np.ndarray:
-    """Float32 values rounded to the nearest float16, as float32 unless some are too large or too small for that.
+NORMAL = {"F16": (13, 2**-14, 65504), "BF16": (16, 2**-100, 2**100)}
+"""How many bits fewer than float32 a dtype has, and between which magnitudes its values have as many."""
+
+
+def round_to(values: np.ndarray, dtype: str, normal: bool = False) -> None:
+    """Rounds float32 values to the nearest values of a dtype. With `normal`, they are known to be zero or in `NORMAL`.
 
     The difference of two sums with a multiple of the value cancels its lower bits (Dekker 1971, "A floating-point
-    technique for extending the available precision", section 5).
+    technique for extending the available precision", section 5). This is faster than to convert the values.
 
     Example:
         >>> values = np.array([0.1, -3.14159], np.float32)
-        >>> rounded_to_float16(values).tolist() == values.astype(np.float16).tolist()
+        >>> expected = values.astype(np.float16)
+        >>> round_to(values, "F16")
+        >>> values.tolist() == expected.tolist()
         True
     """
-    magnitudes = np.abs(values)
-    small = magnitudes < 2**-14  # subnormal in float16
-    if magnitudes.max(initial=0) > 65504 or (small.any() and values[small].any()):
-        return values.astype(np.float16)
-    multiple = values * np.float32(2**13 + 1)
-    return multiple - (multiple - values)
+    if dtype not in NORMAL:
+        return
+    if not (normal or (dtype == "F16" and _are_normal(values))):
+        values[...] = values.astype(FLOATS[dtype])
+        return
+    multiple = values * np.float32(2 ** NORMAL[dtype][0] + 1)
+    np.subtract(multiple, values, out=values)
+    np.subtract(multiple, values, out=values)
 
 
-def _table(bits: int) -> np.ndarray:
-    """The integers of `bits` bits in each byte, the first in the lowest bits, as the bytes of one larger integer."""
-    integers = np.arange(256, dtype=np.uint8)[:, None] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8(2**bits - 1)
-    return integers.view(np.dtype(f"u{8 // bits}"))[:, 0]
+def _are_normal(values: np.ndarray) -> bool:
+    magnitudes = values.view(np.uint32) & np.uint32(0x7FFFFFFF)  # in the order of the magnitudes of the floats
+    low, high = np.array(NORMAL["F16"][1:], np.float32).view(np.uint32)
+    if magnitudes.max(initial=0) > high:
+        return False
+    magnitudes -= np.uint32(1)  # zero becomes the largest integer
+    return magnitudes.min(initial=low) >= low - 1
 
 
-TABLES = {2: _table(2), 4: _table(4)}
+def products_are_normal(dtype: str, scales: np.ndarray, low: float, high: float) -> bool:
+    """Whether products of scales and of factors between `low` and `high`, or zero, are zero or normal in a dtype."""
+    if dtype not in NORMAL:
+        return False
+    magnitudes = np.abs(scales[scales != 0]).astype(np.float32)
+    least, most = magnitudes.min(initial=np.inf), magnitudes.max(initial=0)  # NaN if one is
+    return bool(least * low >= NORMAL[dtype][1] and most * high <= NORMAL[dtype][2])
+
+
+SPREAD: Mapping[int, tuple[str, tuple[tuple[int, int], ...]]] = {
+    4: ("u2", ((4, 0x0F0F),)), 2: ("u4", ((12, 0x000F000F), (6, 0x03030303))),
+}  # fmt: skip
+"""A larger integer in which each integer of a byte gets a byte of its own: by shifts, and what to keep after them."""
 
 
 def unpack(words: np.ndarray, bits: int) -> np.ndarray:
@@ -177,55 +196,83 @@ def unpack(words: np.ndarray, bits: int) -> np.ndarray:
     Example:
         >>> unpack(np.array([0x87654321, 9], np.uint32), 4).tolist()
         [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 0, 0, 0, 0, 0]
+        >>> unpack(np.array([0b11_10_01_00], np.uint8), 2).tolist()
+        [0, 1, 2, 3]
         >>> unpack(np.array([0b10_101_100_011_010_001_000 | 6 << 21], np.uint32), 3)[:7].tolist()
         [0, 1, 2, 3, 4, 5, 2]
     """
     stored = np.ascontiguousarray(words).view(np.uint8)
     if bits == 8:
         return stored
-    if bits in TABLES:
-        return np.take(TABLES[bits], stored).view(np.uint8)
+    if bits in SPREAD:
+        wider, steps = SPREAD[bits]
+        spread = stored.astype(wider)
+        for shift, mask in steps:
+            spread |= spread << shift
+            spread &= mask
+        return spread.view(np.uint8)
     n_bytes = stored.shape[-1]
     padding = [(0, 0)] * (stored.ndim - 1) + [(0, -n_bytes % bits)]
     stored = np.pad(stored, padding).reshape(*stored.shape[:-1], -1, bits)  # eight integers have `bits` bytes
-    eight = np.zeros(stored.shape[:-1], np.uint64)
-    for i in range(bits):
-        eight |= stored[..., i].astype(np.uint64) << np.uint64(8 * i)
-    integers = np.empty((*eight.shape, 8), np.uint8)
-    for i in range(8):
-        integers[..., i] = eight >> np.uint64(bits * i) & np.uint64(2**bits - 1)
-    return integers.reshape(*eight.shape[:-1], -1)[..., : 8 * n_bytes // bits]
+    integers = unpack_rows(np.moveaxis(stored, -1, 0), bits).view(np.uint8)
+    return np.moveaxis(integers, 0, -1).reshape(*stored.shape[:-2], -1)[..., : 8 * n_bytes // bits]
+
+
+def unpack_rows(words: np.ndarray, bits: int) -> np.ndarray:
+    """The integers of `bits` bits that are packed along the first axis, the first in the lowest bits.
+
+    Example:
+        >>> unpack_rows(np.array([[0x21, 0x54], [0x43, 0x76]], np.uint8), 4).tolist()
+        [[1, 4], [2, 5], [3, 6], [4, 7]]
+    """
+    size = 8 * words.itemsize
+    n_words = math.lcm(size, bits) // size  # in which integers neither begin nor end
+    if missing := -len(words) % n_words:
+        words = np.pad(words, [(0, missing), *[(0, 0)] * (words.ndim - 1)])
+    words = words.view(f"u{words.itemsize}").reshape(-1, n_words, *words.shape[1:])
+    result = np.empty((len(words), n_words * size // bits, *words.shape[2:]), words.dtype)
+    starts = np.arange(result.shape[1]) * bits
+    for word in range(n_words):
+        (inside,) = np.nonzero(starts // size == word)
+        shifts = (starts[inside] % size).astype(words.dtype).reshape(-1, *[1] * (words.ndim - 2))
+        chosen = result[:, inside[0] : inside[-1] + 1]
+        np.right_shift(words[:, word, None], shifts, out=chosen)
+        if (rest := size - int(starts[inside[-1]]) % size) < bits:  # the last ends in the next word
+            chosen[:, -1] |= words[:, word + 1] << words.dtype.type(rest)
+    result &= words.dtype.type(2**bits - 1)
+    result = result.reshape(-1, *result.shape[2:])
+    return result.view(f"i{words.itemsize}") if bits < size else result  # NumPy converts signed integers faster
 
 
 class Grid:
     """A value for each block of a weight: a scale or a zero point. `apply` combines it with some rows of the weight.
 
     `values` has one row per `height` rows of a weight with `shape`, in which leading axes are counted as rows. It has
-    one column per `width` columns of the weight, or `columns` is the column of `values` for each column of the weight.
+    one column per `width` columns of the weight. Or `rows` or `columns` are the row or column of `values` for each row
+    or column of the weight.
     """
 
-    def __init__(self, values: np.ndarray, shape: Shape, height: int, width: int, columns: np.ndarray | None = None):
-        self._per_matrix, self._rows, self._height, self._width = values.shape[-2], shape[-2], height, width
+    def __init__(
+        self, values: np.ndarray, shape: Shape, height: int, width: int, columns: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
+    ):  # fmt: skip
+        per_matrix, row = values.shape[-2], np.arange(math.prod(shape[:-1]))
+        self._rows = row // shape[-2] * per_matrix + row % shape[-2] // height if rows is None else rows
         values = np.broadcast_to(values, (*shape[:-2], *values.shape[-2:]))
-        self._values, self._columns = values.reshape(-1, values.shape[-1]).astype(np.float32), columns
+        self._values, self._columns, self._width = values.reshape(-1, values.shape[-1]), columns, width
+        self._values = self._values.astype(np.float32)
 
-    def apply(self, function: np.ufunc, values: np.ndarray, rows: slice) -> np.ndarray:
-        """`function` of `values` [row, column], some rows of the weight, and of the values of their blocks.
-
-        `values` may be overwritten with the result.
-        """
-        row = np.arange(rows.start, rows.stop)
-        chosen = self._values[row // self._rows * self._per_matrix + row % self._rows // self._height]
-        in_place = values.dtype == np.float32 and values.flags.c_contiguous
-        out = values if in_place else np.empty(values.shape, np.float32)
-        if self._columns is None and values.shape[-1] % self._width == 0:
-            groups = (len(values), -1, self._width)
-            function(values.reshape(groups), chosen[:, :, None], out=out.reshape(groups))
-        elif self._columns is None:
-            function(values, np.repeat(chosen, self._width, axis=1)[:, : values.shape[-1]], out=out)
-        else:
-            function(values, chosen[:, self._columns], out=out)
-        return out
+    def apply(self, function: np.ufunc, values: np.ndarray, rows: slice) -> None:
+        """Replaces `values`, some rows of the weight, by `function` of them and of the values of their blocks."""
+        row = self._rows[rows]
+        chosen = self._values[row[:1] if (row == row[0]).all() else row]
+        if self._columns is not None:
+            chosen = np.take(chosen, self._columns, axis=1)
+        elif self._width > 1 and values.shape[-1] % self._width == 0:
+            values, chosen = values.reshape(len(values), -1, self._width), chosen[:, :, None]
+        elif self._width > 1:
+            chosen = np.repeat(chosen, self._width, axis=1)[:, : values.shape[-1]]
+        function(values, chosen, out=values)
 
 
 def blocks(shape: Shape, grid: Shape, given: tuple[int | None, int | None] = (None, None)) -> tuple[int, int] | None:

@@ -1,11 +1,14 @@
 """The tensors of a quantized checkpoint under the names and with the shapes that they have without quantization."""
 
+import dataclasses
 import fnmatch
 from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 
+from jaxlens.checkpoints import arrays
+from jaxlens.checkpoints.arrays import Rows
 from jaxlens.checkpoints.quantized.methods import Quantization
 from jaxlens.checkpoints.rules.rule import Tensors, stored_dtype
 from jaxlens.checkpoints.validate import shortened
@@ -82,13 +85,21 @@ class DequantizedTensors:
         shape = self._packed[name].shape
         return shape[::-1] if _matches(name, self._input_first) else shape
 
-    def read(self, name: str) -> np.ndarray:
-        """A tensor. Quantized weights may have a wider dtype than `dtype(name)`, to be rounded once by the caller."""
+    def open(self, name: str) -> np.ndarray | Rows:
+        """A tensor, perhaps to be computed in parts. Quantized weights may have a wider dtype than `dtype(name)`."""
         if name not in self._packed:
             return self._tensors.read(name)
+        weight, swapped = self._packed[name], _matches(name, self._input_first)
         with np.errstate(over="ignore", invalid="ignore"):  # as in the library; the caller warns about infinite values
-            value = self._packed[name].read()
-        return value.T if _matches(name, self._input_first) else value
+            values = weight.open()
+            if isinstance(values, Rows) and len(weight.shape) == 2:
+                return dataclasses.replace(values, transposed=values.transposed != swapped)
+            values = arrays.whole(values).reshape(weight.shape)
+            return values.T if swapped else values
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor. Quantized weights may have a wider dtype than `dtype(name)`, to be rounded once by the caller."""
+        return arrays.whole(self.open(name))
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

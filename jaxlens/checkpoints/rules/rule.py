@@ -18,11 +18,15 @@ from typing import Any, Protocol
 import einops
 import numpy as np
 
+from jaxlens.checkpoints.arrays import Rows
 from jaxlens.checkpoints.rules.hf_config import Reader
 from jaxlens.config import Config
 
 FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The dtypes in which a weight may be stored: the name in safetensors, and the name in NumPy."""
+
+GROUPS = r"\(([^)]*)\)|(\S+)"
+"""An axis of a side of a pattern: several letters in parentheses, or one."""
 
 Renaming = Callable[[str], str]
 """Converts the name of a tensor in a rule to its name in a checkpoint, which may have another prefix."""
@@ -32,6 +36,7 @@ class Tensors(Protocol):
     """The tensors of a checkpoint. Names and shapes come from its headers; `read` loads one tensor.
 
     The optional method `dtype(name)` returns the dtype as safetensors spells it. Without it, all tensors are float32.
+    The optional method `open(name)` may return Rows, to compute the tensor in parts.
     The optional attribute `optional_zeros` has the names of tensors that a model may do without if they are zero.
     """
 
@@ -43,6 +48,11 @@ class Tensors(Protocol):
 def stored_dtype(tensors: Tensors, name: str) -> str:
     """The dtype of a stored tensor, as safetensors spells it."""
     return getattr(tensors, "dtype", lambda _: "F32")(name)
+
+
+def opened(tensors: Tensors, name: str) -> np.ndarray | Rows:
+    """A stored tensor, perhaps to be computed in parts."""
+    return getattr(tensors, "open", tensors.read)(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +120,24 @@ class Rule:
             return list(whole)
         values = np.split(whole, np.cumsum([lengths[letter] for letter in self.split])[:-1])
         return [einops.rearrange(value, self.each) for value in values] if self.each else values
+
+    def division(self, axis: int, lengths: Mapping[str, int]) -> tuple[str, int, int] | None:
+        """How to divide the tensor along an axis of two: by the entries of an axis of the parameter.
+
+        That is its letter, its position in the parameter, and how many entries of the tensor one of its entries has.
+        None if the tensor cannot be divided so.
+
+        Example:
+            >>> Rule("q.weight", "W_Q", "(n h) d -> n d h").division(0, {"n": 2, "h": 3, "d": 5})
+            ('n', 0, 3)
+        """
+        left, right = self.sides
+        groups = [(group or single).split() for group, single in re.findall(GROUPS, left)]
+        axes = right.split()
+        if len(self.targets) > 1 or len(groups) != 2 or groups[axis][0] not in axes:
+            return None
+        letter, *inner = groups[axis]
+        return letter, axes.index(letter), math.prod(self._lengths(lengths)[other] for other in inner)
 
     def export(self, values: Sequence[np.ndarray], lengths: Mapping[str, int]) -> np.ndarray:
         """The tensor from which `load` returns `values`."""
@@ -244,5 +272,5 @@ def repetitions(rule: Rule, cfg: Config) -> tuple[Sequence[int | None], Sequence
 
 def _shape(side: str, lengths: Mapping[str, int]) -> tuple[int, ...]:
     """(6, 5) for "(n h) d" with n = 3, h = 2, d = 5."""
-    axes = re.findall(r"\(([^)]*)\)|(\S+)", side)
+    axes = re.findall(GROUPS, side)
     return tuple(math.prod(lengths[letter] for letter in (group or single).split()) for group, single in axes)

@@ -26,7 +26,7 @@ class Command:
     """A subcommand.
 
     `help` is its entry in `jaxlens --help`. `jaxlens COMMAND --help` prints `description` and `example`. `run` returns
-    the exit status, where None is success. With `takes_model`, the subcommand has the option `--model`.
+    the exit status, where None is success. With `takes_model`, it has the options `--model` and `--adapter`.
     """
 
     help: str
@@ -95,7 +95,12 @@ def positive(text: str) -> int:
 def load_model(arguments: argparse.Namespace) -> HookedTransformer:
     """The model of `--model`, with unprocessed weights."""
     print_progress(f"loading {arguments.model}")
-    return HookedTransformer.from_pretrained_no_processing(arguments.model)
+    return HookedTransformer.from_pretrained_no_processing(arguments.model, adapter=arguments.adapter)
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    help = "a LoRA adapter to merge: a local folder or a Hugging Face id"
+    parser.add_argument("--adapter", metavar="FOLDER", help=help)
 
 
 def print_progress(step: str) -> None:
@@ -114,7 +119,8 @@ def output_report(report: Report, arguments: argparse.Namespace) -> None:
         page = plot.together(first, *others, title=f"jaxlens {arguments.command}")
         arguments.html.write_text(page.html + "\n", encoding="utf-8")
     if arguments.json:
-        numbers = to_json({"command": arguments.command, "model": arguments.model} | report.numbers)
+        adapter = {"adapter": arguments.adapter} if arguments.adapter else {}
+        numbers = to_json({"command": arguments.command, "model": arguments.model} | adapter | report.numbers)
         text = json.dumps(numbers, allow_nan=False)
         if arguments.json == STDOUT:
             print(text)

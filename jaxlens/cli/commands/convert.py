@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxlens.checkpoints import converter
 from jaxlens.checkpoints.inspector import look
 from jaxlens.checkpoints.open import open_checkpoint
-from jaxlens.cli.commands.command import Command, print_progress
+from jaxlens.cli.commands.command import Command, add_adapter, print_progress
 from jaxlens.config import DTYPES
 
 
@@ -17,7 +17,9 @@ def run(arguments: argparse.Namespace) -> None:
     command is interrupted, it can be run again.
     """
     print_progress(f"converting {arguments.source}")
-    report = converter.convert(arguments.source, arguments.folder, dtype=arguments.dtype, process=arguments.process)
+    report = converter.convert(
+        arguments.source, arguments.folder, dtype=arguments.dtype, process=arguments.process, adapter=arguments.adapter
+    )
     print_quantization(arguments.source)
     written = look(arguments.folder)
     print(f"{arguments.folder}: {written.parameters:,} parameters in {written.checkpoint.cfg.dtype}")
@@ -34,6 +36,7 @@ def print_quantization(source: str) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a Hugging Face id, a local folder, or a .gguf file")
     parser.add_argument("folder", metavar="DST", type=Path, help="the folder to write")
+    add_adapter(parser)
     add_dtype(parser)
     parser.add_argument(
         "--process", action="store_true", help="process the weights like from_pretrained (holds all weights in memory)"

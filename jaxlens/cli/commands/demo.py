@@ -9,7 +9,7 @@ from jaxlens.cli.demo import report
 
 def run(arguments: argparse.Namespace) -> None:
     """Finds the heads of a small model that solve the indirect-object task, and saves pictures of the results."""
-    report.demo(arguments.model, arguments.out, arguments.numbers)
+    report.demo(arguments.model, arguments.out, arguments.numbers, arguments.adapter)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxlens.checkpoints import converter
 from jaxlens.checkpoints.inspector import look
 from jaxlens.checkpoints.safetensors_reader import read_json
-from jaxlens.cli.commands.command import Command, print_progress
+from jaxlens.cli.commands.command import Command, add_adapter, print_progress
 from jaxlens.cli.commands.convert import add_dtype, print_quantization
 
 
@@ -18,7 +18,9 @@ def run(arguments: argparse.Namespace) -> None:
     """
     print_progress(f"exporting {arguments.source}")
     source = None if arguments.config is None else read_json(arguments.config)
-    converter.convert_back(arguments.source, arguments.folder, dtype=arguments.dtype, source=source)
+    converter.convert_back(
+        arguments.source, arguments.folder, dtype=arguments.dtype, source=source, adapter=arguments.adapter
+    )
     print_quantization(arguments.source)
     written = look(arguments.folder)
     print(f"{arguments.folder}: {written.parameters:,} parameters ({written.checkpoint.model_type})")
@@ -27,6 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a folder in jaxlens's native format, or any other checkpoint")
     parser.add_argument("folder", metavar="DST", type=Path, help="the folder to write")
+    add_adapter(parser)
     add_dtype(parser)
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="a Hugging Face config.json (default: that of the checkpoint)"

@@ -10,7 +10,7 @@ from jaxlens.hooks.table import Site, sites
 
 def list_hooks(arguments: argparse.Namespace) -> None:
     """Prints the hook points of a model. Reads its config, but no weights."""
-    cfg = open_checkpoint(arguments.model).cfg
+    cfg = open_checkpoint(arguments.model, adapter=arguments.adapter).cfg
     layers_of: dict[Site, list[int | None]] = {}
     for name, site in sites(cfg).items():
         layers_of.setdefault(site, []).append(split_name(name)[1])

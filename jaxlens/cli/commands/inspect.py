@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from jaxlens.checkpoints.families import described
 from jaxlens.checkpoints.inspector import Look, look
 from jaxlens.checkpoints.validate import UNKNOWN_TENSORS
-from jaxlens.cli.commands.command import Command
+from jaxlens.cli.commands.command import Command, add_adapter
 from jaxlens.config import Config, Rotary
 
 WIDTH = 8
@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     or rotary embedding have the next letters, H and M. The exit status is 1 if config.json has fields that jaxlens does
     not read, or if tensors do not match config.json. Such a checkpoint cannot be loaded.
     """
-    inspected = look(arguments.source)
+    inspected = look(arguments.source, adapter=arguments.adapter)
     print("\n".join(report(inspected)))
     return 0 if inspected.loads else 1
 
@@ -138,6 +138,7 @@ def positions(cfg: Config, rotary: Rotary | None) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a Hugging Face id, a local folder, or a .gguf file")
+    add_adapter(parser)
 
 
 COMMAND = Command(

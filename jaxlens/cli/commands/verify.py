@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 from pathlib import Path
 
-from jaxlens.cli.commands.command import Command, check_writable, positive
+from jaxlens.cli.commands.command import Command, add_adapter, check_writable, positive
 from jaxlens.model.verify import TOLERANCE, Verification, verify
 
 HEAD = """\
@@ -29,7 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.results:
         check_writable(arguments.results, arguments.results.suffix.lower())
     result = verify(
-        arguments.source, arguments.text, batch=arguments.batch, length=arguments.length, seed=arguments.seed
+        arguments.source, arguments.text, batch=arguments.batch, length=arguments.length, seed=arguments.seed,
+        adapter=arguments.adapter,
     )  # fmt: skip
     print(f"{result.name} ({result.model_type}), {result.parameters:,} parameters, {size(result)} tokens")
     print(f"\n{'':32}{'difference':>12}{'magnitude':>12}{'relative':>12}")
@@ -62,6 +63,7 @@ def size(result: Verification) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a Hugging Face id, a local folder, or a .gguf file")
+    add_adapter(parser)
     parser.add_argument("--text", metavar="TEXT", help="the prompt (default: random tokens)")
     parser.add_argument(
         "--batch", type=positive, default=2, metavar="N", help="sequences of random tokens (default: %(default)s)"

@@ -30,12 +30,12 @@ N_ABLATED = 3
 """The number of heads that are ablated."""
 
 
-def demo(model_name: str, out: Path, numbers: bool = False) -> Findings:
+def demo(model_name: str, out: Path, numbers: bool = False, adapter: str | None = None) -> Findings:
     """Loads a model, runs the experiment, prints the results, and saves pictures in `out`. `numbers` adds tables."""
     out.mkdir(parents=True, exist_ok=True)
     with measured() as total:
         with step(f"Loading {model_name}"):
-            model = HookedTransformer.from_pretrained_no_processing(model_name)
+            model = HookedTransformer.from_pretrained_no_processing(model_name, adapter=adapter)
         print(f"  {repr(model).splitlines()[0]}")
         findings = investigate(model, experiment.indirect_object_prompts(model), numbers)
         with step("\nDrawing"):
