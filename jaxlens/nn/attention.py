@@ -145,8 +145,8 @@ class Attention(Adaptable):
 
     def scores(self, q, k, info: LayerInfo) -> Float[Array, "b k g p s"]:
         """Attention scores before the mask."""
-        q, k, indices = by_group_first(q, k.shape[2]), heads_first(k), (info.high, info.high)
-        return raw_scores(q, k, info.scale, self.cfg.attn_scores_soft_cap, position_bias(self.cfg), indices)
+        q, k = by_group_first(q, k.shape[2]), heads_first(k)
+        return raw_scores(q, k, info.scale, self.cfg.attn_scores_soft_cap, position_bias(self.cfg), info.indices)
 
     @property
     def sink(self) -> Float[Array, "k g 1 1"] | None:

@@ -43,9 +43,11 @@ def raw_scores(
 
 
 def visible(
-    low: Int[Array, "b p"], high: Int[Array, "b p"], sources: Int[Array, "b s"], n_axes: int
+    low: Int[Array, "*i b p"], high: Int[Array, "*i b p"], sources: Int[Array, "b s"], n_axes: int
 ) -> Bool[Array, "b *one p s"]:
-    """The attention mask: a source is visible where `low < sources <= high`. It has `n_axes` axes.
+    """The attention mask: a source is visible where `low < sources <= high`, for any of i pairs of bounds.
+
+    The result has `n_axes` axes.
 
     For use inside a fusion only, where it never becomes an array (tests/test_masks.py checks the compiled code). XLA
     would hoist a plain `q - k < window` out of the loop over layers and keep it as a T×T array, and a gradient would
@@ -53,7 +55,9 @@ def visible(
     The derivative of `masked_softmax` needs only its result, not the mask.
     """
     sources = sources[:, None, :]
-    return jnp.expand_dims((sources > low[..., None]) & (sources <= high[..., None]), tuple(range(1, n_axes - 2)))
+    pairs = ((low, high),) if low.ndim == 2 else zip(low, high, strict=True)
+    inside = ((sources > low[..., None]) & (sources <= high[..., None]) for low, high in pairs)
+    return jnp.expand_dims(functools.reduce(jnp.logical_or, inside), tuple(range(1, n_axes - 2)))
 
 
 @inlined
@@ -68,13 +72,14 @@ def masked_pattern(scores, info: LayerInfo, sink):
 
 @jax.custom_jvp
 def masked_softmax(
-    scores: Float[Array, "b *n p s"], low: Int[Array, "b p"], high: Int[Array, "b p"], sources: Int[Array, "b s"],
+    scores: Float[Array, "b *n p s"], low: Int[Array, "*i b p"], high: Int[Array, "*i b p"], sources: Int[Array, "b s"],
     sink: Float[Array, "*n 1 1"] | None = None,
 ) -> Float[Array, "b *n p s"]:  # fmt: skip
     """Softmax over the visible sources, in float32 or wider. A query without visible sources gets a row of zeros."""
     is_visible = visible(low, high, sources, scores.ndim)
     # The fill value depends on the row: XLA would hoist a constant out of the layer loop as an array [p s].
-    floor = jnp.minimum(jnp.minimum(low, 0).astype(scores.dtype), jnp.finfo(scores.dtype).min)[..., None]
+    floor = low if low.ndim == 2 else low[0]
+    floor = jnp.minimum(jnp.minimum(floor, 0).astype(scores.dtype), jnp.finfo(scores.dtype).min)[..., None]
     floor = jnp.expand_dims(floor, tuple(range(1, scores.ndim - 2)))
     return softmax(jnp.where(is_visible, scores, floor), sink) * is_visible.astype(scores.dtype)
 

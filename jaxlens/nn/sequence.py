@@ -14,11 +14,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens.config import WHOLE_PAST, Config
-from jaxlens.nn.packing import LayerPacking, Packing
+from jaxlens.nn.packing import PADDING, LayerPacking, PackedRows, PackedSequences
 from jaxlens.nn.rope import rotary_tables
-
-PADDING = np.iinfo(np.int32).min
-"""The index of a source that is padding: below that of every token, and below every `low`."""
 
 
 @jax.tree_util.register_dataclass
@@ -27,13 +24,13 @@ class LayerInfo:
     """The inputs of one layer besides the residual stream.
 
     The query in slot q attends to the source in slot s if `low[q] < sources[s] <= high[q]`. These are indices of the
-    tokens of a sequence, without padding. `sources` is `PADDING` where a slot has no token. `qk_input` is added to the
-    inputs of queries and keys.
+    tokens of a sequence, without padding. `sources` is `PADDING` where a slot has no token. Packed rows have two pairs
+    of bounds (nn/packing.py). `qk_input` is added to the inputs of queries and keys.
     """
 
-    low: Int[Array, "g t"]
-    high: Int[Array, "g t"]
-    sources: Int[Array, "g t"]
+    low: Int[Array, "*i g t"]
+    high: Int[Array, "*i g t"]
+    sources: Int[Array, "g s"]
     window: Int[Array, ""]
     scale: Float[Array, ""]
     cos: Float[Array, "b p r"] | None
@@ -41,6 +38,12 @@ class LayerInfo:
     qk_input: Float[Array, "b p d"] | None
     growth: Float[Array, "b p"] | None
     packing: LayerPacking | None = None
+
+    @property
+    def indices(self) -> tuple[Int[Array, "g t"], Int[Array, "g s"]]:
+        """The token indices of queries and of sources."""
+        packed = None if self.packing is None else self.packing.indices
+        return (self.high, self.high) if packed is None else packed
 
 
 @jax.tree_util.register_dataclass
@@ -62,12 +65,12 @@ class SequenceInfo:
     rotary_factors: Float[Array, "l #b #p 1"] | None
     query_growth: tuple[float, int] | None = dataclasses.field(default=None, metadata={"static": True})
     qk_input: Float[Array, "b p d"] | None = None
-    packing: Packing | None = None
+    packing: PackedRows | PackedSequences | None = None
 
     def at_layer(self, layer: Int[Array, ""]) -> LayerInfo:
         """The inputs of one layer."""
         window = self.windows[layer]
-        low, high = band(jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1, window, layer)
+        low, high, sources = self._bounds(window, layer)
         cos = sin = None
         if self.frequencies is not None:
             angles = self.positions[..., None].astype(self.frequencies.dtype) * self.frequencies[layer]
@@ -76,14 +79,21 @@ class SequenceInfo:
         if self.query_growth is not None:
             growth = growth_of_queries(self.positions, *self.query_growth, self.scales.dtype)
         return LayerInfo(
-            low, high, jnp.where(self.mask, high, PADDING), window, self.scales[layer], cos, sin, self.qk_input,
-            growth, packing=None if self.packing is None else self.packing.at_layer(layer),
+            low, high, sources, window, self.scales[layer], cos, sin, self.qk_input, growth,
+            packing=None if self.packing is None else self.packing.at_layer(layer),
         )  # fmt: skip
 
-    def packed(self, prompts: Int[Array, "r"], slots: Int[Array, "r"], sequences: Int[Array, "g"], packing: Packing):
+    def _bounds(self, window: Int[Array, ""], layer: Int[Array, ""]) -> tuple[Array, Array, Array]:
+        """`low`, `high` and `sources` of a layer."""
+        if isinstance(self.packing, PackedRows):
+            return *self.packing.bounds(*band(self.packing.indices, window, layer)), self.packing.sources
+        low, high = band(token_indices(self.mask), window, layer)
+        return low, high, jnp.where(self.mask, high, PADDING)
+
+    def packed(self, prompts: Int[Array, "r"], slots: Int[Array, "r"], mask: Bool[Array, "g t"], packing: Any):
         """The inputs for rows packed into one sequence [1 r]. Row i is slot `slots[i]` of prompt `prompts[i]`.
 
-        Attention runs on whole sequences: sequence j is a copy of prompt `sequences[j]`.
+        `mask` is that of the sequences that attention runs on.
         """
 
         def of_rows(table):
@@ -91,10 +101,15 @@ class SequenceInfo:
             return table if table is None or table.shape[1] == 1 else table[:, prompts, 0][:, None]
 
         return dataclasses.replace(
-            self, positions=self.positions[prompts, slots][None], mask=self.mask[sequences],
+            self, positions=self.positions[prompts, slots][None], mask=mask,
             frequencies=of_rows(self.frequencies), rotary_factors=of_rows(self.rotary_factors),
             qk_input=None if self.qk_input is None else self.qk_input[prompts, slots][None], packing=packing,
         )  # fmt: skip
+
+
+def token_indices(mask: Bool[Array, "b p"]) -> Int[Array, "b p"]:
+    """The number of each token in its row, without padding: that of the token before, on padding."""
+    return jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
 
 
 def band(indices: Int[Array, "b p"], window: Int[Array, ""], layer: Int[Array, ""]) -> tuple[Array, Array]:
