@@ -274,9 +274,13 @@ def run_stage(stage, modules, inputs: tuple, plan: HookPlan, names: tuple[str, .
     hooks = tuple(hook for hook in (*plan.hooks, *plan.probes) if hook.site in names)
     if any(hook.is_plain for hook in hooks):
         output, captured = _stage(modules, inputs, hooks, plan.positions, stage, wanted, plan.points, plan.length)
-    else:
+    elif plan.positions is not None or is_traced(modules, inputs, hooks):
         output, captured = _stage_compiled(modules, inputs, hooks, plan.positions, stage, wanted)
-    return output, [Captured(name, None, value) for name, value in captured.items()]
+    else:  # one program for all runs, which captures everything; the logits are its output
+        everything = frozenset(names) - {"unembed.hook_out"}
+        output, captured = _stage_compiled(modules, inputs, hooks, None, stage, everything)
+        captured["unembed.hook_out"] = output
+    return output, [Captured(name, None, value) for name, value in captured.items() if name in wanted]
 
 
 def _stage(modules, inputs, hooks, positions, stage, wanted, points=None, length=None):

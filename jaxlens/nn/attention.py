@@ -205,7 +205,8 @@ def write_heads(z, W_O):
 
 @inlined
 def write_all(z, W_O, b_O):
-    out = jnp.einsum("bpnh,nhd->bpd", z, W_O)
+    # one matrix product: as "bpnh,nhd->bpd", XLA sums over "hn" and copies both
+    out = jnp.einsum("bpx,xd->bpd", z.reshape(*z.shape[:2], -1), W_O.reshape(-1, W_O.shape[-1]))
     return out if b_O is None else out + b_O
 
 

@@ -1,7 +1,7 @@
 """The inputs of the layers besides the residual stream: positions, the padding mask, and constants per layer.
 
-Axes: b batch, p query position, g sequence, t slot of a sequence, r half of the rotated dimensions, l layer. Axes g and
-t equal b and p, unless rows of several sequences are packed into one (nn/packing.py).
+Axes: b batch, p query position, g sequence, t slot of a sequence, r half of the rotated dimensions, l layer, z kind of
+rotary positions. Axes g and t equal b and p, unless rows of several sequences are packed into one (nn/packing.py).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens.config import WHOLE_PAST, Config
 from jaxlens.nn.packing import PADDING, LayerPacking, PackedRows, PackedSequences
-from jaxlens.nn.rope import rotary_tables
+from jaxlens.nn.rope import rotary_kinds, rotations
 
 
 @jax.tree_util.register_dataclass
@@ -52,17 +52,18 @@ class SequenceInfo:
     """The inputs of all layers besides the residual stream. Fields with the axis l have one entry per layer.
 
     `positions` number the tokens of each row from 0 and skip padding, so they do not depend on how a row is padded.
-    `mask` is False on padding. Rotary frequencies have an axis of rows if they depend on the length of a row, else its
-    length is 1. `qk_input` is the position embedding of models that add it to the inputs of queries and keys instead of
-    the residual stream (shortformer).
+    `mask` is False on padding. `cos` and `sin` are the rotation at the positions, for each kind of rotary positions,
+    and `rotary_kinds` is that of a layer. `qk_input` is the position embedding of models that add it to the inputs of
+    queries and keys instead of the residual stream (shortformer).
     """
 
     positions: Int[Array, "b p"]
     mask: Bool[Array, "g t"]
     windows: Int[Array, "l"]
     scales: Float[Array, "l"]
-    frequencies: Float[Array, "l #b #p r"] | None
-    rotary_factors: Float[Array, "l #b #p 1"] | None
+    rotary_kinds: Int[Array, "l"] | None
+    cos: Float[Array, "z b p r"] | None
+    sin: Float[Array, "z b p r"] | None
     query_growth: tuple[float, int] | None = dataclasses.field(default=None, metadata={"static": True})
     qk_input: Float[Array, "b p d"] | None = None
     packing: PackedRows | PackedSequences | None = None
@@ -72,9 +73,8 @@ class SequenceInfo:
         window = self.windows[layer]
         low, high, sources = self._bounds(window, layer)
         cos = sin = None
-        if self.frequencies is not None:
-            angles = self.positions[..., None].astype(self.frequencies.dtype) * self.frequencies[layer]
-            cos, sin = (wave(angles) * self.rotary_factors[layer] for wave in (jnp.cos, jnp.sin))
+        if self.rotary_kinds is not None:
+            cos, sin = (table[self.rotary_kinds[layer]] for table in (self.cos, self.sin))
         growth = None
         if self.query_growth is not None:
             growth = growth_of_queries(self.positions, *self.query_growth, self.scales.dtype)
@@ -96,14 +96,10 @@ class SequenceInfo:
         `mask` is that of the sequences that attention runs on.
         """
 
-        def of_rows(table):
-            """The entries of a rotary table for each row of the packed sequence."""
-            return table if table is None or table.shape[1] == 1 else table[:, prompts, 0][:, None]
-
+        cos, sin = (None if table is None else table[:, prompts, slots][:, None] for table in (self.cos, self.sin))
         return dataclasses.replace(
-            self, positions=self.positions[prompts, slots][None], mask=mask,
-            frequencies=of_rows(self.frequencies), rotary_factors=of_rows(self.rotary_factors),
-            qk_input=None if self.qk_input is None else self.qk_input[prompts, slots][None], packing=packing,
+            self, positions=self.positions[prompts, slots][None], mask=mask, cos=cos, sin=sin, packing=packing,
+            qk_input=None if self.qk_input is None else self.qk_input[prompts, slots][None],
         )  # fmt: skip
 
 
@@ -142,9 +138,10 @@ def layer_scales(cfg: Config) -> np.ndarray:
 def sequence_info(cfg: Config, mask: Bool[ArrayLike, "b p"]) -> SequenceInfo:
     """The SequenceInfo of a batch, without a `qk_input`. `mask` is False on padding."""
     positions = jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
-    frequencies, factors = rotary_tables(cfg, jnp.sum(mask, axis=-1)) if cfg.rotary_dim else (None, None)
+    kinds = cos = sin = None
+    if cfg.rotary_dim:
+        kinds, (cos, sin) = jnp.asarray(rotary_kinds(cfg)[1]), rotations(cfg, positions, jnp.sum(mask, axis=-1))
     return SequenceInfo(
         positions=positions, mask=mask, windows=jnp.array([window or WHOLE_PAST for window in cfg.windows], jnp.int32),
-        scales=jnp.asarray(layer_scales(cfg)), frequencies=frequencies, rotary_factors=factors,
-        query_growth=cfg.query_growth,
+        scales=jnp.asarray(layer_scales(cfg)), rotary_kinds=kinds, cos=cos, sin=sin, query_growth=cfg.query_growth,
     )  # fmt: skip

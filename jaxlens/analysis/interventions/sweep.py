@@ -34,14 +34,17 @@ from jaxlens.analysis.interventions.sweep_rows import Rows, needs_sequences, pac
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hooks.api import DataHook, hook
 from jaxlens.hooks.names import matching, split_name
+from jaxlens.hooks.plan import HookPlan
 from jaxlens.hooks.positions import overwritten, shortened
-from jaxlens.hooks.table import LENGTH_AXES
+from jaxlens.hooks.table import EMBED_NAMES, LENGTH_AXES
 from jaxlens.hooks.tap import Tap
+from jaxlens.model.engine import run_stage
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 from jaxlens.nn.block import Block
 from jaxlens.nn.module import arrays
 from jaxlens.nn.sequence import SequenceInfo
+from jaxlens.nn.transformer import Modules
 
 Setter = Callable[[Array, Int[Array, "i"], Array], Array]
 """The function of a cell: `(activation of the baseline, index of the cell, activation of the source) -> activation`.
@@ -153,18 +156,24 @@ def baseline_run(
 ) -> tuple[Baseline, dict[int, int]]:
     """The run that the cells of a sweep start from, and the index of each of these layers in its `activations`."""
     cfg = model.cfg
-    wanted = [f"blocks.*.{name}" for name in ("hook_resid_pre", "attn.hook_k", "attn.hook_v", site)]
-    names = list(dict.fromkeys(wanted))  # without repetition: the site may be one of the other three
-    logits, cache = model.run_with_cache(inputs.tokens, names_filter=names, attention_mask=inputs.mask)
-    info = model.modules.sequence_info(inputs.mask)
+    wanted = captured_names(site)
+    logits, cache = model.run_with_cache(inputs.tokens, names_filter=wanted, attention_mask=inputs.mask)
+    embed = Modules.embed_tokens, model.modules.without_blocks(), (inputs.tokens, inputs.mask)
+    (_, info), _ = run_stage(*embed, HookPlan(cfg), EMBED_NAMES)  # the program of the run
     residuals, k, v = (cache[name] for name in wanted[:3])
     k, v = _prepared(model.modules.stacks, k, v, info)
     present = [split_name(name)[1] for name in matching(cfg, f"blocks.*.{site}")]
     if absent := sorted(set(layers) - set(present)):
         raise ValueError(f'there is no "{site}" in layer {absent[0]}; the model has it in layers {present}')
-    activations = cache[wanted[3]] if layers == present else _stack(cache, site, layers)
+    activations = cache[f"blocks.*.{site}"] if layers == present else _stack(cache, site, layers)
     rows = {layer: row for row, layer in enumerate(layers)}
     return Baseline(info, residuals, k, v, activations, logits), rows
+
+
+def captured_names(site: str) -> list[str]:
+    """What the baseline run of a sweep captures. A source that captures the same shares its programs."""
+    sites = ("hook_resid_pre", "attn.hook_k", "attn.hook_v", site)
+    return list(dict.fromkeys(f"blocks.*.{name}" for name in sites))  # the site may be one of the other three
 
 
 @jax.jit
