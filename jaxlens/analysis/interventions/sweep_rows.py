@@ -47,7 +47,7 @@ class Rows:
     keys: Float[Array, "l o k h"]
     values: Float[Array, "l o k h"]
     new: dict[str, tuple[Array, Array]]
-    x: Float[Array, "i 1 r d"]
+    x: Float[Array, "i 1 r d"] | None
 
     def at(self, block: Any) -> tuple[SequenceInfo, tuple[SiteHook, ...]]:
         """The inputs of a block's layers, and the hooks that let its rows join."""
@@ -129,12 +129,14 @@ def _info_of_block(shape: BatchShape, rows, info: SequenceInfo, block, groups, n
 def run_rows(cfg: Config, stacks: tuple[Block, ...], rows: Rows, batch: Batch) -> Float[Array, "i 1 r d"]:
     """The residual stream of the rows after the last layer."""
     of_stack = {layer: (stack, i) for stack, layers in enumerate(cfg.stacks) for i, layer in enumerate(layers)}
-    first = int(batch.cell_layers[: batch.n_cells].min())
-    x = rows.x
+    joining = set(batch.cell_layers[: batch.n_cells].tolist())
+    first, x = min(joining), rows.x
     for stack, layers in itertools.groupby(range(first, cfg.n_layers), lambda layer: of_stack[layer][0]):
         indices = [of_stack[layer][1] for layer in layers]
         bounds = np.int32(indices[0]), np.int32(indices[-1] + 1)
-        x = _loop(cfg.stacks[stack], stacks[stack], rows, x, batch.settled, batch.running, *bounds)
+        # other kinds of blocks may have the site in another shape
+        of_rows = dataclasses.replace(rows, new={} if joining.isdisjoint(cfg.stacks[stack]) else rows.new, x=None)
+        x = _loop(cfg.stacks[stack], stacks[stack], of_rows, x, batch.settled, batch.running, *bounds)
     return x
 
 
