@@ -28,13 +28,11 @@ from jaxlens.nn.norm import HeadNorm, Identity
 from jaxlens.nn.position_bias import position_bias
 from jaxlens.nn.scores import (
     by_group,
-    by_group_first,
     by_head,
-    heads_first,
+    grouped_scores,
     mask_scores,
     masked_pattern,
     plain_softmax,
-    raw_scores,
     weight_values,
 )  # fmt: skip
 from jaxlens.nn.sequence import LayerInfo
@@ -145,8 +143,7 @@ class Attention(Adaptable):
 
     def scores(self, q, k, info: LayerInfo) -> Float[Array, "b k g p s"]:
         """Attention scores before the mask."""
-        q, k = by_group_first(q, k.shape[2]), heads_first(k)
-        return raw_scores(q, k, info.scale, self.cfg.attn_scores_soft_cap, position_bias(self.cfg), info.indices)
+        return grouped_scores(q, k, info.scale, self.cfg.attn_scores_soft_cap, position_bias(self.cfg), info.indices)
 
     @property
     def sink(self) -> Float[Array, "k g 1 1"] | None:

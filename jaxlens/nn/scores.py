@@ -42,6 +42,12 @@ def raw_scores(
     return scores if bias is None else (scores + bias(*indices, k.shape[1], scale)).astype(scores.dtype)
 
 
+@functools.partial(inlined, static_argnames=("cap",))
+def grouped_scores(q: Float[Array, "b p n h"], k: Float[Array, "b s k h"], scale, cap: float | None, bias, indices):
+    """`raw_scores` of queries and keys with positions before heads."""
+    return raw_scores(by_group_first(q, k.shape[2]), heads_first(k), scale, cap, bias, indices)
+
+
 def visible(
     low: Int[Array, "*i b p"], high: Int[Array, "*i b p"], sources: Int[Array, "b s"], n_axes: int
 ) -> Bool[Array, "b *one p s"]:

@@ -87,25 +87,8 @@ class SequenceInfo:
         """`low`, `high` and `sources` of a layer."""
         if isinstance(self.packing, PackedRows):
             return *self.packing.bounds(*band(self.packing.indices, window, layer)), self.packing.sources
-        low, high = band(token_indices(self.mask), window, layer)
+        low, high = band(jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1, window, layer)
         return low, high, jnp.where(self.mask, high, PADDING)
-
-    def packed(self, prompts: Int[Array, "r"], slots: Int[Array, "r"], mask: Bool[Array, "g t"], packing: Any):
-        """The inputs for rows packed into one sequence [1 r]. Row i is slot `slots[i]` of prompt `prompts[i]`.
-
-        `mask` is that of the sequences that attention runs on.
-        """
-
-        cos, sin = (None if table is None else table[:, prompts, slots][:, None] for table in (self.cos, self.sin))
-        return dataclasses.replace(
-            self, positions=self.positions[prompts, slots][None], mask=mask, cos=cos, sin=sin, packing=packing,
-            qk_input=None if self.qk_input is None else self.qk_input[prompts, slots][None],
-        )  # fmt: skip
-
-
-def token_indices(mask: Bool[Array, "b p"]) -> Int[Array, "b p"]:
-    """The number of each token in its row, without padding: that of the token before, on padding."""
-    return jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
 
 
 def band(indices: Int[Array, "b p"], window: Int[Array, ""], layer: Int[Array, ""]) -> tuple[Array, Array]:

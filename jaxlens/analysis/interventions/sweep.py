@@ -23,14 +23,14 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from jaxlens._jax import UNTRACEABLE, full_precision, is_traced
 from jaxlens.analysis.interventions.cells import Cells
-from jaxlens.analysis.interventions.metric import Metric, repeated_last
+from jaxlens.analysis.interventions.metric import Metric, repeated_last, selected
 from jaxlens.analysis.interventions.sweep_batches import Baseline, Batch, BatchShape, Filler, in_slots
-from jaxlens.analysis.interventions.sweep_rows import Rows, needs_sequences, packed_rows, run_rows
+from jaxlens.analysis.interventions.sweep_rows import Rows, needs_sequences, packed_rows, packings, run_rows
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hooks.api import DataHook, hook
 from jaxlens.hooks.names import matching, split_name
@@ -122,9 +122,10 @@ def sweep(
         whole, batch_size = needs_sequences(cells.site), options.get("batch_size")
         batch_shape = BatchShape.for_sweep(model.cfg, baseline, len(read), batch_size, whole)
         runner = SweepRunner(
-            model, baseline, sources, site_row, cells, data_hook, read, batch_shape, inputs.n_positions
+            model, baseline, sources, site_row, cells, data_hook, read, batch_shape, np.asarray(inputs.mask),
+            inputs.n_positions,
         )  # fmt: skip
-        logits = baseline.logits[:, read]
+        logits = selected(baseline.logits, read)
         unchanged = {name: np.asarray(metric(logits[None][:, :, columns[name]])) for name, metric in traced.items()}
         results = {name: np.repeat(value, len(cells.layers), axis=0) for name, value in unchanged.items()}
         hidden = None if options.get("progress", True) else True  # None: hidden unless there is a terminal
@@ -242,6 +243,7 @@ class SweepRunner:
     setter: DataHook
     read: Int[np.ndarray, "r"]
     shape: BatchShape
+    mask: Bool[np.ndarray, "b t"]
     n_positions: int
 
     @property
@@ -281,7 +283,7 @@ class SweepRunner:
         rows_of_site = np.array([self.site_row.get(layer, 0) for layer in batch.cell_layers.tolist()], np.int32)
         rows = _prepare(
             self.setter, self.baseline, self.sources, rows_of_site, self.cells.indices[batch.cells], batch,
-            shape=self.shape, site=site, length=self.length,
+            packings(self.shape, batch, self.mask), shape=self.shape, site=site, length=self.length,
         )  # fmt: skip
         x = run_rows(cfg, self.model.modules.stacks, rows, batch)
         read = batch.rows[:, self.read].reshape(-1, baseline_logits.shape[0], len(self.read))
@@ -326,12 +328,12 @@ def _first_changes(setter, activations, sources, rows, indices, axes, length):
 
 @functools.partial(jax.jit, static_argnames=("shape", "site", "length"))
 def _prepare(
-    setter, baseline: Baseline, sources, rows_of_site, indices, batch: Batch, shape: BatchShape, site: str,
-    length: int | None,
+    setter, baseline: Baseline, sources, rows_of_site, indices, batch: Batch, packings: dict[str, Array],
+    shape: BatchShape, site: str, length: int | None,
 ) -> Rows:  # fmt: skip
     """The rows of a batch, with the cells' new values."""
     new = _changed(setter, baseline.activations, sources, rows_of_site, indices, LENGTH_AXES[site], length)
-    return packed_rows(shape, batch, baseline, site, new)
+    return packed_rows(shape, batch, packings, baseline, site, new)
 
 
 @jax.jit

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxlens.analysis.interventions.sweep_batches import Baseline, Batch, BatchShape
 from jaxlens.config import Config
@@ -30,20 +30,22 @@ from jaxlens.hooks.tap import Tap
 from jaxlens.model.loops import LoopInputs, layer_at, set_row, step
 from jaxlens.nn.block import SPLIT_INPUTS, Block
 from jaxlens.nn.packing import PADDING, PackedRows, PackedSequences
-from jaxlens.nn.sequence import SequenceInfo, token_indices
+from jaxlens.nn.sequence import SequenceInfo
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of a batch. All arrays have an axis of blocks, except the `keys` and `values` of the baseline run.
+    """The rows of a batch.
 
-    `info` are the arrays of a SequenceInfo with this `structure` for each block. `new` has the new values by site, with
-    the layer in which each is put. `x` is the residual stream.
+    `info` has the inputs of the layers that all blocks share, and those of the first block. Arrays with an axis of
+    blocks are its fields in `of_blocks`, the fields of packings, the residual stream `x`, and the new values by site in
+    `new`, with the layer in which each is put.
     """
 
-    structure: Any = dataclasses.field(metadata={"static": True})
-    info: list[Array]
+    info: SequenceInfo
+    of_blocks: dict[str, Array]
+    of_packings: dict[str, Array]
     keys: Float[Array, "l o k h"]
     values: Float[Array, "l o k h"]
     new: dict[str, tuple[Array, Array]]
@@ -51,11 +53,11 @@ class Rows:
 
     def at(self, block: Any) -> tuple[SequenceInfo, tuple[SiteHook, ...]]:
         """The inputs of a block's layers, and the hooks that let its rows join."""
-        arrays, new = layer_at((self.info, self.new), block)
-        info = self.structure.unflatten(arrays)
-        packing = dataclasses.replace(info.packing, keys=self.keys, values=self.values)
+        of_block, of_packing, new = layer_at((self.of_blocks, self.of_packings, self.new), block)
+        kind = PackedRows if "sources" in of_packing else PackedSequences
+        packing = kind(**of_packing, keys=self.keys, values=self.values)
         hooks = (SiteHook(DataHook(_put, new=values, layers=layers), site) for site, (values, layers) in new.items())
-        return dataclasses.replace(info, packing=packing), tuple(hooks)
+        return dataclasses.replace(self.info, **of_block, packing=packing), tuple(hooks)
 
 
 def _put(value, hook, new, layers):
@@ -72,55 +74,58 @@ def needs_sequences(site: str) -> bool:
     return LENGTH_AXES[site][0] != 1
 
 
-def packed_rows(shape: BatchShape, batch: Batch, baseline: Baseline, site: str, new: Float[Array, "c b ..."]) -> Rows:
-    """The rows of a batch, traced. `new` are the values of the cells at the swept site."""
-    prompts, row_layers = batch.groups % shape.prompts, batch.row_layers[:, None]
-    x = baseline.residuals[jnp.maximum(batch.row_layers, 0), prompts, batch.slots][:, None]
-    structures = []
-
-    def arrays_of_block(*of_block):
-        arrays, structure = jax.tree.flatten(_info_of_block(shape, batch.rows, baseline.info, *of_block))
-        structures.append(structure)
-        return arrays
-
-    info = jax.vmap(arrays_of_block)(
-        np.arange(shape.blocks), batch.groups, batch.numbers, batch.slots, batch.starts, batch.prompts, batch.sequences
+def packings(shape: BatchShape, batch: Batch, mask: Bool[np.ndarray, "b t"]) -> dict[str, np.ndarray]:
+    """The fields of the blocks' `PackedRows` or `PackedSequences`, with an axis of blocks."""
+    prompts, slot = batch.groups % shape.prompts, np.arange(shape.slots)
+    if shape.sequences:
+        rows, block = batch.rows[batch.sequences], np.arange(shape.blocks)[:, None, None]
+        rows = np.where(rows // shape.block == block, rows % shape.block, -1)
+        slots = (batch.sequences % shape.prompts)[..., None] * shape.slots + slot
+        groups = np.minimum(batch.numbers, shape.sequences - 1)
+        return _int32(groups=groups, slots=batch.slots, rows=rows, baseline=slots)
+    count, span = np.cumsum(mask, axis=-1), shape.slots + 1  # a span holds the numbers of a sequence's tokens
+    indices = np.where(mask, count - 1, PADDING)
+    n_blocks, unused = shape.blocks, ((0, 0), (0, shape.block - shape.grouped * shape.slots))
+    of_baseline = np.pad(indices[batch.prompts].reshape(n_blocks, -1), unused, constant_values=PADDING)
+    offset = np.pad(np.repeat(np.arange(shape.grouped) * span, shape.slots), unused[1])
+    slots = np.pad((batch.prompts[..., None] * shape.slots + slot).reshape(n_blocks, -1), unused)
+    offsets = np.stack((prompts % shape.grouped, shape.grouped + batch.numbers), axis=1) * span
+    source_indices = np.concatenate((of_baseline, indices[prompts, batch.slots]), axis=1)
+    sources = source_indices + np.concatenate((np.broadcast_to(offset, slots.shape), offsets[:, 1]), axis=1)
+    sources = np.where(source_indices == PADDING, PADDING, sources)
+    return _int32(
+        indices=(count - 1)[prompts, batch.slots][:, None], before=(count - mask)[prompts, batch.starts][:, None],
+        offsets=offsets[:, :, None], slots=slots, sources=sources[:, None],
+        source_indices=np.maximum(source_indices, 0)[:, None],
     )  # fmt: skip
+
+
+def _int32(**arrays: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: array.astype(np.int32) for name, array in arrays.items()}
+
+
+def packed_rows(
+    shape: BatchShape, batch: Batch, packings: dict[str, Array], baseline: Baseline, site: str,
+    new: Float[Array, "c b ..."],
+) -> Rows:  # fmt: skip
+    """The rows of a batch, traced. `new` are the values of the cells at the swept site."""
+    at, row_layers = (batch.groups % shape.prompts, batch.slots), batch.row_layers[:, None]
+    x = baseline.residuals[jnp.maximum(batch.row_layers, 0), *at][:, None]
     # A row joins at the layer of its cell with the baseline's residual stream, if that is not the swept site.
     by_site = {"hook_resid_pre": (x, row_layers)}
     if needs_sequences(site):
         of_sequences = batch.cell_layers[batch.sequences // shape.prompts]
         by_site[site] = new.reshape(-1, *new.shape[2:])[batch.sequences], of_sequences
     else:
-        by_site[site] = new[batch.groups // shape.prompts, prompts, batch.slots][:, None], row_layers
-    return Rows(structures[0], info, baseline.keys, baseline.values, by_site, x)
-
-
-def _info_of_block(shape: BatchShape, rows, info: SequenceInfo, block, groups, numbers, slots, starts, of, sequences):
-    """The inputs of all layers for one block, of which only the keys and values are missing. `of` are its prompts."""
-    prompts = groups % shape.prompts
-    if shape.sequences:
-        own = jnp.where(rows[sequences] // shape.block == block, rows[sequences] % shape.block, -1)
-        baseline = (sequences % shape.prompts)[:, None] * shape.slots + np.arange(shape.slots)
-        packing = PackedSequences(jnp.minimum(numbers, shape.sequences - 1), slots, own, baseline)
-        return info.packed(prompts, slots, info.mask[sequences % shape.prompts], packing)
-    indices, span = token_indices(info.mask), shape.slots + 1  # more than the number of any token
-    unused = (0, shape.block - shape.grouped * shape.slots)
-    numbered = jnp.where(info.mask[of], indices[of], PADDING)
-    of_slots = jnp.pad(numbered.ravel(), unused, constant_values=PADDING)
-    offset_of_slots = np.pad(np.repeat(np.arange(shape.grouped) * span, shape.slots), unused)
-    baseline = jnp.pad((of[:, None] * shape.slots + np.arange(shape.slots)).ravel(), unused)
-
-    is_token, own = info.mask[prompts, slots], indices[prompts, slots]
-    offsets = jnp.stack((prompts % shape.grouped, shape.grouped + numbers)) * span
-    source_indices = jnp.concatenate((of_slots, jnp.where(is_token, own, PADDING)))
-    sources = source_indices + jnp.concatenate((offset_of_slots, offsets[1]))
-    packing = PackedRows(
-        indices=own[None], before=(indices - info.mask + 1)[prompts, starts][None], offsets=offsets[:, None],
-        slots=baseline, sources=jnp.where(source_indices == PADDING, PADDING, sources)[None],
-        source_indices=jnp.maximum(source_indices, 0)[None],
-    )  # fmt: skip
-    return info.packed(prompts, slots, is_token[None], packing)
+        by_site[site] = new[batch.groups // shape.prompts, *at][:, None], row_layers
+    info, of_blocks = baseline.info, {"positions": baseline.info.positions[at][:, None]}
+    of_blocks["mask"] = info.mask[batch.sequences % shape.prompts] if shape.sequences else info.mask[at][:, None]
+    if info.cos is not None:
+        of_blocks |= {name: jnp.moveaxis(getattr(info, name)[:, *at], 0, 1)[:, :, None] for name in ("cos", "sin")}
+    if info.qk_input is not None:
+        of_blocks["qk_input"] = info.qk_input[at][:, None]
+    info = dataclasses.replace(info, **{name: of_block[0] for name, of_block in of_blocks.items()})
+    return Rows(info, of_blocks, packings, baseline.keys, baseline.values, by_site, x)
 
 
 # --- the loop
