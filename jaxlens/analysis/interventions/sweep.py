@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from jaxlens._jax import UNTRACEABLE, full_precision, is_traced
@@ -119,12 +119,9 @@ def sweep(
         read = repeated_last(read, inputs.mask.shape[1])
         # A plain function gets a new identity, so that it is traced again.
         data_hook = setter if isinstance(setter, DataHook) else hook(lambda *arguments: setter(*arguments))
-        whole, batch_size = needs_sequences(cells.site), options.get("batch_size")
-        batch_shape = BatchShape.for_sweep(model.cfg, baseline, len(read), batch_size, whole)
-        runner = SweepRunner(
-            model, baseline, sources, site_row, cells, data_hook, read, batch_shape, np.asarray(inputs.mask),
-            inputs.n_positions,
-        )  # fmt: skip
+        whole = needs_sequences(cells.site)
+        shape = BatchShape.for_sweep(model.cfg, baseline, len(read), options.get("batch_size"), whole)
+        runner = SweepRunner(model, inputs, baseline, sources, site_row, cells, data_hook, read, shape)
         logits = selected(baseline.logits, read)
         unchanged = {name: np.asarray(metric(logits[None][:, :, columns[name]])) for name, metric in traced.items()}
         results = {name: np.repeat(value, len(cells.layers), axis=0) for name, value in unchanged.items()}
@@ -236,6 +233,7 @@ class SweepRunner:
     """
 
     model: HookedTransformer
+    inputs: ModelInput
     baseline: Baseline
     sources: Array
     site_row: dict[int, int]
@@ -243,8 +241,11 @@ class SweepRunner:
     setter: DataHook
     read: Int[np.ndarray, "r"]
     shape: BatchShape
-    mask: Bool[np.ndarray, "b t"]
-    n_positions: int
+
+    @property
+    def n_positions(self) -> int:
+        """The number of positions of the prompt."""
+        return self.inputs.n_positions
 
     @property
     def length(self) -> int | None:
@@ -283,7 +284,7 @@ class SweepRunner:
         rows_of_site = np.array([self.site_row.get(layer, 0) for layer in batch.cell_layers.tolist()], np.int32)
         rows = _prepare(
             self.setter, self.baseline, self.sources, rows_of_site, self.cells.indices[batch.cells], batch,
-            packings(self.shape, batch, self.mask), shape=self.shape, site=site, length=self.length,
+            packings(self.shape, batch, np.asarray(self.inputs.mask)), shape=self.shape, site=site, length=self.length,
         )  # fmt: skip
         x = run_rows(cfg, self.model.modules.stacks, rows, batch)
         read = batch.rows[:, self.read].reshape(-1, baseline_logits.shape[0], len(self.read))

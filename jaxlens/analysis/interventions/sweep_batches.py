@@ -73,10 +73,10 @@ class BatchShape:
         per_slot = cfg.n_heads * (3 * cfg.d_head + 3 * t) + 2 * math.prod(baseline.activations.shape[2:]) // t
         per_row = 6 * cfg.d_model + 3 * (cfg.d_mlp or 0) + SLOTS_PER_ROW * per_slot
         n_values = min(map(_memory, devices)) // baseline.logits.dtype.itemsize
-        read_cells = _power_of_two(min(n_values // 8 // of_read, max(1, 256 // (b * n_read))))
         if batch_size is None:
             rows = min(n_values // per_row, ROWS_ON_CPU if on_cpu else ROWS)
             batch_size = max(2, SLOTS_PER_ROW * rows // (b * t))
+        read_cells = _power_of_two(min(batch_size, n_values // 8 // of_read, 256 // (b * n_read)))
         rows = max(b * t, batch_size * b * t // SLOTS_PER_ROW)
         block = max(t, min(BLOCK_ON_CPU if on_cpu else BLOCK, rows))
         whole = whole or block > cfg.attn_block
