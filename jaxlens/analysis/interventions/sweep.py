@@ -117,10 +117,9 @@ def sweep(
         read = np.unique(np.concatenate([metric.positions for metric in traced.values()]))
         columns = {name: np.searchsorted(read, metric.positions) for name, metric in traced.items()}
         read = repeated_last(read, inputs.mask.shape[1])
-        # A plain function gets a new identity, so that it is traced again.
-        data_hook = setter if isinstance(setter, DataHook) else hook(lambda *arguments: setter(*arguments))
-        whole = needs_sequences(cells.site)
-        shape = BatchShape.for_sweep(model.cfg, baseline, len(read), options.get("batch_size"), whole)
+        data_hook = setter if isinstance(setter, DataHook) else hook(lambda *arguments: setter(*arguments))  # traced again
+        whole, size = needs_sequences(cells.site), options.get("batch_size")
+        shape = BatchShape.for_sweep(model.cfg, baseline, len(read), size, whole)
         runner = SweepRunner(model, inputs, baseline, sources, site_row, cells, data_hook, read, shape)
         logits = selected(baseline.logits, read)
         unchanged = {name: np.asarray(metric(logits[None][:, :, columns[name]])) for name, metric in traced.items()}
