@@ -117,7 +117,7 @@ def sweep(
         read = np.unique(np.concatenate([metric.positions for metric in traced.values()]))
         columns = {name: np.searchsorted(read, metric.positions) for name, metric in traced.items()}
         read = repeated_last(read, inputs.mask.shape[1])
-        data_hook = setter if isinstance(setter, DataHook) else hook(lambda *arguments: setter(*arguments))  # traced again
+        data_hook = setter if isinstance(setter, DataHook) else hook(lambda *args: setter(*args))  # traced again
         whole, size = needs_sequences(cells.site), options.get("batch_size")
         shape = BatchShape.for_sweep(model.cfg, baseline, len(read), size, whole)
         runner = SweepRunner(model, inputs, baseline, sources, site_row, cells, data_hook, read, shape)
