@@ -114,7 +114,8 @@ def run_layers(
         if mode is not Mode.SCANNED and not stretch.edited and plan.plain_hooks_at(RESID_PRE, next_layer):
             x, _ = _edited_end(RESID_PRE, x, next_layer, plan, info.columns)
             plan = plan.without_plain_hooks_at(RESID_PRE, next_layer)
-        if plan.has_plain_hooks and is_traced(x) and (new := Mode.of(plan, memory, x)) > mode:  # a hook returned a tracer that it closes over
+        # A Python hook may return a tracer that it closes over.
+        if plan.has_plain_hooks and is_traced(x) and (new := Mode.of(plan, memory, x)) > mode:
             if new is Mode.SCANNED:
                 captured, buffers = captured + _in_buffers(buffers, plan, next_layer), {}
             mode, planned = new, stretches(plan, start, stop, new, next_layer)
@@ -350,9 +351,13 @@ def run_stage(stage, modules, inputs: tuple, plan: HookPlan, names: tuple[str, .
     hooks = tuple(hook for hook in (*plan.hooks, *plan.probes) if hook.site in names)
     if any(hook.is_plain for hook in hooks):
         output, captured = _stage(modules, inputs, hooks, plan.positions, stage, wanted, plan.points, plan.length)
-    else:
+    elif plan.positions is not None or is_traced(modules, inputs, hooks):
         output, captured = _stage_compiled(modules, inputs, hooks, plan.positions, stage, wanted)
-    return output, [Captured(name, None, value) for name, value in captured.items()]
+    else:  # one program for all runs, which captures everything; the logits are its output
+        everything = frozenset(names) - {"unembed.hook_out"}
+        output, captured = _stage_compiled(modules, inputs, hooks, None, stage, everything)
+        captured["unembed.hook_out"] = output
+    return output, [Captured(name, None, value) for name, value in captured.items() if name in wanted]
 
 
 def _stage(modules, inputs, hooks, positions, stage, wanted, points=None, length=None):

@@ -27,14 +27,13 @@ from jaxlens.nn.module import prefixed, within
 from jaxlens.nn.norm import HeadNorm, Identity
 from jaxlens.nn.position_bias import position_bias
 from jaxlens.nn.scores import (
+    both_heads_first,
     by_group,
-    by_group_first,
     by_head,
-    heads_first,
+    grouped_scores,
     mask_scores,
     masked_pattern,
     plain_softmax,
-    raw_scores,
     weight_values,
 )  # fmt: skip
 from jaxlens.nn.sequence import LayerInfo
@@ -131,7 +130,7 @@ class Attention(Adaptable):
         Scores and pattern are stored only if a hook or a capture needs them, or if the sequence has at most
         `cfg.attn_block` tokens. With a memory of earlier tokens, queries attend to their keys and values too.
         """
-        k, v = heads_first(k), heads_first(v)
+        k, v = both_heads_first(k, v)
         if tap.memory is not None:
             k, v = tap.memory.extended(k, v)
         needs_scores, needs_pattern = tap.needs("hook_attn_scores"), tap.needs("hook_pattern")
@@ -148,8 +147,7 @@ class Attention(Adaptable):
 
     def scores(self, q, k: Float[Array, "b k s h"], info: LayerInfo) -> Float[Array, "b k g p s"]:
         """Attention scores before the mask."""
-        q, indices = by_group_first(q, k.shape[1]), (info.high, info.sources)
-        return raw_scores(q, k, info.scale, self.cfg.attn_scores_soft_cap, position_bias(self.cfg), indices)
+        return grouped_scores(q, k, info.scale, self.cfg.attn_scores_soft_cap, position_bias(self.cfg), info.indices)
 
     @property
     def sink(self) -> Float[Array, "k g 1 1"] | None:

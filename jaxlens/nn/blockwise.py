@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Shaped
 
 from jaxlens._jax import inlined, wide, wide_dtype
 from jaxlens.config import Config
-from jaxlens.nn.kv_cache import PADDING
+from jaxlens.nn.packing import PADDING
 from jaxlens.nn.position_bias import position_bias
 from jaxlens.nn.scores import by_group_first, by_position, raw_scores, visible
 from jaxlens.nn.sequence import LayerInfo

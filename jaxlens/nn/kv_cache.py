@@ -21,9 +21,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens._jax import is_traced
 from jaxlens.config import Config
-
-PADDING = np.iinfo(np.int32).min
-"""The index of a source that is padding: below that of every token, and below every `low`."""
+from jaxlens.nn.packing import PADDING
 
 
 @jax.tree_util.register_dataclass

@@ -1,6 +1,6 @@
 """The frequencies of rotary positions (Su et al. 2021, arXiv 2104.09864) and their scalings for longer contexts.
 
-The rotation is in nn/attention.py. Axes: r half of the rotated dimensions, l layer.
+The rotation is in nn/attention.py. Axes: r half of the rotated dimensions, l layer, z kind of rotary positions.
 """
 
 import math
@@ -14,24 +14,38 @@ from jaxlens._jax import wide_dtype
 from jaxlens.config import Config, Dynamic, Linear, Llama3, LongRope, Rotary, Yarn
 
 
-def rotary_tables(cfg: Config, lengths: Int[Array, "b"]) -> tuple[Float[Array, "l #b 1 r"], Float[Array, "l #b 1 1"]]:
-    """Frequencies of every layer, in radians per position, and factors on rotated queries and keys.
+def rotary_kinds(cfg: Config) -> tuple[list[Rotary | None], Int[np.ndarray, "l"]]:
+    """The different rotary positions of a model's layers, of which most models have one, and which a layer has."""
+    kinds = list(dict.fromkeys(cfg.rotary))
+    return kinds, np.array([kinds.index(rotary) for rotary in cfg.rotary], np.int32)
+
+
+def rotary_tables(cfg: Config, lengths: Int[Array, "b"]) -> tuple[Float[Array, "z #b 1 r"], Float[Array, "z #b 1 1"]]:
+    """Frequencies of every kind, in radians per position, and factors on rotated queries and keys.
 
     `lengths` are those of the rows of the batch, without padding; two of the scalings depend on them. For the others
     the axis of rows has length 1. A layer without position information has frequencies of zero. The tables are float64
     for float64 models, else float32.
     """
     dim, lengths, dtype = cfg.rotary_dim, lengths[:, None], wide_dtype(cfg.dtype)
-    kinds = list(dict.fromkeys(cfg.rotary))
-    which = np.array([kinds.index(rotary) for rotary in cfg.rotary])
+    kinds, _ = rotary_kinds(cfg)
 
-    def table(values: list[Array]) -> Float[Array, "l #b 1 #r"]:
-        return jnp.stack(jnp.broadcast_arrays(*map(jnp.atleast_2d, values)))[which][:, :, None].astype(dtype)
+    def table(values: list[Array]) -> Float[Array, "z #b 1 #r"]:
+        return jnp.stack(jnp.broadcast_arrays(*map(jnp.atleast_2d, values)))[:, :, None].astype(dtype)
 
     return (
         table([frequencies(kind, dim, lengths, dtype) if kind else jnp.zeros(dim // 2) for kind in kinds]),
         table([attention_factor(kind, lengths, dtype) for kind in kinds]),
     )
+
+
+def rotations(
+    cfg: Config, positions: Int[Array, "b p"], lengths: Int[Array, "b"]
+) -> tuple[Float[Array, "z b p r"], Float[Array, "z b p r"]]:
+    """Cosines and sines of the rotation at these positions, for every kind, with the factors on queries and keys."""
+    frequencies, factors = rotary_tables(cfg, lengths)
+    angles = positions[..., None].astype(frequencies.dtype) * frequencies
+    return jnp.cos(angles) * factors, jnp.sin(angles) * factors
 
 
 def attention_factor(

@@ -23,6 +23,11 @@ def heads_first(x: Float[Array, "b s k h"]) -> Float[Array, "b k s h"]:
     return jnp.moveaxis(x, 1, 2)
 
 
+@inlined
+def both_heads_first(k, v):
+    return heads_first(k), heads_first(v)
+
+
 @functools.partial(inlined, static_argnames=("n_groups",))
 def by_group_first(q: Float[Array, "b p n h"], n_groups: int) -> Float[Array, "b k g p h"]:
     """Queries by the key/value head that they read, before positions."""
@@ -42,10 +47,18 @@ def raw_scores(
     return scores if bias is None else (scores + bias(*indices, k.shape[1], scale)).astype(scores.dtype)
 
 
+@functools.partial(inlined, static_argnames=("cap",))
+def grouped_scores(q: Float[Array, "b p n h"], k: Float[Array, "b k s h"], scale, cap: float | None, bias, indices):
+    """`raw_scores` of queries with positions before heads."""
+    return raw_scores(by_group_first(q, k.shape[1]), k, scale, cap, bias, indices)
+
+
 def visible(
-    low: Int[Array, "b p"], high: Int[Array, "b p"], sources: Int[Array, "b s"], n_axes: int
+    low: Int[Array, "*i b p"], high: Int[Array, "*i b p"], sources: Int[Array, "b s"], n_axes: int
 ) -> Bool[Array, "b *one p s"]:
-    """The attention mask: a source is visible where `low < sources <= high`. It has `n_axes` axes.
+    """The attention mask: a source is visible where `low < sources <= high`, for any of i pairs of bounds.
+
+    The result has `n_axes` axes.
 
     For use inside a fusion only, where it never becomes an array (tests/test_masks.py checks the compiled code). XLA
     would hoist a plain `q - k < window` out of the loop over layers and keep it as a T×T array, and a gradient would
@@ -53,7 +66,9 @@ def visible(
     The derivative of `masked_softmax` needs only its result, not the mask.
     """
     sources = sources[:, None, :]
-    return jnp.expand_dims((sources > low[..., None]) & (sources <= high[..., None]), tuple(range(1, n_axes - 2)))
+    pairs = ((low, high),) if low.ndim == 2 else zip(low, high, strict=True)
+    inside = ((sources > low[..., None]) & (sources <= high[..., None]) for low, high in pairs)
+    return jnp.expand_dims(functools.reduce(jnp.logical_or, inside), tuple(range(1, n_axes - 2)))
 
 
 @inlined
@@ -68,13 +83,14 @@ def masked_pattern(scores, info: LayerInfo, sink):
 
 @jax.custom_jvp
 def masked_softmax(
-    scores: Float[Array, "b *n p s"], low: Int[Array, "b p"], high: Int[Array, "b p"], sources: Int[Array, "b s"],
+    scores: Float[Array, "b *n p s"], low: Int[Array, "*i b p"], high: Int[Array, "*i b p"], sources: Int[Array, "b s"],
     sink: Float[Array, "*n 1 1"] | None = None,
 ) -> Float[Array, "b *n p s"]:  # fmt: skip
     """Softmax over the visible sources, in float32 or wider. A query without visible sources gets a row of zeros."""
     is_visible = visible(low, high, sources, scores.ndim)
     # The fill value depends on the row: XLA would hoist a constant out of the layer loop as an array [p s].
-    floor = jnp.minimum(jnp.minimum(low, 0).astype(scores.dtype), jnp.finfo(scores.dtype).min)[..., None]
+    floor = low if low.ndim == 2 else low[0]
+    floor = jnp.minimum(jnp.minimum(floor, 0).astype(scores.dtype), jnp.finfo(scores.dtype).min)[..., None]
     floor = jnp.expand_dims(floor, tuple(range(1, scores.ndim - 2)))
     return softmax(jnp.where(is_visible, scores, floor), sink) * is_visible.astype(scores.dtype)
 

@@ -1,8 +1,8 @@
 """The inputs of the layers besides the residual stream: positions, the padding mask, and constants per layer.
 
 Axes: b batch, p query position, g sequence, t slot of a sequence, s slot of a source, r half of the rotated dimensions,
-l layer. Axes g and t equal b and p, unless rows of several sequences are packed into one (nn/packing.py). Axis s equals
-t, unless a KV cache holds earlier tokens (nn/kv_cache.py).
+l layer, z kind of rotary positions. Axes g and t equal b and p, unless rows of several sequences are packed into one
+(nn/packing.py). Axis s equals t, unless a KV cache holds earlier tokens (nn/kv_cache.py).
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens.config import WHOLE_PAST, Config
-from jaxlens.nn.kv_cache import PADDING, Slots
-from jaxlens.nn.packing import LayerPacking, Packing
-from jaxlens.nn.rope import rotary_tables
+from jaxlens.nn.kv_cache import Slots
+from jaxlens.nn.packing import PADDING, LayerPacking, PackedRows, PackedSequences
+from jaxlens.nn.rope import rotary_kinds, rotations
 
 Columns = tuple[Int[Array, "b p"], Int[Array, ""]]
 """What hook functions can read besides the value: the positions of its columns, and the step of a generation."""
@@ -29,12 +29,12 @@ class LayerInfo:
     """The inputs of one layer besides the residual stream.
 
     The query in slot q attends to the source in slot s if `low[q] < sources[s] <= high[q]`. These are indices of the
-    tokens of a sequence, without padding. `sources` is `PADDING` where a slot has no token. `qk_input` is added to the
-    inputs of queries and keys.
+    tokens of a sequence, without padding. `sources` is `PADDING` where a slot has no token. Packed rows have two pairs
+    of bounds (nn/packing.py). `qk_input` is added to the inputs of queries and keys.
     """
 
-    low: Int[Array, "g t"]
-    high: Int[Array, "g t"]
+    low: Int[Array, "*i g t"]
+    high: Int[Array, "*i g t"]
     sources: Int[Array, "g s"]
     window: Int[Array, ""]
     scale: Float[Array, ""]
@@ -44,6 +44,12 @@ class LayerInfo:
     growth: Float[Array, "b p"] | None
     packing: LayerPacking | None = None
 
+    @property
+    def indices(self) -> tuple[Int[Array, "g t"], Int[Array, "g s"]]:
+        """The token indices of queries and of sources."""
+        packed = None if self.packing is None else self.packing.indices
+        return (self.high, self.sources) if packed is None else packed
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,21 +57,24 @@ class SequenceInfo:
     """The inputs of all layers besides the residual stream. Fields with the axis l have one entry per layer.
 
     `positions` number the tokens of each row from 0 and skip padding, so they do not depend on how a row is padded.
-    `mask` is False on padding. With a KV cache, `slots` are what it holds after the run, whose first token is in slot
-    `start`; `n_before` counts the earlier tokens of each row, and `step` the earlier runs. Rotary frequencies have an
-    axis of rows if they depend on the length of a row, else its length is 1. `qk_input` is the position embedding of
-    models that add it to the inputs of queries and keys instead of the residual stream (shortformer).
+    `mask` is False on padding. `cos` and `sin` are the rotation at the positions, for each kind of rotary positions,
+    and `rotary_kinds` is that of a layer. `qk_input` is the position embedding of models that add it to the inputs of
+    queries and keys instead of the residual stream (shortformer).
+
+    With a KV cache, `slots` are what it holds after the run, whose first token is in slot `start`; `n_before` counts
+    the earlier tokens of each row, and `step` the earlier runs.
     """
 
     positions: Int[Array, "b p"]
     mask: Bool[Array, "g t"]
     windows: Int[Array, "l"]
     scales: Float[Array, "l"]
-    frequencies: Float[Array, "l #b #p r"] | None
-    rotary_factors: Float[Array, "l #b #p 1"] | None
+    rotary_kinds: Int[Array, "l"] | None
+    cos: Float[Array, "z b p r"] | None
+    sin: Float[Array, "z b p r"] | None
     query_growth: tuple[float, int] | None = dataclasses.field(default=None, metadata={"static": True})
     qk_input: Float[Array, "b p d"] | None = None
-    packing: Packing | None = None
+    packing: PackedRows | PackedSequences | None = None
     step: Int[Array, ""] | None = None
     slots: Slots | None = None
     start: Int[Array, ""] | None = None
@@ -80,38 +89,27 @@ class SequenceInfo:
     def at_layer(self, layer: Int[Array, ""]) -> LayerInfo:
         """The inputs of one layer."""
         window = self.windows[layer]
-        indices = jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1
-        low, high = band(indices if self.n_before is None else indices + self.n_before[:, None], window, layer)
-        sources = jnp.where(self.mask, high, PADDING)
-        if self.sees_slots:
-            sources = self.slots.sources + jnp.minimum(layer, 0)  # as in `band`
+        low, high, sources = self._bounds(window, layer)
         cos = sin = None
-        if self.frequencies is not None:
-            angles = self.positions[..., None].astype(self.frequencies.dtype) * self.frequencies[layer]
-            cos, sin = (wave(angles) * self.rotary_factors[layer] for wave in (jnp.cos, jnp.sin))
+        if self.rotary_kinds is not None:
+            cos, sin = (table[self.rotary_kinds[layer]] for table in (self.cos, self.sin))
         growth = None
         if self.query_growth is not None:
             growth = growth_of_queries(self.positions, *self.query_growth, self.scales.dtype)
         return LayerInfo(
-            low, high, sources, window, self.scales[layer], cos, sin, self.qk_input,
-            growth, packing=None if self.packing is None else self.packing.at_layer(layer),
+            low, high, sources, window, self.scales[layer], cos, sin, self.qk_input, growth,
+            packing=None if self.packing is None else self.packing.at_layer(layer),
         )  # fmt: skip
 
-    def packed(self, prompts: Int[Array, "r"], slots: Int[Array, "r"], sequences: Int[Array, "g"], packing: Packing):
-        """The inputs for rows packed into one sequence [1 r]. Row i is slot `slots[i]` of prompt `prompts[i]`.
-
-        Attention runs on whole sequences: sequence j is a copy of prompt `sequences[j]`.
-        """
-
-        def of_rows(table):
-            """The entries of a rotary table for each row of the packed sequence."""
-            return table if table is None or table.shape[1] == 1 else table[:, prompts, 0][:, None]
-
-        return dataclasses.replace(
-            self, positions=self.positions[prompts, slots][None], mask=self.mask[sequences],
-            frequencies=of_rows(self.frequencies), rotary_factors=of_rows(self.rotary_factors),
-            qk_input=None if self.qk_input is None else self.qk_input[prompts, slots][None], packing=packing,
-        )  # fmt: skip
+    def _bounds(self, window: Int[Array, ""], layer: Int[Array, ""]) -> tuple[Array, Array, Array]:
+        """`low`, `high` and `sources` of a layer."""
+        if isinstance(self.packing, PackedRows):
+            return *self.packing.bounds(*band(self.packing.indices, window, layer)), self.packing.sources
+        indices = jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1
+        low, high = band(indices if self.n_before is None else indices + self.n_before[:, None], window, layer)
+        if self.sees_slots:
+            return low, high, self.slots.sources + jnp.minimum(layer, 0)  # as in `band`
+        return low, high, jnp.where(self.mask, high, PADDING)
 
 
 def band(indices: Int[Array, "b p"], window: Int[Array, ""], layer: Int[Array, ""]) -> tuple[Array, Array]:
@@ -149,20 +147,17 @@ def sequence_info(
 
     `past` are the slots of a KV cache, which the first `n_new` of these columns extend.
     """
-    positions, lengths, memory = (
-        jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1,
-        jnp.sum(mask, axis=-1),
-        {"step": jnp.int32(0)},
-    )
+    positions, lengths = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, jnp.sum(mask, axis=-1)
+    memory: dict[str, Any] = {"step": jnp.int32(0)}
     if past is not None:
         positions, lengths = positions + past.n_tokens[:, None], lengths + past.n_tokens
         memory = {"slots": past.extended(mask, tokens, n_new), "start": past.length, "n_before": past.n_tokens,
                   "step": past.step}  # fmt: skip
-    positions = jnp.maximum(positions, 0)
-    frequencies, factors = rotary_tables(cfg, lengths) if cfg.rotary_dim else (None, None)
+    positions, kinds, cos, sin = jnp.maximum(positions, 0), None, None, None
+    if cfg.rotary_dim:
+        kinds, (cos, sin) = jnp.asarray(rotary_kinds(cfg)[1]), rotations(cfg, positions, lengths)
     return SequenceInfo(
         **memory, sees_slots=past is not None and not past.is_new,
         positions=positions, mask=mask, windows=jnp.array([window or WHOLE_PAST for window in cfg.windows], jnp.int32),
-        scales=jnp.asarray(layer_scales(cfg)), frequencies=frequencies, rotary_factors=factors,
-        query_growth=cfg.query_growth,
+        scales=jnp.asarray(layer_scales(cfg)), rotary_kinds=kinds, cos=cos, sin=sin, query_growth=cfg.query_growth,
     )  # fmt: skip

@@ -20,11 +20,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlens._jax import wide
 from jaxlens.analysis.inputs import read_pair, read_single
 from jaxlens.analysis.interventions.cells import Cells, index_axes, site_of
-from jaxlens.analysis.interventions.sweep import PaddedSetter, Setter, SweepOptions, sweep
+from jaxlens.analysis.interventions.metric import metric_of
+from jaxlens.analysis.interventions.sweep import PaddedSetter, Setter, SweepOptions, captured_names, sweep
 from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.hooks.table import sites
-from jaxlens.model.lengths import cut
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 
@@ -103,9 +103,9 @@ def activation_patch(
     target = Target.of(model, activation_name, axes)
     runs = read_pair(model, options.get("attention_mask"), corrupted=corrupted, clean=clean)
     base, other = runs if direction == "denoising" else reversed(runs)
-    logits, cache = model.run_with_cache(other.tokens, names_filter=target.name, attention_mask=other.mask)
-    logits = cut(logits, other)
-    goals = {key: np.asarray(function(logits)) for key, function in _by_name(metric).items()}
+    names = captured_names(target.site)
+    logits, cache = model.run_with_cache(other.tokens, names_filter=names, attention_mask=other.mask)
+    goals = {name: metric_of(function, logits, other.n_positions) for name, function in _by_name(metric).items()}
     return _swept(model, base, cache, put_source, metric, target, goals, **options)
 
 

@@ -62,6 +62,18 @@ class Metric:
         return jax.vmap(self._replay)(logits)
 
 
+def metric_of(function: Callable, logits: Float[Array, "b t v"], n_positions: int) -> np.ndarray:
+    """The metric of one run, whose logits may have padding after their positions."""
+    metric = Metric(function, jax.ShapeDtypeStruct((len(logits), n_positions, logits.shape[2]), logits.dtype))
+    return np.asarray(metric(selected(logits, metric.positions)[None]))[0]
+
+
+@jax.jit
+def selected(logits: Float[Array, "b p v"], positions: Int[Array, "r"]) -> Float[Array, "b r v"]:
+    """The logits at some positions."""
+    return logits[:, positions]
+
+
 def repeated_last(positions: Int[np.ndarray, "i"], at_most: int) -> Int[np.ndarray, "r"]:
     """The positions, with the last repeated to a number that is a power of two, so that few programs are compiled."""
     number = min(1 << (len(positions) - 1).bit_length(), at_most)

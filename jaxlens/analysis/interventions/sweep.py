@@ -28,22 +28,23 @@ from tqdm import tqdm
 
 from jaxlens._jax import UNTRACEABLE, full_precision, is_traced
 from jaxlens.analysis.interventions.cells import Cells
-from jaxlens.analysis.interventions.metric import Metric, repeated_last
-from jaxlens.analysis.interventions.sweep_batches import Baseline, Batch, BatchShape
+from jaxlens.analysis.interventions.metric import Metric, repeated_last, selected
+from jaxlens.analysis.interventions.sweep_batches import Baseline, Batch, BatchShape, Filler, in_slots
+from jaxlens.analysis.interventions.sweep_rows import Rows, needs_sequences, packed_rows, packings, run_rows
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hooks.api import DataHook, hook
 from jaxlens.hooks.names import matching, split_name
-from jaxlens.hooks.plan import HookPlan, SiteHook
+from jaxlens.hooks.plan import HookPlan
 from jaxlens.hooks.positions import overwritten, shortened
-from jaxlens.hooks.table import LENGTH_AXES
+from jaxlens.hooks.table import EMBED_NAMES, LENGTH_AXES
 from jaxlens.hooks.tap import Tap
-from jaxlens.model.engine import run_layers
+from jaxlens.model.engine import run_stage
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
 from jaxlens.nn.block import Block
 from jaxlens.nn.module import arrays
-from jaxlens.nn.packing import Packing
 from jaxlens.nn.sequence import SequenceInfo
+from jaxlens.nn.transformer import Modules
 
 Setter = Callable[[Array, Int[Array, "i"], Array], Array]
 """The function of a cell: `(activation of the baseline, index of the cell, activation of the source) -> activation`.
@@ -116,21 +117,21 @@ def sweep(
         read = np.unique(np.concatenate([metric.positions for metric in traced.values()]))
         columns = {name: np.searchsorted(read, metric.positions) for name, metric in traced.items()}
         read = repeated_last(read, inputs.mask.shape[1])
-        # A plain function gets a new identity, so that it is traced again.
-        data_hook = setter if isinstance(setter, DataHook) else hook(lambda *arguments: setter(*arguments))
-        runner = SweepRunner(model, baseline, sources, site_row, cells, data_hook, read, inputs.n_positions)
-        logits = baseline.logits[:, read]
+        data_hook = setter if isinstance(setter, DataHook) else hook(lambda *args: setter(*args))  # traced again
+        whole, size = needs_sequences(cells.site), options.get("batch_size")
+        shape = BatchShape.for_sweep(model.cfg, baseline, len(read), size, whole)
+        runner = SweepRunner(model, inputs, baseline, sources, site_row, cells, data_hook, read, shape)
+        logits = selected(baseline.logits, read)
         unchanged = {name: np.asarray(metric(logits[None][:, :, columns[name]])) for name, metric in traced.items()}
         results = {name: np.repeat(value, len(cells.layers), axis=0) for name, value in unchanged.items()}
-        batch_shape = BatchShape.for_sweep(model.cfg, baseline, len(read), options.get("batch_size"))
         hidden = None if options.get("progress", True) else True  # None: hidden unless there is a terminal
         with tqdm(total=len(cells.layers), desc=cells.site, disable=hidden) as bar:
-            for batch in runner.batches(batch_shape):
-                swept = runner.run(batch, logits)
-                swept_cells = batch.cells[: batch.n_cells]
-                for name, metric in traced.items():
-                    results[name][swept_cells] = np.asarray(metric(swept[:, :, columns[name]]))[: batch.n_cells]
-                bar.update(batch.n_cells)
+            for batch in runner.batches():
+                for swept_cells, swept in runner.run(batch, logits):
+                    for name, metric in traced.items():
+                        values = np.asarray(metric(swept[:, :, columns[name]]))
+                        results[name][swept_cells] = values[: len(swept_cells)]
+                    bar.update(len(swept_cells))
             bar.update(bar.total - bar.n)  # cells that change nothing
     return Swept(results, {name: value[0] for name, value in unchanged.items()})
 
@@ -152,33 +153,42 @@ def baseline_run(
 ) -> tuple[Baseline, dict[int, int]]:
     """The run that the cells of a sweep start from, and the index of each of these layers in its `activations`."""
     cfg = model.cfg
-    wanted = [f"blocks.*.{name}" for name in ("hook_resid_pre", "attn.hook_k", "attn.hook_v", site)]
-    names = list(dict.fromkeys(wanted))  # without repetition: the site may be one of the other three
-    logits, cache = model.run_with_cache(inputs.tokens, names_filter=names, attention_mask=inputs.mask)
-    info = model.modules.sequence_info(inputs.mask)
+    wanted = captured_names(site)
+    logits, cache = model.run_with_cache(inputs.tokens, names_filter=wanted, attention_mask=inputs.mask)
+    embed = Modules.embed_tokens, model.modules.without_blocks(), (inputs.tokens, inputs.mask)
+    (_, info), _ = run_stage(*embed, HookPlan(cfg), EMBED_NAMES)  # the program of the run
     residuals, k, v = (cache[name] for name in wanted[:3])
-    by_stack = [
-        _prepared(stack, k[np.array(layers)], v[np.array(layers)], info, np.array(layers, np.int32))
-        for stack, layers in zip(arrays(model.modules.stacks), cfg.stacks, strict=True)
-    ]
-    order = np.argsort(np.concatenate(cfg.stacks))
-    k, v = (jnp.concatenate(arrays)[order] for arrays in zip(*by_stack, strict=True))
+    k, v = _prepared(model.modules.stacks, k, v, info)
     present = [split_name(name)[1] for name in matching(cfg, f"blocks.*.{site}")]
     if absent := sorted(set(layers) - set(present)):
         raise ValueError(f'there is no "{site}" in layer {absent[0]}; the model has it in layers {present}')
-    activations = cache[wanted[3]] if layers == present else _stack(cache, site, layers)
+    activations = cache[f"blocks.*.{site}"] if layers == present else _stack(cache, site, layers)
     rows = {layer: row for row, layer in enumerate(layers)}
     return Baseline(info, residuals, k, v, activations, logits), rows
 
 
+def captured_names(site: str) -> list[str]:
+    """What the baseline run of a sweep captures. A source that captures the same shares its programs."""
+    sites = ("hook_resid_pre", "attn.hook_k", "attn.hook_v", site)
+    return list(dict.fromkeys(f"blocks.*.{name}" for name in sites))  # the site may be one of the other three
+
+
 @jax.jit
-def _prepared(stack: Block, k: Float[Array, "l b t k h"], v: Float[Array, "l b t k h"], info: SequenceInfo, layers):
-    """The keys and values of a stack's layers as attention uses them: normalized, clipped and rotated."""
+def _prepared(
+    stacks: tuple[Block, ...], k: Float[Array, "l b t k h"], v: Float[Array, "l b t k h"], info: SequenceInfo
+) -> tuple[Float[Array, "l o k h"], Float[Array, "l o k h"]]:
+    """The keys and values of all layers as attention uses them: normalized, clipped and rotated."""
 
     def of_layer(attn, k, v, layer):
         return attn.prepared(k, "k", info.at_layer(layer), Tap()), attn.clipped(v)
 
-    return jax.vmap(of_layer)(stack.attn, k, v, layers)
+    cfg = stacks[0].cfg
+    by_stack = [
+        jax.vmap(of_layer)(stack.attn, k[np.array(layers)], v[np.array(layers)], np.array(layers, np.int32))
+        for stack, layers in zip(arrays(stacks), cfg.stacks, strict=True)
+    ]
+    order = np.argsort(np.concatenate(cfg.stacks))
+    return tuple(in_slots(jnp.concatenate(of)[order]) for of in zip(*by_stack, strict=True))
 
 
 def _stacked_source(
@@ -222,74 +232,66 @@ class SweepRunner:
     """
 
     model: HookedTransformer
+    inputs: ModelInput
     baseline: Baseline
     sources: Array
     site_row: dict[int, int]
     cells: Cells
     setter: DataHook
     read: Int[np.ndarray, "r"]
-    n_positions: int
+    shape: BatchShape
+
+    @property
+    def n_positions(self) -> int:
+        """The number of positions of the prompt."""
+        return self.inputs.n_positions
 
     @property
     def length(self) -> int | None:
         """The number of positions that the setter receives, or None for those of the program."""
         return None if isinstance(self.setter, PaddedSetter) else self.n_positions
 
-    def batches(self, shape: BatchShape) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """The cells that change anything, in batches, ordered by layer."""
-        layers, depth = self.cells.layers, self.model.cfg.n_layers
-        first = self.first_changes(shape)
-        n_rows = (self.n_positions - first).sum(1)
-        waiting, used = [], 0
-        for cell in np.argsort(layers, kind="stable").tolist():
-            if not n_rows[cell]:
-                continue
-            if waiting and (used + n_rows[cell] > shape.rows or len(waiting) == shape.cells):
-                yield Batch.of(shape, waiting, layers, first, self.n_positions, depth)
-                waiting, used = [], 0
-            waiting.append(cell)
-            used += n_rows[cell]
-        if waiting:
-            yield Batch.of(shape, waiting, layers, first, self.n_positions, depth)
+        layers, depth, first = self.cells.layers, self.model.cfg.n_layers, self.first_changes()
+        n_rows = self.n_positions - first
+        filler = Filler(self.shape)
+        for cell in np.lexsort((-n_rows.sum(1), layers)).tolist():
+            if n_rows[cell].any() and not filler.add(cell, n_rows[cell].tolist()):
+                yield Batch.of(filler, layers, first, self.n_positions, depth)
+                filler = Filler(self.shape)
+                filler.add(cell, n_rows[cell].tolist())
+        if filler.cells:
+            yield Batch.of(filler, layers, first, self.n_positions, depth)
 
-    def first_changes(self, shape: BatchShape) -> Int[np.ndarray, "c b"]:
+    def first_changes(self) -> Int[np.ndarray, "c b"]:
         """The first position at which every cell changes every prompt; `n_positions` if it changes none."""
+        size = self.shape.cells
         rows = np.array([self.site_row[layer] for layer in self.cells.layers.tolist()], np.int32)
         data, axes = (self.setter, self.baseline.activations, self.sources), LENGTH_AXES[self.cells.site]
         slots = []
-        for start in range(0, len(rows), shape.cells):
+        for start in range(0, len(rows), size):
             # The last batch repeats its cells, so that all batches have the same shape.
-            batch = np.resize(np.arange(start, min(start + shape.cells, len(rows))), shape.cells)
+            batch = np.resize(np.arange(start, min(start + size, len(rows))), size)
             first = _first_changes(*data, rows[batch], self.cells.indices[batch], axes=axes, length=self.length)
             slots.append(np.asarray(first)[: len(rows) - start])
         return np.minimum(np.concatenate(slots), self.n_positions)
 
-    def run(self, batch: Batch, baseline_logits: Float[Array, "b r v"]) -> Float[Array, "c b r v"]:
-        """The logits of a batch of cells at the positions in `read`."""
-        layers = batch.cell_layers[: batch.n_cells]
-        site, cfg = self.cells.site, self.model.cfg
+    def run(self, batch: Batch, baseline_logits: Float[Array, "b r v"]) -> Iterator[tuple[np.ndarray, Array]]:
+        """Some cells at a time, and logits [c b r v] at the positions in `read`, of which the first are theirs."""
+        site, cfg, size = self.cells.site, self.model.cfg, self.shape.read_cells
         rows_of_site = np.array([self.site_row.get(layer, 0) for layer in batch.cell_layers.tolist()], np.int32)
-        info, x, new, new_layers = _prepare(
-            self.setter, self.baseline, self.sources, rows_of_site, self.cells.indices[batch.cells],
-            batch.groups, batch.slots, batch.row_layers, batch.cell_layers, batch.rows, axes=LENGTH_AXES[site],
-            length=self.length,
+        rows = _prepare(
+            self.setter, self.baseline, self.sources, rows_of_site, self.cells.indices[batch.cells], batch,
+            packings(self.shape, batch, np.asarray(self.inputs.mask)), shape=self.shape, site=site, length=self.length,
         )  # fmt: skip
-        mask = np.isin(np.arange(cfg.n_layers), layers)
-        # A row joins at the layer of its cell with the baseline's residual stream, if that is not the swept site.
-        put = [("hook_resid_pre", x, batch.row_layers)] if site != "hook_resid_pre" else []
-        hooks = tuple(
-            SiteHook(DataHook(_put, new=value, layers=value_layers), at, mask=mask)
-            for at, value, value_layers in (*put, (site, new, new_layers))
-        )
-        x, _, _ = run_layers(self.model.modules.stacks, x, info, int(layers.min()), cfg.n_layers, HookPlan(cfg, hooks))
-        return _finish(self.model, x, batch.rows[:, self.read], baseline_logits)
-
-
-def _put(value, hook, new, layers):
-    """The new value in the layer of each cell. `layers` has an entry per row [1 r ...] or per sequence [g ...]."""
-    changes = layers == hook.layer()
-    changes = changes[None] if len(value) == 1 and value.shape[1] == len(layers) else changes
-    return jnp.where(jnp.expand_dims(changes, tuple(range(changes.ndim, value.ndim))), new, value)
+        x = run_rows(cfg, self.model.modules.stacks, rows, batch)
+        read = batch.rows[:, self.read].reshape(-1, baseline_logits.shape[0], len(self.read))
+        for start in range(0, batch.n_cells, size):
+            of_cells = np.full((size, *read.shape[1:]), -1, np.int32)
+            cells = batch.cells[: batch.n_cells][start : start + size]
+            of_cells[: len(cells)] = read[start : start + len(cells)]
+            yield cells, _finish(self.model, x, of_cells, baseline_logits)
 
 
 def _changed(setter, activations, sources, rows, indices, axes: tuple[int, ...], length: int | None):
@@ -324,32 +326,21 @@ def _first_changes(setter, activations, sources, rows, indices, axes, length):
     return jnp.where(jnp.any(differs, axis=2), jnp.argmax(differs, axis=2), differs.shape[2])
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "length"))
+@functools.partial(jax.jit, static_argnames=("shape", "site", "length"))
 def _prepare(
-    setter, baseline: Baseline, sources, rows_of_site, indices, groups, slots, row_layers, cell_layers, rows,
-    axes: tuple[int, ...], length: int | None,
-):  # fmt: skip
-    """The info of a batch, its rows of the residual stream, and the cells' new values with the layer of each.
-
-    The new values are rows if the site's position axis allows it, else whole sequences.
-    """
-    n_prompts = baseline.info.mask.shape[0]
-    cells, prompts = groups // n_prompts, groups % n_prompts
-    sequences = jnp.arange(len(rows)) % n_prompts
-    new = _changed(setter, baseline.activations, sources, rows_of_site, indices, axes, length)
-    if axes[0] == 1:
-        new, layers = new[cells, prompts, slots][None], row_layers
-    else:
-        new, layers = new.reshape(-1, *new.shape[2:]), jnp.repeat(cell_layers, n_prompts)
-    packing = Packing(groups, slots, rows, sequences, baseline.keys, baseline.values)
-    info = baseline.info.packed(prompts, slots, sequences, packing)
-    x = baseline.residuals[jnp.maximum(row_layers, 0), prompts, slots][None]
-    return info, x, new, layers
+    setter, baseline: Baseline, sources, rows_of_site, indices, batch: Batch, packings: dict[str, Array],
+    shape: BatchShape, site: str, length: int | None,
+) -> Rows:  # fmt: skip
+    """The rows of a batch, with the cells' new values."""
+    new = _changed(setter, baseline.activations, sources, rows_of_site, indices, LENGTH_AXES[site], length)
+    return packed_rows(shape, batch, packings, baseline, site, new)
 
 
 @jax.jit
-def _finish(model: HookedTransformer, x, rows, baseline_logits):
-    """Logits [c b r v] from the rows that the cells changed, and the baseline's elsewhere."""
-    logits = model(x[0][rows], start_at_layer=model.cfg.n_layers)
-    logits = logits.reshape(-1, *baseline_logits.shape)
-    return jnp.where((rows >= 0).reshape(*logits.shape[:3], 1), logits, baseline_logits)
+def _finish(
+    model: HookedTransformer, x: Float[Array, "i 1 r d"], rows: Int[Array, "c b r"], baseline_logits
+) -> Float[Array, "c b r v"]:
+    """Logits from the rows that the cells changed, and the baseline's elsewhere."""
+    residual = x.reshape(-1, x.shape[-1])[rows.reshape(-1, rows.shape[-1])]
+    logits = model(residual, start_at_layer=model.cfg.n_layers).reshape(-1, *baseline_logits.shape)
+    return jnp.where((rows >= 0)[..., None], logits, baseline_logits)
