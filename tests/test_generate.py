@@ -58,10 +58,11 @@ def test_greedy_tokens_equal_whole_runs(name):
 @pytest.mark.parametrize("name", ["llama", "gemma", "long"])
 def test_rows_do_not_depend_on_padding(name):
     of, text = model(name), np.asarray(tokens(3, 9))
-    alone = [np.asarray(of.generate(row[None, :n], 12, **GREEDY))[0, n:] for row, n in zip(text, (9, 5, 2), strict=True)]
-    on_right = np.arange(9) < np.array([[9], [5], [2]])
-    on_left = on_right[:, ::-1]
-    moved = np.stack([np.concatenate([np.zeros(9 - n, int), row[:n]]) for row, n in zip(text, (9, 5, 2), strict=True)])
+    lengths = np.array([9, 5, 2])
+    alone = [np.asarray(of.generate(row[None, :n], 12, **GREEDY))[0, n:] for row, n in zip(text, lengths, strict=True)]
+    on_right = np.arange(9) < lengths[:, None]
+    on_left, moved = on_right[:, ::-1], np.zeros_like(text)
+    moved[on_left] = text[on_right]
     for given, mask in ((text, on_right), (moved, on_left)):
         together = np.asarray(of.generate(given, 12, attention_mask=mask, **GREEDY))
         assert np.array_equal(together[:, :9], given)
@@ -160,7 +161,8 @@ def test_steering_equals_a_python_hook(options, acts):
 
 def test_strengths_of_rows_and_steps():
     of, text = model("llama"), np.repeat(np.asarray(tokens(1, 5)), 3, axis=0)
-    together = of.generate(text, 8, fwd_hooks=jaxlens.steer(DIRECTION, 1, strength=jnp.array([0.0, 2.0, 9.0])), **GREEDY)
+    hooks = jaxlens.steer(DIRECTION, 1, strength=jnp.array([0.0, 2.0, 9.0]))
+    together = of.generate(text, 8, fwd_hooks=hooks, **GREEDY)
     for row, strength in enumerate((0.0, 2.0, 9.0)):
         alone = of.generate(text[:1], 8, fwd_hooks=jaxlens.steer(DIRECTION, 1, strength=strength), **GREEDY)
         assert np.array_equal(alone[0], together[row])
@@ -220,7 +222,7 @@ def test_the_cache_of_a_generation_equals_that_of_a_run(name):
         close(np.where(visible, cache[key], 0), np.where(visible, expected[key], 0))
 
 
-@pytest.mark.parametrize("hooks", [[], [("blocks.0.hook_mlp_out", lambda x, hook: x * 1.0)]], ids=["compiled", "python"])
+@pytest.mark.parametrize("hooks", [[], [("blocks.0.hook_mlp_out", lambda x, hook: x)]], ids=["compiled", "python"])
 def test_a_cache_of_one_site(hooks):
     of, text = model("llama"), np.asarray(tokens(2, 5))
     result, cache = of.generate(
@@ -273,7 +275,8 @@ def test_stop_strings():
 )  # fmt: skip
 def test_samples_have_their_distribution(options):
     of, text, n = model("gpt2"), np.asarray([[3, 3, 5, 8]]), 4000
-    drawn = np.asarray(of.generate(text, 1, stop_at_eos=False, verbose=False, num_return_sequences=n, seed=0, **options))
+    settings = {"stop_at_eos": False, "verbose": False, "num_return_sequences": n, "seed": 0}
+    drawn = np.asarray(of.generate(text, 1, **settings, **options))
     expected = distribution(np.asarray(of(text))[0, -1].astype(np.float64), text[0], **options) * n
     counts = np.bincount(drawn[:, 4], minlength=37)
     assert (counts[expected == 0] == 0).all()
@@ -284,7 +287,9 @@ def test_samples_have_their_distribution(options):
     assert stats.chisquare(observed[keep], wanted[keep]).pvalue > 1e-4
 
 
-def distribution(logits, text, temperature=1.0, top_k=None, top_p=None, min_p=None, freq_penalty=0, repetition_penalty=1):
+def distribution(
+    logits, text, temperature=1.0, top_k=None, top_p=None, min_p=None, freq_penalty=0, repetition_penalty=1
+):  # fmt: skip
     """The definition of each rule, in the order of `sample_logits`."""
     counts = np.bincount(text, minlength=len(logits))
     penalised = np.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
@@ -361,7 +366,8 @@ def test_kinds_of_input_and_output():
 @pytest.mark.parametrize("name", ["gpt2", "apertus", "shortformer", "original"])
 def test_embeddings_get_positions(name):
     of, ids = model(name), np.asarray(tokens(2, 5))
-    assert np.array_equal(of.generate(of.embed(ids), 6, return_type="tokens", **GREEDY), of.generate(ids, 6, **GREEDY)[:, 5:])
+    of_embeddings = of.generate(of.embed(ids), 6, return_type="tokens", **GREEDY)
+    assert np.array_equal(of_embeddings, of.generate(ids, 6, **GREEDY)[:, 5:])
 
 
 def test_a_list_of_prompts_is_padded_on_the_left():
@@ -385,9 +391,9 @@ def test_a_stream_yields_the_text_of_generate():
         pieces = list(of.generate_stream("the cat", 9, size, do_sample=False, stop_at_eos=False))
         assert "the cat" + "".join(pieces) == whole
     rows = list(of.generate_stream(["the cat", "on"], 4, 2, do_sample=False, stop_at_eos=False))
-    assert ["".join(parts) for parts in zip(*rows, strict=True)] == [
-        text.removeprefix(prompt) for text, prompt in zip(of.generate(["the cat", "on"], 4, **GREEDY), ("the cat", "on"), strict=True)
-    ]
+    first, second = of.generate(["the cat", "on"], 4, **GREEDY)
+    streamed = ["".join(parts) for parts in zip(*rows, strict=True)]
+    assert streamed == [first.removeprefix("the cat"), second.removeprefix("on")]
     ids = np.asarray(tokens(2, 3))
     parts = list(of.generate_stream(ids, 7, 3, do_sample=False, stop_at_eos=False))
     assert [part.shape for part in parts] == [(2, 3), (2, 3), (2, 1)]

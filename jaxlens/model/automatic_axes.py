@@ -18,20 +18,29 @@ from jaxlens.nn.parameters import disassemble, parameter_axes
 
 
 def with_automatic_axes(
-    run: Callable, model: Any, model_input: ModelInput, request: RunRequest, hooks: tuple[RegisteredHook, ...]
-) -> tuple[Any, list[Captured], int | None]:
-    """`run(model, model_input, request, hooks)`, with Auto axes during the run if the mesh has Explicit axes."""
-    mesh = explicit_mesh(model.modules.embed, model_input)  # not all weights: every call would be slower
-    if mesh is None:
-        return run(model, model_input, request, hooks)
-    layout = Layout.of(mesh, _arrays(model, model_input), model.cfg)
-    hooks = tuple(_in_layout(hook, layout) for hook in hooks)
+    run: Callable, model: Any, model_input: ModelInput, request: RunRequest, hooks: tuple[RegisteredHook, ...],
+    *others: Any,
+) -> tuple[Any, list[Captured], Any]:  # fmt: skip
+    """`run(model, model_input, request, hooks, *others)`, with Auto axes during the run if the mesh has Explicit axes.
+
+    Of its results, the output and the captured activations get Explicit axes again.
+    """
+    layout = layout_of(model, model_input)
+    if layout is None:
+        return run(model, model_input, request, hooks, *others)
+    hooks = tuple(in_layout(hook, layout) for hook in hooks)
     with layout.automatic():
-        modules, *inputs = layout.to_automatic((model.modules, model_input, request, hooks))
-        output, captured, length = run(model._copy(modules), *inputs)
+        modules, *inputs = layout.to_automatic((model.modules, model_input, request, hooks, *others))
+        output, captured, rest = run(model._copy(modules), *inputs)
     letters = ["", "b", "b p", "b p o" if request.layers.unembeds else "b p d"]  # by the number of axes
     output = jax.tree.map(lambda array: layout.to_explicit(array, letters[array.ndim]), output)
-    return output, [_explicit(entry, layout) for entry in captured], length
+    return output, [explicit(entry, layout) for entry in captured], rest
+
+
+def layout_of(model: Any, model_input: ModelInput) -> Layout | None:
+    """The layout of a run on a mesh with Explicit axes, or None."""
+    mesh = explicit_mesh(model.modules.embed, model_input)  # not all weights: every call would be slower
+    return None if mesh is None else Layout.of(mesh, _arrays(model, model_input), model.cfg)
 
 
 def _arrays(model: Any, model_input: ModelInput) -> Iterator[tuple[str, jax.Array]]:
@@ -44,14 +53,14 @@ def _arrays(model: Any, model_input: ModelInput) -> Iterator[tuple[str, jax.Arra
         yield letters.replace("v", "o") if model.cfg.tie_word_embeddings else letters, weights[name]
 
 
-def _in_layout(hook: RegisteredHook, layout: Layout) -> RegisteredHook:
+def in_layout(hook: RegisteredHook, layout: Layout) -> RegisteredHook:
     """The hook; if its function is a plain Python function, the function receives arrays with Explicit axes."""
     if not isinstance(hook.hook, PythonHook):
         return hook
     return dataclasses.replace(hook, hook=dataclasses.replace(hook.hook, layout=layout))
 
 
-def _explicit(entry: Captured, layout: Layout) -> Captured:
+def explicit(entry: Captured, layout: Layout) -> Captured:
     """A captured activation with Explicit axes."""
     name = entry.name if entry.layers is None else f"blocks.{entry.layers[0]}.{entry.name}"
     value = layout.to_explicit_at(name, entry.value, n_leading=int(entry.layers is not None))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxlens import HookedTransformer, hook, lm_cross_entropy_loss
+from jaxlens import HookedTransformer, hook, lm_cross_entropy_loss, steer
 from jaxlens.analysis import (
     SVDInterpreter,
     ablate,
@@ -27,7 +27,7 @@ from jaxlens.nn.parameters import parameter_axes
 from jaxlens.weights import process_weights
 from support.models import CONFIGS, randomised, tokens
 
-BRIEF = ("cache", "Python hook", "cache under jit", "gradient")
+BRIEF = ("cache", "Python hook", "cache under jit", "gradient", "generation")
 """What runs for every config. Everything runs for "llama"."""
 
 
@@ -47,10 +47,25 @@ def runs(model, tokens, vector):
     def add(value, hook, vector):
         return value + vector
 
+    def generated(**options):
+        result, cache = model.generate(
+            tokens, 4, do_sample=False, stop_at_eos=False, verbose=False, output_logits=True, return_cache=True,
+            names_filter="blocks.*.hook_resid_post", **options,
+        )  # fmt: skip
+        return np.asarray(result.sequences), result.logits, dict(cache.items())
+
+    def decoded():
+        _, cache = model.decode(tokens[:, :7], model.init_kv_cache(len(tokens), 12))
+        return model.decode(tokens[:, 7:], cache)[0]
+
     both = [("blocks.1.hook_resid_pre", lambda value, hook: value * 0.5 + vector)]
     return {
         "cache": lambda: cache(model, tokens),
         "cache under jit": lambda: jax.jit(cache)(model, tokens),
+        "generation": generated,
+        "generation with a Python hook": lambda: generated(fwd_hooks=both),
+        "steered generation": lambda: generated(fwd_hooks=steer(vector, [1], positions="new")),
+        "decoding": decoded,
         "cache of a position": lambda: cache(model, tokens, pos_slice=-1),
         "cache of gradients": lambda: cache(model, tokens, return_type="loss", incl_bwd=True),
         "residual stream": lambda: model(model(tokens, stop_at_layer=1), start_at_layer=1, stop_at_layer=2),

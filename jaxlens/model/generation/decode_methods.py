@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.config import Config
 from jaxlens.hooks.plan import HookSpec
+from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.generation.decode import decode
 from jaxlens.model.request import LayerRange, RunRequest
 from jaxlens.nn.kv_cache import KVCache
@@ -64,5 +65,10 @@ class DecodeMethods:
         request = RunRequest(LayerRange.of(self.cfg, None, None), "logits")
         request.check_output(self.cfg, model_input)
         hooks = self._hooks + self._registered(fwd_hooks, request.layers)
-        logits, _, cache = decode(self, cache, model_input, request, hooks, prefill_chunk)
-        return logits, cache
+
+        def run(model, model_input, request, hooks, cache):
+            logits, _, longer = decode(model, cache, model_input, request, hooks, prefill_chunk)
+            return logits, [], longer
+
+        logits, _, longer = with_automatic_axes(run, self, model_input, request, hooks, cache)
+        return logits, longer

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlens.hooks.names import split_name
 from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
+from jaxlens.model.automatic_axes import explicit
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.engine import Captured
 from jaxlens.model.generation.loop import Loop
@@ -42,10 +43,10 @@ class Generation:
     """A generation that runs. `tokens` are those of its last segment's end; `n_tokens` counts those of each row."""
 
     def __init__(
-        self, loop: Loop, prompt: Prompt, max_new_tokens: int, stop_strings: tuple[str, ...] = (),
+        self, loop: Loop, model: Any, prompt: Prompt, max_new_tokens: int, stop_strings: tuple[str, ...] = (),
         past: KVCache | None = None, chunk: int | None = None,
     ):  # fmt: skip
-        self.loop, self.model, self.prompt = loop, loop.model, prompt
+        self.loop, self.model, self.prompt = loop, model, prompt
         self.max_new_tokens, self.stop_strings, self.chunk = max_new_tokens, stop_strings, chunk
         self.start = 0 if past is None else past.length
         self._past, self.state = past, None
@@ -55,11 +56,12 @@ class Generation:
         """Runs the generation, and yields the new tokens after every `size` of them."""
         while (done := self.tokens.shape[1]) < self.max_new_tokens:
             goal = min(done + size, self.max_new_tokens)
-            if self.state is None:
-                room = program_length(self.max_new_tokens, self.max_new_tokens + 8)
-                self.state = self.loop.begin(self._cache(), self.prompt.model_input, room, self.chunk)
-            if goal > 1:
-                self.state = self.loop.until(self.state, goal)
+            with self.loop.axes():
+                if self.state is None:
+                    room = program_length(self.max_new_tokens, self.max_new_tokens + 8)
+                    self.state = self.loop.begin(self._cache(), self.prompt.model_input, room, self.chunk)
+                if goal > 1:
+                    self.state = self.loop.until(self.state, goal)
             self.tokens = np.asarray(self.state.tokens)[:, : int(self.state.count)]
             finished = np.asarray(self.state.finished)
             if self.stop_strings:
@@ -128,15 +130,21 @@ class Generation:
 
     def logits(self) -> Float[Array, "n b v"]:
         """The logits that each token was chosen from."""
-        return jnp.moveaxis(self.state.logits, 1, 0)[: self.tokens.shape[1]]
+        with self.loop.axes():
+            logits = jnp.moveaxis(self.state.logits, 1, 0)[: self.tokens.shape[1]]
+        return logits if self.loop.layout is None else self.loop.layout.to_explicit(logits)
 
     def cache(self) -> ActivationCache:
         """The activations of the prompt and of the new tokens."""
         n_columns = self.prompt.model_input.mask.shape[1] + self.tokens.shape[1]
-        if int(self.state.cache.length) - self.start < n_columns:
-            self.state = self.loop.last_run(self.state)
-        mask = np.pad(self.prompt.model_input.mask, ((0, 0), (0, self.tokens.shape[1])), constant_values=True)
-        captured = [_cut(entry, self.start, n_columns) for entry in self.state.captured]
+        with self.loop.axes():
+            if self.state.cache.length - self.start < n_columns:
+                self.state = self.loop.last_run(self.state)
+            captured = [_cut(entry, self.start, n_columns) for entry in self.state.captured]
+        if self.loop.layout is not None:
+            captured = [explicit(entry, self.loop.layout) for entry in captured]
+        new = ((0, 0), (0, self.tokens.shape[1]))
+        mask = np.pad(np.asarray(self.prompt.model_input.mask), new, constant_values=True)
         return ActivationCache.of(captured, self.model, mask=mask)
 
 

@@ -7,6 +7,7 @@
 Axes: b batch, n new token, s slot of the cache, v vocabulary, e end token.
 """
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens._jax import full_precision
+from jaxlens.hooks.layout import Layout
 from jaxlens.hooks.names import split_name
 from jaxlens.hooks.plan import RegisteredHook, SiteHook, site_hooks
 from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
@@ -58,7 +60,8 @@ class State:
 class Loop:
     """The loop of one generation: its hooks, the activations to capture, and its rules.
 
-    With `runs_again`, every step runs all tokens, so that hooks receive the whole text.
+    With `runs_again`, every step runs all tokens, so that hooks receive the whole text. `layout` is that of a mesh with
+    Explicit axes.
     """
 
     model: Any
@@ -67,6 +70,11 @@ class Loop:
     rules: Rules
     keeps_logits: bool = False
     runs_again: bool = False
+    layout: Layout | None = None
+
+    def axes(self) -> contextlib.AbstractContextManager:
+        """A context for runs of the model: with Auto axes, on a mesh with Explicit axes."""
+        return contextlib.nullcontext() if self.layout is None else self.layout.automatic()
 
     def begin(self, cache: KVCache, prompt: ModelInput, n_max: int, chunk: int | None) -> State:
         """The state after the first token, with room for `n_max`."""
@@ -181,7 +189,7 @@ def _stored(stored: tuple[Captured, ...], captured: tuple[Captured, ...], column
     by_name = {(entry.name, entry.layers): entry for entry in captured}
     result = []
     for entry in stored:
-        new, at = by_name[entry.name, entry.layers], [0] * entry.value.ndim
-        at[_position_axis(entry)] = column
+        new, at = by_name[entry.name, entry.layers], [jnp.int32(0)] * entry.value.ndim
+        at[_position_axis(entry)] = jnp.asarray(column, jnp.int32)
         result.append(dataclasses.replace(entry, value=jax.lax.dynamic_update_slice(entry.value, new.value, at)))
     return tuple(result)

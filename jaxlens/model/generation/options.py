@@ -1,5 +1,6 @@
 """The arguments of `model.generate`, checked, as a Generation."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 
 from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import HookSpec
+from jaxlens.model.automatic_axes import in_layout, layout_of
 from jaxlens.model.generation.generate import Generation
 from jaxlens.model.generation.loop import Loop, Rules
 from jaxlens.model.generation.past import kv_cache_of
@@ -55,8 +57,14 @@ def new_generation(
     wanted = layers.wanted(model.cfg, names_filter) if return_cache else frozenset()
     request = RunRequest(layers, "logits", wanted=wanted, last_only=True, has_derivative=False)
     hooks = model._hooks + model._registered(fwd_hooks, layers)
-    loop = Loop(model, hooks, request, Rules(sampler, key, ends, filler), output_logits, not use_past_kv_cache)
-    return Generation(loop, prompt, int(max_new_tokens), stops, past, prefill_chunk)
+    runner = model
+    if (layout := layout_of(model, prompt.model_input)) is not None:  # a mesh with Explicit axes
+        hooks = layout.to_automatic(tuple(in_layout(hook, layout) for hook in hooks))
+        runner, past = model._copy(layout.to_automatic(model.modules)), layout.to_automatic(past)
+        prompt = dataclasses.replace(prompt, model_input=layout.to_automatic(prompt.model_input))
+    rules = Rules(sampler, key, ends, filler)
+    loop = Loop(runner, hooks, request, rules, output_logits, not use_past_kv_cache, layout)
+    return Generation(loop, model, prompt, int(max_new_tokens), stops, past, prefill_chunk)
 
 
 def end_tokens(model: Any, stop_at_eos: bool, eos_token_id: int | list[int] | None) -> tuple[np.ndarray, np.int32]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlens._jax import as_device, is_traced
 from jaxlens.config import Config
+from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.generation.decode import decode
 from jaxlens.model.lengths import program_length
 from jaxlens.model.request import ModelInput, RunRequest
@@ -122,6 +123,12 @@ def run_after(past: Any, model: Any, model_input: ModelInput, request: RunReques
         raise ValueError("incl_bwd cannot be combined with past_kv_cache; differentiate model.decode instead")
     if is_traced(model_input, model, hooks, past.kv_cache):
         raise ValueError("past_kv_cache is changed in place, which a compiled function cannot do; use model.decode")
-    output, pieces, longer = decode(model, past.with_room(model_input.mask.shape[1]), model_input, request, hooks)
+
+    def run_on_cache(model, model_input, request, hooks, cache):
+        output, [(captured, length)], longer = decode(model, cache, model_input, request, hooks)
+        return output, captured, (longer, length)
+
+    cache = past.with_room(model_input.mask.shape[1])
+    output, captured, (longer, length) = with_automatic_axes(run_on_cache, model, model_input, request, hooks, cache)
     past.extend(longer)
-    return output, *pieces[0]
+    return output, captured, length
