@@ -116,6 +116,21 @@ def test_eos_ends_a_text(model):
     assert model.generate(PROMPT, 6, stop_at_eos=False, **options)[0].tolist() == expected.tolist()
 
 
+def test_a_row_that_stops_without_eos_is_filled_with_padding(model):
+    twin = model.with_params(model.params)
+    twin.tokenizer = Tokenizer(word_tokenizer(), **SPECIAL | {"eos_token": None})
+    twin.tokenizer.eos_token = None
+    tokens = [greedy(model, model.to_tokens(text), 6)[0].tolist() for text in (PROMPT, SHORT)]
+    first, second = (row[-6:] for row in tokens)
+    stop = next(token for token in first if token not in second)
+    length = len(tokens[0]) - 6 + first.index(stop) + 1
+    options = {"stop_at_eos": False, "do_sample": False, "verbose": False}
+    texts = twin.generate([PROMPT, SHORT], 6, stop_strings=model.to_single_str_token(stop), **options)
+    assert texts == [text_of(model, tokens[0][:length]), text_of(model, tokens[1])]
+    new = twin.generate([PROMPT, SHORT], 6, stop_strings=texts[0].split()[-1], return_type="tokens", **options)
+    assert (new[0, length:] == twin.tokenizer.pad_token_id).all()
+
+
 def test_sampling_from_the_likeliest_token_is_greedy(model):
     expected = model.generate(PROMPT, 5, do_sample=False, verbose=False)
     for options in ({"top_k": 1, "temperature": 0.7}, {"top_p": 1e-6}):

@@ -281,7 +281,6 @@ DIFFERENCES = """## Values that differ
 | `add_caching_hooks(incl_bwd=True)` | `run_with_cache(..., incl_bwd=True)` |
 | `torch.save(model.state_dict(), ...)` | `jaxlens.checkpoints.converter.save(folder, model.cfg, model.params)` |
 | `generate(stopping_criteria=...)` | `stop_strings=`, `eos_token_id=`, or leave the loop over `generate_stream` |
-| `generate(num_beams=...)` | not supported |
 | a hook that counts calls to know the step of a generation | `hook.step` and `hook.positions` |
 | `HookedRootModule` and `HookPoint()` in your own modules | the same, in modules of Flax: see [flax.md](flax.md#your-own-models) |
 | `transformer_lens.components`, `.cache`, `.factories`, `.model_bridge` and other modules | the ImportError says what to use |
