@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 import json
 import re
 import subprocess
@@ -11,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
+from safetensors.numpy import save_file
 from support.mistakes import PACKAGE, without_answer
 from support.models import CONFIGS, randomised
 from test_demo import talking_model
 
-from jaxlens import HookedTransformer
+from jaxlens import HookedTransformer, Tokenizer, steer
 from jaxlens.analysis.attribution.edges import edge_attribution_patch
 from jaxlens.analysis.attribution.integrated_gradients import integrated_gradients
 from jaxlens.analysis.attribution.nodes import attribution_patch
@@ -297,6 +300,125 @@ def test_heads_needs_no_tokenizer(tmp_path, capsys):
     assert "no tokenizer" in fails(capsys, "lens", CLEAN, "--model", str(folder))
 
 
+# --- generation
+
+GREEDY = (CLEAN, "--greedy", "--max-new-tokens", "5")
+
+
+@pytest.fixture
+def written(model):
+    """The five tokens after the prompt in a run of `model.generate`, for each row."""
+
+    def run(prompt=CLEAN, **options):
+        options = {"stop_at_eos": False, "return_type": "tokens", "verbose": False, **options}
+        length = (model.to_tokens(prompt) if isinstance(prompt, str) else prompt).shape[1]
+        return model.generate(prompt, 5, **options)[:, length:].tolist()
+
+    return run
+
+
+def text_of(model, row: list[int]) -> str:
+    """The new text of these tokens: all words but BOS."""
+    return " " + " ".join(model.to_single_str_token(token) for token in row if token)
+
+
+def test_generate_prints_the_new_text(output, written, model):
+    assert output("generate", *GREEDY) == text_of(model, written(do_sample=False)[0]) + "\n"
+    for flag, value in (("temperature", 2.0), ("top_k", 3), ("top_p", 0.7), ("min_p", 0.1)):
+        options = (f"--{flag.replace('_', '-')}", str(value), "--seed", "3", "--max-new-tokens", "5")
+        assert output("generate", CLEAN, *options) == text_of(model, written(seed=3, **{flag: value})[0]) + "\n"
+
+
+def test_generate_several_texts(output, numbers, written, model):
+    options = (CLEAN, "--n", "3", "--seed", "1", "--max-new-tokens", "5")
+    rows = written(num_return_sequences=3, seed=1)
+    texts = [text_of(model, row) for row in rows]
+    assert output("generate", *options) == "".join(f"--- {i}\n{text}\n" for i, text in enumerate(texts, 1))
+    found = numbers("generate", *options)
+    assert list(found) == ["command", "model", "prompt", "texts", "tokens", "n_tokens"]
+    assert found["prompt"] == CLEAN and found["texts"] == texts
+    assert found["tokens"] == rows and found["n_tokens"] == [5, 5, 5]
+
+
+def test_generate_stops_after_a_string(output, numbers, written, model):
+    row = written(seed=3)[0]
+    words = [model.to_single_str_token(token) for token in row]
+    n = words.index(words[2]) + 1
+    options = (CLEAN, "--seed", "3", "--max-new-tokens", "5", "--stop", "none of these", "--stop", words[2])
+    assert output("generate", *options) == text_of(model, row[:n]) + "\n"
+    assert numbers("generate", *options)["tokens"] == [row[:n]]
+
+
+@pytest.fixture(scope="module")
+def chat_folder(model, tmp_path_factory) -> str:
+    """The same model with a chat template, and a word that the model chooses as its EOS token."""
+    backend = tokenizers.Tokenizer.from_str(model.tokenizer.backend.to_str())  # loading makes its EOS token special
+    tokenizer = Tokenizer(backend, bos_token="<s>", chat_template="{{ messages[0].content }} gave")
+    prompt = model.to_tokens(f"{CLEAN} gave", prepend_bos=False)
+    third = model.generate(prompt, 3, False, seed=3, verbose=False, return_type="tokens")[0, -1]
+    tokenizer.eos_token = model.to_single_str_token(int(third))
+    return str(save(tmp_path_factory.mktemp("models") / "chatting", model.cfg, model.params, tokenizer))
+
+
+def test_generate_answers_a_message_until_eos(chat_folder, written, model, capsys):
+    row = written(model.to_tokens(f"{CLEAN} gave", prepend_bos=False), seed=3)[0]
+    row = row[: row.index(row[2])]
+    for options in ((), ("--json",)):
+        command = ["generate", CLEAN, "--chat", "--seed", "3", "--max-new-tokens", "5"]
+        assert main([*command, "--model", chat_folder, *options]) == 0
+    text, numbers = capsys.readouterr().out.splitlines()
+    numbers = json.loads(numbers)
+    assert numbers["prompt"] == CLEAN and numbers["tokens"] == [row] and numbers["texts"] == [text_of(model, row)]
+    assert text == text_of(model, row)
+
+
+def test_generate_adds_a_direction(model, numbers, written, tmp_path):
+    direction = np.random.default_rng(0).normal(size=model.cfg.d_model).astype(np.float32)
+    np.save(tmp_path / "a.npy", direction)
+    save_file({"direction": direction}, tmp_path / "a.safetensors")
+    fields = {"direction": direction.tolist(), "layers": [1, 2], "strength": 0.5, "positions": "new"}
+    (tmp_path / "a.json").write_text(json.dumps(fields))
+    for where, file, options in (
+        ("all", "a.npy", ("--layers", "1,2", "--strength", "0.5")),
+        ("all", "a.safetensors", ("--layers", "1,2", "--strength", "0.5")),
+        ("new", "a.json", ()),
+        ("new", "a.json", ("--layers", "3", "--strength", "9")),
+    ):
+        layers, strength = ([3], 9.0) if "9" in options else ([1, 2], 0.5)
+        hooks = steer(direction, layers, strength=strength, positions=where)
+        choice = (CLEAN, "--seed", "3", "--max-new-tokens", "5")
+        steered = numbers("generate", *choice, "--steer", str(tmp_path / file), *options)["tokens"]
+        assert steered == written(seed=3, fwd_hooks=hooks) != written(seed=3)
+
+
+def test_generated_text_comes_in_pieces_through_a_pipe(folder, monkeypatch):
+    pieces, read = [], []
+
+    class Pipe(io.StringIO):
+        def flush(self):
+            pieces.append(self.getvalue())
+
+    def stream(self, *arguments, **options):
+        for word in (" one", " two"):
+            read.append(list(pieces))
+            yield word
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    monkeypatch.setattr(HookedTransformer, "generate_stream", stream)
+    assert main(["generate", CLEAN, "--model", folder]) == 0
+    assert read == [[], [" one"]] and pieces[1:3] == [" one two", " one two\n"]
+
+
+def test_an_interrupted_generation_ends_its_line(folder, monkeypatch, capsys):
+    def stream(self, *arguments, **options):
+        yield " one"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HookedTransformer, "generate_stream", stream)
+    assert main(["generate", CLEAN, "--model", folder]) == 130
+    assert capsys.readouterr() == (" one\n", "")
+
+
 # --- output
 
 
@@ -350,12 +472,15 @@ def test_every_command_has_help_with_an_example_that_can_be_parsed(name, capsys)
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert f"example:\n  jaxlens {name}" in printed and ("--model" in printed) == COMMANDS[name].takes_model
-    if name not in ("demo", "hooks") and COMMANDS[name].takes_model:
+    if name not in ("demo", "generate", "hooks") and COMMANDS[name].takes_model:
         assert {"--html", "--json", "--top"} <= set(re.findall(r"--\w+", printed))
 
 
 def test_invalid_arguments_are_usage_errors(capsys):
-    for arguments in (["demonstrate"], ["lens"], ["heads", "--top", "0"], ["lens", CLEAN, "--positions", "first"]):
+    for arguments in (
+        ["demonstrate"], ["lens"], ["heads", "--top", "0"], ["generate", CLEAN, "--layers", "5,x"],
+        ["lens", CLEAN, "--positions", "first"],
+    ):  # fmt: skip
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
@@ -378,6 +503,10 @@ PAIR = dict(zip(FIELDS, (CLEAN, CORRUPTED, "Mary", "John"), strict=True))
 FILES = {
     "pairs.txt": "", "empty.tsv": "", "broken.jsonl": "{}\n{", "lacking.jsonl": json.dumps({**PAIR, "wrong": None}),
     "more.tsv": "\t".join((*FIELDS, "id")) + "\n" + "\t".join((*PAIR.values(), "7")),
+    "broken.npy": "", "broken.safetensors": "", "words.json": json.dumps({"direction": ["a"], "layers": 1}),
+    "infinite.json": json.dumps({"direction": [float("inf")] * 14, "layers": [1]}),
+    "unknown.json": json.dumps({"direction": [1.0] * 14, "layers": [1], "layer": 1}),
+    "where.json": json.dumps({"direction": [1.0] * 14, "layers": [1], "positions": "where"}),
     "unequal.jsonl": "\n".join(json.dumps({**PAIR, "corrupted": text}) for text in (CORRUPTED, "to Mary")),
 }  # fmt: skip
 PATCH = ("patch", CLEAN, CORRUPTED, *ANSWERS)
@@ -410,6 +539,24 @@ MISTAKES = {
     "no folder": (("lens", CLEAN, "--html", "none/x.html"), "none/x.html cannot be written: there is no folder none"),
     "a folder": (("heads", CLEAN, "--json", "folder.json"), "folder.json is a folder or is write-protected"),
     "prompt after json": (("lens", "and", "--json", CLEAN), "gave the bag to'; expected a file name that ends in .j"),
+    "greedy and random": (("generate", *GREEDY, "--top-k", "3", "--n", "2"), "so --top-k, --n would have no effect"),
+    "layers without a direction": (("generate", CLEAN, "--layers", "1"), "--layers and --strength apply to a direct"),
+    "direction with another extension": (("generate", CLEAN, "--steer", "a.txt"), "expected a .npy, .safetensors or"),
+    "direction without layers": (("generate", CLEAN, "--steer", "short.npy"), "short.npy names no layers; pass them"),
+    "missing direction": (("generate", CLEAN, "--steer", "none.npy"), "No such file or directory: 'none.npy'"),
+    "short direction": (("generate", CLEAN, "--steer", "short.npy", "--layers", "1"),
+                        "the direction in short.npy has shape (3,); expected [d_model = 14] finite numbers"),
+    "layer that does not exist": (("generate", CLEAN, "--steer", "whole.npy", "--layers", "9"), "blocks.9.hook_resid_"),
+    "infinite direction": (("generate", CLEAN, "--steer", "infinite.json"), "infinite.json is not finite; expected"),
+    "no direction": (("generate", CLEAN, "--steer", "words.json"), "words.json has no direction that can be read"),
+    "broken direction": (("generate", CLEAN, "--steer", "broken.npy"), "broken.npy has no direction that can be read"),
+    "broken tensors": (("generate", CLEAN, "--steer", "broken.safetensors"), "has no direction that can be read"),
+    "several tensors": (("generate", CLEAN, "--steer", "two.safetensors"), "it has 2 tensors; expected one"),
+    "unknown field": (("generate", CLEAN, "--steer", "unknown.json"), "unknown.json has other fields than those of"),
+    "wrong positions": (("generate", CLEAN, "--steer", "where.json"), "positions is 'where'; expected \"all\", "),
+    "no template": (("generate", CLEAN, "--chat"), "the tokenizer has no chat template"),
+    "no probability": (("generate", CLEAN, "--top-p", "2"), "top_p is 2.0; expected a probability"),
+    "too many new tokens": (("generate", CLEAN, "--max-new-tokens", "200"), "at most 113 new tokens fit"),
     "html with another extension": (("lens", CLEAN, "--html", "x.png"), "--html is 'x.png'; expected a file name"),
 }  # fmt: skip
 
@@ -420,6 +567,9 @@ def mistaken_arguments(folder, tmp_path, monkeypatch):
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "folder.json").mkdir()
+    np.save(tmp_path / "short.npy", np.ones(3))
+    np.save(tmp_path / "whole.npy", np.ones(14))
+    save_file({"a": np.ones(14), "b": np.ones(14)}, tmp_path / "two.safetensors")
     monkeypatch.chdir(tmp_path)
     return lambda name: [*MISTAKES[name][0], "--model", folder]
 

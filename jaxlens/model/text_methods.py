@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import reprlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -10,6 +12,7 @@ from jaxtyping import Array, Int
 
 from jaxlens._jax import full_precision
 from jaxlens.config import Config
+from jaxlens.errors import require
 from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.request import bos_choice, check_in_vocabulary, required_tokenizer
 from jaxlens.nn.embed import check_has_head
@@ -76,6 +79,30 @@ class TextMethods:
         tokenizer = required_tokenizer(self.tokenizer)
         return tokenizer.to_tokens(input, bos, padding_side, n_ctx=self.cfg.n_ctx, truncate=truncate)
 
+    def to_chat(self, messages: Any, add_generation_prompt: bool = True) -> Int[Array, "b p"]:
+        """The tokens of a conversation, formatted with the tokenizer's own chat template: [1 p], for `model.generate`.
+
+        `messages` are dicts with "role" and "content". A list of conversations gives [b p], padded on the left.
+        `add_generation_prompt` ends the tokens with the beginning of an answer. BOS is there if the template writes it.
+
+        In a batch, `generate(tokens, prepend_bos=False, padding_side="left")` is right for every tokenizer. Without
+        these arguments, padding is told from text as in all tokens, by the pad token at both ends of a row.
+
+        Raises:
+            TypeError: `messages` is neither a conversation nor a list of conversations.
+            ValueError: There is no chat template, a conversation is empty, or the template refuses it.
+            ImportError: The package jinja2 is not installed.
+
+        Example:
+            >>> import jaxlens
+            >>> model = jaxlens.HookedTransformer.from_pretrained("smollm2-135m-instruct")  # doctest: +SKIP
+            >>> tokens = model.to_chat([{"role": "user", "content": "Hello"}])  # doctest: +SKIP
+            >>> answer = model.generate(tokens, max_new_tokens=20, return_type="str")  # doctest: +SKIP
+        """
+        tokenizer = required_tokenizer(self.tokenizer)
+        texts = [_chat_text(tokenizer, chat, add_generation_prompt) for chat in _conversations(messages)]
+        return tokenizer.to_tokens(texts, prepend_bos=False, padding_side="left")
+
     def to_string(self, tokens: Any) -> str | list[str]:
         """The text of tokens: a string for [pos], a list of strings for [batch, pos]."""
         return required_tokenizer(self.tokenizer).to_string(tokens)
@@ -111,6 +138,35 @@ class TextMethods:
         check_in_vocabulary(tokens, self.cfg.d_vocab_out)
         tokens = tokens.reshape(()) if tokens.size == 1 else tokens
         return _unembedding_columns(arrays(self.modules), tokens, self.cfg.output_logits_scale)
+
+
+def _conversations(messages: Any) -> list[list[Mapping[str, Any]]]:
+    """The conversations of an argument of `to_chat`, checked."""
+    is_list = isinstance(messages, list | tuple)
+    chats = messages if is_list and messages and isinstance(messages[0], list | tuple) else [messages]
+    for chat in chats:
+        if not isinstance(chat, list | tuple) or not all(map(_is_message, chat)):
+            form = 'a list of messages, such as {"role": "user", "content": "Hello"}, or a list of such lists'
+            raise TypeError(f"messages is {reprlib.repr(messages)}; expected {form}")
+        if not chat:
+            raise ValueError("a conversation is empty; give at least one message")
+    return [list(chat) for chat in chats]
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message
+
+
+def _chat_text(tokenizer: Tokenizer, chat: list[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+    """A conversation as text."""
+    if not tokenizer.chat_template:
+        set_it = "set model.tokenizer.chat_template, or load an instruction-tuned model"
+        raise ValueError(f"the tokenizer has no chat template; {set_it}")
+    exceptions = require("jinja2", "to_chat").exceptions
+    try:
+        return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except exceptions.TemplateError as error:
+        raise ValueError(f"the chat template refuses the conversation: {error}") from error
 
 
 @functools.partial(jax.jit, static_argnames=("factor",))

@@ -93,7 +93,7 @@ CASES_OF = {
     "test_quantized": ("checkpoints/quantized/",),
     "test_root_module": ("hooks/point.py", "hooks/recording.py", "hooks/root_module.py"),
     "test_tokenizer": ("text/",),
-    "test_utils": ("training/data.py", "model/sampling.py", "transformer_lens/utils.py", "errors.py"),
+    "test_utils": ("training/data.py", "model/generation/sampling.py", "transformer_lens/utils.py", "errors.py"),
 }  # fmt: skip
 """The test file that has the cases of each part of the package. Cases of the rest are in `test_errors`."""
 

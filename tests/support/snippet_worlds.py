@@ -245,6 +245,9 @@ grouped-query attention. Weights are raw, processed, or both if this matters. Re
 TransformerLens 3.5.1 within 1e-5 of the largest value; hook points that it does not have are left out. If
 TransformerLens is wrong, the snippet gives the reason, and its result is compared with a definition.
 
+`tests/test_generate_compat.py` does the same for [text generation](generation.md): `generate`, with its arguments in the
+same order, `generate_stream`, and KV caches. There, the results are known from whole runs.
+
 In each snippet, `model` is the model. `tokens` and `corrupted_tokens` are `[2, 7]`. `answers` is `[2, 2]`: the correct
 and a wrong next token of each prompt. `repeated_tokens` is `[2, 17]`: BOS, then the same 8 random tokens twice.
 `logits` and `cache` are the results of `model.run_with_cache(tokens)`. These imports are assumed: `np`, `einops`,
@@ -266,6 +269,9 @@ DIFFERENCES = """## Values that differ
 | `b_in` of a gated MLP is added to the product of gate and input | it is added to the input, before the product |
 | the sign of vectors of `SVDInterpreter` is arbitrary | the component of largest absolute value is positive |
 | hook points of `ln1` run up to three times in a layer | they run once |
+| the keys in a `past_kv_cache` are stored before rotation, and `hook_rot_k` receives those of all tokens | they are stored after rotation, and `hook_rot_k` receives those of new tokens |
+| in a generation, patterns of a new token have a source for each token so far | they have one for each slot of the KV cache: see [generation.md](generation.md#what-a-hook-receives) |
+| `generate` samples with torch's random numbers | with JAX's: `seed=`, or `numpy.random.seed` |
 
 ## What to use instead
 
@@ -274,6 +280,8 @@ DIFFERENCES = """## Values that differ
 | `loss.backward()`, `tensor.grad`, `requires_grad_` | `jax.grad` of a function; `run_with_cache(..., incl_bwd=True)` |
 | `add_caching_hooks(incl_bwd=True)` | `run_with_cache(..., incl_bwd=True)` |
 | `torch.save(model.state_dict(), ...)` | `jaxlens.checkpoints.converter.save(folder, model.cfg, model.params)` |
+| `generate(stopping_criteria=...)` | `stop_strings=`, `eos_token_id=`, or leave the loop over `generate_stream` |
+| a hook that counts calls to know the step of a generation | `hook.step` and `hook.positions` |
 | `HookedRootModule` and `HookPoint()` in your own modules | the same, in modules of Flax: see [flax.md](flax.md#your-own-models) |
 | `transformer_lens.components`, `.cache`, `.factories`, `.model_bridge` and other modules | the ImportError says what to use |
 | `HookedEncoder`, `HookedEncoderDecoder`, `BertNextSentencePrediction`, `HookedAudioEncoder` | not supported; jaxlens has decoder-only models |

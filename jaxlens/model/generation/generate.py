@@ -40,7 +40,7 @@ class Generated:
 
 
 class Generation:
-    """A generation that runs. `tokens` are those of its last segment's end; `n_tokens` counts those of each row."""
+    """A generation that runs. `tokens` are the new ones at the end of its last segment."""
 
     def __init__(
         self, loop: Loop, model: Any, prompt: Prompt, max_new_tokens: int, stop_strings: tuple[str, ...] = (),

@@ -51,7 +51,7 @@ class GenerateMethods:
         Args:
             max_new_tokens: At most so many tokens are generated. Together with the prompt they must fit into `n_ctx`.
             stop_at_eos: Finish a row at `eos_token_id`, one id or several (None: that of the tokenizer). A finished row
-                is filled with EOS. The generation ends when all rows are finished.
+                is filled with EOS, or pad tokens if there is no EOS. The generation ends when all rows are finished.
             do_sample: Sample; otherwise choose the likeliest token, like `temperature=0`. `top_k`, `top_p`, `min_p`,
                 `temperature`, `freq_penalty` and `repetition_penalty` are those of `utils.sample_logits`. Penalties
                 count the tokens of the prompt too, but not padding.

@@ -74,7 +74,10 @@ def end_tokens(model: Any, stop_at_eos: bool, eos_token_id: int | list[int] | No
         missing = "the model has no tokenizer" if model.tokenizer is None else "its tokenizer has no EOS token"
         raise ValueError(f"stop_at_eos=True needs an EOS token, but {missing}; pass eos_token_id= or stop_at_eos=False")
     chosen = of_tokenizer if eos_token_id is None else eos_token_id
-    ids = np.atleast_1d(np.asarray(0 if chosen is None else chosen, np.int64))
+    if chosen is None:
+        pad = None if model.tokenizer is None else model.tokenizer.pad_token_id
+        return np.zeros(0, np.int32), np.int32(0 if pad is None or pad >= model.cfg.d_vocab else pad)
+    ids = np.atleast_1d(np.asarray(chosen, np.int64))
     if eos_token_id is not None and ((ids < 0) | (ids >= model.cfg.d_vocab_out)).any():
         raise ValueError(f"eos_token_id is {eos_token_id}; expected tokens from 0 to {model.cfg.d_vocab_out - 1}")
     filler = of_tokenizer if of_tokenizer is not None and of_tokenizer in ids else ids[0]

@@ -43,10 +43,9 @@ def read_prompt(model: Any, input: Any, prepend_bos: bool | None, padding_side: 
         return Prompt("embeds", jnp.asarray(input), left_padded(_read_embeddings(model, input, mask)))
     read = model.read_input(input, prepend_bos, padding_side, mask)
     if mask is None and model.tokenizer is not None and len(read.tokens) > 1:
-        at_start, at_end = (
-            model.tokenizer.attention_mask(read.tokens, prepend_bos, side) for side in ("left", "right")
-        )
-        read = dataclasses.replace(read, mask=np.asarray(at_start) & np.asarray(at_end) == 1)
+        sides = ("left", "right") if padding_side is None else (padding_side,)
+        masks = [np.asarray(model.tokenizer.attention_mask(read.tokens, prepend_bos, side)) for side in sides]
+        read = dataclasses.replace(read, mask=np.all(masks, axis=0))
     return Prompt("tokens", read.tokens, left_padded(read))
 
 
