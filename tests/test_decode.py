@@ -117,26 +117,6 @@ def test_a_cache_that_was_used_up_is_refused():
     close(of.decode(text, kept)[0], of(np.concatenate([text, text], axis=1))[:, 5:])
 
 
-@pytest.mark.parametrize(
-    ("problem", "call"),
-    [
-        ("has no room for 5 more tokens: 10 of its 12 slots", lambda of, cache: of.decode(tokens(2, 5), cache)),
-        ("another model or batch", lambda of, cache: of.decode(tokens(3, 1), cache)),
-        ("another model or batch", lambda of, cache: model("gpt2").decode(tokens(2, 1), cache)),
-        ("prefill_chunk is 0", lambda of, cache: of.decode(tokens(2, 1), cache, prefill_chunk=0)),
-        ("max_length is 99, more than the model's n_ctx = 32", lambda of, cache: of.init_kv_cache(1, 99)),
-        ("batch_size is 0", lambda of, cache: of.init_kv_cache(0)),
-        ("index 2 is out of bounds", lambda of, cache: cache.take([2])),
-        ("cut as cache", lambda of, cache: cache[2:]),
-    ],
-)  # fmt: skip
-def test_bad_input(problem, call):
-    of = model("llama")
-    _, cache = of.decode(tokens(2, 10), of.init_kv_cache(2, 12))
-    with pytest.raises((ValueError, TypeError, IndexError), match=problem):
-        call(of, cache)
-
-
 def test_hooks_act_on_new_tokens():
     of, text = model("llama"), np.asarray(tokens(2, 12))
     plain = [("blocks.1.attn.hook_k", lambda k, hook: k * 0.5), ("blocks.2.hook_mlp_out", lambda out, hook: out * 2)]
@@ -244,16 +224,3 @@ def test_past_kv_cache_of_transformerlens():
     close(past[1].past_values, of_all["v", 1])
     assert past.previous_attention_mask.shape == (2, 12)
     assert of(text[:, :2], past_kv_cache=None).shape == (2, 2, 37)
-
-
-def test_past_kv_cache_is_refused_where_it_cannot_work():
-    of, text = model("llama"), tokens(1, 3)
-    past = jaxlens.TransformerLensKeyValueCache.init_cache(of.cfg)
-    for problem, options in {
-        "must cover all layers": {"stop_at_layer": 2}, "pass a KVCache to model.decode": {"past_kv_cache": {}},
-    }.items():  # fmt: skip
-        with pytest.raises((ValueError, TypeError), match=problem):
-            of(text, **({"past_kv_cache": past} | options))
-    with pytest.raises(ValueError, match=r"use model\.decode"):
-        jax.jit(lambda of: of(text, past_kv_cache=past))(of)
-    assert past.kv_cache.length == 0

@@ -148,6 +148,9 @@ HOOK_NAMES = {
 }  # fmt: skip
 
 HOOK_FUNCTIONS = {
+    "positions without a run": Case(
+        lambda: model("gpt2").hook_dict[Z].positions, HookError, f'positions and step of "{Z}" are known only while'
+    ),
     "a changed shape": Case(
         lambda: hooked(Z, lambda z, hook: z[:1]), HookError,
         f'the hook on "{Z}" changed the shape from (2, 11, 6, 4) to (1, 11, 6, 4)',

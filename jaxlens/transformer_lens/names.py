@@ -33,6 +33,7 @@ MODULES = {
     "hook_points": "transformer_lens.hook_points",
     "loading": "transformer_lens.loading_from_pretrained",
     "loading_from_pretrained": "transformer_lens.loading_from_pretrained",
+    "past_key_value_caching": "transformer_lens.cache",
     "patching": "transformer_lens.patching",
     "supported_models": "transformer_lens.loading_from_pretrained",
     "train": "training.train",

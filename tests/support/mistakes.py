@@ -77,6 +77,9 @@ CASES_OF = {
     "test_errors": ("model/cache/activation_cache.py",),
     "test_evals": ("training/evals.py", "training/mmlu.py"),
     "test_factored_matrix": ("weights/factored_matrix.py",),
+    "test_generate_errors": (
+        "hooks/steer.py", "model/generation/", "nn/kv_cache.py", "transformer_lens/cache.py",
+    ),
     "test_gradient_errors": ("analysis/attribution/",),
     "test_habits": ("model/own_config.py", "transformer_lens/weight_processing.py"),
     "test_heads": ("analysis/heads.py", "analysis/prompt_test.py", "analysis/svd.py"),

@@ -1,0 +1,1 @@
+from jaxlens.transformer_lens.cache import *

@@ -1,0 +1,127 @@
+"""Mistakes in calls that generate text or continue a KV cache, and what they are answered with."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from support.mistakes import CASES_OF, Case, unreached
+from support.models import CONFIGS, model, tokens
+
+import jaxlens
+from jaxlens import HookedTransformer, HookError, steer
+from jaxlens.transformer_lens.cache import get_pos_offset
+
+DIRECTION = np.ones(14, np.float32)
+
+
+def generate(given=None, **options):
+    options = {"max_new_tokens": 3, "stop_at_eos": False, "verbose": False} | options
+    return model("llama").generate(tokens(2, 5) if given is None else given, **options)
+
+
+@functools.cache
+def labelling() -> HookedTransformer:
+    return HookedTransformer(CONFIGS["llama"].replace(output_head="token_labels", d_vocab_out=3))
+
+
+def half_full():
+    """A cache of two rows with 10 of 12 slots in use."""
+    return model("llama").decode(tokens(2, 10), model("llama").init_kv_cache(2, 12))[1]
+
+
+def decode(given, cache=None, **options):
+    return model("llama").decode(given, half_full() if cache is None else cache, **options)
+
+
+def used_up():
+    cache = half_full()
+    decode(tokens(2, 1), cache)
+    decode(tokens(2, 1), cache)
+
+
+def with_past(**options):
+    past = jaxlens.TransformerLensKeyValueCache.init_cache(model("llama").cfg)
+    return model("llama").run_with_cache(tokens(1, 3), **({"past_kv_cache": past} | options))
+
+
+def traced_past():
+    past = jaxlens.TransformerLensKeyValueCache.init_cache(model("llama").cfg)
+    jax.jit(lambda of: of(tokens(1, 3), past_kv_cache=past))(model("llama"))
+
+
+def of_another_model():
+    return generate(past_kv_cache=model("gpt2").init_kv_cache(2, 8))
+
+
+GENERATION = {
+    "labels": Case(lambda: labelling().generate([[1, 2]]), ValueError, "scores labels; it does not predict tokens"),
+    "too long": Case(lambda: generate(max_new_tokens=28), ValueError, "at most 27 new tokens fit"),
+    "no new tokens": Case(lambda: generate(max_new_tokens=0), ValueError, "max_new_tokens is 0; expected a positive"),
+    "no rows": Case(lambda: generate(num_return_sequences=0), ValueError, "num_return_sequences is 0"),
+    "no columns": Case(lambda: generate(prefill_chunk=-1), ValueError, "prefill_chunk is -1"),
+    "cold": Case(lambda: generate(temperature=-1), ValueError, "temperature is -1"),
+    "two limits": Case(lambda: generate(top_k=3, top_p=0.5), ValueError, "cannot be combined"),
+    "two seeds": Case(lambda: generate(seed=1, key=jax.random.key(0)), ValueError, "seed and key are both given"),
+    "an end outside": Case(
+        lambda: generate(stop_at_eos=True, eos_token_id=[3, 99]), ValueError, "expected tokens from 0 to 36"
+    ),
+    "no end": Case(
+        lambda: generate(stop_at_eos=True), ValueError, "stop_at_eos=True needs an EOS token, but the model has no"
+    ),
+    "an empty stop": Case(lambda: generate(stop_strings=["", "x"]), ValueError, "expected strings that are not empty"),
+    "stops without text": Case(lambda: generate(stop_strings="x"), ValueError, "this model has no tokenizer"),
+    "text without text": Case(lambda: generate(return_type="str"), ValueError, "this model has no tokenizer"),
+    "another type": Case(lambda: generate(return_type="text"), ValueError, "return_type is 'text'"),
+    "a filter alone": Case(lambda: generate(names_filter="hook_embed"), ValueError, "of return_cache=True, which is"),
+    "an empty prompt": Case(lambda: generate(np.zeros((1, 0), int)), ValueError, "the input is empty"),
+    "a row of padding": Case(
+        lambda: generate(attention_mask=np.array([[1] * 5, [0] * 5])), ValueError, "row 1 of the prompt has no token"
+    ),
+    "another model": Case(of_another_model, ValueError, "another model or batch"),
+    "an argument": Case(lambda: generate(max_length=7), TypeError, "there is no argument 'max_length'"),
+    "criteria": Case(lambda: generate(stopping_criteria=print), ValueError, "use stop_strings="),
+    "beams": Case(lambda: generate(num_beams=4), ValueError, "no beam search"),
+    "an empty stream": Case(
+        lambda: model("llama").generate_stream(tokens(1, 3), 2, 0), ValueError, "max_tokens_per_yield is 0"
+    ),
+    "a hook": Case(lambda: generate(fwd_hooks=[("hook_nothing", print)]), HookError, "hook_nothing"),
+    "a name": Case(lambda: generate(return_cache=True, names_filter="hook_nothing"), HookError, "hook_nothing"),
+    "a layer": Case(lambda: generate(fwd_hooks=steer(DIRECTION, 17)), HookError, "17"),
+    "positions": Case(lambda: steer(DIRECTION, 1, positions="first"), ValueError, "positions is 'first'"),
+    "no layers": Case(lambda: steer(DIRECTION, []), ValueError, "layers is empty"),
+}  # fmt: skip
+
+CACHES = {
+    "no room": Case(lambda: decode(tokens(2, 5)), ValueError, "no room for 5 more tokens: 10 of its 12 slots"),
+    "another batch": Case(lambda: decode(tokens(3, 1)), ValueError, "another model or batch"),
+    "another model": Case(lambda: model("gpt2").decode(tokens(2, 1), half_full()), ValueError, "another model or"),
+    "used up": Case(used_up, ValueError, "used up by a call of decode"),
+    "no columns": Case(lambda: decode(tokens(2, 1), prefill_chunk=0), ValueError, "prefill_chunk is 0"),
+    "too many slots": Case(lambda: model("llama").init_kv_cache(1, 99), ValueError, "more than the model's n_ctx = 32"),
+    "no rows": Case(lambda: model("llama").init_kv_cache(0), ValueError, "batch_size is 0"),
+    "no such row": Case(lambda: half_full().take([2]), IndexError, "index 2 is out of bounds"),
+    "a later part": Case(lambda: half_full()[2:], TypeError, "a cache is cut as cache[:length]"),
+    "no cache": Case(lambda: with_past(past_kv_cache={}), TypeError, "pass a KVCache to model.decode"),
+    "some layers": Case(lambda: with_past(stop_at_layer=2), ValueError, "must cover all layers"),
+    "gradients": Case(lambda: with_past(incl_bwd=True, return_type="loss"), ValueError, "differentiate model.decode"),
+    "traced": Case(traced_past, ValueError, "which a compiled function cannot do; use model.decode"),
+    "rows of an offset": Case(
+        lambda: get_pos_offset(jaxlens.TransformerLensKeyValueCache.init_cache(model("llama").cfg), 2),
+        ValueError, "the cache has 1 rows; expected 2",
+    ),
+    "a name of the module": Case(lambda: jaxlens.cache.nothing, AttributeError, "nothing"),
+}  # fmt: skip
+
+CASES = {**{f"generation: {name}": case for name, case in GENERATION.items()},
+         **{f"caches: {name}": case for name, case in CACHES.items()}}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_mistake_is_answered_with_what_was_wanted(case):
+    case.check()
+
+
+def test_every_error_of_these_files_is_reached_by_a_case():
+    assert "test_generate_errors" in CASES_OF
+    assert unreached(__file__, CASES.values()) == []
