@@ -22,7 +22,7 @@ def generate(given=None, **options):
 
 @functools.cache
 def labelling() -> HookedTransformer:
-    return HookedTransformer(CONFIGS["llama"].replace(output_head="token_labels", d_vocab_out=3))
+    return HookedTransformer(CONFIGS["mistral"].replace(output_head="token_labels", d_vocab_out=3))
 
 
 def half_full():
