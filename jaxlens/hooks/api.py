@@ -166,13 +166,15 @@ def apply(hook: PythonHook | DataHook, value: jax.Array, point: NamedHookPoint, 
 
     `columns` are the positions and the step that the function can read from the hook point.
     """
+    if columns is not None:
+        with point.reading(columns):
+            return apply(hook, value, point)
     if isinstance(hook, PythonHook) and hook.layout is not None:
         explicit = hook.layout.to_explicit_at(point._label, value)
-        with hook.layout.explicit(), point.reading(columns):
+        with hook.layout.explicit():
             new = hook.layout.to_automatic(call(hook.fn, explicit, point))
     else:
-        with point.reading(columns):
-            new = call(hook.fn if isinstance(hook, PythonHook) else hook, value, point)
+        new = call(hook.fn if isinstance(hook, PythonHook) else hook, value, point)
     if new is None:
         return value
     if isinstance(new, tuple) and len(new) == 1:
