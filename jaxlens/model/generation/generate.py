@@ -116,7 +116,7 @@ class Generation:
             given = self.prompt.model_input.tokens if is_text else self.prompt.given
             rows = np.concatenate([np.asarray(given, np.int32), rows], axis=1)
         if kind == "tokens":
-            return jnp.asarray(rows)
+            return jax.device_put(rows)
         texts = [self.model.tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in rows]
         return texts[0] if self.returns_one else texts
 
