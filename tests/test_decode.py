@@ -229,11 +229,14 @@ def test_a_new_length_compiles_no_model_code(compilations):  # noqa: F811
 
 def test_products_of_few_tokens_are_those_of_many():
     rng = np.random.default_rng(0)
-    W = rng.standard_normal((3, 8, 4), np.float32)
+
+    def drawn(*shape):
+        return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+    W = drawn(3, 8, 4)
     for shape in ((1, 1), (2, 1), (1, FEW_TOKENS), (3, FEW_TOKENS // 2)):
-        x = rng.standard_normal((*shape, 8), np.float32)
+        x, q, k = drawn(*shape, 8), drawn(shape[0], 3, 2, shape[1], 4), drawn(shape[0], 3, 9, 4)
         close(by_each_head(x, W), np.einsum("bpd,ndh->bpnh", x, W))
-        q, k = (rng.standard_normal(size, np.float32) for size in ((shape[0], 3, 2, shape[1], 4), (shape[0], 3, 9, 4)))
         close(dot_products(q, k), np.einsum("bkgph,bksh->bkgps", q, k))
 
 
