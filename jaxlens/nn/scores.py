@@ -42,7 +42,7 @@ def raw_scores(
 
     `indices` are the token indices of the queries [b p] and of the keys [b s], which the bias depends on.
     """
-    scores = (jnp.einsum("bkgph,bksh->bkgps", q, k) / scale).astype(q.dtype)
+    scores = (dot_products(q, k) / scale).astype(q.dtype)
     scores = scores if cap is None else cap * jnp.tanh(scores / cap)
     return scores if bias is None else (scores + bias(*indices, k.shape[1], scale)).astype(scores.dtype)
 
@@ -51,6 +51,13 @@ def raw_scores(
 def grouped_scores(q: Float[Array, "b p n h"], k: Float[Array, "b k s h"], scale, cap: float | None, bias, indices):
     """`raw_scores` of queries with positions before heads."""
     return raw_scores(by_group_first(q, k.shape[1]), k, scale, cap, bias, indices)
+
+
+def dot_products(q: Float[Array, "b k g p h"], k: Float[Array, "b k s h"]) -> Float[Array, "b k g p s"]:
+    """Every query times every key. For a single token, einsum would put queries first, and XLA would transpose k."""
+    if q.shape[0] * q.shape[3] > 1:
+        return jnp.einsum("bkgph,bksh->bkgps", q, k)
+    return jnp.moveaxis(k @ jnp.moveaxis(q[..., 0, :], -1, -2), -1, -2)[..., None, :]
 
 
 def visible(
