@@ -397,7 +397,7 @@ def test_characters_of_several_tokens_come_whole():
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     tokenizer = jaxlens.Tokenizer(backend)
-    text = "naïve 漢字 🙂!"
+    text = "naïve 漢字 🙂! " * 3
     stream, pieces = TextStream(tokenizer, tokenizer.encode("é")), []
     for token in tokenizer.encode(text):
         pieces.append(stream.add(np.array([token])))

@@ -79,6 +79,10 @@ GENERATION = {
         lambda: generate(attention_mask=np.array([[1] * 5, [0] * 5])), ValueError, "row 1 of the prompt has no token"
     ),
     "another model": Case(of_another_model, ValueError, "another model or batch"),
+    "inside jit": Case(
+        lambda: jax.jit(lambda of: of.generate(tokens(1, 3), verbose=False))(model("llama")), ValueError,
+        "generate compiles its own loop, so call it outside of jit",
+    ),
     "an argument": Case(lambda: generate(max_length=7), TypeError, "there is no argument 'max_length'"),
     "criteria": Case(lambda: generate(stopping_criteria=print), ValueError, "use stop_strings="),
     "beams": Case(lambda: generate(num_beams=4), ValueError, "no beam search"),

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlens._jax import is_traced
 from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import HookSpec
 from jaxlens.model.automatic_axes import in_layout, layout_of
@@ -30,6 +31,8 @@ def new_generation(
     return_cache: bool = False, names_filter: HookName | list[HookName] | None = None, return_type: str = "input",
 ) -> Generation:  # fmt: skip
     """The generation with these arguments of `model.generate`, before its first step."""
+    if is_traced(model, input, past_kv_cache):
+        raise ValueError("generate compiles its own loop, so call it outside of jit; inside, use model.decode")
     check_has_head(model.cfg)
     if model.cfg.output_head != "next_token":
         raise ValueError("this model scores labels; it does not predict tokens, so it cannot generate text")

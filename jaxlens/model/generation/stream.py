@@ -8,7 +8,7 @@ INCOMPLETE = "�"
 """What the decoder writes for bytes that are no whole character yet."""
 
 CONTEXT = 4
-"""So many tokens of the prompt are decoded with the first new ones: some tokenizers drop the space of a first token."""
+"""So many earlier tokens are decoded with new ones: some tokenizers drop the space of the first token of a text."""
 
 
 def text_of(tokenizer: Any, ids: Any, skip_special_tokens: bool = False) -> str:
@@ -29,8 +29,10 @@ class TextStream:
     def add(self, ids: np.ndarray, is_last: bool = False) -> str:
         """The text that these tokens complete. An incomplete character waits for the next tokens, or for the last."""
         self._ids += np.asarray(ids).tolist()
-        text = self._text()
-        if text.endswith(INCOMPLETE) and not is_last:
-            text = text.rstrip(INCOMPLETE)
+        whole = self._text()
+        text = whole if is_last else whole.rstrip(INCOMPLETE)
         new, self._written = text[self._written :], max(self._written, len(text))
+        if text == whole and len(self._ids) > 2 * CONTEXT:  # earlier text is not decoded again
+            self._ids = self._ids[-CONTEXT:]
+            self._written = len(self._text())
         return new
