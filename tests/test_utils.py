@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from support.mistakes import Case, unreached
 from support.models import CONFIGS, model
+from test_engine import compilations  # noqa: F401, a fixture
 from test_models import close
 from test_text import LONG, SHORT, word_tokenizer
 
 from jaxlens import FactoredMatrix, HookedTransformer, Slice, Tokenizer, utils
-from jaxlens.model.generation import sampling
 from jaxlens.model.generation.sampling import sample_logits
 from jaxlens.training.data import tokenize_and_concatenate
 
@@ -309,11 +309,12 @@ def test_sampling_is_reproducible_with_a_key_or_numpys_seed():
     assert np.array_equal(compiled(many, jax.random.key(1)), sample_logits(many, top_k=3, key=1))
 
 
-def test_new_numbers_compile_nothing():
+def test_new_numbers_compile_nothing(compilations):  # noqa: F811
     sample_logits(LOGITS, top_p=0.5, temperature=0.7, key=0)
-    before = sampling._sample._cache_size()
-    sample_logits(LOGITS + 1, top_p=0.9, temperature=1.7, key=1)
-    assert sampling._sample._cache_size() == before
+    logits = jax.block_until_ready(LOGITS + 1)
+    compilations.clear()
+    sample_logits(logits, top_p=0.9, temperature=1.7, key=1)
+    assert not compilations
 
 
 # --- errors
@@ -364,6 +365,7 @@ MISTAKES = {
         lambda: sample(top_k=1, top_p=0.5), ValueError, "top_k=1 and top_p=0.5 cannot be combined"
     ),
     "top k of zero": Case(lambda: sample(top_k=0), ValueError, "top_k is 0; expected 1 or more"),
+    "min p above one": Case(lambda: sample(min_p=2.0), ValueError, "min_p is 2.0; expected a share of the highest"),
     "top p of zero": Case(lambda: sample(top_p=0.0), ValueError, "top_p is 0.0; expected a probability"),
     "a negative temperature": Case(lambda: sample(temperature=-1), ValueError, "temperature is -1 and repetition"),
     "a penalty without tokens": Case(lambda: sample(freq_penalty=1.0), ValueError, "[batch, pos], got None"),

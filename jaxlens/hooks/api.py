@@ -23,6 +23,7 @@ from jaxlens._jax import from_torch, is_torch_tensor
 from jaxlens.errors import HookError
 from jaxlens.hooks.layout import Layout
 from jaxlens.hooks.names import split_name
+from jaxlens.hooks.positions import shortened
 
 IMMUTABLE = (
     "Activations are immutable. Instead of `value[:, 0] = new` write `return value.at[:, 0].set(new)`; there are "
@@ -68,6 +69,16 @@ def hook(fn: Callable, /, **data: Any) -> DataHook:
     return DataHook(fn, **data)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ShortColumns:
+    """The positions of columns, of which those after the first `length` are padding, and the step."""
+
+    positions: Int[Array, "b p"]
+    step: Int[Array, ""]
+    length: int = dataclasses.field(metadata={"static": True})
+
+
 class NamedHookPoint:
     """A named activation of a HookedTransformer that hooks can read and write. Hook functions receive it as `hook`.
 
@@ -97,17 +108,21 @@ class NamedHookPoint:
         It is known while a hook function runs, and traced in compiled code. In a generation, the columns of the first
         run are those of the prompt, and those of later runs are new tokens.
         """
-        return self._column(0)
+        columns = self._known_columns()
+        if isinstance(columns, ShortColumns):
+            return shortened(columns.positions, (1,), columns.length)
+        return columns[0]
 
     @property
     def step(self) -> Int[Array, ""]:
         """The step of a generation: 0 in the run of the prompt, then 1, 2, … for each new token that is run."""
-        return self._column(1)
+        columns = self._known_columns()
+        return columns.step if isinstance(columns, ShortColumns) else columns[1]
 
-    def _column(self, i: int) -> jax.Array:
+    def _known_columns(self) -> Any:
         if self._columns is None:
             raise HookError(f'positions and step of "{self._label}" are known only while a model runs')
-        return self._columns[i]
+        return self._columns
 
     @contextlib.contextmanager
     def reading(self, columns: Any) -> Iterator["NamedHookPoint"]:

@@ -283,11 +283,6 @@ class HookPlan:
                     before.add(layer + (hook.site == RESID_POST))
         return frozenset(inside), frozenset(before)
 
-    @property
-    def has_plain_hooks(self) -> bool:
-        """Whether a plain Python function is among the hooks."""
-        return any(hook.is_plain for hook in self.hooks)
-
     def plain_hooks_at(self, site: str, layer: int) -> tuple[SiteHook, ...]:
         """The plain functions that edit values or gradients at a site of a layer."""
         return tuple(h for h in self.hooks if h.site == site and h.is_plain and h.acts_in(layer))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxlens.hooks.api import NamedHookPoint
+from jaxlens.hooks.api import NamedHookPoint, ShortColumns
 from jaxlens.hooks.plan import SiteHook
 from jaxlens.hooks.positions import Positions, overwritten, shortened
 from jaxlens.hooks.table import LENGTH_AXES
@@ -69,9 +69,8 @@ class Tap:
     def _edited(self, hook: SiteHook, value: jax.Array) -> jax.Array:
         if self._length is None or not hook.is_plain:
             return hook(value, self.layer, self._points, self.columns)
-        given, columns = shortened(value, LENGTH_AXES[hook.site], self._length), self.columns
-        if columns is not None:
-            columns = shortened(columns[0], (1,), self._length), columns[1]
+        given = shortened(value, LENGTH_AXES[hook.site], self._length)
+        columns = None if self.columns is None else ShortColumns(*self.columns, self._length)
         edited = hook(given, self.layer, self._points, columns)
         return value if edited is given else overwritten(value, edited)
 

@@ -106,16 +106,16 @@ def run_layers(
     """
     captured: list[Captured] = []
     buffers: dict[int, Rows] = {}  # by stack
-    mode = Mode.of(plan, memory, stacks, info, plan.hooks, plan.probes) if mode is None else mode
-    next_layer = start
+    next_layer, is_given = start, mode is not None
+    mode = mode if is_given else Mode.of(plan, memory, stacks, info, plan.hooks, plan.probes)
     planned = stretches(plan, start, stop, mode)
     while next_layer < stop:
         stretch = next(planned)
         if mode is not Mode.SCANNED and not stretch.edited and plan.plain_hooks_at(RESID_PRE, next_layer):
             x, _ = _edited_end(RESID_PRE, x, next_layer, plan, info.columns)
             plan = plan.without_plain_hooks_at(RESID_PRE, next_layer)
-        # A Python hook may return a tracer that it closes over.
-        if plan.has_plain_hooks and is_traced(x) and (new := Mode.of(plan, memory, x)) > mode:
+        # The residual stream may be a tracer, also one that a Python hook closes over and returns.
+        if not is_given and is_traced(x) and (new := Mode.of(plan, memory, x)) > mode:
             if new is Mode.SCANNED:
                 captured, buffers = captured + _in_buffers(buffers, plan, next_layer), {}
             mode, planned = new, stretches(plan, start, stop, new, next_layer)
