@@ -238,4 +238,8 @@ def test_past_kv_cache_of_transformerlens():
     close(past[1].past_keys, of_all["rot_k", 1])
     close(past[1].past_values, of_all["v", 1])
     assert past.previous_attention_mask.shape == (2, 12)
+    with pytest.raises(ZeroDivisionError):
+        of.run_with_hooks(text[:, :1], past_kv_cache=past, fwd_hooks=[("blocks.3.hook_mlp_out", lambda x, hook: 1 / 0)])
+    assert past.kv_cache.length == 12
+    close(past[1].past_keys, of_all["rot_k", 1])
     assert of(text[:, :2], past_kv_cache=None).shape == (2, 2, 37)

@@ -353,6 +353,13 @@ def test_kinds_of_input_and_output():
     assert np.array_equal(of.generate("", 2, return_type="tokens", **GREEDY)[:, :1], [[of.tokenizer.bos_token_id]])
 
 
+def test_penalties_count_no_tokens_of_embeddings():
+    of, ids = model("gpt2"), np.asarray([[0, 36, 0]])
+    options = {"return_type": "tokens", "stop_at_eos": False, "verbose": False, "output_logits": True}
+    result = of.generate(of.embed(ids), 1, temperature=0, repetition_penalty=50.0, **options)
+    assert result.sequences[0, 0] == result.logits[0, 0].argmax()
+
+
 @pytest.mark.parametrize("name", ["gpt2", "apertus", "shortformer", "original"])
 def test_embeddings_get_positions(name):
     of, ids = model(name), np.asarray(tokens(2, 5))

@@ -75,6 +75,10 @@ GENERATION = {
     "another type": Case(lambda: generate(return_type="text"), ValueError, "return_type is 'text'"),
     "a filter alone": Case(lambda: generate(names_filter="hook_embed"), ValueError, "of return_cache=True, which is"),
     "an empty prompt": Case(lambda: generate(np.zeros((1, 0), int)), ValueError, "the input is empty"),
+    "embeddings": Case(
+        lambda: model("long").generate(model("long").embed(tokens(1, 5)), 9, stop_at_eos=False), ValueError,
+        "the prompt is embeddings, but the rotary frequencies of this model depend on the length",
+    ),
     "a row of padding": Case(
         lambda: generate(attention_mask=np.array([[1] * 5, [0] * 5])), ValueError, "row 1 of the prompt has no token"
     ),
@@ -96,7 +100,17 @@ GENERATION = {
     "no layers": Case(lambda: steer(DIRECTION, []), ValueError, "layers is empty"),
 }  # fmt: skip
 
+
+
+def embeddings_then_tokens():
+    of = model("long")
+    past = jaxlens.TransformerLensKeyValueCache.init_cache(of.cfg)
+    of(of.embed(tokens(1, 6)), start_at_layer=0, past_kv_cache=past)
+    of(tokens(1, 6), past_kv_cache=past)
+
+
 CACHES = {
+    "embeddings": Case(embeddings_then_tokens, ValueError, "the cache holds embeddings, but the rotary frequencies"),
     "no room": Case(lambda: decode(tokens(2, 5)), ValueError, "no room for 5 more tokens: 10 of its 12 slots"),
     "another batch": Case(lambda: decode(tokens(3, 1)), ValueError, "another model or batch"),
     "another model": Case(lambda: model("gpt2").decode(tokens(2, 1), half_full()), ValueError, "another model or"),

@@ -71,12 +71,15 @@ def hook(fn: Callable, /, **data: Any) -> DataHook:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ShortColumns:
-    """The positions of columns, of which those after the first `length` are padding, and the step."""
+class Columns:
+    """What a hook function can read besides the value: the positions of its columns, and the step of a generation.
+
+    With a `length`, the value has only so many columns; the others are padding to the length of the program.
+    """
 
     positions: Int[Array, "b p"]
     step: Int[Array, ""]
-    length: int = dataclasses.field(metadata={"static": True})
+    length: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 class NamedHookPoint:
@@ -88,7 +91,7 @@ class NamedHookPoint:
     def __init__(self, name: str, layer: Any = None):
         self.name = self._label = name
         self.ctx: dict = {}
-        self._columns: Any = None
+        self._columns: Columns | None = None
         self._layer = split_name(name)[1] if layer is None else layer
 
     def layer(self) -> int:
@@ -109,23 +112,20 @@ class NamedHookPoint:
         run are those of the prompt, and those of later runs are new tokens.
         """
         columns = self._known_columns()
-        if isinstance(columns, ShortColumns):
-            return shortened(columns.positions, (1,), columns.length)
-        return columns[0]
+        return columns.positions if columns.length is None else shortened(columns.positions, (1,), columns.length)
 
     @property
     def step(self) -> Int[Array, ""]:
         """The step of a generation: 0 in the run of the prompt, then 1, 2, … for each new token that is run."""
-        columns = self._known_columns()
-        return columns.step if isinstance(columns, ShortColumns) else columns[1]
+        return self._known_columns().step
 
-    def _known_columns(self) -> Any:
+    def _known_columns(self) -> Columns:
         if self._columns is None:
             raise HookError(f'positions and step of "{self._label}" are known only while a model runs')
         return self._columns
 
     @contextlib.contextmanager
-    def reading(self, columns: Any) -> Iterator["NamedHookPoint"]:
+    def reading(self, columns: Columns) -> Iterator["NamedHookPoint"]:
         """The hook point while a function runs, which can read the positions and the step."""
         before, self._columns = self._columns, columns
         try:
@@ -176,7 +176,9 @@ class PythonHook:
         return dataclasses.replace(self, identity=object())
 
 
-def apply(hook: PythonHook | DataHook, value: jax.Array, point: NamedHookPoint, columns: Any = None) -> jax.Array:
+def apply(
+    hook: PythonHook | DataHook, value: jax.Array, point: NamedHookPoint, columns: Columns | None = None
+) -> jax.Array:
     """The activation after a hook: the result of its function, or `value` if that is None.
 
     `columns` are the positions and the step that the function can read from the hook point.

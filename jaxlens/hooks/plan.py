@@ -20,7 +20,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxlens._jax import is_traced
 from jaxlens.config import Config
 from jaxlens.errors import HookError
-from jaxlens.hooks.api import DataHook, HookPointOfAnyLayer, LayerIsRead, NamedHookPoint, PythonHook, apply
+from jaxlens.hooks.api import Columns, DataHook, HookPointOfAnyLayer, LayerIsRead, NamedHookPoint, PythonHook, apply
 from jaxlens.hooks.names import HookName, matching, split_name
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.table import BLOCK_NAMES, RESID_POST, RESID_PRE
@@ -123,7 +123,11 @@ class SiteHook:
         return self.mask is None or is_traced(self.mask) or bool(np.any(self.mask[np.array(layers)]))
 
     def __call__(
-        self, value: jax.Array, layer, points: Mapping[str, NamedHookPoint] | None = None, columns: Any = None
+        self,
+        value: jax.Array,
+        layer,
+        points: Mapping[str, NamedHookPoint] | None = None,
+        columns: Columns | None = None,
     ) -> jax.Array:
         """The value after this hook. `layer` may be traced. `columns` are the positions and the step of the run."""
         in_any_layer = layer is not None and not isinstance(layer, int)
@@ -139,7 +143,7 @@ class SiteHook:
 
         return _edit_gradient.bind(value, *traced, edit=edit)
 
-    def _edited(self, value, layer, points: Mapping[str, NamedHookPoint] | None, columns: Any):
+    def _edited(self, value, layer, points: Mapping[str, NamedHookPoint] | None, columns: Columns | None):
         """The result of the function, in a layer in which it acts or, if `layer` is traced, in any layer."""
         if layer is None or isinstance(layer, int):
             name = self.site if layer is None else f"blocks.{layer}.{self.site}"
@@ -157,7 +161,7 @@ class SiteHook:
                 value = self._edited_if(layer == number, value, point, columns)
             return value
 
-    def _edited_if(self, acts, value, point: NamedHookPoint, columns: Any):
+    def _edited_if(self, acts, value, point: NamedHookPoint, columns: Columns | None):
         """The value, edited if `acts` (None: in every layer)."""
         edited = functools.partial(apply, self.hook, point=point, columns=columns)
         # not `where`, which would run the function and its derivative in other layers too

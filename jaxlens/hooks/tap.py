@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxlens.hooks.api import NamedHookPoint, ShortColumns
+from jaxlens.hooks.api import Columns, NamedHookPoint
 from jaxlens.hooks.plan import SiteHook
 from jaxlens.hooks.positions import Positions, overwritten, shortened
 from jaxlens.hooks.table import LENGTH_AXES
@@ -67,10 +67,11 @@ class Tap:
         return value
 
     def _edited(self, hook: SiteHook, value: jax.Array) -> jax.Array:
-        if self._length is None or not hook.is_plain:
-            return hook(value, self.layer, self._points, self.columns)
-        given = shortened(value, LENGTH_AXES[hook.site], self._length)
-        columns = None if self.columns is None else ShortColumns(*self.columns, self._length)
+        length = self._length if hook.is_plain else None
+        columns = None if self.columns is None else Columns(*self.columns, length)
+        if length is None:
+            return hook(value, self.layer, self._points, columns)
+        given = shortened(value, LENGTH_AXES[hook.site], length)
         edited = hook(given, self.layer, self._points, columns)
         return value if edited is given else overwritten(value, edited)
 

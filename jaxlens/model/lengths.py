@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Shaped
 
 from jaxlens._jax import is_eagerly_differentiated, is_traced, tracers_in
 from jaxlens.hooks.plan import RegisteredHook
@@ -20,7 +20,6 @@ from jaxlens.hooks.positions import shortened
 from jaxlens.hooks.steer import Steering
 from jaxlens.model.loss import Output
 from jaxlens.model.request import ModelInput
-from jaxlens.nn.sequence import Columns
 
 
 def program_length(length: int, n_ctx: int) -> int:
@@ -74,9 +73,7 @@ def extended(value: jax.Array, axes: tuple[int, ...], length: int) -> jax.Array:
 
 
 @jax.jit
-def last_column(x: Float[Array, "b p d"], columns: Columns, mask: Bool[ArrayLike, "b p"]):
-    """The value and the position of each row's last token, and the step."""
-    positions, step = columns
-    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=-1)[:, None]
-    x = jnp.take_along_axis(x, last[..., None], axis=1)
-    return x, (jnp.take_along_axis(positions, last, axis=1), step)
+def at_last_token(value: Shaped[Array, "b p ..."], mask: Bool[ArrayLike, "b p"]) -> Shaped[Array, "b 1 ..."]:
+    """The value at each row's last token."""
+    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=-1)
+    return jnp.take_along_axis(value, last.reshape(-1, *[1] * (value.ndim - 1)), axis=1)

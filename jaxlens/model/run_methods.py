@@ -16,7 +16,7 @@ from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.engine import Captured, Mode, run_layers, run_stage
 from jaxlens.model.finite import warn_if_not_finite
 from jaxlens.model.generation.past import TransformerLensKeyValueCache, run_after
-from jaxlens.model.lengths import cut, last_column, padded
+from jaxlens.model.lengths import at_last_token, cut, padded
 from jaxlens.model.loss import Output, lm_cross_entropy_loss
 from jaxlens.model.request import ModelInput, RunRequest
 from jaxlens.nn.kv_cache import KVCache
@@ -82,13 +82,12 @@ class RunMethods:
             cache = None if cache is None else KVCache(*memory, info.slots)
             if not layers.unembeds:
                 return x, first + captured, cache
-            columns = info.columns
-            sees_all = plan.touches(FINAL_NAMES)
+            positions, sees_all = info.positions, plan.touches(FINAL_NAMES)
             if request.last_only and not sees_all:
-                x, columns = last_column(x, columns, mask)
-            logits, last = run_stage(Modules.logits, outer, (x, columns), plan, FINAL_NAMES)
+                x, positions = at_last_token(x, mask), at_last_token(positions, mask)
+            logits, last = run_stage(Modules.logits, outer, (x, (positions, info.step)), plan, FINAL_NAMES)
             if request.last_only and sees_all:
-                logits, _ = last_column(logits, columns, mask)
+                logits = at_last_token(logits, mask)
             return self._output(logits, model_input, request), first + captured + last, cache
 
     def _output(self, logits, model_input: ModelInput, request: RunRequest) -> Result:

@@ -30,7 +30,7 @@ class Slots:
     """What the slots of a cache hold, which is the same in all layers.
 
     `sources` are the indices of tokens in their sequence, `PADDING` in a slot without a token. `tokens` are their ids,
-    0 where they are not known. `n_tokens` counts the tokens of each row, `length` the slots in use, and `step` the
+    -1 where they are not known. `n_tokens` counts the tokens of each row, `length` the slots in use, and `step` the
     runs. Nothing is in use if `is_new`.
     """
 
@@ -48,10 +48,15 @@ class Slots:
         sources, tokens = jnp.full(shape, PADDING, jnp.int32), jnp.zeros(shape, jnp.int32)
         return cls(sources, tokens, jnp.zeros(batch_size, jnp.int32), zero, zero, True)
 
+    @property
+    def known(self) -> Bool[Array, "b s"]:
+        """Whether a slot holds a token whose id is known."""
+        return (self.sources != PADDING) & (self.tokens >= 0)
+
     def extended(self, mask: Bool[ArrayLike, "b p"], tokens: Int[ArrayLike, "b p"] | None, n_new: Any) -> "Slots":
         """The slots after a run of new tokens. Only the first `n_new` columns stay in use; the others are padding."""
         indices = self.n_tokens[:, None] + jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
-        tokens = jnp.zeros(mask.shape, jnp.int32) if tokens is None else jnp.asarray(tokens, jnp.int32)
+        tokens = jnp.full(mask.shape, -1, jnp.int32) if tokens is None else jnp.asarray(tokens, jnp.int32)
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.length, axis=1)
         return Slots(
             write(self.sources, jnp.where(mask, indices, PADDING)), write(self.tokens, tokens),

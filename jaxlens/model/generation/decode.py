@@ -17,10 +17,14 @@ from jaxlens.hooks.names import split_name
 from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.hooks.table import POSITION_AXES
 from jaxlens.model.engine import Captured
-from jaxlens.model.lengths import cut, last_column, padded
+from jaxlens.model.lengths import at_last_token, cut, padded
 from jaxlens.model.request import ModelInput, RunRequest
 from jaxlens.nn.kv_cache import PADDING, KVCache, Slots
 
+NEEDS_TOKENS = (
+    "the rotary frequencies of this model depend on the length of the text, so earlier tokens are run again; "
+    "give tokens instead, or keep the text shorter"
+)
 Hooks = tuple[RegisteredHook, ...]
 Run = tuple[Any, list[Captured], KVCache]
 """The output, the captured activations, and the longer cache."""
@@ -83,38 +87,46 @@ def continued(model: Any, cache: KVCache, model_input: ModelInput, request: RunR
     return _with_room(cache, model_input, run)
 
 
+def scalings_by_length(cfg: Config) -> set[Dynamic | LongRope]:
+    """The scalings with which the rotary frequencies of a token depend on the length of its row."""
+    return {rotary.scaling for rotary in cfg.rotary if rotary and isinstance(rotary.scaling, Dynamic | LongRope)}
+
+
 def depends_on_length(cfg: Config) -> bool:
     """Whether the rotary frequencies of a token depend on the length of its row."""
-    return any(rotary and isinstance(rotary.scaling, Dynamic | LongRope) for rotary in cfg.rotary)
+    return bool(scalings_by_length(cfg))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _frequencies_change(cfg: Config, slots: Slots, mask: Bool[Array, "b p"]) -> Bool[Array, ""]:
     """Whether the frequencies of a row differ before and after the new tokens."""
     after, changes = slots.n_tokens + jnp.sum(mask, axis=-1), jnp.bool_(False)
-    for scaling in {rotary.scaling for rotary in cfg.rotary if rotary}:
-        if isinstance(scaling, Dynamic | LongRope):
-            is_long, was_long = (n > scaling.original_n_ctx for n in (after, slots.n_tokens))
-            changes |= jnp.any(is_long & ~was_long if isinstance(scaling, LongRope) else is_long)
+    for scaling in scalings_by_length(cfg):
+        is_long, was_long = (n > scaling.original_n_ctx for n in (after, slots.n_tokens))
+        changes |= jnp.any(is_long & ~was_long if isinstance(scaling, LongRope) else is_long)
     return changes
 
 
 def run_again(model: Any, cache: KVCache, model_input: ModelInput, request: RunRequest, hooks: Hooks) -> Run:
-    """Runs all tokens, those in the cache too. The results are those at the new tokens."""
+    """Runs all tokens, those in the cache too. The results are those at the new tokens.
+
+    Raises:
+        ValueError: The cache holds embeddings, whose tokens are not known. (If it is traced, the results are NaN.)
+    """
     n_new, width = model_input.n_positions, model_input.mask.shape[1]
     slots, first = cache.slots.extended(model_input.mask, model_input.tokens, n_new), cache.slots.length
     new = dataclasses.replace(Slots.new(*slots.sources.shape), step=cache.slots.step)
     mask = (slots.sources != PADDING) & (jnp.arange(cache.max_length) < slots.length)
     length = None if is_traced(first) else int(slots.length)
+    if length is not None and not bool(jnp.all(slots.known == mask)):
+        raise ValueError(f"the cache holds embeddings, but {NEEDS_TOKENS}")
     whole = ModelInput(slots.tokens, None, mask, None, length)
     everywhere = dataclasses.replace(request, last_only=False)
     output, captured, cache = model.run_on(KVCache(cache.keys, cache.values, new), whole, everywhere, hooks)
     cache = dataclasses.replace(cache, slots=slots)
     if output is not None:
         output = jax.lax.dynamic_slice_in_dim(output, first, width, axis=1)
-        output = (
-            last_column(output, (model_input.mask, slots.step), model_input.mask)[0] if request.last_only else output
-        )
+        output = at_last_token(output, model_input.mask) if request.last_only else output
     return output, [from_column(entry, first, width) for entry in captured], cache
 
 

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxlens._jax import full_precision
 from jaxlens.hooks.layout import Layout
 from jaxlens.hooks.names import split_name
 from jaxlens.hooks.plan import RegisteredHook, SiteHook, site_hooks
@@ -26,7 +25,7 @@ from jaxlens.model.engine import Captured
 from jaxlens.model.generation.decode import continued, decode, run_again
 from jaxlens.model.generation.sampling import Sampler
 from jaxlens.model.request import ModelInput, RunRequest
-from jaxlens.nn.kv_cache import PADDING, KVCache
+from jaxlens.nn.kv_cache import KVCache
 
 
 @jax.tree_util.register_dataclass
@@ -147,8 +146,7 @@ def _compiled(model, state: State, hooks, rules: Rules, count, request: RunReque
         logits, state = run_last_token(model, state, hooks, request, again)
         return _chosen(state, logits, rules)
 
-    with full_precision(model.cfg.dtype):
-        return jax.lax.while_loop(goes_on, body, state)
+    return jax.lax.while_loop(goes_on, body, state)
 
 
 _compiled_run = jax.jit(run_last_token, static_argnames="again", donate_argnums=1)
@@ -159,7 +157,7 @@ def _chosen(state: State, logits: Float[Array, "b v"], rules: Rules) -> State:
     """The state with another token."""
     key = None if rules.key is None else jax.random.fold_in(rules.key, state.count)
     slots = state.cache.slots
-    token = rules.sampler(key, logits, slots.tokens, slots.sources != PADDING)
+    token = rules.sampler(key, logits, slots.tokens, slots.known)
     token = jnp.where(state.finished, rules.filler, token)
     finished = state.finished | jnp.any(token[:, None] == jnp.asarray(rules.ends), axis=-1)
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=state.count, axis=1)

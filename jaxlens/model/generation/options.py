@@ -10,6 +10,7 @@ from jaxlens._jax import is_traced
 from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import HookSpec
 from jaxlens.model.automatic_axes import in_layout, layout_of
+from jaxlens.model.generation.decode import NEEDS_TOKENS, scalings_by_length
 from jaxlens.model.generation.generate import Generation
 from jaxlens.model.generation.loop import Loop, Rules
 from jaxlens.model.generation.past import kv_cache_of
@@ -31,17 +32,11 @@ def new_generation(
     return_cache: bool = False, names_filter: HookName | list[HookName] | None = None, return_type: str = "input",
 ) -> Generation:  # fmt: skip
     """The generation with these arguments of `model.generate`, before its first step."""
-    if is_traced(model, input, past_kv_cache):
-        raise ValueError("generate compiles its own loop, so call it outside of jit; inside, use model.decode")
-    check_has_head(model.cfg)
-    if model.cfg.output_head != "next_token":
-        raise ValueError("this model scores labels; it does not predict tokens, so it cannot generate text")
+    _check_model(model, input, past_kv_cache)
     if return_type not in ("input", "str", "tokens", "embeds"):
         raise ValueError(f'return_type is {return_type!r}; expected "input", "str", "tokens" or "embeds"')
-    for name, number in (("max_new_tokens", max_new_tokens), ("num_return_sequences", num_return_sequences),
-                         ("prefill_chunk", 1 if prefill_chunk is None else prefill_chunk)):  # fmt: skip
-        if not isinstance(number, int | np.integer) or number < 1:
-            raise ValueError(f"{name} is {number!r}; expected a positive integer")
+    _check_positive(max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences)
+    _check_positive(**{} if prefill_chunk is None else {"prefill_chunk": prefill_chunk})
     sampler = Sampler.of(temperature if do_sample else 0, top_k, top_p, min_p, freq_penalty, repetition_penalty)
     if seed is not None and key is not None:
         raise ValueError("seed and key are both given; give one of them")
@@ -68,6 +63,21 @@ def new_generation(
     rules = Rules(sampler, key, ends, filler)
     loop = Loop(runner, hooks, request, rules, output_logits, not use_past_kv_cache, layout)
     return Generation(loop, model, prompt, int(max_new_tokens), stops, past, prefill_chunk)
+
+
+def _check_model(model: Any, input: Any, past: Any) -> None:
+    """Raises ValueError if the model cannot generate text, or is traced."""
+    if is_traced(model, input, past):
+        raise ValueError("generate compiles its own loop, so call it outside of jit; inside, use model.decode")
+    check_has_head(model.cfg)
+    if model.cfg.output_head != "next_token":
+        raise ValueError("this model scores labels; it does not predict tokens, so it cannot generate text")
+
+
+def _check_positive(**numbers: Any) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int | np.integer) or number < 1:
+            raise ValueError(f"{name} is {number!r}; expected a positive integer")
 
 
 def end_tokens(model: Any, stop_at_eos: bool, eos_token_id: int | list[int] | None) -> tuple[np.ndarray, np.int32]:
@@ -102,7 +112,10 @@ def _check_length(model: Any, prompt: Prompt, past: KVCache | None, max_new_toke
     before, n_columns = 0 if past is None else past.length, prompt.model_input.mask.shape[1]
     if past is not None:
         past.check(model.cfg, len(prompt.model_input.mask), 0)
-    if before + n_columns + max_new_tokens > (n_ctx := model.cfg.n_ctx):
+    length = before + n_columns + max_new_tokens
+    if prompt.kind == "embeds" and any(length > scaling.original_n_ctx for scaling in scalings_by_length(model.cfg)):
+        raise ValueError(f"the prompt is embeddings, but {NEEDS_TOKENS}")
+    if length > (n_ctx := model.cfg.n_ctx):
         text = f"{before + n_columns} tokens and max_new_tokens = {max_new_tokens} are more than n_ctx = {n_ctx}"
         room = f"at most {n_ctx - before - n_columns} new tokens fit" if n_ctx > before + n_columns else "nothing fits"
         raise ValueError(f"the prompt's {text}; {room}")

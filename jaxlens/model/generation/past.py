@@ -56,11 +56,14 @@ class TransformerLensKeyValueCache:
         """Runs extend the cache again."""
         self.frozen = False
 
-    def with_room(self, n_new: int) -> KVCache:
-        """A KVCache with room for this many more tokens, which a run may use up."""
+    def with_room(self, n_new: int, is_kept: bool = False) -> KVCache:
+        """A KVCache with room for this many more tokens, which a run may use up.
+
+        This one stays as it is if `is_kept`, or if it is frozen.
+        """
         needed = self.kv_cache.length + n_new
         longer = self.kv_cache.with_room(min(program_length(needed, self.cfg.n_ctx), self.cfg.n_ctx))
-        return longer.copy() if self.frozen and longer is self.kv_cache else longer
+        return longer.copy() if (is_kept or self.frozen) and longer is self.kv_cache else longer
 
     def extend(self, longer: KVCache) -> None:
         """Keeps the cache after a run, unless it is frozen."""
@@ -128,7 +131,8 @@ def run_after(past: Any, model: Any, model_input: ModelInput, request: RunReques
         output, [(captured, length)], longer = decode(model, cache, model_input, request, hooks)
         return output, captured, (longer, length)
 
-    cache = past.with_room(model_input.mask.shape[1])
+    may_fail = any(hook.is_plain for hook in hooks)  # then `past` must stay as it is
+    cache = past.with_room(model_input.mask.shape[1], is_kept=may_fail)
     output, captured, (longer, length) = with_automatic_axes(run_on_cache, model, model_input, request, hooks, cache)
     past.extend(longer)
     return output, captured, length
