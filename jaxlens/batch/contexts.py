@@ -49,7 +49,7 @@ class Reader:
         self.max_length = n_ctx if max_length is None else max_length
         if not 1 <= self.max_length <= n_ctx:
             raise ValueError(f"max_length is {max_length}; expected 1 to {n_ctx}, the n_ctx of the model")
-        self._model, self._bos, self._splits = model, prepend_bos, splits
+        self._model, self.prepend_bos, self.splits = model, prepend_bos, splits
         self.n_cut = 0
 
     def contexts(self, source: Source, start: int = 0) -> Iterator[Context]:
@@ -63,7 +63,7 @@ class Reader:
         """The tokens of documents. Texts get BOS, and rows of tokens do not."""
         texts = [document for document in documents if isinstance(document, str)]
         tokenizer = required_tokenizer(self._model.tokenizer) if texts else None
-        encoded = iter(tokenizer.rows(texts, bos_choice(self._model.cfg, self._bos)) if texts else ())
+        encoded = iter(tokenizer.rows(texts, bos_choice(self._model.cfg, self.prepend_bos)) if texts else ())
         return [np.asarray(next(encoded) if isinstance(text, str) else text, np.int32) for text in documents]
 
     def _parts(self, number: int, tokens: Int[np.ndarray, "p"]) -> Iterator[Context]:
@@ -73,7 +73,7 @@ class Reader:
             check_in_vocabulary(tokens, self._model.cfg.d_vocab)
         except ValueError as error:
             raise ValueError(f"document {number}: {error}") from None
-        if len(tokens) > self.max_length and not self._splits:
+        if len(tokens) > self.max_length and not self.splits:
             tokens = self._cut(number, tokens)
         pieces = self._split(tokens)
         for part, piece in enumerate(pieces):
