@@ -91,7 +91,7 @@ def _document(row: Any, column: str | None, where: str) -> Document:
         return row
     tokens = np.asarray(row) if isinstance(row, Sequence | np.ndarray) or hasattr(row, "__array__") else None
     if tokens is None or tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
-        kind = type(row).__name__ if tokens is None else f"an array of shape {tokens.shape} and dtype {tokens.dtype}"
+        kind = repr(row)[:40] if tokens is None else f"an array of shape {tokens.shape} and dtype {tokens.dtype}"
         raise TypeError(f"{where} is {kind}; expected a text or a row of tokens (integers)")
     return tokens.astype(np.int32)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import inspect
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,13 @@ import jax
 import numpy as np
 
 from jaxlens.batch.harvests.shard_file import HarvestError, ShardInfo, sync_folder
-from jaxlens.batch.harvests.work import Work, first_documents
+from jaxlens.batch.harvests.work import Work
+from jaxlens.batch.sources import Source
 from jaxlens.hooks.plan import RegisteredHook
 
 INDEX = "index.json"
 N_COMPARED = 64
-"""The number of documents whose tokens tell one data set from another."""
+"""The number of documents that tell one data set from another."""
 
 
 def make_index(model: Any, work: Work, hooks: Sequence[RegisteredHook], can_be_read_twice: bool) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def make_index(model: Any, work: Work, hooks: Sequence[RegisteredHook], can_be_r
         "model": {"name": model.name, "processing": list(map(str, model.processing)), "weights": _of_weights(model)},
         "tokenizer": None if tokenizer is None else _of_tokenizer(tokenizer),
         "hooks": [_of_hook(hook) for hook in hooks],
-        "data": {"documents": work.source.size, "sha256": _of_data(work) if can_be_read_twice else None},
+        "data": {"documents": work.source.size, "sha256": _of_data(work.source) if can_be_read_twice else None},
         "dtype": work.dtype.name,
         "shapes": {name: list(shape) for name, shape in work.shapes.items()},
         "skip": skip,
@@ -122,9 +124,9 @@ def _of_hook(hook: RegisteredHook) -> dict[str, Any]:
     return {"names": list(hook.names), "function": name, "sha256": digest.hexdigest()}
 
 
-def _of_data(work: Work) -> str:
+def _of_data(source: Source) -> str:
     digest = hashlib.sha256()
-    for contexts in first_documents(work, N_COMPARED):
-        for context in contexts:
-            digest.update(np.int64([context.document, context.part, len(context)]).tobytes() + context.tokens.tobytes())
+    for document in itertools.islice(source.read(0), N_COMPARED):
+        values = document.encode() if isinstance(document, str) else np.asarray(document, np.int32).tobytes()
+        digest.update(len(values).to_bytes(8, "little") + values)
     return digest.hexdigest()
