@@ -18,7 +18,7 @@ from support.mistakes import PACKAGE, without_answer
 from support.models import CONFIGS, randomised
 from test_demo import talking_model
 
-from jaxlens import HookedTransformer, Tokenizer, steer
+from jaxlens import HookedTransformer, Tokenizer, batch, steer
 from jaxlens.analysis.attribution.edges import edge_attribution_patch
 from jaxlens.analysis.attribution.integrated_gradients import integrated_gradients
 from jaxlens.analysis.attribution.nodes import attribution_patch
@@ -460,6 +460,22 @@ def test_numbers_that_are_not_finite_are_null():
 # --- help
 
 
+def test_harvest_and_verify(output, numbers, model, tmp_path, capsys):
+    (tmp_path / "corpus.txt").write_text(f"{CLEAN}\n\n{OTHER}\n")
+    command = (str(tmp_path / "corpus.txt"), str(tmp_path / "rows"), "--names", "blocks.0.hook_resid_post,hook_embed")
+    found = numbers("harvest", *command, "--skip", "padding")
+    rows = batch.Harvest(tmp_path / "rows")
+    assert found["rows"] == len(rows) == sum(model.to_tokens(text).shape[1] for text in (CLEAN, OTHER))
+    assert found["complete"] and set(found["shapes"]) == {"blocks.0.hook_resid_post", "hook_embed"}
+    assert f"{found['bytes']:,} bytes in" in output("harvest", *command, "--skip", "padding")
+    assert main(["harvest", "--verify", str(tmp_path / "rows")]) == 0
+    assert "every value is as it was written" in capsys.readouterr().out
+    shard = tmp_path / "rows" / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert main(["harvest", "--verify", str(tmp_path / "rows"), "--json"]) == 1
+    assert "does not have the values" in json.loads(capsys.readouterr().out)["problems"][0]
+
+
 def test_without_a_command_help_is_printed(capsys):
     assert main([]) == 0
     assert set(COMMANDS) <= set(capsys.readouterr().out.split())
@@ -472,7 +488,7 @@ def test_every_command_has_help_with_an_example_that_can_be_parsed(name, capsys)
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert f"example:\n  jaxlens {name}" in printed and ("--model" in printed) == COMMANDS[name].takes_model
-    if name not in ("demo", "generate", "hooks") and COMMANDS[name].takes_model:
+    if name not in ("demo", "generate", "harvest", "hooks", "score") and COMMANDS[name].takes_model:
         assert {"--html", "--json", "--top"} <= set(re.findall(r"--\w+", printed))
 
 
@@ -539,6 +555,7 @@ MISTAKES = {
     "no folder": (("lens", CLEAN, "--html", "none/x.html"), "none/x.html cannot be written: there is no folder none"),
     "a folder": (("heads", CLEAN, "--json", "folder.json"), "folder.json is a folder or is write-protected"),
     "prompt after json": (("lens", "and", "--json", CLEAN), "gave the bag to'; expected a file name that ends in .j"),
+    "harvest without names": (("harvest", "a.txt", "b"), "needs DATA, FOLDER and --names; there is no names"),
     "greedy and random": (("generate", *GREEDY, "--top-k", "3", "--n", "2"), "so --top-k, --n would have no effect"),
     "layers without a direction": (("generate", CLEAN, "--layers", "1"), "--layers and --strength apply to a direct"),
     "direction with another extension": (("generate", CLEAN, "--steer", "a.txt"), "expected a .npy, .safetensors or"),

@@ -3,8 +3,12 @@
 import errno
 import json
 import multiprocessing
+import os
 import random
 import shutil
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -186,6 +190,23 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(stored, tmp_path, n_ki
     folder = tmp_path / "harvest"
     assert kill_at_random(folder, random.Random(n_kills), n_kills, len(stored.shards)) == n_kills
     assert contents(folder) == contents(stored.folder)
+
+
+def test_two_processes_write_the_same_harvest(stored, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    script = Path(__file__).parent / "support" / "harvest_process.py"
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen([sys.executable, script, address, "2", str(i), tmp_path / "harvest"], env=environment)
+        for i in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert contents(tmp_path / "harvest") == contents(stored.folder)
 
 
 def test_a_full_disk_keeps_complete_shards(stored, tmp_path, monkeypatch):

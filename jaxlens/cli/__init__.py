@@ -13,6 +13,7 @@ from jaxlens.cli.commands import (
     export,
     families,
     generate,
+    harvest,
     heads,
     hooks,
     inspect,
@@ -25,8 +26,9 @@ from jaxlens.errors import ActivationNotFound
 
 COMMANDS = {
     "demo": demo.COMMAND, "lens": lens.COMMAND, "patch": patch.COMMAND, "attribute": attribute.COMMAND,
-    "heads": heads.COMMAND, "generate": generate.COMMAND, "hooks": hooks.COMMAND, "inspect": inspect.COMMAND,
-    "convert": convert.COMMAND, "export": export.COMMAND, "verify": verify.COMMAND, "families": families.COMMAND,
+    "heads": heads.COMMAND, "generate": generate.COMMAND, "harvest": harvest.COMMAND, "hooks": hooks.COMMAND,
+    "inspect": inspect.COMMAND, "convert": convert.COMMAND, "export": export.COMMAND, "verify": verify.COMMAND,
+    "families": families.COMMAND,
 }  # fmt: skip
 
 
