@@ -3,6 +3,7 @@
 import sys
 
 import jax
+
 from support.harvesting import harvest_all
 
 address, n_processes, number, folder = sys.argv[1:]
