@@ -18,6 +18,7 @@ from support.mistakes import PACKAGE, without_answer
 from support.models import CONFIGS, randomised
 from test_demo import talking_model
 
+import jaxlens
 from jaxlens import HookedTransformer, Tokenizer, batch, steer
 from jaxlens.analysis.attribution.edges import edge_attribution_patch
 from jaxlens.analysis.attribution.integrated_gradients import integrated_gradients
@@ -474,6 +475,12 @@ def test_harvest_and_verify(output, numbers, model, tmp_path, capsys):
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     assert main(["harvest", "--verify", str(tmp_path / "rows"), "--json"]) == 1
     assert "does not have the values" in json.loads(capsys.readouterr().out)["problems"][0]
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"jaxlens {jaxlens.__version__}\n"
 
 
 def test_without_a_command_help_is_printed(capsys):
