@@ -4,7 +4,7 @@ Axes: b batch, p position.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ class TokenActivations:
 
 
 def activations_program(
-    model: HookedTransformer, activations: TokenActivations, hooks: list[HookSpec] | None = None
+    model: HookedTransformer, activations: TokenActivations, hooks: Sequence[HookSpec] | None = None
 ) -> Program:
     """The program of these activations. It runs only the layers that they need."""
     layers = needed_layers(model.cfg, activations.names)

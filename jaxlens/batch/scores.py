@@ -5,7 +5,7 @@ Axes: b batch, p position, v vocabulary.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ class Scores:
 
 def score(
     model: HookedTransformer, data: Any, contexts: Iterable[Document] | None = None, *,
-    hooks: list[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
+    hooks: Sequence[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
     column: str | None = None, prepend_bos: bool | None = None, progress: bool | None = None,
 ) -> list[Float[np.ndarray, "p"]] | Iterator[Float[np.ndarray, "p"]]:  # fmt: skip
     """The log-probability of each token, in nats: for each document an array of those of its tokens after the first.
@@ -67,7 +67,7 @@ def score(
 
 def token_scores(
     model: HookedTransformer, data: Any, contexts: Iterable[Document] | None = None, *,
-    hooks: list[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
+    hooks: Sequence[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
     column: str | None = None, prepend_bos: bool | None = None, progress: bool | None = None,
 ) -> Iterator[Scores]:  # fmt: skip
     """`score` that also says which tokens are the model's first choice."""

@@ -4,7 +4,7 @@ Axes: b batch, p position, n neuron, k rank.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +36,7 @@ class Means(dict[str, np.ndarray]):
 def mean_activations(
     model: HookedTransformer, data: Any, names: HookName | list[HookName],
     by: Literal["dataset", "token", "position"] = "dataset", *, skip: Skip = "bos and padding",
-    hooks: list[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
+    hooks: Sequence[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
     column: str | None = None, prepend_bos: bool | None = None, progress: bool | None = None,
 ) -> Means:  # fmt: skip
     """The mean of activations over the tokens of a data set, for mean ablation and for steering vectors.
@@ -120,7 +120,7 @@ class TopActivations:
 def top_activations(
     model: HookedTransformer, data: Any, names: HookName | list[HookName], k: int = 10, *,
     encode: Callable[[Array], Array] | None = None, skip: Skip = "bos and padding",
-    hooks: list[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
+    hooks: Sequence[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
     column: str | None = None, prepend_bos: bool | None = None, progress: bool | None = None,
 ) -> dict[str, TopActivations]:  # fmt: skip
     """The documents in which each neuron is most active, by name of the activation. The data may exceed memory.

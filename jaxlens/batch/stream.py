@@ -32,7 +32,7 @@ Side = Literal["left", "right"]
 
 def run(
     model: HookedTransformer, data: Any, *, names_filter: HookName | list[HookName] | None = None,
-    hooks: list[HookSpec] | None = None, reduce: Callable | None = None, batch_tokens: int = BATCH_TOKENS,
+    hooks: Sequence[HookSpec] | None = None, reduce: Callable | None = None, batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None, column: str | None = None, prepend_bos: bool | None = None,
     padding_side: Side = "left", stop_at_layer: int | None = None, progress: bool | None = None,
 ) -> Iterator[Any]:  # fmt: skip
@@ -81,7 +81,7 @@ def run(
     return results()
 
 
-def with_hooks(model: HookedTransformer, hooks: list[HookSpec] | None, layers: LayerRange) -> HookedTransformer:
+def with_hooks(model: HookedTransformer, hooks: Sequence[HookSpec] | None, layers: LayerRange) -> HookedTransformer:
     """A copy of the model with more hooks, each of which must act in these layers."""
     hooked = model._copy(model.modules)
     hooked._hooks += model._registered(hooks, layers)

@@ -7,8 +7,8 @@ import contextlib
 import dataclasses
 import inspect
 import os
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
 
 import jax
 import numpy as np
@@ -199,6 +199,18 @@ class HookedTransformer(
 
     # --- running
 
+    @overload
+    def __call__(
+        self, input: Any, return_type: Literal["logits", "loss"] = "logits", loss_per_token: bool = False,
+        prepend_bos: bool | None = None, padding_side: Literal["left", "right"] | None = None,
+        start_at_layer: int | None = None, tokens: Any = None, attention_mask: Any = None,
+        stop_at_layer: int | None = None, hooks: Sequence[HookSpec] | None = None,
+        past_kv_cache: TransformerLensKeyValueCache | None = None, **transformerlens: Any,
+    ) -> Array: ...  # fmt: skip
+    @overload
+    def __call__(self, input: Any, return_type: Literal["both"], *args: Any, **kwargs: Any) -> Output: ...
+    @overload
+    def __call__(self, input: Any, return_type: None, *args: Any, **kwargs: Any) -> Any: ...
     def __call__(
         self,
         input: Any,
@@ -210,7 +222,7 @@ class HookedTransformer(
         tokens: Any = None,
         attention_mask: Any = None,
         stop_at_layer: int | None = None,
-        hooks: list[HookSpec] | None = None,
+        hooks: Sequence[HookSpec] | None = None,
         past_kv_cache: TransformerLensKeyValueCache | None = None,
         **transformerlens: Any,
     ) -> Result:
@@ -239,9 +251,18 @@ class HookedTransformer(
 
     forward = __call__
 
+    @overload
     def run_with_hooks(
-        self, input: Any, *args: Any, fwd_hooks: list[HookSpec] | None = None, bwd_hooks: list[HookSpec] | None = None,
-        reset_hooks_end: bool = True, clear_contexts: bool = False, **kwargs: Any,
+        self, input: Any, return_type: Literal["logits", "loss"] = "logits", *args: Any, **kwargs: Any
+    ) -> Array: ...
+    @overload
+    def run_with_hooks(self, input: Any, return_type: Literal["both"], *args: Any, **kwargs: Any) -> Output: ...
+    @overload
+    def run_with_hooks(self, input: Any, return_type: None, *args: Any, **kwargs: Any) -> Any: ...
+    def run_with_hooks(
+        self, input: Any, *args: Any, fwd_hooks: Sequence[HookSpec] | None = None,
+        bwd_hooks: Sequence[HookSpec] | None = None, reset_hooks_end: bool = True, clear_contexts: bool = False,
+        **kwargs: Any,
     ) -> Result:  # fmt: skip
         """Runs the model with hooks: `(name or filter function, fn)` pairs, on activations and on their gradients.
 
@@ -257,6 +278,13 @@ class HookedTransformer(
             self.clear_contexts()
         return output
 
+    @overload
+    def run_with_cache(
+        self, input: Any, return_type: Literal["logits", "loss"] = "logits", *args: Any,
+        return_cache_object: Literal[True] = True, **kwargs: Any,
+    ) -> tuple[Array, ActivationCache]: ...  # fmt: skip
+    @overload
+    def run_with_cache(self, input: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]: ...
     def run_with_cache(
         self, input: Any, *args: Any, names_filter: HookName | list[HookName] | None = None, device: Any = None,
         remove_batch_dim: bool = False, incl_bwd: bool = False, reset_hooks_end: bool = True,
@@ -311,7 +339,7 @@ class HookedTransformer(
         return model_input, request, self._registered(given["hooks"], layers), given["past_kv_cache"]
 
     def _registered(
-        self, hooks: list[HookSpec] | None, layers: LayerRange, direction: Direction = "fwd"
+        self, hooks: Sequence[HookSpec] | None, layers: LayerRange, direction: Direction = "fwd"
     ) -> tuple[RegisteredHook, ...]:
         """The hooks of a single call, each of which must act in these layers."""
         added = tuple(register(self.cfg, name, fn, direction, level=self._level) for name, fn in hook_specs(hooks))

@@ -4,7 +4,7 @@ import concurrent.futures
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def harvest(
     model: HookedTransformer, data: Any, names: HookName | list[HookName], folder: str | os.PathLike[str] | None = None,
     *, dtype: Any = None, skip: Skip = "bos and padding", shard_tokens: int = SHARD_TOKENS,
     batch_tokens: int = BATCH_TOKENS, max_length: int | None = None, split: bool = True,
-    hooks: list[HookSpec] | None = None, column: str | None = None, prepend_bos: bool | None = None,
+    hooks: Sequence[HookSpec] | None = None, column: str | None = None, prepend_bos: bool | None = None,
     progress: bool | None = None,
 ) -> "Harvest | Iterator[dict[str, np.ndarray]]":  # fmt: skip
     """Runs the model over a data set and stores the activations of its tokens, one row per token, in a folder.
