@@ -23,9 +23,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-# The site is in build/site and works offline. A broken link is an error.
+# The site is in build/site and works offline. A broken link is an error, and so is a script or font of a server.
 docs: pages $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	! grep -rE '<(script|link|img)[^>]* (src|href)="?https?:' build/site --include=*.html
 
 # Pages made from tables of the package. docs/validation.md needs torch and some minutes: `make validation`.
 pages: $(VENV)/.demo
