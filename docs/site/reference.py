@@ -9,6 +9,7 @@ TITLES = {
     "jaxlens.analysis": "Patching, ablation, attribution, heads and circuits.",
     "jaxlens.batch": "Runs over data sets.",
     "jaxlens.plot": "Pictures.",
+    "jaxlens.model.cache.logit_lens": "The logit lens, which is the method `cache.logit_lens`.",
     "jaxlens.config": "The description of a model.",
     "jaxlens.checkpoints": "Reading and writing checkpoints.",
     "jaxlens.hooks": "Hooks and their names.",
