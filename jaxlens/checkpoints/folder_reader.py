@@ -96,6 +96,11 @@ class TensorFolder:
         """A tensor in its stored dtype. It may be a read-only view of the file."""
         return self._files[name].read(name)
 
+    def part(self, name: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor, reshaped to `shape`."""
+        file = self._files[name]
+        return file.part(name, shape, index) if hasattr(file, "part") else file.read(name).reshape(shape)[index]
+
     def _check_index(self, index_name: str, index: dict[str, str]) -> None:
         """Raises a CheckpointError unless the index lists the tensors of each shard."""
         files = {name: file.path.name for name, file in self._files.items()}

@@ -50,6 +50,12 @@ class SafetensorsFile:
             count = (stop - start) // dtype.itemsize
             return np.fromfile(self.path, dtype, count, offset=self._data + start).reshape(self.shape(name))
 
+    def part(self, name: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor, reshaped to `shape`. Only the pages of the file that contain it are read."""
+        with self._reading():
+            dtype, (start, _) = DTYPES[self.dtype(name)], self._header[name]["data_offsets"]
+            return np.array(np.memmap(self.path, dtype, "r", self._data + start, shape)[index])
+
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         """Converts errors of the libraries into CheckpointErrors with the path."""

@@ -37,6 +37,7 @@ class Tensors(Protocol):
 
     The optional method `dtype(name)` returns the dtype as safetensors spells it. Without it, all tensors are float32.
     The optional method `open(name)` may return Rows, to compute the tensor in parts.
+    The optional method `part(name, shape, index)` reads only a part of the tensor, reshaped to `shape`.
     The optional attribute `optional_zeros` has the names of tensors that a model may do without if they are zero.
     """
 
@@ -120,6 +121,37 @@ class Rule:
             return list(whole)
         values = np.split(whole, np.cumsum([lengths[letter] for letter in self.split])[:-1])
         return [einops.rearrange(value, self.each) for value in values] if self.each else values
+
+    def load_part(
+        self, target: int, ranges: Sequence[tuple[int, int]], lengths: Mapping[str, int],
+        read: Callable[[tuple[int, ...], tuple[slice, ...]], np.ndarray],
+    ) -> np.ndarray | None:  # fmt: skip
+        """Some entries of the parameter number `target`: along each of its axes, those from a first to before a last.
+
+        `read(shape, index)` reads a part of the tensor, reshaped to one axis per letter. None if a part of the
+        parameter is no such part of the tensor.
+
+        Example:
+            >>> rule, tensor = Rule("q.weight", "W_Q", "(n h) d -> n d h"), np.arange(12)
+            >>> part = rule.load_part(0, [(1, 2), (0, 3), (0, 2)], {"n": 2, "h": 2, "d": 3},
+            ...                       lambda shape, index: tensor.reshape(shape)[index])
+            >>> part.tolist()
+            [[[6, 9], [7, 10], [8, 11]]]
+        """
+        left, right = self.sides
+        if self.each or "(" in right:
+            return None
+        lengths = self._lengths(lengths)
+        before = sum(lengths[letter] for letter in self.split[:target])
+        stacked = len(self.targets) > 1 and not self.split
+        ranges = [(target, target + 1), *ranges] if stacked else list(ranges)
+        if self.split:
+            ranges[0] = (ranges[0][0] + before, ranges[0][1] + before)
+        chosen = dict(zip(right.split(), ranges, strict=True))
+        letters = re.findall(r"\w+", left)
+        part = read(tuple(lengths[letter] for letter in letters), tuple(slice(*chosen[letter]) for letter in letters))
+        value = einops.rearrange(part, f"{' '.join(letters)} -> {right}")
+        return value[0] if stacked else value
 
     def division(self, axis: int, lengths: Mapping[str, int]) -> tuple[str, int, int] | None:
         """How to divide the tensor along an axis of two: by the entries of an axis of the parameter.
