@@ -1,8 +1,9 @@
 """Models on many devices: which mesh axis divides each axis of the parameters.
 
 A `Sharding` is a mesh and a table of rules, from the axis letters of parameters (`jaxlens.nn.module`) to mesh axes. The
-letter b stands for the batch. A mesh axis divides at most one axis of a parameter: the first that has a rule for it and
-whose length is a multiple of its number of devices. A parameter without such an axis is replicated.
+letter b stands for the batch. A mesh axis divides at most one axis of a parameter: that of the first rule whose letter
+the parameter has, with a length that is a multiple of the number of devices. A parameter without such an axis is
+replicated.
 """
 
 import dataclasses
@@ -21,10 +22,14 @@ from jaxlens.nn.parameters import Params, parameter_axes, parameter_shapes
 from jaxlens.weights.processing import Processing
 
 Rules = Mapping[str, str | None]
-"""The mesh axis of each axis letter. A letter without an entry, or with None, is not divided."""
+"""The mesh axis of each axis letter, in the order of priority. A letter without one is not divided."""
 
-DEFAULT_RULES: Rules = {"b": "data", **dict.fromkeys("nkmefxvo", "model")}
-"""Tensor parallelism: heads (n, k), neurons (m; f and x of experts), experts (e) and vocabulary (v, o) are divided."""
+DEFAULT_RULES: Rules = {"b": "data", **dict.fromkeys("nkmfxevo", "model")}
+"""Tensor parallelism: heads (n, k), neurons (m; f and x of experts), experts (e) and vocabulary (v, o) are divided.
+
+The neurons of experts come before the experts. Each device then has a part of the experts that a token chooses, so all
+work equally, and no expert is moved.
+"""
 
 
 def default_mesh(n_data: int = 1, n_model: int | None = None, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -124,7 +129,10 @@ class Sharding:
             return array
         values, axis = np.asarray(array), dict(self.rules).get("b")
         divides = axis is not None and len(values) % self.mesh.shape[axis] == 0
-        return _from_host(values, NamedSharding(self.mesh, PartitionSpec(axis if divides else None)))
+        mesh, active = self.mesh, jax.sharding.get_abstract_mesh()
+        if active.axis_names == mesh.axis_names:
+            mesh = mesh.update(axis_types=active.axis_types)  # within a run, its axes are Auto
+        return _from_host(values, NamedSharding(mesh, PartitionSpec(axis if divides else None)))
 
     def report(self, cfg: Config) -> Processing:
         """An entry for `model.processing`: the mesh, and which weights are replicated, and why."""
@@ -149,11 +157,10 @@ class Sharding:
         return {name: self._axes(letters, shapes[name].shape) for name, letters in parameter_axes(cfg).items()}
 
     def _axes(self, letters: str, shape: tuple[int, ...]) -> list[str | None]:
-        rules, axes = dict(self.rules), []
-        for letter, length in zip(letters.split(), shape, strict=True):
-            axis = rules.get(letter)
-            fits = axis is not None and axis not in axes and length % self.mesh.shape[axis] == 0
-            axes.append(axis if fits else None)
+        letters, axes = letters.split(), [None] * len(shape)
+        for letter, axis in self.rules:
+            if letter in letters and axis not in axes and shape[letters.index(letter)] % self.mesh.shape[axis] == 0:
+                axes[letters.index(letter)] = axis
         return axes
 
     def _on_mesh(self, axes: list[str | None]) -> NamedSharding:
