@@ -9,9 +9,9 @@ import jax
 import pytest
 from support.tiny import write_checkpoint
 
-SIZES = {"vocab_size": 64, "hidden_size": 40, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 6}
+SIZES = {"vocab_size": 72, "hidden_size": 40, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 6}
 MODELS = {
-    "gpt2": ("gpt2", {"vocab_size": 64, "n_embd": 40, "n_layer": 2, "n_head": 8}),
+    "gpt2": ("gpt2", {"vocab_size": 72, "n_embd": 40, "n_layer": 2, "n_head": 8}),
     "llama": ("llama", {**SIZES, "hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3}),
     "gemma3": ("gemma3_text", {**SIZES, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4}),
     "mixtral": ("mixtral", {**SIZES, "num_attention_heads": 8, "num_key_value_heads": 2, "num_local_experts": 4}),
@@ -62,7 +62,7 @@ def found(request, checkpoints):
 def test_results_equal_those_on_one_device(found, name):
     assert {what: error for what, error in found[name]["results"].items() if not error <= 1e-5} == {}
     assert found[name]["weights"] <= 1e-6
-    assert found[name]["sharded later"] == []
+    assert found[name]["sharded otherwise later"] == []
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
@@ -72,7 +72,7 @@ def test_no_weight_is_gathered(found, name):
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_devices_hold_only_their_part(found, name):
-    of, n_model = found[name]["bytes"], int(name.split("-")[1][-1])
-    divided = of["all"] - of["replicated"]
-    assert of["of a device"] - of["replicated"] <= 1.1 * divided / n_model
-    assert found[name]["logits"][0] == "data"
+    n_data, n_model = map(int, name.split("-")[1].split("x"))
+    of = found[name]["bytes"]
+    assert of["of a device"] - of["replicated"] <= 1.1 * (of["all"] - of["replicated"]) / n_model
+    assert found[name]["logits"][0] == ("data" if n_data > 1 else None)

@@ -10,15 +10,19 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
 from jaxlens import HookedTransformer, hook
 from jaxlens.analysis import activation_patch
+from jaxlens.model.automatic_axes import with_automatic_axes
+from jaxlens.model.request import LayerRange, RunRequest
 from jaxlens.nn.parameters import parameter_axes
 from jaxlens.sharding import default_mesh, shard
 
 TOKENS = np.random.default_rng(0).integers(0, 64, (8, 11))
+COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute"
 
 
 def results(model) -> dict[str, object]:
@@ -33,7 +37,7 @@ def results(model) -> dict[str, object]:
         return value + vector
 
     def zero_head(value, hook):
-        return value.at[:, :, 1].set(0.0)
+        return jnp.where(jnp.arange(value.shape[2])[:, None] == 1, 0.0, value)
 
     def loss(params):
         return model.with_params(params)(TOKENS, return_type="loss")
@@ -64,23 +68,40 @@ def distance(ours, theirs) -> float:
     for a, b in pairs:
         scale = scale_of_all if isinstance(theirs, dict) else np.abs(b[np.isfinite(b)]).max(initial=1e-30)
         np.testing.assert_equal(np.isfinite(a), np.isfinite(b))
-        largest = max(largest, float(np.abs(np.where(a == b, 0, a - b)).max() / scale))
+        largest = max(largest, float(np.abs(np.subtract(a, b, out=np.zeros_like(a), where=a != b)).max() / scale))
     return largest
 
 
+def scan(model, tokens):
+    return model(tokens)
+
+
+def loops(model, tokens):
+    """A forward pass with the loops over layers that runs outside of jit have."""
+    request = RunRequest(LayerRange.of(model.cfg, None, None), "logits", has_derivative=False)
+
+    def run(model, model_input, request, hooks):
+        return *model.run(model_input, request, hooks), None
+
+    return with_automatic_axes(run, model, model.read_input(tokens), request, ())[0]
+
+
 def gathered_weights(model) -> list[str]:
-    """The instructions of a compiled forward pass that gather a weight, or that of one layer or expert."""
+    """The weights that a compiled forward pass gathers: all of them, or those of one layer or expert."""
     axes, whole = parameter_axes(model.cfg), {}
     for name, weight in model.params.items():
-        if weight.sharding.is_fully_replicated:
-            continue
-        shape = weight.shape[1:] if axes[name].startswith("l ") else weight.shape
-        whole[tuple(sorted(n for n in shape if n > 1))] = name
-        whole[tuple(sorted(n for n in weight.shape if n > 1))] = name
-    text = jax.jit(HookedTransformer.__call__).lower(model, TOKENS).compile().as_text()
-    found = re.findall(r"= \(?\w+\[([\d,]*)\][^=]*? all-gather(?:-start)?\(", text)
-    shapes = {tuple(sorted(int(n) for n in shape.split(",") if n not in ("", "1"))) for shape in found}
-    return sorted(whole[shape] for shape in shapes & whole.keys())
+        letters = axes[name].split()
+        kept = [[*letters], [a for a in letters if a != "l"], [a for a in letters if a not in "le"]]
+        for some in [] if weight.sharding.is_fully_replicated else kept:
+            shape = [n for letter, n in zip(letters, weight.shape, strict=True) if letter in some and n > 1]
+            whole |= {tuple(sorted(shape)): name} if len(shape) > 1 else {}
+    found, tokens = set(), model.sharding.place_batch(TOKENS)
+    for forward in (scan, loops):
+        text = jax.jit(forward).lower(model, tokens).compile().as_text()
+        for results in re.findall(rf"= (.*?) (?:{COLLECTIVES})(?:-start)?\(", text):
+            shapes = re.findall(r"\w\[([\d,]+)\]", results)
+            found |= {tuple(sorted(int(n) for n in shape.split(",") if n != "1")) for shape in shapes}
+    return sorted(whole[shape] for shape in found & whole.keys())
 
 
 def bytes_per_device(model) -> dict[str, int]:
@@ -111,9 +132,10 @@ def combination(folder: str, size: str, axis_type: str) -> dict[str, object]:
         model = HookedTransformer.from_pretrained(folder, mesh=mesh)
         found = {"results": distances(results(model), expected)}
         found["weights"] = distance(model.params, whole.params)
-        found["sharded later"] = [
-            name for name, weight in shard(whole, mesh).params.items() if weight.sharding != model.params[name].sharding
-        ]
+        later = shard(whole, mesh).params
+    found["sharded otherwise later"] = [
+        name for name, w in model.params.items() if not w.sharding.is_equivalent_to(later[name].sharding, w.ndim)
+    ]
     found["logits"] = [*model(TOKENS).sharding.spec]
     found["gathered"] = gathered_weights(model)
     found["note"] = str(model.processing[-1])
