@@ -71,6 +71,15 @@ def is_at_hand(array: Any) -> bool:
     return not is_traced(array) and array.is_ready() and all(device.platform == "cpu" for device in array.devices())
 
 
+def on_host(array: Any) -> np.ndarray:
+    """An array as a NumPy array, also if devices of other processes hold a part of it, which then send it."""
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
 def is_eagerly_differentiated(tracer: jax.core.Tracer) -> bool:
     """Whether a tracer belongs to `jax.grad` or `jax.vjp` alone, and so has a concrete value."""
     primal = getattr(tracer, "primal", None)
