@@ -2,12 +2,18 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+from support.models import CONFIGS, model, tokens
 from support.tiny import write_checkpoint
+
+from jaxlens import HookedTransformer
+from jaxlens.sharding import DEFAULT_RULES, default_mesh, parameter_shardings, shard
 
 SIZES = {"vocab_size": 72, "hidden_size": 40, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 6}
 MODELS = {
@@ -23,7 +29,7 @@ MODELS = {
 """Model types and sizes. Some can be divided by 8, some only by 4, and the heads of the llama by neither."""
 
 MESHES = ("1x8-Auto", "2x4-Explicit", "8x1-Auto")
-OFTEN = ("gpt2-1x8-Auto", "llama-2x4-Explicit", "mixtral-2x4-Explicit")
+OFTEN = ("mixtral-1x8-Auto", "llama-2x4-Explicit")
 COMBINATIONS = [
     pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
     for name in (f"{model}-{mesh}" for model in MODELS for mesh in MESHES)
@@ -76,3 +82,109 @@ def test_devices_hold_only_their_part(found, name):
     of = found[name]["bytes"]
     assert of["of a device"] - of["replicated"] <= 1.1 * (of["all"] - of["replicated"]) / n_model
     assert found[name]["logits"][0] == ("data" if n_data > 1 else None)
+
+
+def test_replicated_weights_are_named(found):
+    why = "replicated, because n = 9 is not a multiple of the 4 devices of 'model'"
+    note = found["llama-2x4-Explicit"]["note"]
+    assert note.startswith(f"sharding: data 2 × model 4; blocks.*.attn.W_Q, blocks.*.attn.W_O {why}; blocks.*.attn.W_K")
+
+
+# ---- two processes --------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_hold_a_model_together(checkpoints):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "support.two_processes"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(i), str(port), str(checkpoints / "gpt2")], env=environment(1), stdout=subprocess.PIPE
+        )
+        for i in range(2)
+    ]
+    for output in [process.communicate(timeout=300)[0] for process in processes]:
+        found = json.loads(output.splitlines()[-1])
+        assert {what: error for what, error in found["distances"].items() if not error <= 1e-5} == {}
+        assert found["read"] <= 1.1 * found["expected"]  # each process reads its own part of the file
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import gc, sys
+from transformers import LlamaConfig  # which a new config.json needs
+from jaxlens import HookedTransformer
+from jaxlens.sharding import default_mesh
+
+def kilobytes(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+
+mesh = default_mesh(1, 8)
+HookedTransformer.from_pretrained_no_processing(sys.argv[1], mesh=mesh)  # imports and first allocations
+gc.collect()
+before = kilobytes("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+model = HookedTransformer.from_pretrained_no_processing(sys.argv[2], mesh=mesh)
+print((kilobytes("VmHWM") - before) * 1024, sum(w.nbytes for w in model.params.values()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_needs_the_memory_of_the_weights_and_one_tensor(tmp_path, checkpoints):
+    large = write_checkpoint(tmp_path, "llama", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4,
+                             num_attention_heads=16, num_key_value_heads=8, head_dim=64, vocab_size=4000)  # fmt: skip
+    program = [sys.executable, "-c", MEMORY, str(checkpoints / "llama"), str(large)]
+    output = subprocess.run(program, check=True, env=environment(8), stdout=subprocess.PIPE).stdout
+    peak, parameters = map(int, output.split())
+    assert peak <= parameters + 4 * 1024 * 4096 + 2**23  # the largest tensor, and 8 MiB
+
+
+# ---- on one device --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mesh():
+    return default_mesh(devices=jax.devices()[:1])
+
+
+def test_a_mesh_of_one_device_changes_nothing(mesh):
+    whole, batch = model("llama"), tokens()
+    placed = shard(whole, mesh)
+    assert whole.sharding is None and placed.sharding.mesh == mesh
+    np.testing.assert_array_equal(placed(batch), whole(batch))
+    assert [entry.name for entry in placed.processed().processing][-1] == "sharding"
+    assert "sharding" not in [entry.name for entry in placed.to(jax.devices()[0]).processing]
+
+
+def test_the_first_rule_that_fits_divides_a_weight(mesh):
+    def spec(weight, rules=None):
+        shardings = parameter_shardings(CONFIGS["moe"], mesh, rules)
+        return [*[sharding.spec for name, sharding in shardings.items() if name.endswith(weight)][-1]]
+
+    assert spec("attn.W_K") == [None, "model"]
+    assert spec("mlp.W_out") == [None, None, "model"]  # the neurons of every expert
+    experts_first = {"d": "data", "e": "model", "f": "model"}
+    assert spec("mlp.W_out", experts_first) == [None, "model", None, "data"]
+    assert spec("attn.W_K", experts_first) == [None, None, "data"]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda mesh: default_mesh(3, 2, devices=jax.devices()[:1]), "3 × 2 .data × model. are 6 devices, but there"),
+        (lambda mesh: shard(model("gpt2"), mesh, {"q": "model"}), "rules have the letter 'q'; expected one of a, b, c"),
+        (lambda mesh: shard(model("gpt2"), mesh, {"l": "model"}), "rules divide l, the layers, which run one after"),
+        (lambda mesh: shard(model("gpt2"), mesh, {"n": "tensor"}), "divide n over 'tensor', but the mesh has the axes"),
+        (lambda mesh: shard(model("gpt2"), "cpu"), "mesh is 'cpu'; expected a jax.sharding.Mesh"),
+        (lambda mesh: HookedTransformer.from_pretrained("x", rules=DEFAULT_RULES), "rules are given without a mesh"),
+        (lambda mesh: HookedTransformer.from_pretrained("x", mesh=mesh, device="cpu"), "mesh and device are given"),
+        (lambda mesh: HookedTransformer.from_pretrained("x", mesh=mesh, n_devices=2), "mesh and n_devices are given"),
+        (lambda mesh: HookedTransformer.from_pretrained("x", n_devices=2), "n_devices is 2; there are 1 devices from"),
+    ],
+)
+def test_errors(mesh, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(mesh)
