@@ -145,11 +145,22 @@ class Sharding:
                     sizes = " and ".join(f"{letter} = {lengths[letter]}" for letter in wanted if rules[letter] == axis)
                     reason = f"{sizes} is not a multiple of the {self.mesh.shape[axis]} devices of {axis!r}"
                     reasons.setdefault(reason, []).append(name)
-            if not wanted and len(letters.replace("l ", "").split()) > 1:
+            if not wanted and len(letters.removeprefix("l ").split()) > 1:
                 reasons.setdefault(f"there is no rule for {letters.removeprefix('l ')}", []).append(name)
         mesh = " × ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
-        replicated = (f"{', '.join(names)} replicated, because {reason}" for reason, names in reasons.items())
-        return Processing("sharding", True, "; ".join((mesh, *replicated)))
+        notes = [f"{', '.join(names)} replicated, because {reason}" for reason, names in reasons.items()]
+        if gathered := self._experts_apart(cfg):
+            notes.append(f"{', '.join(gathered)} divided along e, so a run that reads single experts gathers them")
+        return Processing("sharding", True, "; ".join((mesh, *notes)))
+
+    def _experts_apart(self, cfg: Config) -> list[str]:
+        """The weights of experts of which each device has some experts, and not a part of every expert."""
+        divided, apart = self._divided(cfg), []
+        for name, letters in parameter_axes(cfg).items():
+            axes = dict(zip(letters.split(), divided[name], strict=True))
+            if "f" in axes and (axis := axes.get("e")) is not None and self.mesh.shape[axis] > 1:
+                apart.append(name)
+        return apart
 
     def _divided(self, cfg: Config) -> dict[str, list[str | None]]:
         """The mesh axis that divides each axis of each parameter."""
