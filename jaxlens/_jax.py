@@ -68,7 +68,9 @@ def is_at_hand(array: Any) -> bool:
     """Whether the values of an array can be read without waiting for a device."""
     if not isinstance(array, jax.Array):
         return True
-    return not is_traced(array) and array.is_ready() and all(device.platform == "cpu" for device in array.devices())
+    if is_traced(array) or not array.is_fully_addressable or not array.is_ready():
+        return False
+    return all(device.platform == "cpu" for device in array.devices())
 
 
 def on_host(array: Any) -> np.ndarray:

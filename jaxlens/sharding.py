@@ -60,8 +60,9 @@ def parameter_shardings(cfg: Config, mesh: Mesh, rules: Rules | None = None) -> 
 
     Example:
         >>> cfg = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_vocab=10, n_ctx=8)
-        >>> parameter_shardings(cfg, default_mesh(devices=jax.devices()[:1]))["blocks.*.attn.W_Q"].spec
-        PartitionSpec(None, 'model')
+        >>> shardings = parameter_shardings(cfg, default_mesh(devices=jax.devices()[:1]))
+        >>> tuple(shardings["blocks.*.attn.W_Q"].spec)
+        (None, 'model')
     """
     return Sharding.of(mesh, rules).parameters(cfg)
 
