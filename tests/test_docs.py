@@ -100,7 +100,7 @@ def test_the_files_that_a_page_names_exist(page):
 
 def test_the_package_has_few_subpackages_and_no_long_file():
     entries = [path for path in (ROOT / "jaxlens").iterdir() if path.name != "__pycache__"]
-    assert len(entries) <= 16
+    assert len(entries) <= 17
     assert [path for path in (ROOT / "jaxlens").rglob("*.py") if len(path.read_text().splitlines()) > 400] == []
 
 
