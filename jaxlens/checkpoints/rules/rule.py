@@ -36,7 +36,8 @@ class Tensors(Protocol):
     """The tensors of a checkpoint. Names and shapes come from its headers; `read` loads one tensor.
 
     The optional method `dtype(name)` returns the dtype as safetensors spells it. Without it, all tensors are float32.
-    The optional method `open(name)` may return Rows, to compute the tensor in parts.
+    The optional method `open(name)` may return Rows, to compute the tensor in parts. The optional method
+    `by_rows(name)` returns Rows also for a tensor that is only read, for callers that change the rows.
     The optional attribute `optional_zeros` has the names of tensors that a model may do without if they are zero.
     """
 
@@ -53,6 +54,11 @@ def stored_dtype(tensors: Tensors, name: str) -> str:
 def opened(tensors: Tensors, name: str) -> np.ndarray | Rows:
     """A stored tensor, perhaps to be computed in parts."""
     return getattr(tensors, "open", tensors.read)(name)
+
+
+def by_rows(tensors: Tensors, name: str) -> np.ndarray | Rows:
+    """A stored tensor, perhaps to be read or computed a few rows at a time."""
+    return getattr(tensors, "by_rows", functools.partial(opened, tensors))(name)
 
 
 @dataclasses.dataclass(frozen=True)
