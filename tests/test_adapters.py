@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import warnings
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from support.adapters import config, torch_model, write_adapter
+from support.memory import peak_memory
 from support.mistakes import Case, unreached
 from support.tiny import random_tokens, write_checkpoint
 
@@ -19,6 +21,7 @@ from jaxlens import CheckpointError, HookedTransformer
 from jaxlens.checkpoints import arrays, converter, export, find
 from jaxlens.checkpoints.adapters import merge
 from jaxlens.checkpoints.open import open_config
+from jaxlens.checkpoints.safetensors_reader import SafetensorsFile
 from jaxlens.cli import main
 
 warnings.filterwarnings("ignore", module="peft")
@@ -179,6 +182,36 @@ def test_merging_in_many_parts(tmp_path, bases, case, monkeypatch):
     monkeypatch.setattr(merge, "ROWS", 3)
     for name, value in loaded(tmp_path / "adapter").params.items():
         assert_close(value, whole[name])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_merging_needs_little_more_memory_than_the_weights(tmp_path, apart):
+    """At most 1.3 times the parameters."""
+    sizes = {"hidden_size": 768, "intermediate_size": 1024, "head_dim": 64, "vocab_size": 301}
+    base = write_checkpoint(tmp_path / "base", "llama", **sizes)
+    folders = {use_dora: tmp_path / f"adapter-{use_dora}" for use_dora in (False, True)}
+    for use_dora, folder in folders.items():
+        write_adapter(folder, base, config("all-linear", use_dora=use_dora))
+        loaded(folder)  # completes the config with transformers, which takes memory only once
+    ratios = peak_memory(apart, folders.values())
+    assert len(ratios) == 2 and max(ratios) < 1.3, ratios
+
+
+def test_rows_of_a_base_model_that_ends_early(tmp_path):
+    """A matrix is read row by row, in any dtype; a file that lost its end since it was opened is noticed."""
+    path = tmp_path / "model.safetensors"
+    values = np.arange(12).reshape(4, 3)
+    stored = {name: values.astype(name) for name in ("float64", "float16", "float32")}
+    save_file(stored, path)
+    file = SafetensorsFile(path)
+    for name, value in stored.items():
+        assert np.array_equal(arrays.whole(file.by_rows(name)), value)
+    rows = [file.by_rows(name) for name in ("float16", "float32")]
+    assert np.array_equal(rows[1].part(slice(1, 3)), stored["float32"][1:3])
+    path.write_bytes(path.read_bytes()[: -sum(value.nbytes for value in stored.values())])
+    for few in rows:
+        with pytest.raises(CheckpointError, match="cannot be read as safetensors: it ends before the end of float"):
+            few.array()
 
 
 # --- an adapter beside the weights
