@@ -1,6 +1,7 @@
 """LoRA adapters, which peft wrote: merged when a checkpoint is loaded, or kept beside the weights."""
 
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -20,6 +21,7 @@ import jaxlens
 from jaxlens import CheckpointError, HookedTransformer
 from jaxlens.checkpoints import arrays, converter, export, find
 from jaxlens.checkpoints.adapters import merge
+from jaxlens.checkpoints.folder_reader import TensorFolder
 from jaxlens.checkpoints.open import open_config
 from jaxlens.checkpoints.safetensors_reader import SafetensorsFile
 from jaxlens.cli import main
@@ -330,6 +332,31 @@ def test_saving_and_processing_a_model_with_an_adapter(model, tmp_path):
         export(tmp_path / "hf", model.cfg, model.params, model.source)
 
 
+REFUSED = {  # adapters that are only merged, and what the error says about them
+    "DoRA": ("llama", config("q_proj", use_dora=True), "it changes model.layers.0.self_attn.q_proj.weight (DoRA), "),
+    "an embedding": ("llama", config("q_proj", "embed_tokens"), "it changes model.embed_tokens.weight; "),
+    "a head": ("llama", config("q_proj", "lm_head"), "it changes lm_head.weight; "),
+    "tied": ("gpt2", config("c_attn", "lm_head"), "it changes lm_head.weight; "),
+    "a router": ("mixtral", config("gate"), "it changes model.layers.0.block_sparse_moe.gate.weight, "),
+    "experts": ("mixtral", config("q_proj", target_parameters=EXPERTS), "adapter contains ['W_"),
+    "stacked experts": ("gpt_oss", config("q_proj", target_parameters=EXPERTS), "0.mlp.experts.gate_up_proj, "),
+    "a shared expert": ("qwen2_moe", config("up_proj"), "it changes model.layers.0.mlp.shared_expert.up_proj.weight, "),
+    "latents": ("deepseek_v3", config("q_a_proj"), "it changes model.layers.0.self_attn.q_a_proj.weight, "),
+    "a map of latents": ("deepseek_v3", config("o_proj"), "adapter"),
+    "a bias of its own": ("gpt2", config("c_attn", lora_bias=True), "also adds to transformer.h.0.attn.c_attn.bias, "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_adapters_that_cannot_be_kept_apart(tmp_path, bases, case, monkeypatch):
+    """The error says what to do, before weights are read."""
+    model_type, lora, text = REFUSED[case]
+    write_adapter(tmp_path, bases(model_type), lora)
+    monkeypatch.setattr(TensorFolder, "read", None)
+    with pytest.raises(CheckpointError, match=f"{re.escape(text)}.*oad it with merge=True"):
+        loaded(tmp_path, merge=False)
+
+
 # --- mistakes
 
 
@@ -405,7 +432,7 @@ def mistakes(changed, bases, apart, model, tmp_path):
     norm = {"base_model.model.model.norm.weight": zeros(36, np.float32)}
     factors = [*load_file(apart / "adapter_model.safetensors")]
     yield Case(lambda: changed(factors, norm, {"merge": False}), CheckpointError,
-               "has no low-rank updates, which merge=False keeps apart; merge it")
+               "has no low-rank updates, which merge=False keeps apart; load it with merge=True")
     embedding = "base_model.model.model.embed_tokens.lora_embedding_"
     low = {f"{embedding}A": zeros((3, 61), np.float32), f"{embedding}B": zeros((36, 3), np.float32)}
     yield Case(lambda: changed(tensors=low, target_modules="all-linear", options={"merge": False}), CheckpointError,

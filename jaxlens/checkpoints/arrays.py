@@ -136,8 +136,8 @@ def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     count = -(-n_columns // width)
     right = np.pad(right, [(0, 0), (0, count * width - n_columns)]) if n_columns % width else right
     result = np.empty((n_rows, count * width), np.result_type(left, right))
-    by_block = (array.reshape(len(array), count, width).swapaxes(0, 1) for array in (right, result))
-    np.matmul(left, next(by_block), out=next(by_block))
+    blocks, of_result = (array.reshape(len(array), count, width).swapaxes(0, 1) for array in (right, result))
+    np.matmul(left, blocks, out=of_result)
     return result[:, :n_columns]
 
 

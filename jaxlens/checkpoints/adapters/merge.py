@@ -158,9 +158,10 @@ def _without_updates(adapter: Adapter, changes: Mapping[str, Change]) -> tuple[d
     others = {name: dataclasses.replace(change, low_rank=None) for name, change in changes.items()}
     if biases := [name for name, change in changes.items() if change.bias]:
         problem = f"merge=False keeps low-rank updates apart, but this adapter also adds to {shortened(biases, 3)}"
-        raise CheckpointError(f"{adapter.folder}: {problem}; merge it")
+        raise CheckpointError(f"{adapter.folder}: {problem}; load it with merge=True")
     if not updates:
-        raise CheckpointError(f"{adapter.folder} has no low-rank updates, which merge=False keeps apart; merge it")
+        problem = "has no low-rank updates, which merge=False keeps apart"
+        raise CheckpointError(f"{adapter.folder} {problem}; load it with merge=True")
     return {name: change for name, change in others.items() if change != Change()}, updates
 
 
