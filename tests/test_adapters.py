@@ -181,6 +181,7 @@ def test_merging_in_many_parts(tmp_path, bases, case, monkeypatch):
     whole = loaded(tmp_path / "adapter").params
     monkeypatch.setattr(arrays, "AT_ONCE", 100)
     monkeypatch.setattr(arrays, "IN_THREAD", 50)
+    monkeypatch.setattr(arrays, "SUMMED", 7)
     monkeypatch.setattr(merge, "ROWS", 3)
     for name, value in loaded(tmp_path / "adapter").params.items():
         assert_close(value, whole[name])

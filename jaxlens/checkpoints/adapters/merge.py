@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxlens.checkpoints.adapters.weights import LABEL_HEADS, Adapter, Change, LowRank, Names
-from jaxlens.checkpoints.arrays import Rows, in_parts, product, whole
+from jaxlens.checkpoints.arrays import Rows, in_parts, norms, product, whole
 from jaxlens.checkpoints.heads import CLASSIFIERS, PREFIXES, kind_of
 from jaxlens.checkpoints.rules.rule import Family, Tensors, by_rows, opened, stored_dtype
 from jaxlens.checkpoints.validate import shortened
@@ -96,7 +96,7 @@ class MergedTensors:
                 before = part if isinstance(value, Rows) else value[(*index, few)]
                 np.add(before, product(left[(*index, few)], right[index]), out=part, casting="unsafe")
             if magnitude is not None and not by_columns:
-                out *= (magnitude[rows] / np.sqrt(np.einsum("xy,xy->x", out, out)))[:, None]
+                out *= (magnitude[rows] / norms(out))[:, None]
 
         if isinstance(value, Rows):
             return dataclasses.replace(value, fill=functools.partial(add, ()))
