@@ -95,8 +95,8 @@ class MergedTensors:
                 part = out[start - rows.start : few.stop - rows.start]
                 before = part if isinstance(value, Rows) else value[(*index, few)]
                 np.add(before, product(left[(*index, few)], right[index]), out=part, casting="unsafe")
-            if magnitude is not None and not by_columns:
-                out *= (magnitude[rows] / norms(out))[:, None]
+                if magnitude is not None and not by_columns:
+                    part *= (magnitude[few] / norms(part))[:, None]
 
         if isinstance(value, Rows):
             return dataclasses.replace(value, fill=functools.partial(add, ()))
