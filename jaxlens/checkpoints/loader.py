@@ -57,10 +57,10 @@ def load(
         raise ValueError('dtype float64 needs jax.config.update("jax_enable_x64", True); otherwise JAX uses float32')
     kept = with_n_ctx(cfg if first_n_layers is None else cfg.first_layers(first_n_layers), n_ctx)
     with path_in_errors(checkpoint.name):
+        plan, rename = all_moves(checkpoint.family, cfg, checkpoint.tensors)
+        adapted = adapted_config(kept, checkpoint.updates, plan) if checkpoint.updates else kept
         params = load_parameters(checkpoint.family, cfg, checkpoint.tensors, cfg.dtype, kept=kept)
         if checkpoint.updates:
-            plan, rename = all_moves(checkpoint.family, cfg, checkpoint.tensors)
-            adapted = adapted_config(kept, checkpoint.updates, plan)
             of_kept = list(moves(checkpoint.family.rules(cfg), kept, rename))
             params, kept = params | factor_parameters(adapted, checkpoint.updates, of_kept), adapted
     tokenizer = checkpoint.tokenizer() if tokenizer is None else tokenizer

@@ -54,12 +54,11 @@ def _fill(
         for buffer, value in zip(buffers, rule.load(arrays.whole(tensor), lengths), strict=True):
             arrays.copy(buffer, value[tuple(map(slice, buffer.shape))])
         return
-    (buffer,), (letter, position, size) = buffers, division
+    (buffer,), before, size = buffers, (slice(None),) * division.position, division.size
 
     def part(rows: slice) -> None:
         entries = slice(rows.start // size, rows.stop // size)
-        (value,) = rule.load(tensor.part(rows), {**lengths, letter: entries.stop - entries.start})
-        arrays.copy_part(buffer[(*[slice(None)] * position, entries)], value)
+        arrays.copy_part(buffer[(*before, entries)], division.load(tensor.part(rows)))
 
     arrays.in_parts(part, tensor.shape[0], tensor.step(size))
 
