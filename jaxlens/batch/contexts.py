@@ -136,6 +136,8 @@ def batches(
     All batches of a length have the same number of rows, a multiple of `multiple`, so that they run in one program.
     The last `n_ahead` tokens of a row are not run, so these lengths are those of the others.
     """
+    if not isinstance(batch_tokens, int) or batch_tokens < 1:
+        raise ValueError(f"batch_tokens is {batch_tokens!r}; expected a positive integer")
     ordered = sorted(contexts, key=len, reverse=True)
     while ordered:
         length = bucket_length(max(1, len(ordered[0]) - n_ahead), max(1, limit - n_ahead)) + n_ahead

@@ -41,8 +41,8 @@ class Source:
         columns. `column` names the column; by default it is "text", "tokens" or "input_ids".
 
         Raises:
-            ValueError: The suffix of the file is unknown, or a row has no such column.
-            TypeError: `data` or a document in it has another type.
+            ValueError: The suffix of the file is unknown, a row has no such column, or a document has another type.
+            TypeError: `data` has another type.
             FileNotFoundError: There is no such file.
         """
         if isinstance(data, Source):
@@ -92,7 +92,7 @@ def _document(row: Any, column: str | None, where: str) -> Document:
     tokens = np.asarray(row) if isinstance(row, Sequence | np.ndarray) or hasattr(row, "__array__") else None
     if tokens is None or tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
         kind = repr(row)[:40] if tokens is None else f"an array of shape {tokens.shape} and dtype {tokens.dtype}"
-        raise TypeError(f"{where} is {kind}; expected a text or a row of tokens (integers)")
+        raise ValueError(f"{where} is {kind}; expected a text or a row of tokens (integers)")
     return tokens.astype(np.int32)
 
 
@@ -134,8 +134,9 @@ def _parquet(path: Path, start: int, column: str | None) -> Iterator[Document]:
     wanted = [name for name in (COLUMNS if column is None else (column,)) if name in names][:1]
     for group in file.iter_batches(DOCUMENTS_AT_ONCE, columns=wanted or None):
         if number + group.num_rows > start:
-            rows = group.slice(max(0, start - number)).to_pylist()
-            yield from (_document(row, column, f"{path}, a row") for row in rows)
+            first = max(0, start - number)
+            for i, row in enumerate(group.slice(first).to_pylist(), number + first):
+                yield _document(row, column, f"{path}, row {i},")
         number += group.num_rows
 
 

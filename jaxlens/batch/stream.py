@@ -66,6 +66,8 @@ def run(
         >>> [row.shape for row in run(model, [[1, 2], [3, 4, 5]], names_filter="blocks.1.hook_resid_post", reduce=last)]
         [(8,), (8,)]
     """
+    if padding_side not in ("left", "right"):
+        raise ValueError(f'padding_side is {padding_side!r}; expected "left" or "right"')
     reader = Reader(model, max_length, prepend_bos)
     source = Source.of(data, column)
     layers = LayerRange.of(model.cfg, None, stop_at_layer)
