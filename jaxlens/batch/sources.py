@@ -41,8 +41,8 @@ class Source:
         columns. `column` names the column; by default it is "text", "tokens" or "input_ids".
 
         Raises:
-            ValueError: The suffix of the file is unknown, a row has no such column, or a document has another type.
-            TypeError: `data` has another type.
+            ValueError: The suffix of the file is unknown, a row has no such column, or a file holds other values.
+            TypeError: `data` or a document in it has another type.
             FileNotFoundError: There is no such file.
         """
         if isinstance(data, Source):
@@ -92,7 +92,7 @@ def _document(row: Any, column: str | None, where: str) -> Document:
     tokens = np.asarray(row) if isinstance(row, Sequence | np.ndarray) or hasattr(row, "__array__") else None
     if tokens is None or tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
         kind = repr(row)[:40] if tokens is None else f"an array of shape {tokens.shape} and dtype {tokens.dtype}"
-        raise ValueError(f"{where} is {kind}; expected a text or a row of tokens (integers)")
+        raise TypeError(f"{where} is {kind}; expected a text or a row of tokens (integers)")
     return tokens.astype(np.int32)
 
 
@@ -111,6 +111,14 @@ def _file(path: Path, column: str | None) -> Source:
     return Source(lambda start: readers[path.suffix](path, start, column), size, n_bytes)
 
 
+def _document_of_file(row: Any, column: str | None, where: str) -> Document:
+    """The text or the tokens of a row of a file. Here another type is a fault of the file, not of the caller."""
+    try:
+        return _document(row, column, where)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
 def _lines(path: Path, start: int, column: str | None) -> Iterator[str]:
     with path.open(encoding="utf-8") as file:
         lines = (line.rstrip("\n") for line in file)
@@ -125,7 +133,7 @@ def _json_lines(path: Path, start: int, column: str | None) -> Iterator[Document
                 row = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {i}, is not JSON: {error}") from error
-            yield _document(row, column, f"{path}, line {i},")
+            yield _document_of_file(row, column, f"{path}, line {i},")
 
 
 def _parquet(path: Path, start: int, column: str | None) -> Iterator[Document]:
@@ -136,7 +144,7 @@ def _parquet(path: Path, start: int, column: str | None) -> Iterator[Document]:
         if number + group.num_rows > start:
             first = max(0, start - number)
             for i, row in enumerate(group.slice(first).to_pylist(), number + first):
-                yield _document(row, column, f"{path}, row {i},")
+                yield _document_of_file(row, column, f"{path}, row {i},")
         number += group.num_rows
 
 

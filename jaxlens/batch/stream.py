@@ -223,12 +223,19 @@ def batches_of(program: Program, contexts: Iterable[Context], batch_tokens: int,
 
 
 def overlapped(program: Program, ready: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:
-    """Each batch and its result. The device already computes the next batch while the caller reads a result."""
+    """Each batch and its result. The device already computes the next batch while the caller reads a result.
+
+    An error in `ready` is raised after the results of all batches before it.
+    """
     running: collections.deque[tuple[Batch, Any]] = collections.deque()
-    for batch in ready:
-        running.append((batch, program(batch.tokens, batch.mask)))
-        if len(running) > 1:
-            yield running.popleft()
+    try:
+        for batch in ready:
+            running.append((batch, program(batch.tokens, batch.mask)))
+            if len(running) > 1:
+                yield running.popleft()
+    except Exception:
+        yield from running
+        raise
     yield from running
 
 
