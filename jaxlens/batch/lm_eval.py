@@ -106,7 +106,7 @@ class JaxLensLM(TemplateLM):
     @property
     def tokenizer_name(self) -> str:
         """The name of the tokenizer, in the names of lm_eval's caches."""
-        return self.tokenizer.name_or_path.replace("/", "__")
+        return (self.tokenizer.name_or_path or self.model.cfg.model_name or "").replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         """The tokens of a text. By default a text that begins with the prefix token gets no other BOS."""
