@@ -66,6 +66,8 @@ def run(
         >>> [row.shape for row in run(model, [[1, 2], [3, 4, 5]], names_filter="blocks.1.hook_resid_post", reduce=last)]
         [(8,), (8,)]
     """
+    if padding_side not in ("left", "right"):
+        raise ValueError(f'padding_side is {padding_side!r}; expected "left" or "right"')
     reader = Reader(model, max_length, prepend_bos)
     source = Source.of(data, column)
     layers = LayerRange.of(model.cfg, None, stop_at_layer)
@@ -102,17 +104,20 @@ def _run_result(model: HookedTransformer, logits: Any, cache: dict[str, Any]) ->
 
 
 class Program:
-    """The compiled function of a batch: `reduce` of the logits and the activations of a model."""
+    """The compiled function of a batch: `reduce` of the logits and the activations of a model.
+
+    With `n_ahead`, the last columns of a batch are not run: the model predicts them. Rows are then padded on the left.
+    """
 
     def __init__(
         self, model: HookedTransformer, wanted: frozenset[str], layers: LayerRange, reduce: Callable,
-        side: Side = "left", returns: Literal["logits"] | None = "logits",
+        side: Side = "left", returns: Literal["logits"] | None = "logits", n_ahead: int = 0,
     ):  # fmt: skip
         request = RunRequest(layers, returns, wanted=wanted, has_derivative=False)
-        self.model, self.side, self.cfg = model, side, model.cfg
+        self.model, self.side, self.cfg, self.n_ahead = model, side, model.cfg, n_ahead
         # a function that a user may change between calls, or one that reads what changes, has programs of its own
         program = _new_program if model.has_python_hooks else _kept_program
-        self._run = program(request, reduce)
+        self._run = program(request, reduce, n_ahead)
         self._axes: Any = None
 
     def __call__(self, tokens: Int[np.ndarray, "b p"], mask: Bool[np.ndarray, "b p"]) -> Any:
@@ -155,13 +160,14 @@ class Program:
         return [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(self._run, self.model, tokens, mask))]
 
 
-def _new_program(request: RunRequest, reduce: Callable) -> Callable:
+def _new_program(request: RunRequest, reduce: Callable, n_ahead: int) -> Callable:
     takes_input = _takes_input(reduce)
 
     @jax.jit
     def program(model: HookedTransformer, tokens: Int[Array, "b p"], mask: Bool[Array, "b p"]) -> Any:
         model_input = ModelInput(tokens, None, mask, mask)
-        logits, captured, length = model._run_padded(model_input, request, model._hooks)
+        behind = jax.tree.map(lambda array: array[:, : array.shape[1] - n_ahead], model_input)
+        logits, captured, length = model._run_padded(behind, request, model._hooks)
         cache = ActivationCache.of(captured, model, length)
         return reduce(logits, cache, model_input) if takes_input else reduce(logits, cache)
 
@@ -212,17 +218,24 @@ def in_order(
 def batches_of(program: Program, contexts: Iterable[Context], batch_tokens: int, reader: Reader) -> Iterator[Batch]:
     """Contexts in batches of similar length, made in the background."""
     windows = _windows(contexts, batch_tokens * WINDOW)
-    limit, side = reader.max_length, program.side
-    return made_ahead(batch for window in windows for batch in batches(window, batch_tokens, limit, side))
+    options = {"limit": reader.max_length, "side": program.side, "n_ahead": program.n_ahead}
+    return made_ahead(batch for window in windows for batch in batches(window, batch_tokens, **options))
 
 
 def overlapped(program: Program, ready: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:
-    """Each batch and its result. The device already computes the next batch while the caller reads a result."""
+    """Each batch and its result. The device already computes the next batch while the caller reads a result.
+
+    An error in `ready` is raised after the results of all batches before it.
+    """
     running: collections.deque[tuple[Batch, Any]] = collections.deque()
-    for batch in ready:
-        running.append((batch, program(batch.tokens, batch.mask)))
-        if len(running) > 1:
-            yield running.popleft()
+    try:
+        for batch in ready:
+            running.append((batch, program(batch.tokens, batch.mask)))
+            if len(running) > 1:
+                yield running.popleft()
+    except Exception:
+        yield from running
+        raise
     yield from running
 
 
