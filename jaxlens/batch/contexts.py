@@ -133,7 +133,8 @@ def batches(
 ) -> Iterator[Batch]:
     """The contexts, longest first, in batches of at most `batch_tokens` tokens with their padding.
 
-    All batches of a length have the same number of rows, a multiple of `multiple`, so that they run in one program.
+    Full batches of a length have the same number of rows, a multiple of `multiple`, so that they run in one program.
+    If a quarter or a sixteenth of the rows is enough for the last batch, it has only these, and a program of its own.
     The last `n_ahead` tokens of a row are not run, so these lengths are those of the others.
     """
     if not isinstance(batch_tokens, int) or batch_tokens < 1:
@@ -141,9 +142,9 @@ def batches(
     ordered = sorted(contexts, key=len, reverse=True)
     while ordered:
         length = bucket_length(max(1, len(ordered[0]) - n_ahead), max(1, limit - n_ahead)) + n_ahead
-        n_rows = max(multiple, batch_tokens // length // multiple * multiple)
-        chosen, ordered = ordered[:n_rows], ordered[n_rows:]
-        yield _batch(chosen, n_rows, length, side)
+        sizes = [max(multiple, batch_tokens // part // length // multiple * multiple) for part in (16, 4, 1)]
+        chosen, ordered = ordered[: sizes[-1]], ordered[sizes[-1] :]
+        yield _batch(chosen, next(size for size in sizes if size >= len(chosen)), length, side)
 
 
 def _batch(contexts: list[Context], n_rows: int, length: int, side: str) -> Batch:
