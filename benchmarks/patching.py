@@ -1,7 +1,8 @@
 """Activation patching sweeps: their time, their compilations, and the time that their arithmetic takes at least.
 
     python -m benchmarks.patching                             writes results/patching-<device>.json
-    python -m benchmarks.patching --transformerlens PYTHON    also runs TransformerLens 4.3.0, installed for PYTHON
+    python -m benchmarks.patching --transformerlens PYTHON    also runs TransformerLens 4.3.0, installed for PYTHON;
+                                                              writes results/patching-transformerlens-<device>.json
     python -m benchmarks.patching --quick                     a small random model; writes nothing
 
 The sweep patches the residual stream before every layer at every position (30 × 15 for SmolLM2-135M). "names" are eight
@@ -160,7 +161,8 @@ def main() -> None:
             peer.process.stdin.close()
             peer.process.wait()
     if not options.quick:
-        write("patching", machine, {"weights": weights, "peak_flops": flops, "sweeps": results})
+        name = "patching-transformerlens" if options.transformerlens else "patching"
+        write(name, machine, {"weights": weights, "peak_flops": flops, "sweeps": results})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Shapes are checked while the tests run, and compiled programs are kept between runs."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def programs_of_one_file():
     maps = Path("/proc/self/maps")
     if not maps.exists() or len(maps.read_text().splitlines()) > 15_000:
         jax.clear_caches()
+
+
+def pytest_collection_finish():
+    """Imported modules live as long as the process, so the garbage collector need not look at their objects again.
+
+    Tracing makes many objects that are freed without it. With the usual thresholds it takes some percent of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 10)
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that are not wanted are left out

@@ -18,7 +18,7 @@ from support.mistakes import PACKAGE, without_answer
 from support.models import CONFIGS, randomised
 from test_demo import talking_model
 
-from jaxlens import HookedTransformer, Tokenizer, steer
+from jaxlens import HookedTransformer, Tokenizer, batch, steer
 from jaxlens.analysis.attribution.edges import edge_attribution_patch
 from jaxlens.analysis.attribution.integrated_gradients import integrated_gradients
 from jaxlens.analysis.attribution.nodes import attribution_patch
@@ -457,7 +457,64 @@ def test_numbers_that_are_not_finite_are_null():
     assert command.to_json(values) == {"a": [None, [1, 2]], "b": None}
 
 
+# --- scores
+
+DOCUMENTS = [CLEAN, "Mary", "", "Martin and Amy went to the park", "<unk>"]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_score_prints_the_numbers_of_each_document(model, folder, tmp_path, capsys, ending):
+    path, texts = tmp_path / f"data{ending}", [text for text in DOCUMENTS if text]
+    lines = DOCUMENTS if ending == ".txt" else [json.dumps({"a": text, "text": "no"}) for text in texts]
+    path.write_text("\n".join(lines))
+    options = [str(path), "--model", folder, *([] if ending == ".txt" else ["--column", "a"])]
+    assert main(["score", *options]) == main(["score", *options, "--json", "--batch-tokens", "40"]) == 0
+    header, *printed = capsys.readouterr().out.splitlines()
+    table, numbers = printed[: len(texts) + 1], [json.loads(line) for line in printed[len(texts) + 1 :]]
+    losses = [np.asarray(model(text, return_type="loss", loss_per_token=True))[0] for text in texts]
+    assert [each["document"] for each in numbers] == list(range(len(texts)))
+    assert [each["tokens"] for each in numbers] == list(map(len, losses))
+    close([each["log_prob"] for each in numbers], -np.array([loss.mean() for loss in losses]))
+    close([each["perplexity"] for each in numbers], np.exp([loss.mean() for loss in losses]))
+    total = np.concatenate(losses)
+    assert header.split() == ["document", "tokens", "log-prob", "perplexity"]
+    assert table[-1].split() == ["total", str(len(total)), f"{-total.mean():.4f}", f"{np.exp(total.mean()):.4g}"]
+    assert [line.split()[:2] for line in table[:-1]] == [[str(i), str(len(loss))] for i, loss in enumerate(losses)]
+
+
+def test_score_cuts_documents_and_shows_those_without_a_score(folder, tmp_path, capsys):
+    (tmp_path / "data.jsonl").write_text('{"tokens": [1, 2, 3, 4]}\n{"tokens": [1]}')
+    options = [str(tmp_path / "data.jsonl"), "--model", folder, "--max-length", "3"]
+    with pytest.warns(UserWarning, match="document 0 has 4 tokens and is cut to max_length = 3"):
+        assert main(["score", *options]) == main(["score", *options, "--json"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split()[:2] == ["0", "2"] and printed[2].split() == ["1", "0", "–", "–"]
+    assert json.loads(printed[-1]) == {"document": 1, "tokens": 0, "log_prob": None, "perplexity": None}
+
+
+def test_score_names_the_line_that_it_cannot_read(folder, tmp_path, capsys):
+    (tmp_path / "data.jsonl").write_text('"Mary"\n3')
+    assert main(["score", str(tmp_path / "data.jsonl"), "--model", folder]) == 1
+    assert "data.jsonl, line 2, is 3; expected a text or a row of tokens" in capsys.readouterr().err
+
+
 # --- help
+
+
+def test_harvest_and_verify(output, numbers, model, tmp_path, capsys):
+    (tmp_path / "corpus.txt").write_text(f"{CLEAN}\n\n{OTHER}\n")
+    command = (str(tmp_path / "corpus.txt"), str(tmp_path / "rows"), "--names", "blocks.0.hook_resid_post,hook_embed")
+    found = numbers("harvest", *command, "--skip", "padding")
+    rows = batch.Harvest(tmp_path / "rows")
+    assert found["rows"] == len(rows) == sum(model.to_tokens(text).shape[1] for text in (CLEAN, OTHER))
+    assert found["complete"] and set(found["shapes"]) == {"blocks.0.hook_resid_post", "hook_embed"}
+    assert f"{found['bytes']:,} bytes in" in output("harvest", *command, "--skip", "padding")
+    assert main(["harvest", "--verify", str(tmp_path / "rows")]) == 0
+    assert "every value is as it was written" in capsys.readouterr().out
+    shard = tmp_path / "rows" / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert main(["harvest", "--verify", str(tmp_path / "rows"), "--json"]) == 1
+    assert "does not have the values" in json.loads(capsys.readouterr().out)["problems"][0]
 
 
 def test_without_a_command_help_is_printed(capsys):
@@ -472,7 +529,7 @@ def test_every_command_has_help_with_an_example_that_can_be_parsed(name, capsys)
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert f"example:\n  jaxlens {name}" in printed and ("--model" in printed) == COMMANDS[name].takes_model
-    if name not in ("demo", "generate", "hooks") and COMMANDS[name].takes_model:
+    if name not in ("demo", "generate", "harvest", "hooks", "score") and COMMANDS[name].takes_model:
         assert {"--html", "--json", "--top"} <= set(re.findall(r"--\w+", printed))
 
 
@@ -539,6 +596,7 @@ MISTAKES = {
     "no folder": (("lens", CLEAN, "--html", "none/x.html"), "none/x.html cannot be written: there is no folder none"),
     "a folder": (("heads", CLEAN, "--json", "folder.json"), "folder.json is a folder or is write-protected"),
     "prompt after json": (("lens", "and", "--json", CLEAN), "gave the bag to'; expected a file name that ends in .j"),
+    "harvest without names": (("harvest", "a.txt", "b"), "needs DATA, FOLDER and --names; there is no names"),
     "greedy and random": (("generate", *GREEDY, "--top-k", "3", "--n", "2"), "so --top-k, --n would have no effect"),
     "layers without a direction": (("generate", CLEAN, "--layers", "1"), "--layers and --strength apply to a direct"),
     "direction with another extension": (("generate", CLEAN, "--steer", "a.txt"), "expected a .npy, .safetensors or"),
@@ -555,6 +613,9 @@ MISTAKES = {
     "unknown field": (("generate", CLEAN, "--steer", "unknown.json"), "unknown.json has other fields than those of"),
     "wrong positions": (("generate", CLEAN, "--steer", "where.json"), "positions is 'where'; expected \"all\", "),
     "no template": (("generate", CLEAN, "--chat"), "the tokenizer has no chat template"),
+    "data with another extension": (("score", "more.tsv"), "data is 'more.tsv'; a string is a path: expected"),
+    "no data": (("score", "none.txt"), "there is no file none.txt"),
+    "longer than the context": (("score", "pairs.txt", "--max-length", "130"), "expected 1 to 129, the n_ctx"),
     "no probability": (("generate", CLEAN, "--top-p", "2"), "top_p is 2.0; expected a probability"),
     "too many new tokens": (("generate", CLEAN, "--max-new-tokens", "200"), "at most 113 new tokens fit"),
     "html with another extension": (("lens", CLEAN, "--html", "x.png"), "--html is 'x.png'; expected a file name"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.models import CONFIGS, model, tokens
-from test_engine import compilations  # noqa: F401, a fixture
+from support.programs import most_compiled
 from test_models import close
 from test_text import word_tokenizer
 
@@ -191,20 +191,14 @@ def widened(array):
     return jnp.asarray(array, "float64") if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def test_a_new_length_compiles_no_model_code(compilations):  # noqa: F811
+def test_a_new_length_compiles_no_model_code():
     of, text = model("llama"), np.asarray(tokens(1, 16))
 
     def everything(length):
         _, cache = of.decode(text[:, :length], of.init_kv_cache(1, 32))
         of.decode(text[:, :1], cache)
 
-    everything(9)
-    compiled = []
-    for length in (10, 13, 16):
-        compilations.clear()
-        everything(length)
-        compiled.append(len(compilations))
-    assert max(compiled) <= 1  # a cut of the logits
+    assert most_compiled(everything, 10, 13, 16) <= 1  # a cut of the logits
 
 
 def test_products_of_few_tokens_are_those_of_many():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.mistakes import Case, unreached
 from support.models import CONFIGS, SIZES, model, randomised, tokens, with_neurons
-from test_hook_api import compilations
+from support.programs import compilations
 from test_memory import arrays_within
 from test_models import close
 from test_text import word_tokenizer

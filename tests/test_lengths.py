@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.models import CONFIGS, model, randomised, tokens
-from test_engine import compilations  # noqa: F401, a fixture
+from support.programs import compilations, most_compiled
 from test_models import close
 
 from jaxlens import hook
@@ -152,7 +152,7 @@ def test_gradients_are_those_of_the_exact_length():
         close(np.where(finite, cache[name], 0), np.where(finite, value, 0), 1e-4)
 
 
-def test_a_new_length_compiles_no_model_code(compilations):  # noqa: F811
+def test_a_new_length_compiles_no_model_code():
     the_model = model("llama")
 
     def everything(length):
@@ -163,13 +163,7 @@ def test_a_new_length_compiles_no_model_code(compilations):  # noqa: F811
         the_model.run_with_cache(given, names_filter="blocks.*.hook_resid_pre")
         the_model.run_with_cache(given, return_type="loss", incl_bwd=True, names_filter="blocks.*.hook_resid_pre")
 
-    everything(9)
-    compiled = []
-    for length in (10, 13, 16):
-        compilations.clear()
-        everything(length)
-        compiled.append(len(compilations))
-    assert max(compiled) <= 2  # cuts: of logits, and of the value that the hook receives
+    assert most_compiled(everything, 10, 13, 16) <= 2  # cuts: of logits, and of the value that the hook receives
 
 
 def difference(logits):
@@ -225,7 +219,7 @@ def test_experiments_at_the_length_of_a_program_give_those_of_the_exact_length(e
         assert at_program_length.labels == exact_length.labels
 
 
-def test_an_experiment_at_a_new_length_compiles_no_model_code(compilations):  # noqa: F811
+def test_an_experiment_at_a_new_length_compiles_no_model_code():
     the_model = model("llama")
     pair = np.asarray(tokens(1, 16, seed=1)), np.asarray(tokens(1, 16, seed=2))
 
@@ -236,22 +230,16 @@ def test_an_experiment_at_a_new_length_compiles_no_model_code(compilations):  # 
         attribution_patch(the_model, a, b, difference)
         integrated_gradients(the_model, a, difference, b, steps=2)
 
-    experiments(9)
-    compiled = []
-    for length in (10, 15):
-        compilations.clear()
-        experiments(length)
-        compiled.append(len(compilations))
-    assert max(compiled) <= 2  # cuts of the logits
+    assert most_compiled(experiments, 10, 15) <= 2  # cuts of the logits
 
 
-def test_a_new_position_compiles_nothing(compilations):  # noqa: F811
+def test_a_new_position_compiles_nothing():
     the_model, given = model("llama"), tokens(2, 8)
     for position in (1, 4):
-        compilations.clear()
-        _, cache = the_model.run_with_cache(given, pos_slice=position)
-        _, single = the_model.run_with_cache(given, pos_slice=Slice(position))
-    assert not compilations
+        with compilations() as compiled:
+            _, cache = the_model.run_with_cache(given, pos_slice=position)
+            _, single = the_model.run_with_cache(given, pos_slice=Slice(position))
+    assert not compiled
     _, whole = the_model.run_with_cache(given)
     for name in ("blocks.1.hook_resid_post", "blocks.0.attn.hook_pattern", "unembed.hook_out"):
         axis = 2 if name.endswith("pattern") else 1

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from support.mistakes import Case, unreached
 from support.models import CONFIGS, model, tokens, with_neurons
+from support.programs import compilations
 from test_decomposition import EVERY, MASK, cache_of, made, ran
-from test_hook_api import compilations
 from test_models import close
 from test_text import word_tokenizer
 

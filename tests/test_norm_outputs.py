@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 from support.models import CONFIGS, model, randomised, tokens
+from support.programs import compilations
 from support.tiny import random_tokens, write_checkpoint
-from test_hook_api import compilations, keep
+from test_hook_api import keep
 from test_models import close, scaled
 
 from jaxlens import ActivationNotFound, Config, HookedTransformer, HookError, hook

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.models import CONFIGS, randomised, tokens
-from test_hook_api import compilations
+from support.programs import compilations
 from test_models import close
 
 from jaxlens.analysis.interventions.activation_patching import activation_patch

@@ -59,13 +59,13 @@ def load(
         raise ValueError('dtype float64 needs jax.config.update("jax_enable_x64", True); otherwise JAX uses float32')
     kept = with_n_ctx(cfg if first_n_layers is None else cfg.first_layers(first_n_layers), n_ctx)
     with path_in_errors(checkpoint.name):
+        plan, rename = all_moves(checkpoint.family, cfg, checkpoint.tensors)
+        adapted = adapted_config(kept, checkpoint.updates, plan) if checkpoint.updates else kept
         shardings = None if sharding is None else sharding.parameters(kept)
         params = load_parameters(
             checkpoint.family, cfg, checkpoint.tensors, cfg.dtype, kept=kept, shardings=shardings
         )  # fmt: skip
         if checkpoint.updates:
-            plan, rename = all_moves(checkpoint.family, cfg, checkpoint.tensors)
-            adapted = adapted_config(kept, checkpoint.updates, plan)
             of_kept = list(moves(checkpoint.family.rules(cfg), kept, rename))
             factors = factor_parameters(adapted, checkpoint.updates, of_kept)
             factors = factors if sharding is None else sharding.place(factors, adapted)

@@ -63,11 +63,11 @@ def _fill(targets: Sequence[Sequence[Entry]], move: Move, tensors: Tensors, leng
             for entry in entries:
                 arrays.copy(entry.buffer, value[slices(entry.ranges)])
         return
-    (entries,), (letter, position, size) = targets, division
+    (entries,), position, size = targets, division.position, division.size
 
     def part(rows: slice) -> None:
         start, stop = rows.start // size, rows.stop // size
-        (value,) = rule.load(tensor.part(rows), {**lengths, letter: stop - start})
+        value = division.load(tensor.part(rows))
         for entry in entries:
             buffer, chosen = entry.along(position, start, stop)
             arrays.copy_part(buffer, value[chosen])

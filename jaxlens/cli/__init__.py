@@ -13,11 +13,13 @@ from jaxlens.cli.commands import (
     export,
     families,
     generate,
+    harvest,
     heads,
     hooks,
     inspect,
     lens,
     patch,
+    score,
     verify,
 )
 from jaxlens.cli.commands.command import DEFAULT_MODEL, add_adapter
@@ -25,8 +27,9 @@ from jaxlens.errors import ActivationNotFound
 
 COMMANDS = {
     "demo": demo.COMMAND, "lens": lens.COMMAND, "patch": patch.COMMAND, "attribute": attribute.COMMAND,
-    "heads": heads.COMMAND, "generate": generate.COMMAND, "hooks": hooks.COMMAND, "inspect": inspect.COMMAND,
-    "convert": convert.COMMAND, "export": export.COMMAND, "verify": verify.COMMAND, "families": families.COMMAND,
+    "heads": heads.COMMAND, "generate": generate.COMMAND, "score": score.COMMAND, "harvest": harvest.COMMAND,
+    "hooks": hooks.COMMAND, "inspect": inspect.COMMAND, "convert": convert.COMMAND, "export": export.COMMAND,
+    "verify": verify.COMMAND, "families": families.COMMAND,
 }  # fmt: skip
 
 

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.nnx.tracers import TraceState
 
-from jaxlens._flax import FlaxModule
-from jaxlens._jax import is_compiled
+from jaxlens._jax import FlaxModule, is_compiled
 from jaxlens.errors import HookError
 from jaxlens.hooks.api import DataHook, NamedHookPoint
 from jaxlens.hooks.plan import Direction, RegisteredHook, SiteHook, as_hook

@@ -14,8 +14,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxlens._flax import OF_FLAX
-from jaxlens._jax import as_device, concrete, is_traced
+from jaxlens._jax import OF_FLAX, as_device, concrete, is_traced
 from jaxlens.errors import HookError
 from jaxlens.hooks.plan import Direction, HookSpec, RegisteredHook, hook_specs
 from jaxlens.hooks.point import STALE, HookPoint, LensHandle, check_direction, hook_of_point

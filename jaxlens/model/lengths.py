@@ -77,7 +77,9 @@ def extended(value: jax.Array, axes: tuple[int, ...], length: int) -> jax.Array:
     widths = [(0, length - size if axis in axes else 0) for axis, size in enumerate(value.shape)]
     if isinstance(value, np.ndarray):
         return np.pad(value, widths)
-    if is_traced(value) or value.committed or not value.is_ready():
+    if is_traced(value) or value.committed:
+        return jnp.pad(value, widths)
+    if jnp.issubdtype(value.dtype, jnp.floating) and not value.is_ready():  # tokens are there in a moment
         return jnp.pad(value, widths)
     return jax.device_put(np.pad(np.asarray(value), widths))  # jnp.pad would compile a program per shape
 

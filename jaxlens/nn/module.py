@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxlens._flax import OF_FLAX, FlaxModule
+from jaxlens._jax import OF_FLAX, FlaxModule
 from jaxlens.config import Config
 
 

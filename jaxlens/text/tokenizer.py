@@ -10,7 +10,7 @@ import hashlib
 import json
 import reprlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,7 @@ class Tokenizer(TransformersMethods):
         if not texts:
             raise ValueError("input is an empty list; expected at least one string")
         side = self._side(padding_side)
-        rows = [self._row(text, prepend_bos) for text in texts]
+        rows = self.rows(texts, prepend_bos)
         longest = max(map(len, rows))
         if truncate and n_ctx is not None and longest > n_ctx:
             warnings.warn(f"an input of {longest} tokens was truncated to n_ctx = {n_ctx}", UserWarning, stacklevel=2)
@@ -215,6 +215,14 @@ class Tokenizer(TransformersMethods):
         padding = [[self.pad_token_id] * (longest - len(row)) for row in rows]
         rows = [pad + row if side == "left" else row + pad for row, pad in zip(rows, padding, strict=True)]
         return jnp.asarray(np.asarray(rows, np.int32).reshape(len(rows), longest))
+
+    def rows(self, texts: Sequence[str], prepend_bos: bool | None = None) -> list[list[int]]:
+        """The tokens of each text, without padding. A fast backend encodes them in parallel."""
+        bos = [self.bos_token_id] if self._prepends(prepend_bos) else []
+        if not self._fast or len(texts) == 1:
+            return [bos + self.encode(text) for text in texts]
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [bos + encoding.ids for encoding in encodings]
 
     def to_string(self, tokens: Any) -> str | list[str]:
         """The exact text of an id or a sequence of ids, with special tokens; for a batch, a list of texts."""
@@ -233,7 +241,7 @@ class Tokenizer(TransformersMethods):
         self._side(padding_side)
         if isinstance(input, (list, tuple)) and any(isinstance(item, str) or np.ndim(item) for item in input):
             return [self.to_str_tokens(item, prepend_bos, padding_side) for item in input]
-        batch = [self._row(input, prepend_bos)] if isinstance(input, str) else np.atleast_2d(self._ids(input)).tolist()
+        batch = self.rows([input], prepend_bos) if isinstance(input, str) else np.atleast_2d(self._ids(input)).tolist()
         rows = [[self._text([index]) for index in row] for row in batch]
         return rows[0] if len(rows) == 1 else rows
 
@@ -310,9 +318,6 @@ class Tokenizer(TransformersMethods):
         if prepend_bos and self.bos_token_id is None:
             raise ValueError("prepend_bos=True needs a BOS token; set tokenizer.bos_token or pass prepend_bos=False")
         return bool(self.default_prepend_bos if prepend_bos is None else prepend_bos) and self.bos_token_id is not None
-
-    def _row(self, text: str, prepend_bos: bool | None) -> list[int]:
-        return ([self.bos_token_id] if self._prepends(prepend_bos) else []) + self.encode(text)
 
     def _text(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         exact = {} if self._fast else {"clean_up_tokenization_spaces": False}
