@@ -1,5 +1,6 @@
 """Models loaded on meshes of eight devices, and on two processes."""
 
+import functools
 import json
 import os
 import socket
@@ -7,12 +8,16 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from support.models import CONFIGS, model, tokens
 from support.tiny import write_checkpoint
 
 from jaxlens import HookedTransformer
+from jaxlens.checkpoints.rules.rule import Rule
+from jaxlens.checkpoints.safetensors_reader import SafetensorsFile
 from jaxlens.sharding import DEFAULT_RULES, default_mesh, parameter_shardings, shard
 
 SIZES = {"vocab_size": 72, "hidden_size": 40, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 6}
@@ -116,6 +121,8 @@ MEMORY = """
 import gc, sys
 from transformers import LlamaConfig  # which a new config.json needs
 from jaxlens import HookedTransformer
+from jaxlens.checkpoints.rules.rule import Rule
+from jaxlens.checkpoints.safetensors_reader import SafetensorsFile
 from jaxlens.sharding import default_mesh
 
 def kilobytes(field):
@@ -169,6 +176,29 @@ def test_the_first_rule_that_fits_divides_a_weight(mesh):
     experts_first = {"d": "data", "e": "model", "f": "model"}
     assert spec("mlp.W_out", experts_first) == [None, "model", None, "data"]
     assert spec("attn.W_K", experts_first) == [None, None, "data"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule("x", "W", "(n h) d -> n d h"),
+        Rule("x", "W", "d (n h) -> n h d"),
+        Rule("x", ("Q", "K", "V"), "d (three n h) -> three n d h"),
+        Rule("x", ("Q", "K", "V"), "(n three h) -> three n h"),
+        Rule("x", ("Q", "K", "V"), "(heads h) d -> heads d h", split=("n", "k", "k")),
+        Rule("x", "W", "v d"),
+    ],
+    ids=lambda rule: rule.pattern,
+)
+def test_a_part_of_a_parameter_is_read_from_its_tensor(rule, tmp_path):
+    lengths = {"n": 6, "k": 2, "h": 4, "d": 5, "v": 8}
+    tensor = np.random.default_rng(0).normal(size=rule.their_shape(lengths)).astype(jnp.bfloat16)
+    save_file({"x": tensor}, tmp_path / "model.safetensors")
+    read = functools.partial(SafetensorsFile(tmp_path / "model.safetensors").part, "x")
+    for target, whole in enumerate(rule.load(tensor, lengths)):
+        ranges = [(length // 2, length) for length in whole.shape]
+        part = rule.load_part(target, ranges, lengths, read)
+        np.testing.assert_array_equal(part, whole[tuple(slice(*of_axis) for of_axis in ranges)])
 
 
 @pytest.mark.parametrize(
