@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlens._jax import wide
 from jaxlens.batch.contexts import Reader
+from jaxlens.batch.program import Program
 from jaxlens.batch.sources import Document, Source
-from jaxlens.batch.stream import BATCH_TOKENS, Program, in_order, progress_bar, with_hooks
+from jaxlens.batch.stream import BATCH_TOKENS, in_order, progress_bar, with_hooks
 from jaxlens.hooks.plan import HookSpec
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.request import LayerRange, ModelInput, bos_choice, required_tokenizer

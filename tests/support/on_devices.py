@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from jaxlens import HookedTransformer, hook
+from jaxlens import HookedTransformer, batch, hook
 from jaxlens.analysis import activation_patch
 from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.request import LayerRange, RunRequest
@@ -52,6 +52,8 @@ def results(model) -> dict[str, object]:
         "data hook": model.run_with_hooks(TOKENS, fwd_hooks=[("blocks.1.hook_resid_pre", hook(add, vector=vector))]),
         "gradient": jax.grad(loss)(model.params),
         "patching": activation_patch(model, TOKENS[:2], TOKENS[2:4], metric, progress=False).values,
+        "harvest": next(batch.harvest(model, TOKENS.tolist(), "blocks.*.hook_resid_post", batch_tokens=64)),
+        "scores": batch.score(model, [row[: 3 + i] for i, row in enumerate(TOKENS.tolist())]),
         "generation": model.generate(TOKENS[:4], 4, do_sample=False, stop_at_eos=False, verbose=False),
     }
 

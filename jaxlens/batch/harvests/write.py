@@ -85,7 +85,8 @@ def harvest(
     if folder is None:
         return _streamed(work, progress)
     can_be_read_twice = not isinstance(data, Iterator)
-    index = index_file.make_index(model, work, program.model._hooks, can_be_read_twice)
+    with program.axes():
+        index = index_file.make_index(program.model, work, program.model._hooks, can_be_read_twice)
     return _Writer(Path(folder), work, index, estimates=can_be_read_twice).run(progress)
 
 
