@@ -98,14 +98,14 @@ def test_replicated_weights_are_named(found):
 # ---- two processes --------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_hold_a_model_together(checkpoints):
+def test_two_processes_hold_a_model_together(checkpoints, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "support.two_processes"]
     processes = [
         subprocess.Popen(
-            [*command, str(i), str(port), str(checkpoints / "gpt2")], env=environment(1), stdout=subprocess.PIPE
+            [*command, str(i), str(port), checkpoints / "gpt2", tmp_path], env=environment(1), stdout=subprocess.PIPE
         )
         for i in range(2)
     ]

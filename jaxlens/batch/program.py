@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jaxlens._jax import on_host
 from jaxlens.batch.contexts import Batch, Context, batches
 from jaxlens.hooks.layout import Layout, explicit_mesh
 from jaxlens.model.cache.activation_cache import ActivationCache
@@ -63,7 +64,7 @@ class Program:
     def rows(self, batch: Batch, result: Any) -> list[Any]:
         """The result of each context, on the host, without padding."""
         axes = self._length_axes(batch.tokens.shape)
-        leaves, structure = jax.tree.flatten(on_host(result))
+        leaves, structure = jax.tree.flatten(jax.tree.map(on_host, result))
         n_rows = batch.tokens.shape[0]
         for leaf in leaves:
             if np.ndim(leaf) == 0 or leaf.shape[0] != n_rows:
@@ -124,12 +125,3 @@ def _takes_input(reduce: Callable) -> bool:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [each for each in parameters if each.kind in positional and each.default is inspect.Parameter.empty]
     return len(needed) >= 3
-
-
-def on_host(result: Any) -> Any:
-    """Arrays as NumPy arrays; those that are divided over several processes are gathered in each."""
-    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(result)):
-        return jax.device_get(result)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(result, tiled=True)

@@ -1,6 +1,6 @@
 """One of two processes that hold a model together. Prints, as JSON, how far its results are from those of one process.
 
-Arguments: the number of the process, the port of the first, and the folder of a checkpoint.
+Arguments: the number of the process, the port of the first, the folder of a checkpoint, and that of a harvest.
 """
 
 import json
@@ -14,7 +14,7 @@ jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
 
 from jax.experimental import multihost_utils  # noqa: E402
 
-from jaxlens import HookedTransformer  # noqa: E402
+from jaxlens import HookedTransformer, batch  # noqa: E402
 from jaxlens.checkpoints.safetensors_reader import SafetensorsFile  # noqa: E402
 from jaxlens.sharding import default_mesh  # noqa: E402
 
@@ -50,6 +50,10 @@ distances = {
     name: float(np.abs(found[name] - np.asarray(array)).max() / np.abs(np.asarray(array)).max())
     for name, array in results(whole).items()
 }
+documents, names = [row.tolist() for row in np.tile(TOKENS, (3, 1))], ["blocks.*.hook_resid_post"]
+stored_rows = batch.harvest(model, documents, names, sys.argv[4], shard_tokens=10)[:]  # by both processes together
+for name, array in next(batch.harvest(whole, documents, names)).items():
+    distances[f"harvest of {name}"] = float(np.abs(stored_rows[name] - array).max() / max(1, np.abs(array).max()))
 replicated = sum(weight.nbytes for weight in model.params.values() if weight.is_fully_replicated)
 stored = sum(weight.nbytes for weight in model.params.values())
 print(json.dumps({"distances": distances, "read": read, "expected": replicated + (stored - replicated) / 2}))

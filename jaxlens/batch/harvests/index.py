@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlens._jax import on_host
 from jaxlens.batch.harvests.shard_file import HarvestError, ShardInfo, sync_folder
 from jaxlens.batch.harvests.work import Work
-from jaxlens.batch.program import on_host
 from jaxlens.batch.sources import Source
 from jaxlens.hooks.plan import RegisteredHook
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxlens.batch.contexts import Reader
 from jaxlens.batch.harvests import index as index_file
@@ -119,6 +120,8 @@ class _Writer:
             found = [self._info(number) for number in range(shards)]
             if all(found):
                 index_file.write_index(self._folder, index_file.complete(self._index, found))
+            if self._together:
+                multihost_utils.sync_global_devices("the harvest is complete")
         return Harvest(self._folder)
 
     def _prepare(self) -> None:
@@ -145,8 +148,6 @@ class _Writer:
         path = self._folder / SHARD.format(number)
         exists = path.exists()
         if self._together:
-            from jax.experimental import multihost_utils
-
             exists = bool(multihost_utils.broadcast_one_to_all(np.int32(exists)))
         return read_info(path) if exists else None
 
