@@ -8,6 +8,7 @@ TITLES = {
     "jaxlens": "Models, hooks and caches.",
     "jaxlens.analysis": "Patching, ablation, attribution, heads and circuits.",
     "jaxlens.batch": "Runs over data sets.",
+    "jaxlens.sharding": "Models on several devices.",
     "jaxlens.plot": "Pictures.",
     "jaxlens.model.cache.logit_lens": "The logit lens, which is the method `cache.logit_lens`.",
     "jaxlens.config": "The description of a model.",

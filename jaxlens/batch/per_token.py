@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from jaxlens.batch.contexts import Context, Reader
+from jaxlens.batch.program import Program
 from jaxlens.batch.sources import Source
-from jaxlens.batch.stream import Program, batches_of, overlapped, progress_bar, with_hooks
+from jaxlens.batch.stream import batches_of, overlapped, progress_bar, with_hooks
 from jaxlens.config import Config
 from jaxlens.errors import HookError
 from jaxlens.hooks.names import HookName, split_name

@@ -68,7 +68,9 @@ def mean_activations(
         groups = {"dataset": np.zeros(len(kept), int), "token": context.tokens, "position": np.arange(len(kept))}[by]
         np.add.at(counts, groups[kept], 1)
         for name, value in values.items():
-            total = sums.setdefault(name, np.zeros((len(counts), *value.shape[1:])))
+            if name not in sums:
+                sums[name] = np.zeros((len(counts), *value.shape[1:]))
+            total = sums[name]
             if by == "dataset":
                 total[0] += value[kept].sum(0, dtype=np.float64)
             else:
@@ -131,7 +133,7 @@ def top_activations(
 
     Raises:
         HookError: A name matches no hook point, or an activation has no position axis.
-        ValueError: `k` is not positive.
+        ValueError: `k` is not positive, or no token is left.
 
     Example:
         >>> import jaxlens
@@ -151,7 +153,11 @@ def top_activations(
         kept = kept_tokens(context, skip, model.tokenizer)
         if kept.any():
             for name, value in values.items():
-                rankings.setdefault(name, _Ranking(value.shape[1:], k)).add(context, value, kept)
+                if name not in rankings:
+                    rankings[name] = _Ranking(value.shape[1:], k)
+                rankings[name].add(context, value, kept)
+    if not rankings:
+        raise ValueError("no token is left to rank; give more data, or skip less")
     return {name: ranking.result() for name, ranking in rankings.items()}
 
 

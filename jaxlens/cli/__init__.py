@@ -20,6 +20,7 @@ from jaxlens.cli.commands import (
     inspect,
     lens,
     patch,
+    score,
     verify,
 )
 from jaxlens.cli.commands.command import DEFAULT_MODEL, add_adapter
@@ -27,9 +28,9 @@ from jaxlens.errors import ActivationNotFound
 
 COMMANDS = {
     "demo": demo.COMMAND, "lens": lens.COMMAND, "patch": patch.COMMAND, "attribute": attribute.COMMAND,
-    "heads": heads.COMMAND, "generate": generate.COMMAND, "harvest": harvest.COMMAND, "hooks": hooks.COMMAND,
-    "inspect": inspect.COMMAND, "convert": convert.COMMAND, "export": export.COMMAND, "verify": verify.COMMAND,
-    "families": families.COMMAND,
+    "heads": heads.COMMAND, "generate": generate.COMMAND, "score": score.COMMAND, "harvest": harvest.COMMAND,
+    "hooks": hooks.COMMAND, "inspect": inspect.COMMAND, "convert": convert.COMMAND, "export": export.COMMAND,
+    "verify": verify.COMMAND, "families": families.COMMAND,
 }  # fmt: skip
 
 

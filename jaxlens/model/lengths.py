@@ -52,6 +52,16 @@ def padded(
     return ModelInput(tokens, residual, mask, mask, length)
 
 
+def on_mesh(model: Any, model_input: ModelInput, hooks: tuple[RegisteredHook, ...]) -> ModelInput:
+    """The input on the mesh of the model, if it has one: at the length of its program, because padding an array of many
+    devices would compile a program for each length. Arrays that the caller has placed stay where they are.
+    """
+    if model.sharding is None:
+        return model_input
+    model_input = padded(model, model_input, hooks)
+    return jax.tree.map(model.sharding.place_batch, model_input)
+
+
 def cut(output: Any, model_input: ModelInput) -> Any:
     """The output of a run at the length of its input."""
     if model_input.length is None or output is None:
@@ -67,7 +77,9 @@ def extended(value: jax.Array, axes: tuple[int, ...], length: int) -> jax.Array:
     widths = [(0, length - size if axis in axes else 0) for axis, size in enumerate(value.shape)]
     if isinstance(value, np.ndarray):
         return np.pad(value, widths)
-    if is_traced(value) or value.committed or not value.is_ready():
+    if is_traced(value) or value.committed:
+        return jnp.pad(value, widths)
+    if jnp.issubdtype(value.dtype, jnp.floating) and not value.is_ready():  # tokens are there in a moment
         return jnp.pad(value, widths)
     return jax.device_put(np.pad(np.asarray(value), widths))  # jnp.pad would compile a program per shape
 

@@ -11,6 +11,7 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxlens.batch.contexts import Reader
 from jaxlens.batch.harvests import index as index_file
@@ -94,7 +95,8 @@ def harvest(
     if folder is None:
         return _streamed(work, progress)
     can_be_read_twice = not isinstance(data, Iterator)
-    index = index_file.make_index(model, work, program.model._hooks, can_be_read_twice)
+    with program.axes():
+        index = index_file.make_index(program.model, work, program.model._hooks, can_be_read_twice)
     return _Writer(Path(folder), work, index, estimates=can_be_read_twice).run(progress)
 
 
@@ -127,6 +129,8 @@ class _Writer:
             found = [self._info(number) for number in range(shards)]
             if all(found):
                 index_file.write_index(self._folder, index_file.complete(self._index, found))
+            if self._together:
+                multihost_utils.sync_global_devices("the harvest is complete")
         return Harvest(self._folder)
 
     def _prepare(self) -> None:
@@ -153,8 +157,6 @@ class _Writer:
         path = self._folder / SHARD.format(number)
         exists = path.exists()
         if self._together:
-            from jax.experimental import multihost_utils
-
             exists = bool(multihost_utils.broadcast_one_to_all(np.int32(exists)))
         return read_info(path) if exists else None
 
