@@ -143,7 +143,8 @@ def test_the_site_has_every_page():
 
 def test_links_between_files_become_links_of_the_site():
     repository = of_the_site("repository")
-    in_site = {"models.md", "guide.md", "pictures/a.png", "repository/CONTRIBUTING.md"}
+    in_site = {"models.md", "guide.md", "pictures/a.png", "repository/CONTRIBUTING.md", "notebooks/a.md"}
+    assert all(repository.address(repository.source(page)) == page for page in in_site)
 
     def linked(text, source):
         return repository.with_links(text, source, in_site)
@@ -151,6 +152,8 @@ def test_links_between_files_become_links_of_the_site():
     assert linked("[a](models.md#files) `x`", "docs/guide.md") == "[a](models.md#files) `x`"
     assert linked("[a](../CONTRIBUTING.md#b)", "docs/guide.md") == "[a](repository/CONTRIBUTING.md#b)"
     assert linked("[a](docs/models.md)", "CONTRIBUTING.md") == "[a](../models.md)"
+    assert linked("[a](../docs/models.md)", "notebooks/a.ipynb") == "[a](../models.md)"
+    assert linked("[a](../notebooks/a.ipynb)", "docs/guide.md") == "[a](notebooks/a.md)"
     assert linked("![a](pictures/a.png)", "docs/guide.md") == "![a](pictures/a.png)"
     assert linked("[pictures.py](pictures.py)", "docs/pictures.md") == "`docs/pictures.py`"
     assert linked("[a](https://b.md) and [c](#d)", "docs/guide.md") == "[a](https://b.md) and [c](#d)"

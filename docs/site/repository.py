@@ -18,17 +18,26 @@ LINK = re.compile(r"(!?)\[([^][]+)\]\((?!\w+:|#)([^()\s#]+)(#[^()\s]*)?\)")
 
 def address(path: str) -> str:
     """The address in the site of a file of the repository."""
-    return path.removeprefix("docs/") if path.startswith("docs/") else f"repository/{path}"
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    return path.replace(".ipynb", ".md") if path.startswith("notebooks/") else f"repository/{path}"
 
 
-def with_links(text: str, source: str, in_site: set[str]) -> str:
-    """The text of the page `source` with the links of the site. Both are paths in the repository."""
+def source(page: str) -> str:
+    """The file of the repository that has this address in the site."""
+    if page.startswith("notebooks/"):
+        return page.replace(".md", ".ipynb")
+    return page.removeprefix("repository/") if page.startswith("repository/") else f"docs/{page}"
+
+
+def with_links(text: str, file: str, in_site: set[str]) -> str:
+    """The text of a file of the repository with the links of the site. `in_site` has the addresses of all its pages."""
 
     def link(match: re.Match) -> str:
         picture, label, path, anchor = match.groups()
-        target = os.path.normpath(os.path.join(os.path.dirname(source), path))
+        target = os.path.normpath(os.path.join(os.path.dirname(file), path))
         if address(target) in in_site:
-            relative = os.path.relpath(address(target), os.path.dirname(address(source)) or ".")
+            relative = os.path.relpath(address(target), os.path.dirname(address(file)) or ".")
             return f"{picture}[{label}]({relative}{anchor or ''})"
         return f"`{target}`" if (ROOT / target).is_file() else match[0]
 
@@ -44,7 +53,5 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    address_in_site = page.file.src_uri
-    inside = address_in_site.removeprefix("repository/")
-    source = inside if inside != address_in_site else f"docs/{address_in_site}"
-    return with_links(markdown, source, {file.src_uri for file in files if not file.inclusion.is_excluded()})
+    in_site = {file.src_uri for file in files if not file.inclusion.is_excluded()}
+    return with_links(markdown, source(page.file.src_uri), in_site)
