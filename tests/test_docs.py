@@ -8,9 +8,11 @@ import pkgutil
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from families import CASES
 from support.models import LLAMA, randomised
+from support.tiny import random_tokens, write_checkpoint
 
 import jaxlens
 from jaxlens import Config, HookedTransformer
@@ -116,6 +118,45 @@ def test_the_validation_page_has_every_family_and_no_large_difference():
     rows = re.findall(r"^\| `([\w-]+)` \|.*\| (\S+) \|$", (ROOT / "docs" / "validation.md").read_text(), re.M)
     assert {name for name, _ in rows} == set(CASES)
     assert all(float(difference) <= 1e-5 for _, difference in rows)
+
+
+MODULES_AND_HOOK_POINTS = {
+    "layers.1": "hook_resid_post", "layers.1.self_attn": "hook_attn_out", "layers.1.mlp": "hook_mlp_out",
+    "layers.1.mlp.gate_proj": "mlp.hook_pre", "layers.1.self_attn.q_proj": "attn.hook_q",
+    "layers.1.self_attn.k_proj": "attn.hook_k", "layers.1.self_attn.v_proj": "attn.hook_v",
+    "layers.1.input_layernorm": "ln1.hook_out", "layers.1.post_attention_layernorm": "ln2.hook_out",
+    "norm": "unembed.hook_in",
+}  # fmt: skip
+"""The output of a module of transformers' Llama, and the hook point of layer 1 that has the same value."""
+
+
+def test_the_page_about_hugging_face_hooks_names_equal_values(tmp_path):
+    import torch
+    import transformers
+
+    folder = write_checkpoint(tmp_path, "llama")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    tokens, expected = random_tokens(0, 10), {}
+    for module, name in MODULES_AND_HOOK_POINTS.items():
+
+        def keep(_, arguments, output, name=name):
+            expected[name] = output[0] if isinstance(output, tuple) else output
+
+        theirs.model.get_submodule(module).register_forward_hook(keep)
+    attention, mlp = theirs.model.layers[1].self_attn, theirs.model.layers[1].mlp
+    attention.o_proj.register_forward_pre_hook(lambda _, arguments: expected.update({"attn.hook_z": arguments[0]}))
+    mlp.down_proj.register_forward_pre_hook(lambda _, arguments: expected.update({"mlp.hook_post": arguments[0]}))
+    with torch.no_grad():
+        run = theirs(torch.tensor(tokens), output_hidden_states=True, output_attentions=True)
+    expected |= {"attn.hook_pattern": run.attentions[1], "hook_resid_pre": run.hidden_states[1]}
+    assert np.array_equal(run.hidden_states[-1].numpy(), expected["unembed.hook_in"].numpy())
+
+    _, cache = HookedTransformer.from_pretrained_no_processing(str(folder)).run_with_cache(tokens)
+    page = (ROOT / "docs" / "coming_from_hugging_face.md").read_text()
+    for name, value in expected.items():
+        ours = np.asarray(cache[name if name in cache else f"blocks.1.{name}"])
+        assert np.abs(ours.reshape(value.shape) - value.numpy()).max() <= 1e-5 * np.abs(value.numpy()).max(), name
+        assert name.rpartition(".")[2].removeprefix("hook_") in page, name
 
 
 def of_the_site(name: str):
