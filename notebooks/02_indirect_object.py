@@ -232,8 +232,9 @@ plot.together(
 # | 23.3 | attends to the giver and lowers its logit | logit attribution, path patching from MLPs |
 #
 # The first three rows resemble GPT-2. The last does not: the strongest head of this model works by excluding the giver.
-# A circuit found by patching is a claim, so the last cell tests it. If these seven heads keep their clean outputs in
-# the corrupted run, the model answers as in the clean run.
+# A circuit found by patching is a claim, so the last cell tests it. If these seven heads have their clean outputs in
+# the corrupted run, the model answers almost as in the clean run. So they suffice; whether each is necessary is another
+# question.
 
 # %%
 circuit = [(17, 4), (20, 0), *((23, head) for head in movers), (23, 3)]

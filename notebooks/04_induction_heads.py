@@ -57,12 +57,12 @@ np.round(half_losses(model), 2), np.round(np.log(N_TOKENS), 2)  # a guess has th
 # %% [markdown]
 # ## Training
 #
-# The whole training is one compiled program: a scan over 80 checkpoints, each of which is a scan over 10 steps of Adam.
+# The whole training is one compiled program: a scan over 60 checkpoints, each of which is a scan over 10 steps of Adam.
 # At each checkpoint it measures losses and the scores of all heads. The analysis functions are ordinary JAX code,
 # so they run inside the scan.
 
 # %%
-N_CHECKPOINTS, STEPS, BATCH = 80, 10, 32
+N_CHECKPOINTS, STEPS, BATCH = 60, 10, 32
 optimizer = optax.adam(3e-3)
 
 
