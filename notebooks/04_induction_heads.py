@@ -175,7 +175,8 @@ plot.bars(rise, heads, unit="loss", title="Rise of the loss without each head")
 #
 # An induction head composes with layer 0 through its keys: the key at a position says which token came *before*. Test
 # it: remove the output of a head of layer 0 from what the queries, the keys or the values of layer 1 read, and from
-# nothing else. The largest effect is that of the previous-token head on the keys.
+# nothing else. The largest effect is that of the previous-token head on the keys. The other head of layer 0 acts mostly
+# on the values.
 
 
 # %%
@@ -191,6 +192,7 @@ for head in range(2):
         with trained.hooks([(f"blocks.1.hook_{reader}_input", functools.partial(remove, head=head))]):
             effects[head, i] = half_losses(trained)[1] - second
 assert divmod(int(effects.argmax()), 3) == (earlier, 1)
+assert rise[1 - earlier] > 0.2 and effects[1 - earlier].argmax() == 2
 plot.heatmap(
     effects, xlabels=["queries", "keys", "values"], ylabels=["0.0", "0.1"], xname="read by", yname="head",
     unit="rise of the loss", title="One path removed",
@@ -199,8 +201,7 @@ plot.heatmap(
 # %% [markdown]
 # ## Try this next
 #
-# - The other head of layer 0 matters too, but not for the keys. Where does it attend, and what do the values of layer 1
-#   need it for?
+# - Where does the other head of layer 0 attend, and what do the values of layer 1 need it for?
 # - Train with one layer (`n_layers=1`). How far does the loss on the second half fall? Then fix the period: pass
 #   `shortest=HALF` in `step`.
 # - Train several seeds at once: `jax.vmap(train, in_axes=(None, 0))` over keys. Does the phase change come at the same

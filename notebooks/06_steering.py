@@ -113,14 +113,16 @@ plot.lines(
 )  # fmt: skip
 
 # %% [markdown]
-# Around zero, the effect is steep: a step of one changes the log odds by about two. Beyond 4 or so, it levels off.
+# Around zero, the effect is steep: a step of one changes the log odds by about two, in both directions. To the negative
+# side, it is flat from -1 to -4. To the positive side, it levels off gradually.
 
 # %%
 mean_effect = {float(strength): float(value) for strength, value in zip(strengths, effects.mean(1), strict=True)}
 step_up, step_down = mean_effect[1] - mean_effect[0], mean_effect[0] - mean_effect[-1]
-late = max(abs(mean_effect[side * 8] - mean_effect[side * 4]) / 4 for side in (1, -1))
-assert 1.8 < step_up < 2.7 and 1.8 < step_down < 2.7 and late < 0.5
-print(f"from 0 to 1: {step_up:+.2f}, from 0 to -1: {-step_down:+.2f}; beyond 4: at most {late:.2f} per step")
+assert 1.8 < step_up < 2.7 and 1.8 < step_down < 2.7 and abs(mean_effect[-4] - mean_effect[-1]) < 0.3
+steps_up = [mean_effect[end] - mean_effect[start] for start, end in ((0, 1), (1, 2), (2, 4), (4, 8))]
+assert steps_up == sorted(steps_up, reverse=True)
+print({strength: round(mean_effect[strength], 2) for strength in (-8, -4, -2, -1, 0, 1, 2, 4, 8)})
 
 # %% [markdown]
 # ## The cost
