@@ -188,14 +188,17 @@ def kinds_of_data(folder: Path) -> dict:
 
     dataset = datasets.Dataset.from_dict({"number": [0, 1, 2], "text": TEXTS})
     (folder / "a.txt").write_text("\n\n".join(TEXTS) + "\n")
+    (folder / "marked.txt").write_text("\n".join(TEXTS), encoding="utf-8-sig")  # begins with a byte order mark
     (folder / "a.jsonl").write_text("\n".join(json.dumps({"number": 1, "text": text}) for text in TEXTS) + "\n\n")
     (folder / "strings.jsonl").write_text("\n".join(map(json.dumps, TEXTS)))
     parquet.write_table(Table.from_pylist([{"number": 1, "text": text} for text in TEXTS]), folder / "a.parquet")
     return {
         "list": TEXTS, "tuple": tuple(TEXTS), "generator": (text for text in TEXTS),
         "rows": [{"text": text} for text in TEXTS],
+        "array": np.array(TEXTS), "pandas": dataset.to_pandas()["text"], "frames": dataset.with_format("pandas"),
         "dataset": dataset, "column": dataset["text"], "streamed": dataset.to_iterable_dataset(),
-        "txt": folder / "a.txt", "jsonl": str(folder / "a.jsonl"), "strings": folder / "strings.jsonl",
+        "txt": folder / "a.txt", "marked": folder / "marked.txt",
+        "jsonl": str(folder / "a.jsonl"), "strings": folder / "strings.jsonl",
         "parquet": folder / "a.parquet",
     }  # fmt: skip
 
@@ -225,6 +228,7 @@ def test_every_kind_of_data_has_the_same_tokens(tmp_path):
     for data, column in (
         (rows, None), (jnp.asarray(rows), None), (list(rows), None), (rows.tolist(), None), (iter(rows), None),
         ([{"input_ids": row} for row in rows], None), (tmp_path / "a.jsonl", "ids"), (tmp_path / "a.parquet", "ids"),
+        (rows.astype(np.uint8), None), ([*map(tuple, rows.tolist())], None),
         (dataset, "ids"), (dataset.with_format("numpy"), "ids"),
     ):  # fmt: skip
         for log_probs, wanted in zip(batch.score(model("gpt2"), data, column=column), expected, strict=True):
@@ -476,7 +480,7 @@ def cases(folder: Path) -> list[Case]:
         Case(lambda: top(skip=3), ValueError, "skip is 3; expected"),
         Case(lambda: top(k=0), ValueError, "k is 0; expected a positive integer"),
         Case(lambda: top(encode=lambda value: value[:, -1]), ValueError, "encode returned an array of shape ("),
-        Case(lambda: top(names=Z)[Z].contexts(1), IndexError, "neuron is 1; expected an index for each axis of (4, 8)"),
+        Case(lambda: top(names=Z)[Z].contexts(1), IndexError, "neuron is 1; expected an index for each axis of ("),
         Case(lambda: score(folder / "latin.txt", of=talking), ValueError, "latin.txt is not UTF-8 text"),
         Case(lambda: score(["y"], ["Mar"], of=talking), ValueError, "'y' is in one token with the end of its context"),
         Case(lambda: score([[1, 2]], of=of_labels), ValueError, "this model scores labels; it does not predict tokens"),
