@@ -304,6 +304,21 @@ def test_a_hook_may_hold_arrays_and_models(model):
         assert fingerprint(scaled_by(one)) == fingerprint(scaled_by(one)) != fingerprint(scaled_by(other))
 
 
+def test_hooks_of_any_shape_have_a_fingerprint():
+    cyclic = []
+    cyclic.append(cyclic)
+
+    def reads_itself(value, hook):
+        return reads_itself, later, cyclic
+
+    def same(function):
+        return fingerprint(function) == fingerprint(function)
+
+    assert same(reads_itself)  # `later` has no value yet
+    later = 1
+    assert later and all(map(same, (reads_itself, jax.jit(reads_itself), np.mean, len, Scaled)))
+
+
 def test_a_call_that_stored_nothing_leaves_the_folder_to_the_next(model, tmp_path):
     for data in ([], [[1], []]):
         with pytest.raises(ValueError, match="no token"):

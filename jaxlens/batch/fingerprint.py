@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlens._jax import from_torch, is_torch_tensor, is_traced, on_host
+from jaxlens._jax import from_torch, is_torch_tensor, on_host
 
 WHOLE = 1 << 16
 """Arrays of at most this size are hashed whole, and of larger ones a few values along each axis."""
@@ -29,7 +29,7 @@ def fingerprint(function: Callable) -> str:
         (True, False)
     """
     digest = hashlib.sha256()
-    for part in _parts(function, set()):
+    for part in _parts(function, frozenset()):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
 
@@ -41,24 +41,27 @@ def sample(array: Any) -> bytes:
     return f"{array.shape} {array.dtype}".encode() + values.tobytes()
 
 
-def _parts(value: Any, seen: set[int]) -> list[bytes]:
-    """The bytes of a value, and of what it holds or reads. Of values of other kinds, only the type."""
+def _parts(value: Any, above: frozenset[int]) -> list[bytes]:
+    """The bytes of a value, and of what it holds or reads. Of values of other kinds, only the type.
+
+    `above` are the ids of the values that hold this one, because a function may read itself.
+    """
     if value is None or isinstance(value, str | bytes | int | float | complex):
         return [repr(value).encode()]
-    if is_traced(value):
+    if isinstance(value, jax.core.Tracer):
         return [b"traced"]
     if is_torch_tensor(value):
         value = from_torch(value)
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         whole = value.size <= WHOLE
         return [f"{value.shape} {value.dtype}".encode(), on_host(value).tobytes() if whole else sample(value)]
-    if id(value) in seen:
-        return [b"seen"]
-    seen.add(id(value))
-    if isinstance(value, set | frozenset):
-        return sorted(repr(each).encode() for each in value)
+    if id(value) in above:
+        return [b"itself"]
+    above |= {id(value)}
+    if isinstance(value, set | frozenset):  # their order differs between processes
+        return sorted(b"".join(_parts(each, above)) for each in value)
     name = value.__qualname__ if isinstance(value, type) else type(value).__qualname__
-    return [name.encode(), *(part for held in _held(value) for part in _parts(held, seen))]
+    return [name.encode(), *(part for held in _held(value) for part in _parts(held, above))]
 
 
 def _held(value: Any) -> list[Any]:
@@ -75,11 +78,18 @@ def _held(value: Any) -> list[Any]:
         return []
     function = inspect.unwrap(value) if callable(value) else value
     if isinstance(function, types.FunctionType):
-        read = inspect.getclosurevars(function)
+        read = _variables(function)
         return [_source(function), function.__defaults__, function.__kwdefaults__, read.nonlocals, _data(read.globals)]
     if callable(value):
         return [_source(type(value)), _attributes(value)]
     return [leaf for leaf in jax.tree.leaves(value) if leaf is not value]
+
+
+def _variables(function: types.FunctionType) -> inspect.ClosureVars:
+    try:
+        return inspect.getclosurevars(function)
+    except ValueError:  # a variable of the closure has no value yet
+        return inspect.ClosureVars({}, {}, {}, set())
 
 
 def _attributes(value: Any) -> list[Any]:
