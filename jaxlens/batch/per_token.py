@@ -98,16 +98,17 @@ def kept_tokens(context: Context, skip: Skip, tokenizer: Any) -> Bool[np.ndarray
     "bos" is a BOS token at the start of the context. Special tokens are left out wherever they are.
     """
     check_skip(skip)
+    if not isinstance(skip, str):
+        return ~np.isin(context.tokens, list(skip))
     kept = np.ones(len(context), bool)
     if skip == "padding":
         return kept
     if skip == "bos and padding":
         kept[0] = tokenizer is None or context.tokens[0] != tokenizer.bos_token_id
         return kept
-    if isinstance(skip, str) and tokenizer is None:
+    if tokenizer is None:
         raise ValueError("this model has no tokenizer that knows special tokens; give skip= a list of token ids")
-    ids = tokenizer.all_special_ids if isinstance(skip, str) else list(skip)
-    return ~np.isin(context.tokens, ids)
+    return ~np.isin(context.tokens, tokenizer.all_special_ids)
 
 
 def check_skip(skip: Skip) -> None:

@@ -114,7 +114,8 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         if end != path.stat().st_size:
             raise ValueError(f"it has {path.stat().st_size} bytes; expected {end}")
     except FileNotFoundError:
-        raise HarvestError(f"there is no file {path}; if the folder was moved, open it where it is now") from None
+        advice = "open the folder where it is now, or continue the harvest, which writes the file again"
+        raise HarvestError(f"there is no file {path}; {advice}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         advice = "delete the file, and the same harvest writes it again"
         raise HarvestError(f"{path} cannot be read: {error}; {advice}") from error
