@@ -99,6 +99,8 @@ class Sharding:
         """The sharding, with `DEFAULT_RULES` if there are no rules. Raises the errors of `parameter_shardings`."""
         if not isinstance(mesh, Mesh):
             raise ValueError(f"mesh is {mesh!r}; expected a jax.sharding.Mesh, such as jaxlens.sharding.default_mesh()")
+        if not (rules is None or isinstance(rules, Mapping)):
+            raise ValueError(f"rules are {rules!r}; expected a dict from letters to mesh axes, like DEFAULT_RULES")
         rules = {letter: axis for letter, axis in (DEFAULT_RULES if rules is None else rules).items() if axis}
         known = axis_lengths(Config(n_layers=1, d_model=1, n_heads=1, d_head=1, d_vocab=1, n_ctx=1)).keys() - {"one"}
         for letter, axis in rules.items():

@@ -1,5 +1,6 @@
 """jaxlens.batch: runs, scores and statistics of data sets equal those of one document at a time."""
 
+import dataclasses
 import gc
 import itertools
 import json
@@ -27,6 +28,7 @@ FAMILIES = ("gpt2", "mistral")
 LENGTHS = (3, 14, 1, 32, 9, 17, 14, 2, 31)
 ROWS = [np.random.default_rng(i).integers(0, 37, length).tolist() for i, length in enumerate(LENGTHS)]
 RESID, PATTERN, POST = "blocks.2.hook_resid_post", "blocks.1.attn.hook_pattern", "blocks.1.mlp.hook_post"
+Z = "blocks.1.attn.hook_z"
 TEXTS = ["When John and Mary went to the shops", "Mary", "Martin and Amy went to the park, Martin gave a drink to"]
 
 
@@ -95,6 +97,38 @@ def vars_of(name: str) -> dict:
     return {key: getattr(cfg, key) for key in ("n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "act_fn")}
 
 
+@dataclasses.dataclass
+class Scale:
+    """A function that cannot be hashed."""
+
+    factor: float
+
+    def __call__(self, logits, cache):
+        return logits[:, -1, 0] * self.factor
+
+
+FACTOR = 1.0
+
+
+def of_global(logits, cache):
+    return logits[:, -1, 0] * FACTOR
+
+
+@dataclasses.dataclass(eq=False)
+class HashableScale(Scale):
+    pass
+
+
+@pytest.mark.parametrize("of_two", [Scale, HashableScale, lambda _: of_global])
+def test_a_reduction_reads_what_it_reads_at_the_time_of_the_call(of_two, monkeypatch):
+    reduce = of_two(1.0)
+    first = list(batch.run(model("gpt2"), [[1, 2, 3]], reduce=reduce))
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    if reduce is not of_global:
+        reduce.factor = 2.0
+    close(list(batch.run(model("gpt2"), [[1, 2, 3]], reduce=reduce)), 2 * np.array(first))
+
+
 def test_a_run_may_stop_early_and_run_no_hook_point():
     found = list(batch.run(model("mistral"), ROWS, stop_at_layer=2))
     for row, (residual, _) in zip(ROWS, found, strict=True):
@@ -154,14 +188,17 @@ def kinds_of_data(folder: Path) -> dict:
 
     dataset = datasets.Dataset.from_dict({"number": [0, 1, 2], "text": TEXTS})
     (folder / "a.txt").write_text("\n\n".join(TEXTS) + "\n")
+    (folder / "marked.txt").write_text("\n".join(TEXTS), encoding="utf-8-sig")  # begins with a byte order mark
     (folder / "a.jsonl").write_text("\n".join(json.dumps({"number": 1, "text": text}) for text in TEXTS) + "\n\n")
     (folder / "strings.jsonl").write_text("\n".join(map(json.dumps, TEXTS)))
     parquet.write_table(Table.from_pylist([{"number": 1, "text": text} for text in TEXTS]), folder / "a.parquet")
     return {
         "list": TEXTS, "tuple": tuple(TEXTS), "generator": (text for text in TEXTS),
         "rows": [{"text": text} for text in TEXTS],
+        "array": np.array(TEXTS), "pandas": dataset.to_pandas()["text"], "frames": dataset.with_format("pandas"),
         "dataset": dataset, "column": dataset["text"], "streamed": dataset.to_iterable_dataset(),
-        "txt": folder / "a.txt", "jsonl": str(folder / "a.jsonl"), "strings": folder / "strings.jsonl",
+        "txt": folder / "a.txt", "marked": folder / "marked.txt",
+        "jsonl": str(folder / "a.jsonl"), "strings": folder / "strings.jsonl",
         "parquet": folder / "a.parquet",
     }  # fmt: skip
 
@@ -191,6 +228,7 @@ def test_every_kind_of_data_has_the_same_tokens(tmp_path):
     for data, column in (
         (rows, None), (jnp.asarray(rows), None), (list(rows), None), (rows.tolist(), None), (iter(rows), None),
         ([{"input_ids": row} for row in rows], None), (tmp_path / "a.jsonl", "ids"), (tmp_path / "a.parquet", "ids"),
+        (rows.astype(np.uint8), None), ([*map(tuple, rows.tolist())], None),
         (dataset, "ids"), (dataset.with_format("numpy"), "ids"),
     ):  # fmt: skip
         for log_probs, wanted in zip(batch.score(model("gpt2"), data, column=column), expected, strict=True):
@@ -383,6 +421,7 @@ def bad_files(folder: Path) -> Path:
 
     for name, text in {"a.csv": "", "broken.jsonl": '"a"\n{', "number.jsonl": "[1]\n2"}.items():
         (folder / name).write_text(text)
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
     parquet.write_table(Table.from_pydict({"text": ["a", None]}), folder / "none.parquet")
     return folder
 
@@ -408,7 +447,11 @@ def cases(folder: Path) -> list[Case]:
         Case(lambda: score(ROWS, max_length=34), ValueError, "expected 1 to 33, the n_ctx of the model plus 1"),
         Case(lambda: run([[1], []]), ValueError, "document 1 has no tokens; remove it from the data"),
         Case(lambda: run([[1], [2, 37]]), ValueError, "document 1: "),
+        Case(lambda: run(max_length=5.5), ValueError, "max_length is 5.5; expected 1 to 32, the n_ctx of the model"),
+        Case(lambda: run([[2**32 + 5]]), ValueError, "document 0 has tokens from 4294967301 to 4294967301; expected"),
+        Case(lambda: run([[1], [[1, 2], [3]]]), TypeError, "document 1 is [[1, 2], [3]]; expected a text or a row of"),
         Case(lambda: run(batch_tokens=0), ValueError, "batch_tokens is 0; expected a positive integer"),
+        Case(lambda: run(reduce=5), TypeError, "reduce is 5; expected a function of (logits, cache), or (logits, c"),
         Case(lambda: run(padding_side="top"), ValueError, "padding_side is 'top'; expected"),
         Case(lambda: run(reduce=lambda logits, cache: logits.sum()), ValueError, "returned an array of shape (); exp"),
         Case(lambda: run(reduce=lambda logits, cache: logits[0]), ValueError, "expected arrays whose first axis is"),
@@ -436,6 +479,10 @@ def cases(folder: Path) -> list[Case]:
         Case(lambda: mean(skip="bos"), ValueError, "skip is 'bos'; expected \"padding\", \"bos and padding\", "),
         Case(lambda: top(skip=3), ValueError, "skip is 3; expected"),
         Case(lambda: top(k=0), ValueError, "k is 0; expected a positive integer"),
+        Case(lambda: top(encode=lambda value: value[:, -1]), ValueError, "encode returned an array of shape ("),
+        Case(lambda: top(names=Z)[Z].contexts(1), IndexError, "neuron is 1; expected an index for each axis of ("),
+        Case(lambda: score(folder / "latin.txt", of=talking), ValueError, "latin.txt is not UTF-8 text"),
+        Case(lambda: score(["y"], ["Mar"], of=talking), ValueError, "'y' is in one token with the end of its context"),
         Case(lambda: score([[1, 2]], of=of_labels), ValueError, "this model scores labels; it does not predict tokens"),
         Case(lambda: score([[1], [2]], [[3]]), ValueError, "there is no context number 1; give one context for each"),
         Case(lambda: score([[1]], [[3], [4]]), ValueError, "there is no document number 1; give one context for each"),

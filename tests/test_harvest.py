@@ -1,9 +1,11 @@
 """Harvests: what they store, how they continue, and how they are read."""
 
 import errno
+import functools
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import socket
@@ -13,6 +15,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -20,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from support.harvesting import NAMES, harvest_all, rows_of_tokens, small_model
 
 from jaxlens import HookedTransformer, HookError, Tokenizer, batch, hook
+from jaxlens.batch.fingerprint import fingerprint
 from jaxlens.batch.harvests import shard_file, write
 
 RESID, Z = NAMES
@@ -254,6 +258,98 @@ def test_a_folder_of_other_arguments_is_refused(model, stored, change, field):
     assert contents(stored.folder) == before
 
 
+def scaled_by(factor):
+    return lambda value, hook: value * factor
+
+
+class Scaled:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, value, hook):
+        return value * self.factor
+
+    def method(self, value, hook):
+        return value * self.factor
+
+
+FACTOR = 1.0
+
+
+def of_global(value, hook):
+    return value * FACTOR
+
+
+def partly(factor):
+    return functools.partial(lambda factor, value, hook: value * factor, factor)
+
+
+@pytest.mark.parametrize("make", [scaled_by, Scaled, lambda factor: Scaled(factor).method, partly, lambda _: of_global])
+def test_a_hook_that_reads_another_value_is_another_hook(model, tmp_path, monkeypatch, make):
+    def harvest_with(factor):
+        monkeypatch.setitem(globals(), "FACTOR", factor)
+        return batch.harvest(model, [[1, 2]], RESID, tmp_path / "a", hooks=[(RESID, make(factor))])
+
+    first = harvest_with(2.0)
+    assert np.array_equal(harvest_with(2.0)[:][RESID], first[:][RESID])
+    with pytest.raises(batch.HarvestError, match="other arguments: hooks is"):
+        harvest_with(3.0)
+
+
+def test_a_hook_may_hold_arrays_and_models(model):
+    array, large = np.arange(4.0), np.zeros((300, 300))
+    pairs = [(array, array + 1), (jnp.asarray(array), jnp.asarray(array + 1)), ([array], [array + 1])]
+    pairs += [(large, large + 1), ({"a": (1, {2})}, {"a": (1, {3})}), (model, small_model(seed=1))]
+    for one, other in pairs:
+        assert fingerprint(scaled_by(one)) == fingerprint(scaled_by(one)) != fingerprint(scaled_by(other))
+
+
+def test_hooks_of_any_shape_have_a_fingerprint():
+    cyclic = []
+    cyclic.append(cyclic)
+
+    def reads_itself(value, hook):
+        return reads_itself, later, cyclic
+
+    def same(function):
+        return fingerprint(function) == fingerprint(function)
+
+    assert same(reads_itself)  # `later` has no value yet
+    later = 1
+    assert later and all(map(same, (reads_itself, jax.jit(reads_itself), np.mean, len, Scaled)))
+
+
+def test_a_call_that_stored_nothing_leaves_the_folder_to_the_next(model, tmp_path):
+    for data in ([], [[1], []]):
+        with pytest.raises(ValueError, match="no token"):
+            batch.harvest(model, data, RESID, tmp_path)
+    assert len(batch.harvest(model, [[1], [2]], RESID, tmp_path)) == 2
+
+
+def test_a_complete_harvest_is_not_written_again(stored, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError("a read-only folder")
+
+    monkeypatch.setattr(write.index_file, "write_index", refuse)
+    assert len(harvest_all(stored.folder)) == len(stored)
+
+
+def test_a_file_that_has_grown_is_other_data(model, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("[1, 2]\n" * 70)
+    batch.harvest(model, path, RESID, tmp_path / "a")
+    with path.open("a") as file:
+        file.write("[3]\n")
+    with pytest.raises(batch.HarvestError, match="other arguments: data is"):
+        batch.harvest(model, path, RESID, tmp_path / "a")
+
+
+def test_numpy_integers_are_integers(model, tmp_path):
+    sizes = {name: np.int64(30) for name in ("shard_tokens", "batch_tokens", "max_length")}
+    for skip in (np.array([1, 3]), {3, 1}):
+        assert len(batch.harvest(model, [[1, 2]], RESID, tmp_path / "a", skip=skip, **sizes)) == 1
+
+
 def test_a_folder_of_other_files_is_refused(model, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(batch.HarvestError, match=r"holds other files and no index.json"):
@@ -295,7 +391,14 @@ def test_a_damaged_shard_is_noticed(stored, tmp_path, damage):
         ({"names": "blocks.9.hook_resid_post"}, HookError, "no hook point"),
         ({"skip": "nothing"}, ValueError, 'skip is \'nothing\'; expected "padding"'),
         ({"skip": "special tokens and padding"}, ValueError, "no tokenizer that knows special tokens"),
+        ({"skip": ["<eos>"]}, ValueError, r"skip is \['<eos>'\]; expected \"padding\""),
+        ({"skip": [1.5]}, ValueError, r"skip is \[1.5\]; expected"),
+        ({"dtype": "int8"}, ValueError, "dtype is 'int8'; expected a floating dtype such as"),
+        ({"dtype": "float64"}, ValueError, "dtype is 'float64'; expected a floating dtype .* needs jax_enable_x64"),
+        ({"dtype": "bf16"}, ValueError, "dtype is 'bf16'; expected a floating dtype such as"),
         ({"shard_tokens": 0}, ValueError, "shard_tokens is 0; expected a positive integer"),
+        ({"shard_tokens": True}, ValueError, "shard_tokens is True; expected a positive integer"),
+        ({"max_length": 5.5}, ValueError, "max_length is 5.5; expected 1 to 40"),
         ({"max_length": 99}, ValueError, "max_length is 99; expected 1 to 40"),
         ({"data": []}, ValueError, "no token of the data is stored"),
         ({"data": [[1, 2], [77]]}, ValueError, "document 1: token 77 is out of the vocabulary"),
@@ -313,6 +416,67 @@ def test_bad_input(model, tmp_path, arguments, error, message):
 
 
 # --- reading
+
+
+def test_a_harvest_can_be_sent_to_another_process(stored):
+    assert np.array_equal(pickle.loads(pickle.dumps(stored))[:9][RESID], stored[:9][RESID])
+
+
+@pytest.mark.parametrize("rows", [np.ones(3, bool), True, [[0, 1]], 1.0, "tokens"])
+def test_other_rows_are_refused(stored, rows):
+    with pytest.raises(TypeError, match=r"rows are integers, a slice or a mask of \d+ rows; got"):
+        stored[rows]
+
+
+def test_the_row_that_is_out_of_range_is_named(stored):
+    with pytest.raises(IndexError, match="row -9999 is out of range"):
+        stored[[3, -9999]]
+
+
+def test_a_column_may_be_named_without_a_list(stored):
+    assert [*next(stored.batches(4, names="tokens"))] == ["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shuffle": False}, "shuffle is False; expected an integer of at least 0 .the seed., or None"),
+        ({"shuffle": True}, "shuffle is True"),
+        ({"size": 2.0}, "size is 2.0; expected a positive integer"),
+        ({"start": -1}, "start is -1; expected an integer of at least 0"),
+        ({"epochs": 1.5}, "epochs is 1.5; expected an integer of at least 0, or None for epochs without end"),
+    ],
+)
+def test_batches_of_bad_numbers(stored, options, message):
+    with pytest.raises(ValueError, match=message):
+        next(stored.batches(**{"size": 4, **options}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index.pop("shapes"),
+        lambda index: index.update(shards=None),
+        lambda index: index["shards"][0].pop("rows"),
+        lambda index: index["shards"][0].update(rows=9999),
+    ],
+)
+def test_a_changed_index_is_noticed(stored, tmp_path, change):
+    folder = tmp_path / "a"
+    shutil.copytree(stored.folder, folder)
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(batch.HarvestError, match="changed"):
+        batch.Harvest(folder)[0]
+
+
+def test_a_moved_folder_is_reported(stored, tmp_path):
+    shutil.copytree(stored.folder, tmp_path / "a")
+    rows = batch.Harvest(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    with pytest.raises(batch.HarvestError, match=r"there is no file .*; open the folder where it is now, or"):
+        rows[0]
 
 
 def test_rows_by_number(stored):

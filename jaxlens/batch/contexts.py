@@ -19,6 +19,17 @@ DOCUMENTS_AT_ONCE = 64
 """The number of documents that are tokenized together."""
 
 
+def positive(name: str, number: Any) -> int:
+    """A number as an int. Raises ValueError, which names the argument, if it is not a positive integer."""
+    if not _is_integer(number) or number < 1:
+        raise ValueError(f"{name} is {number!r}; expected a positive integer")
+    return int(number)
+
+
+def _is_integer(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
     """Tokens that the model runs as one row: a document, or its part number `part` if it was split."""
@@ -49,10 +60,11 @@ class Reader:
         n_ahead: int = 0,
     ):  # fmt: skip
         n_ctx = model.cfg.n_ctx
-        self.max_length = n_ctx if max_length is None else max_length
-        if not 1 <= self.max_length <= n_ctx + n_ahead:
-            most = f"{n_ctx + n_ahead}, the n_ctx of the model" + (f" plus {n_ahead}" if n_ahead else "")
-            raise ValueError(f"max_length is {max_length}; expected 1 to {most}")
+        most = n_ctx + n_ahead
+        if not (max_length is None or (_is_integer(max_length) and 1 <= max_length <= most)):
+            plus = f" plus {n_ahead}" if n_ahead else ""
+            raise ValueError(f"max_length is {max_length!r}; expected 1 to {most}, the n_ctx of the model{plus}")
+        self.max_length = n_ctx if max_length is None else int(max_length)
         self._model, self.prepend_bos, self.splits = model, prepend_bos, splits
         self.n_cut = 0
 
@@ -137,8 +149,7 @@ def batches(
     If a quarter or a sixteenth of the rows is enough for the last batch, it has only these, and a program of its own.
     The last `n_ahead` tokens of a row are not run, so these lengths are those of the others.
     """
-    if not isinstance(batch_tokens, int) or batch_tokens < 1:
-        raise ValueError(f"batch_tokens is {batch_tokens!r}; expected a positive integer")
+    batch_tokens = positive("batch_tokens", batch_tokens)
     ordered = sorted(contexts, key=len, reverse=True)
     while ordered:
         length = bucket_length(max(1, len(ordered[0]) - n_ahead), max(1, limit - n_ahead)) + n_ahead

@@ -63,8 +63,15 @@ class TokenActivations:
     then: Callable[[Array], Array] | None = None
 
     def __call__(self, logits: Any, cache: ActivationCache) -> dict[str, Array]:
-        values = {name: cache[name] if self.then is None else self.then(cache[name]) for name in self.names}
-        return {name: jnp.asarray(value).astype(self.dtype) for name, value in values.items()}
+        values = {name: cache[name] if self.then is None else self._encoded(cache[name]) for name in self.names}
+        return {name: value.astype(self.dtype) for name, value in values.items()}
+
+    def _encoded(self, value: Array) -> Array:
+        encoded = self.then(value)
+        if jnp.shape(encoded)[:2] != value.shape[:2]:
+            shapes = f"an array of shape {jnp.shape(encoded)} for {value.shape}"
+            raise ValueError(f"encode returned {shapes}; expected [batch, pos, …] for [batch, pos, …]")
+        return jnp.asarray(encoded)
 
 
 def activations_program(
@@ -91,21 +98,26 @@ def kept_tokens(context: Context, skip: Skip, tokenizer: Any) -> Bool[np.ndarray
     "bos" is a BOS token at the start of the context. Special tokens are left out wherever they are.
     """
     check_skip(skip)
+    if not isinstance(skip, str):
+        return ~np.isin(context.tokens, list(skip))
     kept = np.ones(len(context), bool)
     if skip == "padding":
         return kept
     if skip == "bos and padding":
         kept[0] = tokenizer is None or context.tokens[0] != tokenizer.bos_token_id
         return kept
-    if isinstance(skip, str) and tokenizer is None:
+    if tokenizer is None:
         raise ValueError("this model has no tokenizer that knows special tokens; give skip= a list of token ids")
-    ids = tokenizer.all_special_ids if isinstance(skip, str) else list(skip)
-    return ~np.isin(context.tokens, ids)
+    return ~np.isin(context.tokens, tokenizer.all_special_ids)
 
 
 def check_skip(skip: Skip) -> None:
     """Raises ValueError if `skip` is not one of its values."""
-    if skip in SKIPS if isinstance(skip, str) else isinstance(skip, Collection):
+    if isinstance(skip, str):
+        is_known = skip in SKIPS
+    else:
+        is_known = isinstance(skip, Collection) and all(isinstance(each, int | np.integer) for each in skip)
+    if is_known:
         return
     expected = ", ".join(f'"{each}"' for each in SKIPS)
     raise ValueError(f"skip is {skip!r}; expected {expected}, or a list of token ids")

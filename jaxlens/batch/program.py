@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxlens._jax import on_host
 from jaxlens.batch.contexts import Batch, Context, batches
+from jaxlens.batch.fingerprint import fingerprint
 from jaxlens.hooks.layout import Layout, explicit_mesh
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.request import LayerRange, ModelInput, RunRequest
@@ -38,9 +39,10 @@ class Program:
         mesh = explicit_mesh(model.modules.embed)
         self._layout = None if mesh is None else Layout(mesh, ())  # then programs use Auto axes
         self.model = model if mesh is None else self._layout.to_automatic(model)
-        # a function that a user may change between calls, or one that reads what changes, has programs of its own
-        program = _new_program if model.has_python_hooks else _kept_program
-        self._run = program(request, reduce, n_ahead)
+        # plain hooks may do anything, so they have programs of their own
+        is_kept = not model.has_python_hooks and _is_hashable(reduce)
+        kept = functools.partial(_kept_program, fingerprint(reduce)) if is_kept else _new_program
+        self._run = kept(request, reduce, n_ahead)
         self._axes: Any = None
 
     def __call__(self, tokens: Int[np.ndarray, "b p"], mask: Bool[np.ndarray, "b p"]) -> Any:
@@ -112,8 +114,21 @@ def _new_program(request: RunRequest, reduce: Callable, n_ahead: int) -> Callabl
     return program
 
 
-_kept_program = functools.lru_cache(maxsize=16)(_new_program)
-"""A few programs are kept, so that the next call with the same function compiles nothing."""
+@functools.lru_cache(maxsize=16)
+def _kept_program(read: str, request: RunRequest, reduce: Callable, n_ahead: int) -> Callable:
+    """A few programs are kept, so that the next call with the same function compiles nothing.
+
+    `read` is a hash of what the function reads, so a function of a global that has changed has another program.
+    """
+    return _new_program(request, reduce, n_ahead)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _takes_input(reduce: Callable) -> bool:

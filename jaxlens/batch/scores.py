@@ -122,6 +122,9 @@ def _continued(
         before, after = _pair(model, context, continuation, prepend_bos, number)
         if not len(before):
             raise ValueError(f"context {number} has no tokens, so nothing predicts its continuation; prepend BOS")
+        if isinstance(continuation, str) and continuation and not len(after):
+            joined = f"{continuation!r} is in one token with the end of its context"
+            raise ValueError(f"document {number} has no token of its own: {joined}")
         if not 0 < len(after) < limit:
             expected = f"expected 1 to {limit - 1} tokens after a context"
             raise ValueError(f"document {number} has {len(after)} tokens; {expected}")

@@ -17,6 +17,8 @@ COLUMNS = ("text", "tokens", "input_ids")
 DOCUMENTS_AT_ONCE = 256
 """The number of documents that are read from a Parquet file or a `datasets.Dataset` at a time."""
 
+MAX_TOKEN = np.iinfo(np.int32).max
+
 Document = str | Sequence[int] | np.ndarray
 
 
@@ -51,7 +53,9 @@ class Source:
             return _file(Path(data), column)
         if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
             data = np.asarray(data)
-            if data.ndim != 2:
+            if data.ndim == 1 and data.dtype.kind in "OTU":  # texts or rows, such as a column of pandas
+                data = data.tolist()
+            elif data.ndim != 2:
                 raise TypeError(f"an array of data holds tokens [row, pos]; got shape {data.shape}")
         if not isinstance(data, Iterable):
             kinds = "a list of texts, token rows, a datasets.Dataset, the path of a file or an iterable"
@@ -69,7 +73,7 @@ def _rows(data: Any, start: int) -> Iterator[Any]:
         yield from (data[i] for i in range(start, len(data)))
         return
     for first in range(start, len(data), DOCUMENTS_AT_ONCE):
-        columns = data[first : first + DOCUMENTS_AT_ONCE]
+        columns = dict(data[first : first + DOCUMENTS_AT_ONCE])  # also of a DataFrame, in the format of pandas
         yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
 
@@ -89,10 +93,15 @@ def _document(row: Any, column: str | None, where: str) -> Document:
         row = row[found]
     if isinstance(row, str):
         return row
-    tokens = np.asarray(row) if isinstance(row, Sequence | np.ndarray) or hasattr(row, "__array__") else None
+    try:
+        tokens = np.asarray(row) if isinstance(row, Sequence | np.ndarray) or hasattr(row, "__array__") else None
+    except ValueError:  # lists of different lengths
+        tokens = None
     if tokens is None or tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
         kind = repr(row)[:40] if tokens is None else f"an array of shape {tokens.shape} and dtype {tokens.dtype}"
         raise TypeError(f"{where} is {kind}; expected a text or a row of tokens (integers)")
+    if tokens.size and (tokens.max() > MAX_TOKEN or tokens.min() < -MAX_TOKEN):
+        raise ValueError(f"{where} has tokens from {tokens.min()} to {tokens.max()}; expected at most {MAX_TOKEN}")
     return tokens.astype(np.int32)
 
 
@@ -119,21 +128,27 @@ def _document_of_file(row: Any, column: str | None, where: str) -> Document:
         raise ValueError(str(error)) from None
 
 
+def _text_lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            yield from file
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+
+
 def _lines(path: Path, start: int, column: str | None) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        lines = (line.rstrip("\n") for line in file)
-        yield from itertools.islice((line for line in lines if line.strip()), start, None)
+    lines = (line.rstrip("\n") for line in _text_lines(path))
+    yield from itertools.islice((line for line in lines if line.strip()), start, None)
 
 
 def _json_lines(path: Path, start: int, column: str | None) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as file:
-        lines = ((i, line) for i, line in enumerate(file, 1) if line.strip())
-        for i, line in itertools.islice(lines, start, None):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {i}, is not JSON: {error}") from error
-            yield _document_of_file(row, column, f"{path}, line {i},")
+    lines = ((i, line) for i, line in enumerate(_text_lines(path), 1) if line.strip())
+    for i, line in itertools.islice(lines, start, None):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {i}, is not JSON: {error}") from error
+        yield _document_of_file(row, column, f"{path}, line {i},")
 
 
 def _parquet(path: Path, start: int, column: str | None) -> Iterator[Document]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxlens.batch.contexts import Reader
+from jaxlens.batch.contexts import Reader, positive
 from jaxlens.batch.per_token import (
     Skip,
     TokenActivations,
@@ -110,7 +110,15 @@ class TopActivations:
     tokens: Mapping[int, Int[np.ndarray, "p"]]
 
     def contexts(self, neuron: int | tuple[int, ...], width: int = 10) -> list[tuple[float, Int[np.ndarray, "p"], int]]:
-        """For a neuron, each value, the tokens around it (up to `width` on each side), and its index in them."""
+        """For a neuron, each value, the tokens around it (up to `width` on each side), and its index in them.
+
+        If the activation has several axes, such as head and d_head, `neuron` is a tuple with an index for each.
+
+        Raises:
+            IndexError: There is no such neuron.
+        """
+        if self.values[neuron].ndim != 1:
+            raise IndexError(f"neuron is {neuron!r}; expected an index for each axis of {self.values.shape[:-1]}")
         found = zip(self.values[neuron], self.documents[neuron], self.positions[neuron], strict=True)
         cut = [(value, self.tokens[document], position) for value, document, position in found if document >= 0]
         return [
@@ -143,8 +151,7 @@ def top_activations(
         >>> top.values.shape, len(top.contexts(0))
         ((32, 1), 1)
     """
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k is {k!r}; expected a positive integer")
+    k = positive("k", k)
     check_skip(skip)
     activations = TokenActivations(token_names(model.cfg, names), "float32", encode)
     reader, program = Reader(model, max_length, prepend_bos), activations_program(model, activations, hooks)

@@ -63,6 +63,8 @@ def run(
     """
     if padding_side not in ("left", "right"):
         raise ValueError(f'padding_side is {padding_side!r}; expected "left" or "right"')
+    if not (reduce is None or callable(reduce)):
+        raise TypeError(f"reduce is {reduce!r}; expected a function of (logits, cache), or (logits, cache, input)")
     reader = Reader(model, max_length, prepend_bos)
     source = Source.of(data, column)
     layers = LayerRange.of(model.cfg, None, stop_at_layer)

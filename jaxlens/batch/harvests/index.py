@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import inspect
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlens._jax import on_host
+from jaxlens.batch.fingerprint import fingerprint, sample
 from jaxlens.batch.harvests.shard_file import HarvestError, ShardInfo, sync_folder
 from jaxlens.batch.harvests.work import Work
 from jaxlens.batch.sources import Source
@@ -28,13 +28,17 @@ def make_index(model: Any, work: Work, hooks: Sequence[RegisteredHook], can_be_r
     """The arguments of a harvest, as `index.json` holds them. Batch sizes and devices are not among them."""
     tokenizer = model.tokenizer
     processing = [str(entry) for entry in model.processing if entry.name != "sharding"]
-    skip = work.skip if isinstance(work.skip, str) else sorted(map(int, work.skip))
+    skip = work.skip if isinstance(work.skip, str) else sorted(set(map(int, work.skip)))
     return {
         "format": "jaxlens harvest 1",
         "model": {"name": model.name, "processing": processing, "weights": _of_weights(model)},
         "tokenizer": None if tokenizer is None else _of_tokenizer(tokenizer),
         "hooks": [_of_hook(hook) for hook in hooks],
-        "data": {"documents": work.source.size, "sha256": _of_data(work.source) if can_be_read_twice else None},
+        "data": {
+            "documents": work.source.size,
+            "bytes": work.source.n_bytes,
+            "sha256": _of_data(work.source) if can_be_read_twice else None,
+        },
         "dtype": work.dtype.name,
         "shapes": {name: list(shape) for name, shape in work.shapes.items()},
         "skip": skip,
@@ -83,7 +87,17 @@ def read_index(folder: Path) -> dict[str, Any] | None:
         raise HarvestError(f"{path} cannot be read: {error}") from error
     if not isinstance(index, dict) or not str(index.get("format")).startswith("jaxlens harvest"):
         raise HarvestError(f"{path} is not the index of a harvest")
+    if not isinstance(index.get("shapes"), dict) or "dtype" not in index:
+        raise HarvestError(f"{path} was changed: it lacks the shapes or the dtype of the activations")
     return index
+
+
+def shards_of(folder: Path, index: Mapping[str, Any]) -> list[ShardInfo]:
+    """The shards that the index of a complete harvest lists. Raises HarvestError if it was changed."""
+    try:
+        return [ShardInfo(**shard) for shard in index["shards"]]
+    except TypeError as error:
+        raise HarvestError(f"{folder / INDEX} was changed: its shards cannot be read ({error})") from error
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
@@ -101,9 +115,7 @@ def _of_weights(model: Any) -> str:
     """A hash of a few values of each parameter."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.params.items()):
-        steps = [np.linspace(0, size - 1, min(size, 5)).astype(int) for size in parameter.shape]
-        sample = on_host(parameter[np.ix_(*steps)] if parameter.ndim else parameter)
-        digest.update(f"{name} {parameter.shape} {parameter.dtype}".encode() + sample.tobytes())
+        digest.update(f"{name} ".encode() + sample(parameter))
     return digest.hexdigest()
 
 
@@ -114,15 +126,11 @@ def _of_tokenizer(tokenizer: Any) -> str:
 
 
 def _of_hook(hook: RegisteredHook) -> dict[str, Any]:
-    """The names and the function of a hook, and a hash of its data and of the function's source."""
+    """The names and the function of a hook, and a hash of its data, its source and what the function reads."""
     function = getattr(hook.hook, "func", None) or getattr(hook.hook, "fn", hook.hook)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(fingerprint(function).encode())
     for leaf in jax.tree.leaves(hook):
         digest.update(on_host(jnp.asarray(leaf)).tobytes())
-    try:
-        digest.update(inspect.getsource(function).encode())
-    except (OSError, TypeError):
-        digest.update(repr(type(function)).encode())
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return {"names": list(hook.names), "function": name, "sha256": digest.hexdigest()}
 

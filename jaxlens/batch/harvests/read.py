@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import os
+import reprlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlens.batch.contexts import positive
 from jaxlens.batch.harvests import index as index_file
 from jaxlens.batch.harvests.order import Order
 from jaxlens.batch.harvests.shard_file import SHARD, HarvestError, ShardInfo, checksum, read_columns, read_info
@@ -50,12 +52,12 @@ class TokenRows(Sequence):
         if isinstance(rows, slice):
             return self._read(np.arange(len(self))[rows] if rows.step not in (None, 1) else rows)
         numbers = np.asarray(rows)
-        if numbers.dtype == bool:
+        if numbers.dtype == bool and numbers.shape == (len(self),):
             numbers = np.flatnonzero(numbers)
-        if numbers.size and not np.issubdtype(numbers.dtype, np.integer):
-            raise TypeError(f"rows are integers, a slice or a mask; got {rows!r}")
-        if numbers.size and (numbers.min() < -len(self) or numbers.max() >= len(self)):
-            raise IndexError(f"row {numbers.max()} is out of range; there are {len(self)} rows")
+        if numbers.ndim > 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
+            raise TypeError(f"rows are integers, a slice or a mask of {len(self)} rows; got {reprlib.repr(rows)}")
+        if (beyond := numbers[(numbers < -len(self)) | (numbers >= len(self))]).size:
+            raise IndexError(f"row {beyond[0]} is out of range; there are {len(self)} rows")
         found = self._read(np.atleast_1d(numbers).astype(np.int64) % max(1, len(self)))
         return {name: value[0] for name, value in found.items()} if numbers.ndim == 0 else found
 
@@ -92,6 +94,8 @@ class TokenRows(Sequence):
     def _chosen(self, columns: Mapping[str, np.ndarray], names: Sequence[str] | None) -> Mapping[str, np.ndarray]:
         if names is None:
             return columns
+        if not names:
+            raise KeyError(f"names is empty; the rows hold {', '.join(columns)}")
         if missing := [name for name in names if name not in columns]:
             raise KeyError(f"there is no {missing[0]!r}; the rows hold {', '.join(columns)}")
         return {name: columns[name] for name in names}
@@ -106,9 +110,18 @@ class TokenRows(Sequence):
         mixed, which is all that is in memory. `epochs=None` never ends. `start` is the number of batches to skip,
         counted over all epochs: the batches from there on are those of an undisturbed run. `names` selects columns.
         The last batch of an epoch may be smaller, or is left out with `drop_last`.
+
+        Raises:
+            ValueError: `size`, `shuffle`, `epochs` or `start` is not such a number.
+            KeyError: The rows have no such column.
         """
-        if size < 1 or start < 0:
-            raise ValueError(f"size is {size} and start is {start}; expected a positive size and a start of at least 0")
+        names = [names] if isinstance(names, str) else names
+        size = positive("size", size)
+        _check("start", start)
+        if shuffle is not None:
+            _check("shuffle", shuffle, " (the seed), or None for the order of the data")
+        if epochs is not None:
+            _check("epochs", epochs, ", or None for epochs without end")
         n_batches = len(self) // size if drop_last else -(-len(self) // size)
         if not n_batches:
             return
@@ -135,7 +148,8 @@ class TokenRows(Sequence):
             ImportError: The package datasets is not installed.
         """
         datasets = require("datasets", "to_dataset")
-        names = self.names if names is None else list(names)
+        names = self.names if names is None else [names] if isinstance(names, str) else list(names)
+        context_size = positive("context_size", context_size)
         n_contexts, rest = divmod(len(self), context_size)
         if not n_contexts:
             raise ValueError(f"there are {len(self)} rows; a context needs {context_size}")
@@ -180,6 +194,12 @@ def _in_batches(blocks: Iterator[Rows], size: int) -> Iterator[Rows]:
         yield {name: np.concatenate([rows[name] for rows in kept]) for name in kept[0]}
 
 
+def _check(name: str, number: Any, otherwise: str = "") -> None:
+    """Raises ValueError if a number is not an integer of at least 0. False and True are not numbers here."""
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 0:
+        raise ValueError(f"{name} is {number!r}; expected an integer of at least 0{otherwise}")
+
+
 class Harvest(TokenRows):
     """The rows that `harvest` wrote to a folder. `index` is what `index.json` holds.
 
@@ -197,9 +217,11 @@ class Harvest(TokenRows):
             raise HarvestError(f"{self.folder} holds no harvest: there is no index.json in it")
         self.index: dict[str, Any] = index
         self.is_complete = "shards" in index
-        listed = [ShardInfo(**shard) for shard in index["shards"]] if self.is_complete else self._found()
-        self.shards: list[ShardInfo] = listed
-        super().__init__([shard.rows for shard in listed])
+        self.shards: list[ShardInfo] = index_file.shards_of(self.folder, index) if self.is_complete else self._found()
+        super().__init__([shard.rows for shard in self.shards])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder,)  # files are opened again, in another process too
 
     def _found(self) -> list[ShardInfo]:
         paths = (self.folder / SHARD.format(number) for number in itertools.count())
@@ -208,7 +230,12 @@ class Harvest(TokenRows):
     def _open(self, file: int) -> Mapping[str, np.ndarray]:
         if file >= len(self.shards):
             raise HarvestError(f"{self.folder} has no complete shard yet; continue the harvest")
-        return read_columns(self.folder / self.shards[file].file)
+        shard = self.shards[file]
+        columns = read_columns(self.folder / shard.file)
+        n_rows = len(columns["document"])
+        if n_rows != shard.rows:
+            raise HarvestError(f"{shard.file} has {n_rows} rows, but index.json was changed and says {shard.rows}")
+        return columns
 
     @property
     def names(self) -> list[str]:
@@ -258,10 +285,14 @@ class HiddenStates(TokenRows):
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self.paths = sorted(Path(folder).glob("*.safetensors"))
+        self.folder = Path(folder)
+        self.paths = sorted(self.folder.glob("*.safetensors"))
         if not self.paths:
             raise HarvestError(f"{folder} holds no safetensors file")
         super().__init__([len(self._tensors(path)["token_ids"]) for path in self.paths])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder,)
 
     def _tensors(self, path: Path) -> Mapping[str, np.ndarray]:
         tensors = read_columns(path)

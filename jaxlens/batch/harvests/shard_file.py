@@ -113,6 +113,9 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         end = 8 + size + max(entry["data_offsets"][1] for entry in columns)
         if end != path.stat().st_size:
             raise ValueError(f"it has {path.stat().st_size} bytes; expected {end}")
+    except FileNotFoundError:
+        advice = "open the folder where it is now, or continue the harvest, which writes the file again"
+        raise HarvestError(f"there is no file {path}; {advice}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         advice = "delete the file, and the same harvest writes it again"
         raise HarvestError(f"{path} cannot be read: {error}; {advice}") from error

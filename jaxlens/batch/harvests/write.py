@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxlens.batch.contexts import Reader
+from jaxlens.batch.contexts import Reader, positive
 from jaxlens.batch.harvests import index as index_file
 from jaxlens.batch.harvests.read import Harvest
-from jaxlens.batch.harvests.shard_file import SHARD, HarvestError, ShardInfo, read_info, write_shard
+from jaxlens.batch.harvests.shard_file import NAMES, SHARD, HarvestError, ShardInfo, read_info, write_shard
 from jaxlens.batch.harvests.work import Work, first_documents, spans_processes
 from jaxlens.batch.per_token import Skip, TokenActivations, activations_program, check_skip, token_names
 from jaxlens.batch.sources import Source
@@ -70,7 +70,7 @@ def harvest(
         HarvestError: The folder holds a harvest with other arguments, or a damaged shard.
         HookError: A name matches nothing, or has no value per token.
         OSError: The disk has less room than the harvest is estimated to need, or is full. Complete shards are kept.
-        ValueError: The data has no token to store.
+        ValueError: The data has no token to store, or an argument has a value that it cannot have.
 
     Example:
         >>> import jaxlens, tempfile
@@ -82,10 +82,8 @@ def harvest(
         (5, 4, (4, 8))
     """
     check_skip(skip)
-    for name, number in (("shard_tokens", shard_tokens), ("batch_tokens", batch_tokens)):
-        if not isinstance(number, int | np.integer) or number < 1:
-            raise ValueError(f"{name} is {number!r}; expected a positive integer")
-    dtype = jnp.dtype(model.cfg.dtype if dtype is None else dtype)
+    shard_tokens, batch_tokens = positive("shard_tokens", shard_tokens), positive("batch_tokens", batch_tokens)
+    dtype = _floating(model.cfg.dtype if dtype is None else dtype)
     activations = TokenActivations(token_names(model.cfg, names), dtype.name)
     program = activations_program(model, activations, hooks)
     source, reader = Source.of(data, column), Reader(model, max_length, prepend_bos, split)
@@ -98,6 +96,18 @@ def harvest(
     with program.axes():
         index = index_file.make_index(program.model, work, program.model._hooks, can_be_read_twice)
     return _Writer(Path(folder), work, index, estimates=can_be_read_twice).run(progress)
+
+
+def _floating(dtype: Any) -> np.dtype:
+    """A dtype of activations. Raises ValueError if it is not one, or if JAX would not compute in it."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in NAMES or not jnp.issubdtype(found, jnp.floating) or jax.dtypes.canonicalize_dtype(found) != found:
+        expected = 'a floating dtype such as "float32", "bfloat16" or "float16" ("float64" needs jax_enable_x64)'
+        raise ValueError(f"dtype is {dtype!r}; expected {expected}")
+    return found
 
 
 def _shapes(program: Any, activations: TokenActivations) -> dict[str, tuple[int, ...]]:
@@ -128,21 +138,27 @@ class _Writer:
                 shards = self._write_missing(number, start, bar)
             found = [self._info(number) for number in range(shards)]
             if all(found):
-                index_file.write_index(self._folder, index_file.complete(self._index, found))
+                self._complete(found)
             if self._together:
                 multihost_utils.sync_global_devices("the harvest is complete")
         return Harvest(self._folder)
 
     def _prepare(self) -> None:
-        """Checks or writes the index."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Checks or writes the index. One that a call left without a shard, such as a call that failed, is replaced."""
         found = index_file.read_index(self._folder)
-        if found is None:
-            if any(not path.name.startswith(".") for path in self._folder.iterdir()):
-                raise HarvestError(f"{self._folder} holds other files and no index.json; choose another folder")
-            index_file.write_index(self._folder, self._index)
-        else:
+        has_shards = any(self._folder.glob("shard-*.safetensors"))
+        if found is not None and (has_shards or jax.process_count() > 1):
             index_file.check_same(self._folder, self._index, found)
+        elif found is None and any(not path.name.startswith(".") for path in self._folder.iterdir()):
+            raise HarvestError(f"{self._folder} holds other files and no index.json; choose another folder")
+        elif found != self._index:
+            index_file.write_index(self._folder, self._index)
+
+    def _complete(self, shards: list[ShardInfo]) -> None:
+        """Writes the index of the complete harvest, unless it is there: the folder may be read-only now."""
+        index = index_file.complete(self._index, shards)
+        if index != index_file.read_index(self._folder):
+            index_file.write_index(self._folder, index)
 
     def _first_missing(self) -> tuple[int, int, int]:
         """The number of the first missing shard, its first document, and the number of rows before it."""
