@@ -108,4 +108,6 @@ def _source(value: Any) -> str | None:
     try:
         return inspect.getsource(value)
     except (OSError, TypeError):  # typed at a prompt, or not written in Python
-        return getattr(value, "__qualname__", None)
+        code = getattr(value, "__code__", None)
+        compiled = "" if code is None else f"{code.co_code.hex()} {code.co_names} {code.co_consts}"
+        return f"{getattr(value, '__qualname__', None)} {compiled}"

@@ -18,6 +18,7 @@ from jaxlens.batch.harvests.shard_file import HarvestError, ShardInfo, sync_fold
 from jaxlens.batch.harvests.work import Work
 from jaxlens.batch.sources import Source
 from jaxlens.hooks.plan import RegisteredHook
+from jaxlens.text.tokenizer_files import ROLES
 
 INDEX = "index.json"
 N_COMPARED = 64
@@ -122,7 +123,8 @@ def _of_weights(model: Any) -> str:
 def _of_tokenizer(tokenizer: Any) -> str:
     backend = getattr(tokenizer.backend, "backend_tokenizer", tokenizer.backend)
     text = backend.to_str() if hasattr(backend, "to_str") else json.dumps(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(f"{text}{tokenizer.settings}".encode()).hexdigest()
+    special = [getattr(tokenizer, f"{role}_token") for role in ROLES]  # not the padding side, which changes no row
+    return hashlib.sha256(f"{text}{tokenizer.default_prepend_bos}{special}".encode()).hexdigest()
 
 
 def _of_hook(hook: RegisteredHook) -> dict[str, Any]:
