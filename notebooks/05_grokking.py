@@ -97,17 +97,17 @@ train_loss, test_loss = (np.asarray(values) for values in jax.lax.map(losses, sn
 memorized = int(steps_done[(train_loss < 0.1).argmax()])
 generalized = int(steps_done[(test_loss < 0.1).argmax()])
 accuracy = float((answer_logits(model.params, test).argmax(-1) == answers[test]).mean())
-print(f"train loss below 0.1 after {memorized} steps, test loss after {generalized}; final test accuracy {accuracy:.4f}")
+print(f"train loss below 0.1 after {memorized} steps, test loss after {generalized}; test accuracy {accuracy:.4f}")
 assert accuracy > 0.99 and generalized > 2 * memorized
 assert test_loss[(train_loss < 0.1).argmax()] > np.log(p)  # worse than guessing, when it has memorized
 
 
 # %%
 def plot_losses(series, title):
-    figure, axes = plt.subplots(figsize=(7, 3))
+    _, axes = plt.subplots(figsize=(7, 3))
     for name, values in series.items():
         axes.semilogy(steps_done, values, label=name)
-    axes.set(xlabel="step", ylabel="loss", title=title)
+    axes.set(xlabel="step", ylabel="loss", title=title, ylim=(1e-6, 30))
     axes.legend()
     plt.show()
 
@@ -154,7 +154,7 @@ plot.lines(
 W_E = np.asarray(model.W_E)[:p]
 figure, axes = plt.subplots(1, len(key), figsize=(3 * len(key), 3), squeeze=False)
 roundness = []
-for axis, k in zip(axes[0], key):
+for axis, k in zip(axes[0], key, strict=True):
     plane, _ = np.linalg.qr(np.stack([cosines[k - 1] @ W_E, sines[k - 1] @ W_E], axis=1))
     points = W_E @ plane
     radius = np.linalg.norm(points, axis=1)
@@ -197,11 +197,12 @@ difference = (answers[:, None] - jnp.arange(p)) % p
 by_difference = jnp.bincount(difference.ravel(), logits.ravel(), length=p) / p**2
 fit = np.concatenate([cosines[key - 1], np.ones((1, p)) / np.sqrt(p)])
 fitted = fit.T @ (fit @ np.asarray(by_difference))
-print(f"largest error of a sum of {len(key)} cosines: {np.abs(fitted - by_difference).max():.2f} of a range of {np.ptp(by_difference):.1f}")
-assert int(by_difference.argmax()) == 0 and np.abs(fitted - by_difference).max() < 0.05 * np.ptp(by_difference)
+error, size = np.abs(fitted - by_difference).max(), np.ptp(by_difference)
+print(f"largest error of a sum of {len(key)} cosines: {error:.2f} of a range of {size:.1f}")
+assert int(by_difference.argmax()) == 0 and error < 0.05 * size
 plot.lines(
-    np.stack([by_difference, fitted]), numbers.tolist(), names=["model", f"{len(key)} cosines"], xname="a + b - c mod p",
-    unit="logits", title="The mean logit depends on a + b - c",
+    np.stack([by_difference, fitted]), numbers.tolist(), names=["model", f"{len(key)} cosines"],
+    xname="a + b - c mod p", unit="logits", title="The mean logit depends on a + b - c",
 )
 
 
@@ -241,7 +242,7 @@ assert restricted[-1] < 0.01 and excluded[-1] > excluded[memory] and 3 * halfway
 # The restricted loss begins to fall while the model memorizes, and falls steadily while the test loss is still worse
 # than a guess. So the algorithm is there long before the test loss shows it, and hidden by what the model has
 # memorized. The fall of the test loss is the end of a gradual process. The excluded loss rises: the model needs the
-# algorithm even for the pairs that it has seen, more so as weight decay removes the memory.
+# algorithm even for the pairs that it has seen, and more so at the end.
 #
 # In the paper, with fewer training pairs, the excluded loss stays low for some time after memorization. Here the
 # algorithm forms as early as the memory.
