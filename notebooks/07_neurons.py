@@ -113,7 +113,8 @@ plt.show()
 others = [at for at in np.argsort(-values) if not before_t[at] and not is_last[at]][:8]
 for at in others:
     inside = slice(max(at - 8, int(np.argmax(documents == documents[at]))), at + 1)
-    print(f"{values[at]:5.1f}  {model.to_string(tokens[inside])!r} then {model.to_single_str_token(int(tokens[at + 1]))!r}")
+    following = model.to_single_str_token(int(tokens[at + 1]))
+    print(f"{values[at]:5.1f}  {model.to_string(tokens[inside])!r} then {following!r}")
 
 # %% [markdown]
 # ## What it writes
@@ -189,7 +190,7 @@ plot.lines(
 # %% [markdown]
 # ## Try this next
 #
-# - Neuron 394 of the same layer is active before "'t" too. Remove both. Is the sum of the effects larger than its parts?
+# - Neuron 394 of the same layer is active before "'t" too. Remove both. Do their effects add up?
 # - Set `layer` to 22 or 12. Do earlier layers still have neurons that prepare a single next token?
 # - Rank the features of a sparse autoencoder instead of neurons: `top_activations(..., encode=)`.
 # - Which heads make the neuron active? Patch `blocks.*.attn.hook_z` from "they did" to "they didn" with
