@@ -144,7 +144,7 @@ plot.heatmap(
 # %%
 assert whole[0, 0, 0] == whole[1, 0, 1] == 1 and whole[:, 1:].max() < 0.4
 for row in (0, 1):
-    print(f"after {stages[row]}:", np.asarray(whole)[:, row].round(2).tolist())
+    print(f"after {stages[row]}:", np.asarray(whole, float)[:, row].round(2).tolist())
 
 # %% [markdown]
 # Patching the embedding of a symbol changes its class alone. The first attention layer moves both classes to the last
