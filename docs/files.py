@@ -11,7 +11,7 @@ from jaxlens.checkpoints.gguf.vocabulary import OTHER_MODELS
 
 HEADER = """# Which files can be read
 
-Generated from the tables of `jaxlens/checkpoints/` by `make docs`; do not edit.
+Generated from the tables of `jaxlens/checkpoints/` by `make pages`; do not edit.
 
 `jaxlens inspect PATH` tells what a checkpoint is, and what of it cannot be read, without reading its weights. Weights
 are read tensor by tensor, and dequantized when they are read. [models.md](models.md) lists the architectures.

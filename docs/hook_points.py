@@ -27,7 +27,7 @@ def page() -> str:
     lines = [
         "# Hook points",
         "",
-        "Generated from `jaxlens/hooks/table.py` by `make docs`; do not edit.",
+        "Generated from `jaxlens/hooks/table.py` by `make pages`; do not edit.",
         "",
         "Names, shapes and order are those of TransformerLens's HookedTransformer. Axes: `b` batch, `p` (query)",
         "position, `s` source position, `d` d_model, `n` query head, `k` key/value head, `h` d_head, `m` d_mlp, `e`",

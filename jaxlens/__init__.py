@@ -79,6 +79,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
         globals()[name] = value
         return value
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("hooked-jaxlens")
     return names.find_module(name)
 
 

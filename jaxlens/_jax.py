@@ -69,7 +69,18 @@ def is_at_hand(array: Any) -> bool:
     """Whether the values of an array can be read without waiting for a device."""
     if not isinstance(array, jax.Array):
         return True
-    return not is_traced(array) and array.is_ready() and all(device.platform == "cpu" for device in array.devices())
+    if is_traced(array) or not array.is_fully_addressable or not array.is_ready():
+        return False
+    return all(device.platform == "cpu" for device in array.devices())
+
+
+def on_host(array: Any) -> np.ndarray:
+    """An array as a NumPy array, also if devices of other processes hold a part of it, which then send it."""
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def is_eagerly_differentiated(tracer: jax.core.Tracer) -> bool:

@@ -1,7 +1,9 @@
 """LoRA adapters, which peft wrote: merged when a checkpoint is loaded, or kept beside the weights."""
 
 import json
+import re
 import shutil
+import sys
 import warnings
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from support.adapters import config, torch_model, write_adapter
+from support.memory import peak_memory
 from support.mistakes import Case, unreached
 from support.tiny import random_tokens, write_checkpoint
 
@@ -18,7 +21,9 @@ import jaxlens
 from jaxlens import CheckpointError, HookedTransformer
 from jaxlens.checkpoints import arrays, converter, export, find
 from jaxlens.checkpoints.adapters import merge
+from jaxlens.checkpoints.folder_reader import TensorFolder
 from jaxlens.checkpoints.open import open_config
+from jaxlens.checkpoints.safetensors_reader import SafetensorsFile
 from jaxlens.cli import main
 
 warnings.filterwarnings("ignore", module="peft")
@@ -175,9 +180,41 @@ def test_merging_in_many_parts(tmp_path, bases, case, monkeypatch):
     write_adapter(tmp_path / "adapter", bases(model_type), lora)
     whole = loaded(tmp_path / "adapter").params
     monkeypatch.setattr(arrays, "AT_ONCE", 100)
-    monkeypatch.setattr(merge, "AT_ONCE", 50)
+    monkeypatch.setattr(arrays, "IN_THREAD", 50)
+    monkeypatch.setattr(arrays, "SUMMED", 7)
+    monkeypatch.setattr(merge, "ROWS", 3)
     for name, value in loaded(tmp_path / "adapter").params.items():
         assert_close(value, whole[name])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_merging_needs_little_more_memory_than_the_weights(tmp_path, apart):
+    """At most 1.3 times the parameters."""
+    sizes = {"hidden_size": 768, "intermediate_size": 1024, "head_dim": 64, "vocab_size": 301}
+    base = write_checkpoint(tmp_path / "base", "llama", **sizes)
+    folders = {use_dora: tmp_path / f"adapter-{use_dora}" for use_dora in (False, True)}
+    for use_dora, folder in folders.items():
+        write_adapter(folder, base, config("all-linear", use_dora=use_dora))
+        loaded(folder)  # completes the config with transformers, which takes memory only once
+    ratios = peak_memory(apart, folders.values())
+    assert len(ratios) == 2 and max(ratios) < 1.3, ratios
+
+
+def test_rows_of_a_base_model_that_ends_early(tmp_path):
+    """A matrix is read row by row, in any dtype; a file that lost its end since it was opened is noticed."""
+    path = tmp_path / "model.safetensors"
+    values = np.arange(12).reshape(4, 3)
+    stored = {name: values.astype(name) for name in ("float64", "float16", "float32")}
+    save_file(stored, path)
+    file = SafetensorsFile(path)
+    for name, value in stored.items():
+        assert np.array_equal(arrays.whole(file.by_rows(name)), value)
+    rows = [file.by_rows(name) for name in ("float16", "float32")]
+    assert np.array_equal(rows[1].part(slice(1, 3)), stored["float32"][1:3])
+    path.write_bytes(path.read_bytes()[: -sum(value.nbytes for value in stored.values())])
+    for few in rows:
+        with pytest.raises(CheckpointError, match="cannot be read as safetensors: it ends before the end of float"):
+            few.array()
 
 
 # --- an adapter beside the weights
@@ -296,6 +333,31 @@ def test_saving_and_processing_a_model_with_an_adapter(model, tmp_path):
         export(tmp_path / "hf", model.cfg, model.params, model.source)
 
 
+REFUSED = {  # adapters that are only merged, and what the error says about them
+    "DoRA": ("llama", config("q_proj", use_dora=True), "it changes model.layers.0.self_attn.q_proj.weight (DoRA), "),
+    "an embedding": ("llama", config("q_proj", "embed_tokens"), "it changes model.embed_tokens.weight; "),
+    "a head": ("llama", config("q_proj", "lm_head"), "it changes lm_head.weight; "),
+    "tied": ("gpt2", config("c_attn", "lm_head"), "it changes lm_head.weight; "),
+    "a router": ("mixtral", config("gate"), "it changes model.layers.0.block_sparse_moe.gate.weight, "),
+    "experts": ("mixtral", config("q_proj", target_parameters=EXPERTS), "adapter contains ['W_"),
+    "stacked experts": ("gpt_oss", config("q_proj", target_parameters=EXPERTS), "0.mlp.experts.gate_up_proj, "),
+    "a shared expert": ("qwen2_moe", config("up_proj"), "it changes model.layers.0.mlp.shared_expert.up_proj.weight, "),
+    "latents": ("deepseek_v3", config("q_a_proj"), "it changes model.layers.0.self_attn.q_a_proj.weight, "),
+    "a map of latents": ("deepseek_v3", config("o_proj"), "adapter"),
+    "a bias of its own": ("gpt2", config("c_attn", lora_bias=True), "also adds to transformer.h.0.attn.c_attn.bias, "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_adapters_that_cannot_be_kept_apart(tmp_path, bases, case, monkeypatch):
+    """The error says what to do, before weights are read."""
+    model_type, lora, text = REFUSED[case]
+    write_adapter(tmp_path, bases(model_type), lora)
+    monkeypatch.setattr(TensorFolder, "read", None)
+    with pytest.raises(CheckpointError, match=f"{re.escape(text)}.*oad it with merge=True"):
+        loaded(tmp_path, merge=False)
+
+
 # --- mistakes
 
 
@@ -371,7 +433,7 @@ def mistakes(changed, bases, apart, model, tmp_path):
     norm = {"base_model.model.model.norm.weight": zeros(36, np.float32)}
     factors = [*load_file(apart / "adapter_model.safetensors")]
     yield Case(lambda: changed(factors, norm, {"merge": False}), CheckpointError,
-               "has no low-rank updates, which merge=False keeps apart; merge it")
+               "has no low-rank updates, which merge=False keeps apart; load it with merge=True")
     embedding = "base_model.model.model.embed_tokens.lora_embedding_"
     low = {f"{embedding}A": zeros((3, 61), np.float32), f"{embedding}B": zeros((36, 3), np.float32)}
     yield Case(lambda: changed(tensors=low, target_modules="all-linear", options={"merge": False}), CheckpointError,

@@ -18,6 +18,7 @@ from support.mistakes import PACKAGE, without_answer
 from support.models import CONFIGS, randomised
 from test_demo import talking_model
 
+import jaxlens
 from jaxlens import HookedTransformer, Tokenizer, batch, steer
 from jaxlens.analysis.attribution.edges import edge_attribution_patch
 from jaxlens.analysis.attribution.integrated_gradients import integrated_gradients
@@ -457,6 +458,47 @@ def test_numbers_that_are_not_finite_are_null():
     assert command.to_json(values) == {"a": [None, [1, 2]], "b": None}
 
 
+# --- scores
+
+DOCUMENTS = [CLEAN, "Mary", "", "Martin and Amy went to the park", "<unk>"]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_score_prints_the_numbers_of_each_document(model, folder, tmp_path, capsys, ending):
+    path, texts = tmp_path / f"data{ending}", [text for text in DOCUMENTS if text]
+    lines = DOCUMENTS if ending == ".txt" else [json.dumps({"a": text, "text": "no"}) for text in texts]
+    path.write_text("\n".join(lines))
+    options = [str(path), "--model", folder, *([] if ending == ".txt" else ["--column", "a"])]
+    assert main(["score", *options]) == main(["score", *options, "--json", "--batch-tokens", "40"]) == 0
+    header, *printed = capsys.readouterr().out.splitlines()
+    table, numbers = printed[: len(texts) + 1], [json.loads(line) for line in printed[len(texts) + 1 :]]
+    losses = [np.asarray(model(text, return_type="loss", loss_per_token=True))[0] for text in texts]
+    assert [each["document"] for each in numbers] == list(range(len(texts)))
+    assert [each["tokens"] for each in numbers] == list(map(len, losses))
+    close([each["log_prob"] for each in numbers], -np.array([loss.mean() for loss in losses]))
+    close([each["perplexity"] for each in numbers], np.exp([loss.mean() for loss in losses]))
+    total = np.concatenate(losses)
+    assert header.split() == ["document", "tokens", "log-prob", "perplexity"]
+    assert table[-1].split() == ["total", str(len(total)), f"{-total.mean():.4f}", f"{np.exp(total.mean()):.4g}"]
+    assert [line.split()[:2] for line in table[:-1]] == [[str(i), str(len(loss))] for i, loss in enumerate(losses)]
+
+
+def test_score_cuts_documents_and_shows_those_without_a_score(folder, tmp_path, capsys):
+    (tmp_path / "data.jsonl").write_text('{"tokens": [1, 2, 3, 4]}\n{"tokens": [1]}')
+    options = [str(tmp_path / "data.jsonl"), "--model", folder, "--max-length", "3"]
+    with pytest.warns(UserWarning, match="document 0 has 4 tokens and is cut to max_length = 3"):
+        assert main(["score", *options]) == main(["score", *options, "--json"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split()[:2] == ["0", "2"] and printed[2].split() == ["1", "0", "–", "–"]
+    assert json.loads(printed[-1]) == {"document": 1, "tokens": 0, "log_prob": None, "perplexity": None}
+
+
+def test_score_names_the_line_that_it_cannot_read(folder, tmp_path, capsys):
+    (tmp_path / "data.jsonl").write_text('"Mary"\n3')
+    assert main(["score", str(tmp_path / "data.jsonl"), "--model", folder]) == 1
+    assert "data.jsonl, line 2, is 3; expected a text or a row of tokens" in capsys.readouterr().err
+
+
 # --- help
 
 
@@ -474,6 +516,12 @@ def test_harvest_and_verify(output, numbers, model, tmp_path, capsys):
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     assert main(["harvest", "--verify", str(tmp_path / "rows"), "--json"]) == 1
     assert "does not have the values" in json.loads(capsys.readouterr().out)["problems"][0]
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"jaxlens {jaxlens.__version__}\n"
 
 
 def test_without_a_command_help_is_printed(capsys):
@@ -572,6 +620,9 @@ MISTAKES = {
     "unknown field": (("generate", CLEAN, "--steer", "unknown.json"), "unknown.json has other fields than those of"),
     "wrong positions": (("generate", CLEAN, "--steer", "where.json"), "positions is 'where'; expected \"all\", "),
     "no template": (("generate", CLEAN, "--chat"), "the tokenizer has no chat template"),
+    "data with another extension": (("score", "more.tsv"), "data is 'more.tsv'; a string is a path: expected"),
+    "no data": (("score", "none.txt"), "there is no file none.txt"),
+    "longer than the context": (("score", "pairs.txt", "--max-length", "130"), "expected 1 to 129, the n_ctx"),
     "no probability": (("generate", CLEAN, "--top-p", "2"), "top_p is 2.0; expected a probability"),
     "too many new tokens": (("generate", CLEAN, "--max-new-tokens", "200"), "at most 113 new tokens fit"),
     "html with another extension": (("lens", CLEAN, "--html", "x.png"), "--html is 'x.png'; expected a file name"),

@@ -480,7 +480,7 @@ ERRORS = {
     "several devices": Case(
         loading(n_devices=2),
         ValueError,
-        "n_devices=2 is not supported (only 1): pass a dict of shardings by name: model.set_params(",
+        "n_devices is 2; there are 1 devices from",
     ),
     "two training checkpoints": Case(
         loading(checkpoint_label=3, checkpoint_value=4), ValueError,

@@ -128,6 +128,14 @@ def test_layouts_of_other_versions_of_transformers(tmp_path, whole, case):
     assert_equal_logits(folder, expected)
 
 
+def test_the_parts_that_speak_are_not_read(tmp_path, whole):
+    folder, expected = whole("qwen2_5_omni", tmp_path / "copy")
+    edit_tensors(folder, str, **{"talker.model.norm.weight": TOKENS, "token2wav.code2wav_dit_model.x": TOKENS})
+    edit_config(folder, lambda fields: {**fields, "enable_audio_output": True, "enable_talker": True})
+    assert_equal_logits(folder, expected)
+    assert look(folder).other_parts["speech"] == 2
+
+
 def test_a_sharded_checkpoint_of_which_other_parts_are_never_read(tmp_path, monkeypatch):
     from jaxlens.checkpoints.folder_reader import TensorFolder
 
@@ -283,6 +291,8 @@ LLAMA = CASES["llava"]["text_config"]
         ({"text_config": {**LLAMA, "hidden_act": "step"}}, "text_config.hidden_act is 'step'; expected one of"),
         ({"text_config": 3}, "transformers' LlavaConfig rejects it"),
         ({"model_type": "internvl_chat", "llm_config": [1]}, "llm_config is [1]; expected an object"),
+        ({"model_type": "qwen2_5_omni", "thinker_config": [1]}, "thinker_config is [1]; expected an object"),
+        ({"model_type": "qwen2_5_omni", "thinker_config": {**CASES["qwen2_vl"], "new": 1}}, "does not read: new = 1"),
         ({"model_type": "internvl_chat"}, "config.json has no llm_config"),
         ({"model_type": "internvl_chat", "llm_config": {}}, "llm_config.model_type is None, which is not supported"),
         ({"model_type": "llava_nex"}, "Did you mean llava_next"),

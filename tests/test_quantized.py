@@ -5,7 +5,6 @@ import json
 import pathlib
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 
@@ -16,6 +15,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import packers
+from support.memory import peak_memory
 from support.mistakes import Case, unreached
 from support.regenerate_quantized import FILE
 from support.tiny import hf_logits, random_tokens, write_checkpoint
@@ -474,27 +474,9 @@ def test_damaged_weights_are_read_or_refused():
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
-MEMORY = """
-import sys
-from pathlib import Path
-from jaxlens.checkpoints import load
-
-def kilobytes(field):
-    return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
-
-load(sys.argv[1])  # imports what loading needs
-for large in sys.argv[2:]:
-    before = kilobytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    loaded = load(large)
-    print((kilobytes("VmHWM") - before) * 1024 / sum(value.nbytes for value in loaded.params.values()))
-    held = globals().setdefault("held", []) + [loaded]
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_needs_little_more_memory_than_the_weights(models, tmp_path):
-    """At most 1.3 times the parameters in float32. Nothing is freed, so every load needs new memory."""
+    """At most 1.3 times the parameters in float32."""
     wide = {"hidden_size": 768, "intermediate_size": 1024, "head_dim": 64, "vocab_size": 301}
     fp8 = functools.partial(packers.float8, height=128, width=128)
     cases = {
@@ -504,10 +486,8 @@ def test_loading_needs_little_more_memory_than_the_weights(models, tmp_path):
     folders = [quantize(tmp_path / name, "llama", *case, wide)[1] for name, case in cases.items()]
     for folder in folders:
         open_checkpoint(folder)  # completes its config with transformers, which takes memory only once
-    program = [sys.executable, "-c", MEMORY, *map(str, (models("AWQ")[1], *folders))]
-    ratios = subprocess.run(program, check=True, capture_output=True, text=True).stdout.split()
-    assert len(ratios) == len(cases)
-    assert all(float(ratio) < 1.3 for ratio in ratios), ratios
+    ratios = peak_memory(models("AWQ")[1], folders)
+    assert len(ratios) == len(cases) and max(ratios) < 1.3, ratios
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------

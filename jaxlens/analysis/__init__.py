@@ -4,7 +4,28 @@ Import them from this package, as in `from jaxlens.analysis import activation_pa
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxlens.analysis.attribution.compare import Agreement, compare_with_patching, correlation
+    from jaxlens.analysis.attribution.edges import EdgeScores, edge_attribution_patch
+    from jaxlens.analysis.attribution.integrated_gradients import integrated_gradients
+    from jaxlens.analysis.attribution.jacobian import ResidualJacobian, residual_jacobian
+    from jaxlens.analysis.attribution.nodes import Attributions, attribution_patch
+    from jaxlens.analysis.heads import (
+        compute_head_attention_similarity_score,
+        detect_head,
+        duplicate_token_scores,
+        induction_scores,
+        previous_token_scores,
+    )
+    from jaxlens.analysis.interventions.activation_patching import Patched, ablate, activation_patch
+    from jaxlens.analysis.interventions.generic import generic_activation_patch
+    from jaxlens.analysis.interventions.path_patching import path_patch
+    from jaxlens.analysis.labelled_array import Labelled
+    from jaxlens.analysis.logit_attribution import ActivationCache, DirectLogitAttribution, direct_logit_attribution
+    from jaxlens.analysis.prompt_test import test_prompt
+    from jaxlens.analysis.svd import SVDInterpreter
 
 _MODULES = {
     "attribution.compare": ("Agreement", "compare_with_patching", "correlation"),

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlens._jax import is_traced
+from jaxlens._jax import is_traced, on_host
 from jaxlens.model.lengths import padded
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer
@@ -27,7 +27,7 @@ def read_pair(model: HookedTransformer, attention_mask: Any = None, **runs: Any)
     inputs = [model.read_input(run, attention_mask=attention_mask) for run in runs.values()]
     if is_traced(model, inputs):
         raise ValueError("comparing two runs needs concrete values; call it outside jit, grad and vmap")
-    (first, second), masks = runs, [np.asarray(run.mask) for run in inputs]
+    (first, second), masks = runs, [on_host(run.mask) for run in inputs]
     if len(masks[0]) != len(masks[1]):
         counts = f"{first} has {len(masks[0])} prompts, but {second} has {len(masks[1])}"
         raise ValueError(f"{counts}; give pairs of prompts, the same number in both")

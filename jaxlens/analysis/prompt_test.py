@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens._jax import wide
+from jaxlens._jax import on_host, wide
 
 
 def test_prompt(
@@ -58,7 +58,7 @@ def test_prompt(
         print("Tokenized answers:" if several else "Tokenized answer:", strings if several else strings[0])
     tokens = np.asarray(model.to_tokens(prompt, prepend_bos=prepend_bos))[0]
     tokens = np.concatenate([tokens, *(row[:1] for row in ranked[:-1])])
-    logits, probabilities, order = map(np.asarray, _sorted_predictions(model(tokens)[0, -len(ranked) :]))
+    logits, probabilities, order = map(on_host, _sorted_predictions(model(tokens)[0, -len(ranked) :]))
     ranks = []
     for row, (row_tokens, row_names) in enumerate(zip(ranked, names, strict=True)):
         row_ranks = [int(np.flatnonzero(order[row] == token)[0]) for token in row_tokens]

@@ -37,18 +37,22 @@ class Reader:
 
     BOS is prepended to texts as in a call of the model; rows of tokens are taken as they are. With `splits`, a long
     document becomes several contexts, each with its own BOS. Otherwise it is cut, and the first cut gives a warning.
+    `n_ahead` is the number of tokens at the end of a context that are predicted, but not run.
 
     Raises:
-        ValueError: `max_length` is not between 1 and n_ctx; a document has no tokens, or tokens outside the vocabulary.
+        ValueError: `max_length` is not between 1 and n_ctx + n_ahead; a document has no tokens, or tokens outside the
+            vocabulary.
     """
 
     def __init__(
-        self, model: Any, max_length: int | None = None, prepend_bos: bool | None = None, splits: bool = False
-    ):
+        self, model: Any, max_length: int | None = None, prepend_bos: bool | None = None, splits: bool = False,
+        n_ahead: int = 0,
+    ):  # fmt: skip
         n_ctx = model.cfg.n_ctx
         self.max_length = n_ctx if max_length is None else max_length
-        if not 1 <= self.max_length <= n_ctx:
-            raise ValueError(f"max_length is {max_length}; expected 1 to {n_ctx}, the n_ctx of the model")
+        if not 1 <= self.max_length <= n_ctx + n_ahead:
+            most = f"{n_ctx + n_ahead}, the n_ctx of the model" + (f" plus {n_ahead}" if n_ahead else "")
+            raise ValueError(f"max_length is {max_length}; expected 1 to {most}")
         self._model, self.prepend_bos, self.splits = model, prepend_bos, splits
         self.n_cut = 0
 
@@ -125,18 +129,22 @@ def bucket_length(length: int, limit: int) -> int:
 
 
 def batches(
-    contexts: Iterable[Context], batch_tokens: int, limit: int, side: str = "left", multiple: int = 1
+    contexts: Iterable[Context], batch_tokens: int, limit: int, side: str = "left", multiple: int = 1, n_ahead: int = 0
 ) -> Iterator[Batch]:
     """The contexts, longest first, in batches of at most `batch_tokens` tokens with their padding.
 
-    All batches of a length have the same number of rows, a multiple of `multiple`, so that they run in one program.
+    Full batches of a length have the same number of rows, a multiple of `multiple`, so that they run in one program.
+    If a quarter or a sixteenth of the rows is enough for the last batch, it has only these, and a program of its own.
+    The last `n_ahead` tokens of a row are not run, so these lengths are those of the others.
     """
+    if not isinstance(batch_tokens, int) or batch_tokens < 1:
+        raise ValueError(f"batch_tokens is {batch_tokens!r}; expected a positive integer")
     ordered = sorted(contexts, key=len, reverse=True)
     while ordered:
-        length = bucket_length(len(ordered[0]), limit)
-        n_rows = max(multiple, batch_tokens // length // multiple * multiple)
-        chosen, ordered = ordered[:n_rows], ordered[n_rows:]
-        yield _batch(chosen, n_rows, length, side)
+        length = bucket_length(max(1, len(ordered[0]) - n_ahead), max(1, limit - n_ahead)) + n_ahead
+        sizes = [max(multiple, batch_tokens // part // length // multiple * multiple) for part in (16, 4, 1)]
+        chosen, ordered = ordered[: sizes[-1]], ordered[sizes[-1] :]
+        yield _batch(chosen, next(size for size in sizes if size >= len(chosen)), length, side)
 
 
 def _batch(contexts: list[Context], n_rows: int, length: int, side: str) -> Batch:

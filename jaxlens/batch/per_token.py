@@ -4,7 +4,7 @@ Axes: b batch, p position.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from jaxlens.batch.contexts import Context, Reader
+from jaxlens.batch.program import Program
 from jaxlens.batch.sources import Source
-from jaxlens.batch.stream import Program, batches_of, overlapped, progress_bar, with_hooks
+from jaxlens.batch.stream import batches_of, overlapped, progress_bar, with_hooks
 from jaxlens.config import Config
 from jaxlens.errors import HookError
 from jaxlens.hooks.names import HookName, split_name
@@ -67,7 +68,7 @@ class TokenActivations:
 
 
 def activations_program(
-    model: HookedTransformer, activations: TokenActivations, hooks: list[HookSpec] | None = None
+    model: HookedTransformer, activations: TokenActivations, hooks: Sequence[HookSpec] | None = None
 ) -> Program:
     """The program of these activations. It runs only the layers that they need."""
     layers = needed_layers(model.cfg, activations.names)

@@ -5,8 +5,9 @@ Axes: b batch, p position, v vocabulary.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlens._jax import wide
 from jaxlens.batch.contexts import Reader
+from jaxlens.batch.program import Program
 from jaxlens.batch.sources import Document, Source
-from jaxlens.batch.stream import BATCH_TOKENS, Program, in_order, progress_bar, with_hooks
+from jaxlens.batch.stream import BATCH_TOKENS, in_order, progress_bar, with_hooks
 from jaxlens.hooks.plan import HookSpec
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.request import LayerRange, ModelInput, bos_choice, required_tokenizer
@@ -32,19 +34,24 @@ class Scores:
     is_greedy: Bool[np.ndarray, "p"]
 
 
+@overload
+def score(model: HookedTransformer, data: list | tuple, *args: Any, **kwargs: Any) -> list[np.ndarray]: ...
+@overload
+def score(model: HookedTransformer, data: Any, *args: Any, **kwargs: Any) -> Iterator[np.ndarray]: ...
 def score(
     model: HookedTransformer, data: Any, contexts: Iterable[Document] | None = None, *,
-    hooks: list[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
+    hooks: Sequence[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
     column: str | None = None, prepend_bos: bool | None = None, progress: bool | None = None,
 ) -> list[Float[np.ndarray, "p"]] | Iterator[Float[np.ndarray, "p"]]:  # fmt: skip
     """The log-probability of each token, in nats: for each document an array of those of its tokens after the first.
 
     They are the negative of `model(document, return_type="loss", loss_per_token=True)`. With `contexts`, one for each
     document, the documents are continuations of them, and only the tokens of the continuations are scored. Context and
-    continuation are tokenized as one text.
+    continuation are tokenized as one text. A context that is too long loses its first tokens, with a warning.
 
     A list of documents gives a list. Other data, which may be larger than memory, gives an iterator. The other
-    arguments are those of `run`. A document with a single token has no score: its array is empty.
+    arguments are those of `run`. The last token of a document is predicted, but not run, so `max_length` may be
+    n_ctx + 1 (default: n_ctx). A document with a single token has no score: its array is empty.
 
     Raises:
         ValueError: The numbers of documents and contexts differ, a continuation has no token, or the model has no
@@ -67,26 +74,26 @@ def score(
 
 def token_scores(
     model: HookedTransformer, data: Any, contexts: Iterable[Document] | None = None, *,
-    hooks: list[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
+    hooks: Sequence[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
     column: str | None = None, prepend_bos: bool | None = None, progress: bool | None = None,
 ) -> Iterator[Scores]:  # fmt: skip
     """`score` that also says which tokens are the model's first choice."""
     check_has_head(model.cfg)
     if model.cfg.output_head != "next_token":
         raise ValueError("this model scores labels; it does not predict tokens, so it has no log-probability of a text")
-    reader, source = Reader(model, max_length, prepend_bos), Source.of(data, column)
+    reader, source = Reader(model, max_length, prepend_bos, n_ahead=1), Source.of(data, column)
     n_scored: dict[int, int] = {}  # by document, until its result is there
     if contexts is not None:
         pairs = _continued(model, source, Source.of(contexts), prepend_bos, reader.max_length, n_scored)
         source = Source(lambda start: itertools.islice(pairs, start, None), source.size)
     layers = LayerRange.of(model.cfg, None, None)
-    program = Program(with_hooks(model, hooks, layers), frozenset(), layers, _scores_of_batch)
+    program = Program(with_hooks(model, hooks, layers), frozenset(), layers, _scores_of_batch, n_ahead=1)
 
     def results() -> Iterator[Scores]:
         with progress_bar(progress, source.size, "documents") as bar:
             rows = in_order(program, reader.contexts(source), batch_tokens, reader, bar)
             for number, (log_probs, is_greedy) in enumerate(rows):
-                first = len(log_probs) - n_scored.pop(number, len(log_probs) - 1)  # nothing predicts the first token
+                first = len(log_probs) - n_scored.pop(number, len(log_probs))
                 yield Scores(log_probs[first:], is_greedy[first:])
 
     return results()
@@ -95,13 +102,10 @@ def token_scores(
 def _scores_of_batch(
     logits: Float[Array, "b p v"], cache: ActivationCache, model_input: ModelInput
 ) -> tuple[Float[Array, "b p"], Bool[Array, "b p"]]:
-    """The log-probability of each token, and whether it is the first choice. Those of the first column are 0."""
-    tokens = model_input.tokens
-    logits, following = wide(logits[:, :-1]), tokens[:, 1:, None]
-    chosen = jnp.take_along_axis(logits, following, axis=-1)[..., 0]
-    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
-    is_greedy = jnp.argmax(logits, axis=-1) == tokens[:, 1:]
-    return tuple(jnp.pad(values, ((0, 0), (1, 0))) for values in (log_probs, is_greedy))
+    """The log-probability of each token after the first, and whether it is the first choice."""
+    logits, following = wide(logits), model_input.tokens[:, 1:]
+    chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == following
 
 
 def _continued(
@@ -109,6 +113,7 @@ def _continued(
     n_scored: dict[int, int],
 ) -> Iterator[Int[np.ndarray, "p"]]:  # fmt: skip
     """The tokens of each context with its continuation, of which the first are dropped if they are too many."""
+    has_cut = False
     both = itertools.zip_longest(contexts.read(0), continuations.read(0))
     for number, (context, continuation) in enumerate(both):
         if context is None or continuation is None:
@@ -121,7 +126,12 @@ def _continued(
             expected = f"expected 1 to {limit - 1} tokens after a context"
             raise ValueError(f"document {number} has {len(after)} tokens; {expected}")
         n_scored[number] = len(after)
-        yield np.concatenate([before, after])[-limit:].astype(np.int32)
+        tokens = np.concatenate([before, after]).astype(np.int32)
+        if len(tokens) > limit and not has_cut:
+            has_cut, longer = True, f"context {number} and its continuation have {len(tokens)} tokens"
+            message = f"{longer}; the first are dropped to leave max_length = {limit}, as in all that are longer"
+            warnings.warn(message, UserWarning, stacklevel=2)
+        yield tokens[-limit:]
 
 
 def _pair(

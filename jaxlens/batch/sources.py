@@ -41,7 +41,7 @@ class Source:
         columns. `column` names the column; by default it is "text", "tokens" or "input_ids".
 
         Raises:
-            ValueError: The suffix of the file is unknown, or a row has no such column.
+            ValueError: The suffix of the file is unknown, a row has no such column, or a file holds other values.
             TypeError: `data` or a document in it has another type.
             FileNotFoundError: There is no such file.
         """
@@ -111,6 +111,14 @@ def _file(path: Path, column: str | None) -> Source:
     return Source(lambda start: readers[path.suffix](path, start, column), size, n_bytes)
 
 
+def _document_of_file(row: Any, column: str | None, where: str) -> Document:
+    """The text or the tokens of a row of a file. Here another type is a fault of the file, not of the caller."""
+    try:
+        return _document(row, column, where)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
 def _lines(path: Path, start: int, column: str | None) -> Iterator[str]:
     with path.open(encoding="utf-8") as file:
         lines = (line.rstrip("\n") for line in file)
@@ -125,7 +133,7 @@ def _json_lines(path: Path, start: int, column: str | None) -> Iterator[Document
                 row = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {i}, is not JSON: {error}") from error
-            yield _document(row, column, f"{path}, line {i},")
+            yield _document_of_file(row, column, f"{path}, line {i},")
 
 
 def _parquet(path: Path, start: int, column: str | None) -> Iterator[Document]:
@@ -134,8 +142,9 @@ def _parquet(path: Path, start: int, column: str | None) -> Iterator[Document]:
     wanted = [name for name in (COLUMNS if column is None else (column,)) if name in names][:1]
     for group in file.iter_batches(DOCUMENTS_AT_ONCE, columns=wanted or None):
         if number + group.num_rows > start:
-            rows = group.slice(max(0, start - number)).to_pylist()
-            yield from (_document(row, column, f"{path}, a row") for row in rows)
+            first = max(0, start - number)
+            for i, row in enumerate(group.slice(first).to_pylist(), number + first):
+                yield _document_of_file(row, column, f"{path}, row {i},")
         number += group.num_rows
 
 

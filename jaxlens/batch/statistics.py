@@ -4,7 +4,7 @@ Axes: b batch, p position, n neuron, k rank.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +36,7 @@ class Means(dict[str, np.ndarray]):
 def mean_activations(
     model: HookedTransformer, data: Any, names: HookName | list[HookName],
     by: Literal["dataset", "token", "position"] = "dataset", *, skip: Skip = "bos and padding",
-    hooks: list[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
+    hooks: Sequence[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
     column: str | None = None, prepend_bos: bool | None = None, progress: bool | None = None,
 ) -> Means:  # fmt: skip
     """The mean of activations over the tokens of a data set, for mean ablation and for steering vectors.
@@ -68,7 +68,9 @@ def mean_activations(
         groups = {"dataset": np.zeros(len(kept), int), "token": context.tokens, "position": np.arange(len(kept))}[by]
         np.add.at(counts, groups[kept], 1)
         for name, value in values.items():
-            total = sums.setdefault(name, np.zeros((len(counts), *value.shape[1:])))
+            if name not in sums:
+                sums[name] = np.zeros((len(counts), *value.shape[1:]))
+            total = sums[name]
             if by == "dataset":
                 total[0] += value[kept].sum(0, dtype=np.float64)
             else:
@@ -120,7 +122,7 @@ class TopActivations:
 def top_activations(
     model: HookedTransformer, data: Any, names: HookName | list[HookName], k: int = 10, *,
     encode: Callable[[Array], Array] | None = None, skip: Skip = "bos and padding",
-    hooks: list[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
+    hooks: Sequence[HookSpec] | None = None, batch_tokens: int = BATCH_TOKENS, max_length: int | None = None,
     column: str | None = None, prepend_bos: bool | None = None, progress: bool | None = None,
 ) -> dict[str, TopActivations]:  # fmt: skip
     """The documents in which each neuron is most active, by name of the activation. The data may exceed memory.
@@ -131,7 +133,7 @@ def top_activations(
 
     Raises:
         HookError: A name matches no hook point, or an activation has no position axis.
-        ValueError: `k` is not positive.
+        ValueError: `k` is not positive, or no token is left.
 
     Example:
         >>> import jaxlens
@@ -151,7 +153,11 @@ def top_activations(
         kept = kept_tokens(context, skip, model.tokenizer)
         if kept.any():
             for name, value in values.items():
-                rankings.setdefault(name, _Ranking(value.shape[1:], k)).add(context, value, kept)
+                if name not in rankings:
+                    rankings[name] = _Ranking(value.shape[1:], k)
+                rankings[name].add(context, value, kept)
+    if not rankings:
+        raise ValueError("no token is left to rank; give more data, or skip less")
     return {name: ranking.result() for name, ranking in rankings.items()}
 
 

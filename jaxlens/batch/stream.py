@@ -5,34 +5,29 @@ Axes: b batch, p position.
 
 import collections
 import contextlib
-import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array
 
 from jaxlens.batch.background import made_ahead
-from jaxlens.batch.contexts import Batch, Context, Reader, batches
+from jaxlens.batch.contexts import Batch, Context, Reader
+from jaxlens.batch.program import Program, Side
 from jaxlens.batch.sources import Source
 from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import HookSpec
 from jaxlens.model.cache.activation_cache import ActivationCache
-from jaxlens.model.request import LayerRange, ModelInput, RunRequest
+from jaxlens.model.request import LayerRange
 from jaxlens.model.transformer import HookedTransformer
 
 BATCH_TOKENS = 2048
 WINDOW = 32
 """The number of batches whose contexts are sorted by length together."""
 
-Side = Literal["left", "right"]
-
 
 def run(
     model: HookedTransformer, data: Any, *, names_filter: HookName | list[HookName] | None = None,
-    hooks: list[HookSpec] | None = None, reduce: Callable | None = None, batch_tokens: int = BATCH_TOKENS,
+    hooks: Sequence[HookSpec] | None = None, reduce: Callable | None = None, batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None, column: str | None = None, prepend_bos: bool | None = None,
     padding_side: Side = "left", stop_at_layer: int | None = None, progress: bool | None = None,
 ) -> Iterator[Any]:  # fmt: skip
@@ -66,6 +61,8 @@ def run(
         >>> [row.shape for row in run(model, [[1, 2], [3, 4, 5]], names_filter="blocks.1.hook_resid_post", reduce=last)]
         [(8,), (8,)]
     """
+    if padding_side not in ("left", "right"):
+        raise ValueError(f'padding_side is {padding_side!r}; expected "left" or "right"')
     reader = Reader(model, max_length, prepend_bos)
     source = Source.of(data, column)
     layers = LayerRange.of(model.cfg, None, stop_at_layer)
@@ -81,7 +78,7 @@ def run(
     return results()
 
 
-def with_hooks(model: HookedTransformer, hooks: list[HookSpec] | None, layers: LayerRange) -> HookedTransformer:
+def with_hooks(model: HookedTransformer, hooks: Sequence[HookSpec] | None, layers: LayerRange) -> HookedTransformer:
     """A copy of the model with more hooks, each of which must act in these layers."""
     hooked = model._copy(model.modules)
     hooked._hooks += model._registered(hooks, layers)
@@ -96,100 +93,6 @@ def _whole(logits: Array, cache: ActivationCache) -> tuple[Array, dict[str, Arra
 def _run_result(model: HookedTransformer, logits: Any, cache: dict[str, Any]) -> tuple[Any, ActivationCache]:
     """The logits and the cache of a document, with a batch axis, as `run_with_cache` returns them."""
     return logits[None], ActivationCache({name: value[None] for name, value in cache.items()}, model)
-
-
-# --- programs
-
-
-class Program:
-    """The compiled function of a batch: `reduce` of the logits and the activations of a model."""
-
-    def __init__(
-        self, model: HookedTransformer, wanted: frozenset[str], layers: LayerRange, reduce: Callable,
-        side: Side = "left", returns: Literal["logits"] | None = "logits",
-    ):  # fmt: skip
-        request = RunRequest(layers, returns, wanted=wanted, has_derivative=False)
-        self.model, self.side, self.cfg = model, side, model.cfg
-        # a function that a user may change between calls, or one that reads what changes, has programs of its own
-        program = _new_program if model.has_python_hooks else _kept_program
-        self._run = program(request, reduce)
-        self._axes: Any = None
-
-    def __call__(self, tokens: Int[np.ndarray, "b p"], mask: Bool[np.ndarray, "b p"]) -> Any:
-        """The result of a batch, on the device. It may not be computed yet."""
-        return self._run(self.model, tokens, mask)
-
-    def rows(self, batch: Batch, result: Any) -> list[Any]:
-        """The result of each context, on the host, without padding."""
-        axes = self._length_axes(batch.tokens.shape)
-        leaves, structure = jax.tree.flatten(on_host(result))
-        n_rows = batch.tokens.shape[0]
-        for leaf in leaves:
-            if np.ndim(leaf) == 0 or leaf.shape[0] != n_rows:
-                expected = f"arrays whose first axis is that of the {n_rows} rows of a batch"
-                raise ValueError(f"reduce returned an array of shape {np.shape(leaf)}; expected {expected}")
-        return [
-            structure.unflatten([self._cut(leaf[i], cut, batch, i) for leaf, cut in zip(leaves, axes, strict=True)])
-            for i in range(len(batch.contexts))
-        ]
-
-    def _cut(self, row: np.ndarray, axes: tuple[int, ...], batch: Batch, i: int) -> np.ndarray:
-        """A row without padding, along the axes that have the length of the batch."""
-        n_padding = batch.tokens.shape[1] - len(batch.contexts[i])
-        for axis in axes:
-            kept = slice(n_padding, None) if self.side == "left" else slice(row.shape[axis] - n_padding)
-            row = row[(slice(None),) * axis + (kept,)]
-        return row
-
-    def _length_axes(self, shape: tuple[int, int]) -> list[tuple[int, ...]]:
-        """The axes of each array of a row that grow with the length of the batch."""
-        if self._axes is None:
-            n_rows, length = shape
-            other = length + 1 if length < self.cfg.n_ctx or length == 1 else length - 1
-            sizes = zip(self._shapes(n_rows, length), self._shapes(n_rows, other), strict=True)
-            self._axes = [tuple(i - 1 for i in range(1, len(a)) if a[i] != b[i]) for a, b in sizes]
-        return self._axes
-
-    def _shapes(self, n_rows: int, length: int) -> list[tuple[int, ...]]:
-        tokens, mask = np.zeros((n_rows, length), np.int32), np.ones((n_rows, length), bool)
-        return [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(self._run, self.model, tokens, mask))]
-
-
-def _new_program(request: RunRequest, reduce: Callable) -> Callable:
-    takes_input = _takes_input(reduce)
-
-    @jax.jit
-    def program(model: HookedTransformer, tokens: Int[Array, "b p"], mask: Bool[Array, "b p"]) -> Any:
-        model_input = ModelInput(tokens, None, mask, mask)
-        logits, captured, length = model._run_padded(model_input, request, model._hooks)
-        cache = ActivationCache.of(captured, model, length)
-        return reduce(logits, cache, model_input) if takes_input else reduce(logits, cache)
-
-    return program
-
-
-_kept_program = functools.lru_cache(maxsize=16)(_new_program)
-"""A few programs are kept, so that the next call with the same function compiles nothing."""
-
-
-def _takes_input(reduce: Callable) -> bool:
-    """Whether the function has a third positional parameter without a default."""
-    try:
-        parameters = inspect.signature(reduce).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [each for each in parameters if each.kind in positional and each.default is inspect.Parameter.empty]
-    return len(needed) >= 3
-
-
-def on_host(result: Any) -> Any:
-    """Arrays as NumPy arrays; those that are divided over several processes are gathered in each."""
-    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(result)):
-        return jax.device_get(result)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(result, tiled=True)
 
 
 # --- the stream
@@ -211,18 +114,24 @@ def in_order(
 
 def batches_of(program: Program, contexts: Iterable[Context], batch_tokens: int, reader: Reader) -> Iterator[Batch]:
     """Contexts in batches of similar length, made in the background."""
-    windows = _windows(contexts, batch_tokens * WINDOW)
-    limit, side = reader.max_length, program.side
-    return made_ahead(batch for window in windows for batch in batches(window, batch_tokens, limit, side))
+    windows, limit = _windows(contexts, batch_tokens * WINDOW), reader.max_length
+    return made_ahead(batch for window in windows for batch in program.batches(window, batch_tokens, limit))
 
 
 def overlapped(program: Program, ready: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:
-    """Each batch and its result. The device already computes the next batch while the caller reads a result."""
+    """Each batch and its result. The device already computes the next batch while the caller reads a result.
+
+    An error in `ready` is raised after the results of all batches before it.
+    """
     running: collections.deque[tuple[Batch, Any]] = collections.deque()
-    for batch in ready:
-        running.append((batch, program(batch.tokens, batch.mask)))
-        if len(running) > 1:
-            yield running.popleft()
+    try:
+        for batch in ready:
+            running.append((batch, program(batch.tokens, batch.mask)))
+            if len(running) > 1:
+                yield running.popleft()
+    except Exception:
+        yield from running
+        raise
     yield from running
 
 

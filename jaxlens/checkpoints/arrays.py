@@ -8,11 +8,17 @@ from collections.abc import Callable
 
 import numpy as np
 
+SUMMED = 2**13
+"""The length up to which BLAS computes a dot product in the thread that calls it."""
+
 LINE = 16
 """The entries of a row that are copied at a time from another order of axes: a cache line of float32."""
 
 AT_ONCE = 2**17
 """The number of values that are computed at a time."""
+
+IN_THREAD = 2**18
+"""The number of multiplications up to which BLAS computes a matrix product in the thread that calls it."""
 
 
 def in_parts(work: Callable[[slice], None], length: int, step: int) -> None:
@@ -117,6 +123,37 @@ class Rows:
         result = np.empty(self.shape, np.float32)
         in_parts(lambda rows: self.fill(rows, result[rows]), self.shape[0], self.step())
         return result.T if self.transposed else result
+
+
+def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The product of two matrices, computed in this thread: in blocks of columns that BLAS does not divide.
+
+    If several threads multiply larger matrices, each starts threads of BLAS, which wait for each other.
+
+    Example:
+        >>> product(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0, 5.0], [6.0, 7.0, 8.0]])).tolist()
+        [[15.0, 18.0, 21.0]]
+    """
+    (n_rows, inner), n_columns = left.shape, right.shape[1]
+    width = min(n_columns, max(1, IN_THREAD // (n_rows * inner)))
+    count = -(-n_columns // width)
+    right = np.pad(right, [(0, 0), (0, count * width - n_columns)]) if n_columns % width else right
+    result = np.empty((n_rows, count * width), np.result_type(left, right))
+    blocks, of_result = (array.reshape(len(array), count, width).swapaxes(0, 1) for array in (right, result))
+    np.matmul(left, blocks, out=of_result)
+    return result[:, :n_columns]
+
+
+def norms(matrix: np.ndarray) -> np.ndarray:
+    """The Euclidean norm of each row, computed in this thread: BLAS divides longer dot products.
+
+    Example:
+        >>> norms(np.array([[3.0, 4.0], [0.0, 2.0]])).tolist()
+        [5.0, 2.0]
+    """
+    starts = range(0, matrix.shape[1], SUMMED)
+    blocks = (matrix[:, start : start + SUMMED] for start in starts)
+    return np.sqrt(sum(np.matmul(block[:, None], block[:, :, None])[:, 0, 0] for block in blocks))
 
 
 def whole(values: np.ndarray | Rows) -> np.ndarray:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxlens.checkpoints.arrays import Rows
+from jaxlens.checkpoints.rules.rule import by_rows
 from jaxlens.checkpoints.safetensors_reader import SafetensorsFile, read_json
 from jaxlens.checkpoints.torch_files.file import TorchFile
 from jaxlens.errors import CheckpointError
@@ -95,6 +97,15 @@ class TensorFolder:
     def read(self, name: str) -> np.ndarray:
         """A tensor in its stored dtype. It may be a read-only view of the file."""
         return self._files[name].read(name)
+
+    def part(self, name: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor, reshaped to `shape`."""
+        file = self._files[name]
+        return file.part(name, shape, index) if hasattr(file, "part") else file.read(name).reshape(shape)[index]
+
+    def by_rows(self, name: str) -> np.ndarray | Rows:
+        """A tensor, to be read a few rows at a time if its file allows that."""
+        return by_rows(self._files[name], name)
 
     def _check_index(self, index_name: str, index: dict[str, str]) -> None:
         """Raises a CheckpointError unless the index lists the tensors of each shard."""

@@ -14,6 +14,7 @@ from jaxlens.checkpoints.rules.rule import FLOATS, moves, stored_dtype
 from jaxlens.checkpoints.validate import all_moves
 from jaxlens.config import Config
 from jaxlens.nn.parameters import Params
+from jaxlens.sharding import Sharding
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,13 +36,14 @@ def load(
     n_ctx: int | None = None, tokenizer: Any = None, revision: str | None = None, checkpoint_index: int | None = None,
     checkpoint_value: int | None = None, token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
-    adapter: str | os.PathLike[str] | None = None, merge: bool = True,
+    adapter: str | os.PathLike[str] | None = None, merge: bool = True, sharding: Sharding | None = None,
 ) -> Loaded:  # fmt: skip
     """Loads a checkpoint. What can be loaded, and how it is found, is described at `open_checkpoint`.
 
     Weights are cast to `dtype`, or to that of the largest tensor if `dtype` is None. `first_n_layers` loads only the
     first layers. `n_ctx` changes the context length, which cannot increase in a model with learned positions.
-    `tokenizer` replaces the tokenizer of the checkpoint.
+    `tokenizer` replaces the tokenizer of the checkpoint. With a `sharding`, each device of its mesh receives only its
+    part of the parameters.
 
     Raises:
         CheckpointError: The checkpoint cannot be found or read, or contains a field or tensor that jaxlens would
@@ -57,12 +59,17 @@ def load(
         raise ValueError('dtype float64 needs jax.config.update("jax_enable_x64", True); otherwise JAX uses float32')
     kept = with_n_ctx(cfg if first_n_layers is None else cfg.first_layers(first_n_layers), n_ctx)
     with path_in_errors(checkpoint.name):
-        params = load_parameters(checkpoint.family, cfg, checkpoint.tensors, cfg.dtype, kept=kept)
+        plan, rename = all_moves(checkpoint.family, cfg, checkpoint.tensors)
+        adapted = adapted_config(kept, checkpoint.updates, plan) if checkpoint.updates else kept
+        shardings = None if sharding is None else sharding.parameters(kept)
+        params = load_parameters(
+            checkpoint.family, cfg, checkpoint.tensors, cfg.dtype, kept=kept, shardings=shardings
+        )  # fmt: skip
         if checkpoint.updates:
-            plan, rename = all_moves(checkpoint.family, cfg, checkpoint.tensors)
-            adapted = adapted_config(kept, checkpoint.updates, plan)
             of_kept = list(moves(checkpoint.family.rules(cfg), kept, rename))
-            params, kept = params | factor_parameters(adapted, checkpoint.updates, of_kept), adapted
+            factors = factor_parameters(adapted, checkpoint.updates, of_kept)
+            factors = factors if sharding is None else sharding.place(factors, adapted)
+            params, kept = params | factors, adapted
     tokenizer = checkpoint.tokenizer() if tokenizer is None else tokenizer
     kept = kept if tokenizer else kept.replace(tokenizer_name=None)  # it could not be loaded, or there is none
     return Loaded(kept, params, tokenizer, checkpoint.name, checkpoint.source)

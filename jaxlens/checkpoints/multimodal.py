@@ -37,6 +37,7 @@ def language_model(wrapper: Wrapper, fields: Mapping[str, Any]) -> tuple[Family,
 
     The family reads the language model from a checkpoint of the multimodal model, and exports it alone.
     """
+    fields = _inner(wrapper, fields)
     unused, stated = UNUSED_FIELDS.union(wrapper.unused), fields.get(wrapper.text)
     twice = stated if isinstance(stated, Mapping) else {}  # some versions of transformers wrote fields twice
     given = {name: value for name, value in fields.items() if name not in unused and not _repeats(twice, name, value)}
@@ -60,6 +61,20 @@ def language_model(wrapper: Wrapper, fields: Mapping[str, Any]) -> tuple[Family,
         return family, hf, hf
     hf = Reader({**rest, wrapper.text: text})
     return family, hf.inside(wrapper.text), hf
+
+
+def _inner(wrapper: Wrapper, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json without those of the parts that are not read, and without a field around the others.
+
+    Raises a CheckpointError if that field is no object.
+    """
+    if wrapper.within is None:
+        return dict(fields)
+    inner = fields.get(wrapper.within) or {}
+    Reader({wrapper.within: inner}).inside(wrapper.within)  # raises an error unless it is an object
+    outer = {name: value for name, value in fields.items() if name not in (*wrapper.unused, wrapper.within)}
+    kind = f"{fields['model_type']}_{wrapper.within.removesuffix('_config')}"
+    return {**outer, **inner, "model_type": kind}
 
 
 def _text(wrapper: Wrapper, stated: Mapping[str, Any] | None, whole: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """Reads parameters from a checkpoint: all of them into memory, or each on demand."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from jaxlens.checkpoints import arrays
-from jaxlens.checkpoints.rules.rule import Family, Move, Rule, Tensors, moves, opened
+from jaxlens.checkpoints.rules.rule import Family, Move, Tensors, moves, opened
+from jaxlens.checkpoints.shards import Entry, Shards, hull, slices, within
 from jaxlens.checkpoints.validate import checked_moves, expected_shapes, warn_not_finite
 from jaxlens.config import Config
 from jaxlens.nn.module import axis_lengths
@@ -18,13 +20,17 @@ from jaxlens.nn.parameters import Params
 
 
 def load_parameters(
-    family: Family, cfg: Config, tensors: Tensors, dtype: str = "float32", *, kept: Config | None = None
-) -> Params:
+    family: Family, cfg: Config, tensors: Tensors, dtype: str = "float32", *, kept: Config | None = None,
+    shardings: Mapping[str, NamedSharding] | None = None,
+) -> Params:  # fmt: skip
     """The parameters of a checkpoint of `cfg`, cast to `dtype`.
 
     `kept` is `cfg` with fewer layers or positions, to load only its parameters. `checked_moves` checks all tensors
     before the first is read. Parameters are filled layer by layer and handed to JAX, so that at most one tensor and one
     parameter are in memory besides those already loaded. A warning lists weights that contain NaN or infinity.
+
+    With `shardings`, by the names of parameters, each device receives its part of a parameter. A process reads and
+    keeps only the parts of its own devices.
     """
     plan, rename = checked_moves(family, cfg, tensors)
     if kept not in (None, cfg):
@@ -33,35 +39,57 @@ def load_parameters(
     params, not_finite = {}, []
     with tqdm(total=len(plan), desc="loading", unit=" tensors", disable=None, leave=False) as progress:
         for names, group in _groups(plan, lengths):
-            buffers = [arrays.aligned(shapes[name], jnp.dtype(dtype)) for name in names]
+            shards = {name: Shards(shapes[name], jnp.dtype(dtype), (shardings or {}).get(name)) for name in names}
             for move in group:
-                entries = [buffer[(*move.index, ...)] for buffer in buffers]
-                _fill(entries, move.rule, opened(tensors, move.theirs), lengths)
+                entries = [of_name.entries(move.index) for of_name in shards.values()]
+                if any(entries):  # another process may hold this layer's or this expert's
+                    _fill(entries, move, tensors, lengths)
                 progress.update()
-            not_finite += [name for name, buffer in zip(names, buffers, strict=True) if not arrays.is_finite(buffer)]
-            params |= {name: jax.device_put(buffer) for name, buffer in zip(names, buffers, strict=True)}
-            del buffers, entries
+            not_finite += [name for name, of_name in shards.items() if not of_name.is_finite()]
+            params |= {name: of_name.array() for name, of_name in shards.items()}
+            del shards, entries
     warn_not_finite(not_finite)
     return {name: params[name] for name in shapes}
 
 
-def _fill(
-    buffers: Sequence[np.ndarray], rule: Rule, tensor: np.ndarray | arrays.Rows, lengths: Mapping[str, int]
-) -> None:
-    """Fills entries of parameters with a tensor. Values may become infinite; the caller warns about them."""
+def _fill(targets: Sequence[Sequence[Entry]], move: Move, tensors: Tensors, lengths: Mapping[str, int]) -> None:
+    """Fills entries of each parameter of a tensor. Values may become infinite; the caller warns about them."""
+    if _fill_from_parts(targets, move, tensors, lengths):
+        return
+    rule, tensor = move.rule, opened(tensors, move.theirs)
     division = rule.division(int(tensor.transposed), lengths) if isinstance(tensor, arrays.Rows) else None
     if division is None:
-        for buffer, value in zip(buffers, rule.load(arrays.whole(tensor), lengths), strict=True):
-            arrays.copy(buffer, value[tuple(map(slice, buffer.shape))])
+        for entries, value in zip(targets, rule.load(arrays.whole(tensor), lengths), strict=True):
+            for entry in entries:
+                arrays.copy(entry.buffer, value[slices(entry.ranges)])
         return
-    (buffer,), (letter, position, size) = buffers, division
+    (entries,), position, size = targets, division.position, division.size
 
     def part(rows: slice) -> None:
-        entries = slice(rows.start // size, rows.stop // size)
-        (value,) = rule.load(tensor.part(rows), {**lengths, letter: entries.stop - entries.start})
-        arrays.copy_part(buffer[(*[slice(None)] * position, entries)], value)
+        start, stop = rows.start // size, rows.stop // size
+        value = division.load(tensor.part(rows))
+        for entry in entries:
+            buffer, chosen = entry.along(position, start, stop)
+            arrays.copy_part(buffer, value[chosen])
 
     arrays.in_parts(part, tensor.shape[0], tensor.step(size))
+
+
+def _fill_from_parts(
+    targets: Sequence[Sequence[Entry]], move: Move, tensors: Tensors, lengths: Mapping[str, int]
+) -> bool:
+    """`_fill`, if less than the whole tensor is needed and only this can be read. Returns whether this is so."""
+    needed, shapes = [hull(entries) for entries in targets], move.rule.our_shapes(lengths)
+    is_whole = all(ranges == tuple((0, n) for n in shape) for ranges, shape in zip(needed, shapes, strict=True))
+    if is_whole or not hasattr(tensors, "part"):
+        return False
+    for target, (entries, ranges) in enumerate(zip(targets, needed, strict=True)):
+        value = move.rule.load_part(target, ranges, lengths, functools.partial(tensors.part, move.theirs))
+        if value is None:
+            return False
+        for entry in within(entries, ranges):
+            arrays.copy(entry.buffer, value[slices(entry.ranges)])
+    return True
 
 
 def _groups(plan: Sequence[Move], lengths: Mapping[str, int]) -> list[tuple[tuple[str, ...], list[Move]]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jaxlens.checkpoints.arrays import Rows
 from jaxlens.checkpoints.torch_files.dtypes import DTYPES
 from jaxlens.errors import CheckpointError
 
@@ -49,6 +50,29 @@ class SafetensorsFile:
             dtype, (start, stop) = DTYPES[self.dtype(name)], self._header[name]["data_offsets"]
             count = (stop - start) // dtype.itemsize
             return np.fromfile(self.path, dtype, count, offset=self._data + start).reshape(self.shape(name))
+
+    def part(self, name: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor, reshaped to `shape`. Only the pages of the file that contain it are read."""
+        with self._reading():
+            dtype, (start, _) = DTYPES[self.dtype(name)], self._header[name]["data_offsets"]
+            return np.array(np.memmap(self.path, dtype, "r", self._data + start, shape)[index])
+
+    def by_rows(self, name: str) -> np.ndarray | Rows:
+        """A tensor, to be read a few rows at a time if it is a matrix of at most 32 bits."""
+        shape, dtype, (start, _) = self.shape(name), DTYPES[self.dtype(name)], self._header[name]["data_offsets"]
+        if len(shape) != 2 or self.dtype(name) not in ("F32", "BF16", "F16"):
+            return self.read(name)
+
+        def fill(rows: slice, out: np.ndarray) -> None:
+            stored = out if out.dtype == dtype else np.empty(out.shape, dtype)
+            with self._reading(), self.path.open("rb") as file:
+                file.seek(self._data + start + rows.start * shape[1] * dtype.itemsize)
+                if file.readinto(stored.view(np.uint8)) < stored.nbytes:
+                    raise ValueError(f"it ends before the end of {name}")
+            if stored is not out:
+                out[...] = stored
+
+        return Rows(shape, fill)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

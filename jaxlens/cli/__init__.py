@@ -1,6 +1,7 @@
 """The command line: `jaxlens COMMAND …`. A subcommand is a file in `commands` and an entry of `COMMANDS`."""
 
 import argparse
+import importlib.metadata
 import os
 import sys
 from inspect import cleandoc
@@ -19,6 +20,7 @@ from jaxlens.cli.commands import (
     inspect,
     lens,
     patch,
+    score,
     verify,
 )
 from jaxlens.cli.commands.command import DEFAULT_MODEL, add_adapter
@@ -26,16 +28,25 @@ from jaxlens.errors import ActivationNotFound
 
 COMMANDS = {
     "demo": demo.COMMAND, "lens": lens.COMMAND, "patch": patch.COMMAND, "attribute": attribute.COMMAND,
-    "heads": heads.COMMAND, "generate": generate.COMMAND, "harvest": harvest.COMMAND, "hooks": hooks.COMMAND,
-    "inspect": inspect.COMMAND, "convert": convert.COMMAND, "export": export.COMMAND, "verify": verify.COMMAND,
-    "families": families.COMMAND,
+    "heads": heads.COMMAND, "generate": generate.COMMAND, "score": score.COMMAND, "harvest": harvest.COMMAND,
+    "hooks": hooks.COMMAND, "inspect": inspect.COMMAND, "convert": convert.COMMAND, "export": export.COMMAND,
+    "verify": verify.COMMAND, "families": families.COMMAND,
 }  # fmt: skip
+
+
+class Version(argparse.Action):
+    """Prints the version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"jaxlens {importlib.metadata.version('hooked-jaxlens')}")
+        parser.exit()
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     parser = argparse.ArgumentParser(prog="jaxlens", description="Interpretability of transformers on JAX.")
     parser.add_argument("--traceback", action="store_true", help="print the traceback of an error")
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command")
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(

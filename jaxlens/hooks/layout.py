@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
@@ -20,6 +20,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, u
 from jaxlens._jax import is_traced
 from jaxlens.config import Config
 from jaxlens.hooks.table import sites
+
+F = TypeVar("F", bound=Callable)
 
 
 def explicit_mesh(*trees: Any) -> AbstractMesh | None:
@@ -33,7 +35,7 @@ def explicit_mesh(*trees: Any) -> AbstractMesh | None:
     return None
 
 
-def on_any_mesh(function: Callable) -> Callable:
+def on_any_mesh(function: F) -> F:
     """A decorator of functions that compute with arrays: they use Auto axes, also if the mesh has Explicit axes.
 
     The first argument determines the mesh, if none is active. Results are divided as XLA chooses, and have Explicit

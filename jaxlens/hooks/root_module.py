@@ -8,7 +8,7 @@ import difflib
 import fnmatch
 import functools
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -175,7 +175,7 @@ class HookedRootModule(OldCachingNames, nnx.Module):
 
     @contextlib.contextmanager
     def hooks(
-        self, fwd_hooks: list[HookSpec] | None = None, bwd_hooks: list[HookSpec] | None = None,
+        self, fwd_hooks: Sequence[HookSpec] | None = None, bwd_hooks: Sequence[HookSpec] | None = None,
         reset_hooks_end: bool = True, clear_contexts: bool = False,
     ) -> Iterator["HookedRootModule"]:  # fmt: skip
         """Adds hooks for the duration of a `with` block. Blocks may be nested; each removes only the hooks it added.
@@ -211,7 +211,7 @@ class HookedRootModule(OldCachingNames, nnx.Module):
                     self.clear_contexts()
 
     def run_with_hooks(
-        self, *args: Any, fwd_hooks: list[HookSpec] | None = None, bwd_hooks: list[HookSpec] | None = None,
+        self, *args: Any, fwd_hooks: Sequence[HookSpec] | None = None, bwd_hooks: Sequence[HookSpec] | None = None,
         reset_hooks_end: bool = True, clear_contexts: bool = False, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Calls the model with hooks: `(name or filter function, fn)` pairs. The other arguments are the model's.

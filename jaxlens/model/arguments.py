@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-SHARDED = "pass a dict of shardings by name: model.set_params(jax.device_put(model.params, shardings))"
-
 MAKING = {"move_to_device": (True, "arrays are created on JAX's default device; use jax.default_device")}
 LOADING = {
-    "n_devices": (1, SHARDED), "move_to_device": (True, "use device=..."),
+    "move_to_device": (True, "use device=..."),
     "trust_remote_code": (False, "jaxlens never runs code from a checkpoint"),
     "load_in_4bit": (False, "jaxlens has no 4-bit weights"), "load_in_8bit": (False, "jaxlens has no 8-bit weights"),
 }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxlens._jax import is_traced
+from jaxlens._jax import is_traced, on_host
 from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.hooks.table import sites
 from jaxlens.model.loss import Output
@@ -36,7 +36,7 @@ def warn_if_not_finite(
     for entry in captured:
         names = [entry.name] if entry.layers is None else [f"blocks.{layer}.{entry.name}" for layer in entry.layers]
         of_layers = jnp.isfinite(entry.value).reshape(len(names), -1).all(1)
-        finite |= dict(zip(names, of_layers.tolist(), strict=True))
+        finite |= dict(zip(names, on_host(of_layers).tolist(), strict=True))
     first = next((name for name in sites(model.cfg) if not finite.get(name, True)), None)
     where = f'"{first}" is the first hook point that is not finite'
     if first is None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from jaxlens.config import Config
@@ -173,7 +173,7 @@ class HookMethods:
 
     @contextlib.contextmanager
     def hooks(
-        self, fwd_hooks: list[HookSpec] | None = None, bwd_hooks: list[HookSpec] | None = None,
+        self, fwd_hooks: Sequence[HookSpec] | None = None, bwd_hooks: Sequence[HookSpec] | None = None,
         reset_hooks_end: bool = True, clear_contexts: bool = False,
     ) -> Iterator["HookMethods"]:  # fmt: skip
         """Adds hooks for the duration of a `with` block. Blocks may be nested; each removes only the hooks it added.

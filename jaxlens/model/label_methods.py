@@ -3,6 +3,7 @@
 Axes: b batch, p position, o label.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ class LabelMethods:
 
     def label_scores(
         self, input: Any, prepend_bos: bool | None = None, padding_side: Literal["left", "right"] | None = None,
-        attention_mask: Any = None, hooks: list[HookSpec] | None = None,
+        attention_mask: Any = None, hooks: Sequence[HookSpec] | None = None,
     ) -> Float[Array, "b o"]:  # fmt: skip
         """The score of each label for each row of the input: `model(input)` at the last token of the row.
 

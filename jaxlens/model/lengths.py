@@ -52,6 +52,16 @@ def padded(
     return ModelInput(tokens, residual, mask, mask, length)
 
 
+def on_mesh(model: Any, model_input: ModelInput, hooks: tuple[RegisteredHook, ...]) -> ModelInput:
+    """The input on the mesh of the model, if it has one: at the length of its program, because padding an array of many
+    devices would compile a program for each length. Arrays that the caller has placed stay where they are.
+    """
+    if model.sharding is None:
+        return model_input
+    model_input = padded(model, model_input, hooks)
+    return jax.tree.map(model.sharding.place_batch, model_input)
+
+
 def cut(output: Any, model_input: ModelInput) -> Any:
     """The output of a run at the length of its input."""
     if model_input.length is None or output is None:

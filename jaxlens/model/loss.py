@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxlens._jax import is_traced, wide
+from jaxlens._jax import is_traced, on_host, wide
 from jaxlens.hooks.layout import Layout, explicit_mesh
 
 
@@ -70,7 +69,7 @@ def check_predictions(tokens: Int[ArrayLike, "b p"], attention_mask: ArrayLike |
         raise ValueError("each token is compared with the next one; pass at least two tokens")
     if attention_mask is None or is_traced(attention_mask):
         return
-    mask = np.asarray(attention_mask)
+    mask = on_host(attention_mask)
     if not (mask[:, :-1] & mask[:, 1:]).any():
         problem = "each token is compared with the next one, but attention_mask has no two tokens in a row"
         raise ValueError(f"{problem}; pass a mask with two ones in a row, or ask for the loss per token")

@@ -14,10 +14,10 @@ from jaxlens.nn.transformer import Modules
 class StaticPart:
     """The attributes of a model that are not arrays, as a part of the key under which jit finds a program.
 
-    What a traced function may read is compared by value: the config, the name, the processing report, and the tokenizer
-    with its settings at the time of the call. So two loads of a checkpoint share programs, and a program is not used
-    with a changed `padding_side`. The source of the weights and the contexts of hook points are not compared. A program
-    holds no reference to contexts. Attributes that a user adds are compared by identity.
+    What a traced function may read is compared by value: the config, the name, the processing report, the sharding, and
+    the tokenizer with its settings at the time of the call. So two loads of a checkpoint share programs, and a program
+    is not used with a changed `padding_side`. The source of the weights and the contexts of hook points are not
+    compared. A program holds no reference to contexts. Attributes that a user adds are compared by identity.
     """
 
     def __init__(self, model: Any):
@@ -27,10 +27,11 @@ class StaticPart:
         self._attributes = attributes
         cfg, tokenizer = attributes["cfg"], attributes["tokenizer"]
         settings = None if tokenizer is None else tokenizer.settings
-        added = attributes.keys() - {"cfg", "name", "processing", "tokenizer", "source"}
+        added = attributes.keys() - {"cfg", "name", "processing", "tokenizer", "source", "sharding"}
         others = tuple((name, id(attributes[name])) for name in sorted(added))
         notes = cfg.switched_on, cfg.weights_on  # which equality of configs leaves out
-        self._key = (cfg, notes, attributes["name"], attributes["processing"], settings, others)
+        values = (attributes["name"], attributes["processing"], attributes.get("sharding"))
+        self._key = (cfg, notes, *values, settings, others)
 
     def attributes(self) -> dict[str, Any]:
         """The attributes of a new model."""

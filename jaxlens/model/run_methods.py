@@ -16,7 +16,7 @@ from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.engine import Captured, Mode, run_layers, run_stage
 from jaxlens.model.finite import warn_if_not_finite
 from jaxlens.model.generation.past import TransformerLensKeyValueCache, run_after
-from jaxlens.model.lengths import at_last_token, cut, padded
+from jaxlens.model.lengths import at_last_token, cut, on_mesh, padded
 from jaxlens.model.loss import Output, lm_cross_entropy_loss
 from jaxlens.model.request import ModelInput, RunRequest
 from jaxlens.nn.kv_cache import KVCache
@@ -47,7 +47,8 @@ class RunMethods:
             output, captured = (run or RunMethods.run)(model, at_program_length, request, hooks)
             return cut(output, at_program_length), captured, at_program_length.length
 
-        result = with_automatic_axes(run_at_program_length, self, model_input, request, hooks)
+        placed = on_mesh(self, model_input, hooks)
+        result = with_automatic_axes(run_at_program_length, self, placed, request, hooks)
         warn_if_not_finite(self, result[0], model_input, request, hooks)
         return result
 

@@ -4,7 +4,7 @@ import copy
 import functools
 import reprlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,12 @@ class TextMethods:
         """The text of tokens: a string for [pos], a list of strings for [batch, pos]."""
         return required_tokenizer(self.tokenizer).to_string(tokens)
 
+    @overload
+    def to_str_tokens(self, input: str, *args: Any, **kwargs: Any) -> list[str]: ...
+    @overload
+    def to_str_tokens(self, input: list[str], *args: Any, **kwargs: Any) -> list[list[str]]: ...
+    @overload
+    def to_str_tokens(self, input: Any, *args: Any, **kwargs: Any) -> Any: ...
     def to_str_tokens(
         self, input: Any, prepend_bos: bool | None = None, padding_side: Side | None = None
     ) -> list[str] | list[list[str]]:

@@ -14,7 +14,6 @@ from jaxlens.hooks.names import is_cached_by_default, matching
 from jaxlens.hooks.recording import OldCachingNames
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import POSITION_AXES, sites
-from jaxlens.model.arguments import SHARDED
 from jaxlens.model.state_dict import processed_state_dict, to_state_dict
 from jaxlens.nn.parameters import Params, init_parameters, parameter_axes
 from jaxlens.weights.circuits import per_query_head
@@ -82,6 +81,7 @@ class TorchMethods(OldCachingNames):
         else:
             target = as_device(device_or_dtype)
             placed = {name: _placed(name, weight, target) for name, weight in self.params.items()}
+            self.sharding = None
             self.set_params(placed, self.cfg.replace(weights_on=target if isinstance(target, jax.Device) else None))
         return self
 
@@ -206,7 +206,8 @@ def _placed(name: str, weight: jax.Array, target: jax.Device | jax.sharding.Shar
     try:
         return jax.device_put(weight, target)
     except ValueError as error:
-        expected = f"expected a device or a sharding that fits every parameter. For different shardings, {SHARDED}"
+        instead = "For a sharding of each parameter, use jaxlens.sharding.shard(model, mesh, rules)"
+        expected = f"expected a device or a sharding that fits every parameter. {instead}"
         raise ValueError(f"{target} does not fit {name}, of shape {weight.shape}; {expected}") from error
 
 

@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import inspect
 import os
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxlens import config
@@ -32,7 +33,7 @@ from jaxlens.model.hook_methods import HookMethods, hook_points
 from jaxlens.model.label_methods import LabelMethods
 from jaxlens.model.loss import Output
 from jaxlens.model.own_config import ConfigOfModel
-from jaxlens.model.pretrained import load_pretrained
+from jaxlens.model.pretrained import load_pretrained, sharding_of
 from jaxlens.model.pytree import ModelPytree
 from jaxlens.model.request import LayerRange, ModelInput, RunRequest, read_input
 from jaxlens.model.run_methods import Result, RunMethods
@@ -42,6 +43,7 @@ from jaxlens.model.weight_methods import WeightMethods
 from jaxlens.model.weight_properties import WeightProperties
 from jaxlens.nn.parameters import Params, assemble, disassemble, init_parameters, parameter_shapes
 from jaxlens.nn.transformer import Modules
+from jaxlens.sharding import Rules, Sharding
 from jaxlens.weights import PASSES, process_weights
 
 __all__ = ["HookedTransformer", "Output", "parameter_shapes"]
@@ -69,6 +71,7 @@ class HookedTransformer(
     """
 
     check_finite = False
+    sharding: Sharding | None = None
     cfg = ConfigOfModel()
 
     def __init__(
@@ -121,6 +124,8 @@ class HookedTransformer(
         local_files_only: bool = False,
         adapter: str | os.PathLike[str] | None = None,
         merge: bool = True,
+        mesh: Mesh | None = None,
+        rules: Rules | None = None,
         **transformerlens: Any,
     ) -> "HookedTransformer":
         """Loads a pretrained model: a name of TransformerLens ("gpt2-small"), a Hugging Face id, or a local checkpoint.
@@ -138,18 +143,23 @@ class HookedTransformer(
         which passes were applied. `hf_model` is a transformers model whose weights are used instead; the tokenizer is
         still that of `model_name`, or None, with a warning, if it has none.
 
+        With a `mesh`, the weights are divided over its devices by `rules` (see `jaxlens.sharding`), and each device
+        receives only its part: the model need not fit on one device.
+
         Raises:
             CheckpointError: The checkpoint cannot be found, read or understood. Nothing was loaded.
             ValueError: There is no such training checkpoint, or an argument of TransformerLens has a value that jaxlens
                 does not support.
         """
         dtype, checkpoint_value = renamed(transformerlens, dtype, checkpoint_value)
+        sharding = sharding_of(mesh, rules, device, transformerlens.pop("n_devices", 1))
+        device = device if sharding is None else None
         check_only(transformerlens, LOADING)
         target = None if device is None else as_device(device)
         with jax.default_device(target) if isinstance(target, jax.Device) else contextlib.nullcontext():
             loaded = load_pretrained(
                 model_name, hf_model, tokenizer=tokenizer, revision=revision, dtype=dtype, n_ctx=n_ctx,
-                first_n_layers=first_n_layers, adapter=adapter, merge=merge,
+                first_n_layers=first_n_layers, adapter=adapter, merge=merge, sharding=sharding,
                 training={"checkpoint_index": checkpoint_index, "checkpoint_value": checkpoint_value},
                 hub={"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only},
             )  # fmt: skip
@@ -164,6 +174,7 @@ class HookedTransformer(
             cfg, loaded.tokenizer, default_padding_side=default_padding_side, params=params, source=loaded.source
         )  # fmt: skip
         model.name, model.processing = loaded.name, report
+        model.set_sharding(sharding)
         return model if target is None else model.to(target)
 
     @classmethod
@@ -187,10 +198,24 @@ class HookedTransformer(
         return self._copy(assemble(vars(self)["cfg"], params))
 
     def set_params(self, params: Params, cfg: Config | None = None) -> None:
-        """Replaces the weights in place, and the config if given."""
+        """Replaces the weights in place, and the config if given. They are divided as `sharding` says, if it is set."""
         if cfg is not None:
             self.cfg, self._points = cfg, hook_points(cfg, self._points)
-        self.modules = assemble(vars(self)["cfg"], params)
+        cfg = vars(self)["cfg"]
+        self.modules = assemble(cfg, params if self.sharding is None else self.sharding.place(params, cfg))
+        self._report_sharding()
+
+    def set_sharding(self, sharding: Sharding | None) -> None:
+        """Divides the weights over the devices of a mesh, in place. None leaves them where they are.
+
+        `processing` lists the weights that are replicated, and why.
+        """
+        self.sharding = sharding
+        self.set_params(self.params)
+
+    def _report_sharding(self) -> None:
+        kept = tuple(entry for entry in self.processing if entry.name != "sharding")
+        self.processing = kept if self.sharding is None else (*kept, self.sharding.report(vars(self)["cfg"]))
 
     def _copy(self, modules: Modules) -> "HookedTransformer":
         twin = object.__new__(type(self))
@@ -199,6 +224,18 @@ class HookedTransformer(
 
     # --- running
 
+    @overload
+    def __call__(
+        self, input: Any, return_type: Literal["logits", "loss"] = "logits", loss_per_token: bool = False,
+        prepend_bos: bool | None = None, padding_side: Literal["left", "right"] | None = None,
+        start_at_layer: int | None = None, tokens: Any = None, attention_mask: Any = None,
+        stop_at_layer: int | None = None, hooks: Sequence[HookSpec] | None = None,
+        past_kv_cache: TransformerLensKeyValueCache | None = None, **transformerlens: Any,
+    ) -> Array: ...  # fmt: skip
+    @overload
+    def __call__(self, input: Any, return_type: Literal["both"], *args: Any, **kwargs: Any) -> Output: ...
+    @overload
+    def __call__(self, input: Any, return_type: None, *args: Any, **kwargs: Any) -> Any: ...
     def __call__(
         self,
         input: Any,
@@ -210,7 +247,7 @@ class HookedTransformer(
         tokens: Any = None,
         attention_mask: Any = None,
         stop_at_layer: int | None = None,
-        hooks: list[HookSpec] | None = None,
+        hooks: Sequence[HookSpec] | None = None,
         past_kv_cache: TransformerLensKeyValueCache | None = None,
         **transformerlens: Any,
     ) -> Result:
@@ -239,9 +276,18 @@ class HookedTransformer(
 
     forward = __call__
 
+    @overload
     def run_with_hooks(
-        self, input: Any, *args: Any, fwd_hooks: list[HookSpec] | None = None, bwd_hooks: list[HookSpec] | None = None,
-        reset_hooks_end: bool = True, clear_contexts: bool = False, **kwargs: Any,
+        self, input: Any, return_type: Literal["logits", "loss"] = "logits", *args: Any, **kwargs: Any
+    ) -> Array: ...
+    @overload
+    def run_with_hooks(self, input: Any, return_type: Literal["both"], *args: Any, **kwargs: Any) -> Output: ...
+    @overload
+    def run_with_hooks(self, input: Any, return_type: None, *args: Any, **kwargs: Any) -> Any: ...
+    def run_with_hooks(
+        self, input: Any, *args: Any, fwd_hooks: Sequence[HookSpec] | None = None,
+        bwd_hooks: Sequence[HookSpec] | None = None, reset_hooks_end: bool = True, clear_contexts: bool = False,
+        **kwargs: Any,
     ) -> Result:  # fmt: skip
         """Runs the model with hooks: `(name or filter function, fn)` pairs, on activations and on their gradients.
 
@@ -257,6 +303,13 @@ class HookedTransformer(
             self.clear_contexts()
         return output
 
+    @overload
+    def run_with_cache(
+        self, input: Any, return_type: Literal["logits", "loss"] = "logits", *args: Any,
+        return_cache_object: Literal[True] = True, **kwargs: Any,
+    ) -> tuple[Array, ActivationCache]: ...  # fmt: skip
+    @overload
+    def run_with_cache(self, input: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]: ...
     def run_with_cache(
         self, input: Any, *args: Any, names_filter: HookName | list[HookName] | None = None, device: Any = None,
         remove_batch_dim: bool = False, incl_bwd: bool = False, reset_hooks_end: bool = True,
@@ -311,7 +364,7 @@ class HookedTransformer(
         return model_input, request, self._registered(given["hooks"], layers), given["past_kv_cache"]
 
     def _registered(
-        self, hooks: list[HookSpec] | None, layers: LayerRange, direction: Direction = "fwd"
+        self, hooks: Sequence[HookSpec] | None, layers: LayerRange, direction: Direction = "fwd"
     ) -> tuple[RegisteredHook, ...]:
         """The hooks of a single call, each of which must act in these layers."""
         added = tuple(register(self.cfg, name, fn, direction, level=self._level) for name, fn in hook_specs(hooks))

@@ -86,5 +86,5 @@ class WeightMethods:
         """Replaces weights and config, and updates `processing`: a pass applied earlier keeps its report entry."""
         before = {entry.name: entry for entry in self.processing}
         now = {entry.name: entry for entry in report if entry.applied or entry.name not in before}
-        self.set_params(params, cfg)
         self.processing = tuple((before | now).values())
+        self.set_params(params, cfg)

@@ -86,7 +86,8 @@ def get_pretrained_model_config(
         ValueError: An argument does not match the model.
     """
     dtype, checkpoint_value = renamed(transformerlens, dtype, checkpoint_value)
-    check_only({"n_devices": n_devices, **transformerlens}, LOADING)
+    elsewhere = "a config does not say where weights are; pass n_devices to HookedTransformer.from_pretrained"
+    check_only({"n_devices": n_devices, **transformerlens}, LOADING | {"n_devices": (1, elsewhere)})
     if hf_cfg:
         repository = official_name(model_name) or model_name
         cfg = read_config(json.loads(json.dumps(hf_cfg)))[1].replace(model_name=repository.rpartition("/")[2])

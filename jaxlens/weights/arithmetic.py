@@ -76,9 +76,9 @@ def fold_values(
     W_O: Float[Array, "l n h d"], b_V: Float[Array, "l k h"], b_O: Float[Array, "l d"] | None
 ) -> Float[Array, "l d"]:
     """b_O plus the output of all heads for the value b_V. A b_O of None means zeros."""
-    layers, groups, _ = b_V.shape
-    grouped = wide(W_O).reshape(layers, groups, -1, *W_O.shape[2:])
-    written = jnp.sum(grouped * wide(b_V)[:, :, None, :, None], axis=(1, 2, 3))
+    # W_O keeps its axis of heads, which a mesh may divide. Grouped heads might not be divided in the same way.
+    of_heads = jnp.repeat(wide(b_V), W_O.shape[1] // b_V.shape[1], axis=1)
+    written = jnp.sum(wide(W_O) * of_heads[..., None], axis=(1, 2))
     return (written if b_O is None else written + b_O).astype(W_O.dtype)
 
 

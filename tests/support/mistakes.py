@@ -64,6 +64,9 @@ def without_answer(files: Iterable[Path], errors: Iterable[BaseException | None]
 
 CASES_OF = {
     "test_adapters": ("checkpoints/adapters/", "model/adapter_methods.py"),
+    "test_batch": ("batch/",),
+    "test_harvest": ("batch/harvests/",),
+    "test_lm_eval": ("batch/lm_eval.py",),
     "test_checkpoint": ("checkpoints/converter.py",),
     "test_checkpoint_heads": ("checkpoints/heads.py", "model/label_methods.py"),
     "test_cli": ("cli/",),

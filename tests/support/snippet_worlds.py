@@ -286,7 +286,7 @@ DIFFERENCES = """## Values that differ
 | `transformer_lens.components`, `.cache`, `.factories`, `.model_bridge` and other modules | the ImportError says what to use |
 | `HookedEncoder`, `HookedEncoderDecoder`, `BertNextSentencePrediction`, `HookedAudioEncoder` | not supported; jaxlens has decoder-only models |
 | `TransformerBridge` | `HookedTransformer` |
-| `from_pretrained(n_devices=2)` | `model.set_params(jax.device_put(model.params, shardings))` |
+| `from_pretrained(n_devices=2)`, which gives each device some of the layers | the same, which gives each device a part of every layer: see [devices.md](devices.md) |
 | `load_sample_training_dataset`, `sample_datapoint` | `jaxlens.utils.get_dataset` |
 | `positional_embedding_type="alibi"`, `attention_dir="bidirectional"` and other config fields | not supported; an error names the field |
 """

@@ -64,6 +64,10 @@ def audio(text_config, tower, **fields):
     return {"text_config": text_config, "audio_config": tower, **fields}
 
 
+THINKER = vision(
+    QWEN2_TEXT, {**QWEN_TOWER, "out_hidden_size": 48, "fullatt_block_indexes": [0]},
+    audio_config={**WHISPER, "output_dim": 48},
+)  # fmt: skip
 SPLIT_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 CASES = {
     "aya_vision": vision(text("cohere2")),
@@ -110,10 +114,8 @@ CASES = {
     "ovis2": vision(text("qwen2"), hidden_size=60),
     "paligemma": vision(text("gemma"), projection_dim=36),
     "paligemma 2": vision(text("gemma2"), projection_dim=36),
-    "qwen2_5_omni_thinker": vision(
-        QWEN2_TEXT, {**QWEN_TOWER, "out_hidden_size": 48, "fullatt_block_indexes": [0]},
-        audio_config={**WHISPER, "output_dim": 48},
-    ),
+    "qwen2_5_omni_thinker": THINKER,
+    "qwen2_5_omni": {"enable_audio_output": False, "thinker_config": THINKER},
     "qwen2_5_vl": vision(QWEN2_TEXT, {**QWEN_TOWER, "out_hidden_size": 48, "fullatt_block_indexes": [0]}),
     "qwen2_5_vl yarn": vision(
         {**QWEN2_TEXT, **mrope(**YARN)}, {**QWEN_TOWER, "out_hidden_size": 48, "fullatt_block_indexes": [0]}
@@ -146,7 +148,7 @@ def write_whole(folder: pathlib.Path, case: str, shard: str = "5GB", **fields) -
 
 
 def logits_of(model: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
-    """transformers' float32 logits [b p v] of text. BLIP's models run on text only without their other parts."""
-    model = model.language_model if "Blip" in type(model).__name__ else model
+    """transformers' float32 logits [b p v] of text. BLIP's and Qwen's Omni models run only as a part."""
+    model = model.language_model if "Blip" in type(model).__name__ else getattr(model, "thinker", model)
     with torch.no_grad():
         return model(input_ids=torch.tensor(tokens), use_cache=False).logits.numpy()

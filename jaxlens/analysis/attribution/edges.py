@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxlens._jax import wide
+from jaxlens._jax import on_host, wide
 from jaxlens.analysis.attribution import backward
 from jaxlens.analysis.attribution.backward import ByStretch
 from jaxlens.analysis.attribution.nodes import path_steps
@@ -106,13 +106,13 @@ def edge_attribution_patch(
         total = added if total is None else total + added
         del run
     graph = Graph.of(model.cfg)
-    values = np.moveaxis(np.where(graph.exists, np.asarray(total) / len(steps), 0), 0, -1)
+    values = np.moveaxis(np.where(graph.exists, on_host(total) / len(steps), 0), 0, -1)
     labels = {"upstream": graph.upstream, "receiver": graph.receivers}
     if corrupted_metric.ndim:
         labels |= {"prompt": [str(prompt) for prompt in range(values.shape[-1])]}
     else:
         values = values[..., 0]
-    metrics = (np.asarray(value) for value in (readout(final), corrupted_metric))
+    metrics = (on_host(value) for value in (readout(final), corrupted_metric))
     return EdgeScores(values, tuple(labels), labels, graph.exists, *metrics)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens._jax import full_precision, wide
+from jaxlens._jax import full_precision, on_host, wide
 from jaxlens.analysis.attribution.backward import Readout, Start, all_gradients, pull_back, run_layers, runs_along
 from jaxlens.analysis.inputs import read_pair, read_single
 from jaxlens.analysis.interventions.activation_patching import position_labels
@@ -74,8 +74,8 @@ def integrated_gradients(
         total = total + float(weight) * wide(gradient)
         del run
     with full_precision(model.cfg.dtype):
-        contributions = np.asarray(_dot(total, goal.residual - start.residual))[:, : inputs.n_positions]
-    at_end, at_start = (np.asarray(readout(run_layers(model, of, wanted=frozenset())[0])) for of in (goal, start))
+        contributions = on_host(_dot(total, goal.residual - start.residual))[:, : inputs.n_positions]
+    at_end, at_start = (on_host(readout(run_layers(model, of, wanted=frozenset())[0])) for of in (goal, start))
     prompts = [str(prompt) for prompt in range(len(contributions))]
     labels = {"prompt": prompts, "pos": position_labels(model, inputs)}
     return TokenContributions(contributions, ("prompt", "pos"), labels, difference=at_end - at_start)

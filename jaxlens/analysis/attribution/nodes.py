@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens._jax import wide
+from jaxlens._jax import on_host, wide
 from jaxlens.analysis.attribution import backward
 from jaxlens.analysis.attribution.exact_softmax import ATTENTION_INPUTS, PATTERN, effect_of_keys, effect_of_queries
 from jaxlens.analysis.inputs import read_pair
@@ -140,9 +140,9 @@ def attribution_patch(
         added = jax.tree.map(wide, added)
         total = added if total is None else jax.tree.map(jnp.add, total, added)
         del run
-    gradient, attributions = jax.tree.map(lambda summed: np.asarray(summed) / len(steps), total)
+    gradient, attributions = jax.tree.map(lambda summed: on_host(summed) / len(steps), total)
     label = Labeller(model, position_labels(model, inputs[1]), corrupted_metric.ndim == 1)
-    embed = np.einsum("bpd,bpd->bp", gradient, np.asarray(wide(goal.residual - start.residual)))
+    embed = np.einsum("bpd,bpd->bp", gradient, on_host(wide(goal.residual - start.residual)))
     parts = {
         name: label.of_embedding(embed) if site == EMBED else label.of_layers(site, attributions)
         for name, site in names.items()

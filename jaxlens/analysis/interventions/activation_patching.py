@@ -11,7 +11,7 @@ Axes: b batch, p position, v vocabulary; hooks/table.py has those of a site.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +68,17 @@ class Patched(Labelled):
         return Labelled((self.values - self.start) / (self.goal - self.start), self.axes, self.labels)
 
 
+@overload
+def activation_patch(
+    model: HookedTransformer, corrupted: Any, clean: Any, metric: MetricFunction, activation_name: str = "resid_pre",
+    axes: Sequence[str] = ("layer", "pos"), *, direction: Literal["denoising", "noising"] = "denoising",
+    **options: Unpack[SweepOptions],
+) -> Patched: ...  # fmt: skip
+@overload
+def activation_patch(
+    model: HookedTransformer, corrupted: Any, clean: Any, metric: Mapping[str, MetricFunction], *args: Any,
+    **kwargs: Any,
+) -> dict[str, Patched]: ...  # fmt: skip
 @on_any_mesh
 def activation_patch(
     model: HookedTransformer, corrupted: Any, clean: Any, metric: MetricFunction | Mapping[str, MetricFunction],
@@ -109,6 +120,16 @@ def activation_patch(
     return _swept(model, base, cache, put_source, metric, target, goals, **options)
 
 
+@overload
+def ablate(
+    model: HookedTransformer, input: Any, metric: MetricFunction, activation_name: str = "z",
+    axes: Sequence[str] = ("layer", "head"), *, by: Literal["zero", "mean", "resample"] = "zero", seed: int = 0,
+    **options: Unpack[SweepOptions],
+) -> Patched: ...  # fmt: skip
+@overload
+def ablate(
+    model: HookedTransformer, input: Any, metric: Mapping[str, MetricFunction], *args: Any, **kwargs: Any
+) -> dict[str, Patched]: ...
 @on_any_mesh
 def ablate(
     model: HookedTransformer, input: Any, metric: MetricFunction | Mapping[str, MetricFunction],

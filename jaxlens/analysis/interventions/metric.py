@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jaxtyping import Array, Float, Int
 
-from jaxlens._jax import UNTRACEABLE
+from jaxlens._jax import UNTRACEABLE, on_host
 
 NOT_TRACED = (
     *UNTRACEABLE, jax.errors.NonConcreteBooleanIndexError, AttributeError, TypeError, NotImplementedError,
@@ -65,7 +65,7 @@ class Metric:
 def metric_of(function: Callable, logits: Float[Array, "b t v"], n_positions: int) -> np.ndarray:
     """The metric of one run, whose logits may have padding after their positions."""
     metric = Metric(function, jax.ShapeDtypeStruct((len(logits), n_positions, logits.shape[2]), logits.dtype))
-    return np.asarray(metric(selected(logits, metric.positions)[None]))[0]
+    return on_host(metric(selected(logits, metric.positions)[None]))[0]
 
 
 @jax.jit

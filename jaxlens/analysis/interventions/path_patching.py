@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens._jax import on_host
 from jaxlens.analysis.inputs import read_pair
 from jaxlens.analysis.interventions.activation_patching import MetricFunction, Patched, metric_axes
 from jaxlens.analysis.interventions.cells import Cells
@@ -121,7 +122,7 @@ def _outputs(
     if heads:
         results = cache.stack_head_results(layer=-1)
         written |= {(layer, head): results[layer * model.cfg.n_heads + head] for layer, head in heads}
-    return np.asarray(metric(cut(logits, run))), jnp.stack([written[node] for node in senders])
+    return on_host(metric(cut(logits, run))), jnp.stack([written[node] for node in senders])
 
 
 def _add(activation: Array, index: Array, source: Array, differences: Float[Array, "s b p d"]) -> Array:

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from jaxlens._jax import UNTRACEABLE, full_precision, is_traced
+from jaxlens._jax import UNTRACEABLE, full_precision, is_traced, on_host
 from jaxlens.analysis.interventions.cells import Cells
 from jaxlens.analysis.interventions.metric import Metric, repeated_last, selected
 from jaxlens.analysis.interventions.sweep_batches import Baseline, Batch, BatchShape, Filler, in_slots
@@ -122,14 +122,14 @@ def sweep(
         shape = BatchShape.for_sweep(model.cfg, baseline, len(read), size, whole)
         runner = SweepRunner(model, inputs, baseline, sources, site_row, cells, data_hook, read, shape)
         logits = selected(baseline.logits, read)
-        unchanged = {name: np.asarray(metric(logits[None][:, :, columns[name]])) for name, metric in traced.items()}
+        unchanged = {name: on_host(metric(logits[None][:, :, columns[name]])) for name, metric in traced.items()}
         results = {name: np.repeat(value, len(cells.layers), axis=0) for name, value in unchanged.items()}
         hidden = None if options.get("progress", True) else True  # None: hidden unless there is a terminal
         with tqdm(total=len(cells.layers), desc=cells.site, disable=hidden) as bar:
             for batch in runner.batches():
                 for swept_cells, swept in runner.run(batch, logits):
                     for name, metric in traced.items():
-                        values = np.asarray(metric(swept[:, :, columns[name]]))
+                        values = on_host(metric(swept[:, :, columns[name]]))
                         results[name][swept_cells] = values[: len(swept_cells)]
                     bar.update(len(swept_cells))
             bar.update(bar.total - bar.n)  # cells that change nothing
@@ -274,7 +274,7 @@ class SweepRunner:
             # The last batch repeats its cells, so that all batches have the same shape.
             batch = np.resize(np.arange(start, min(start + size, len(rows))), size)
             first = _first_changes(*data, rows[batch], self.cells.indices[batch], axes=axes, length=self.length)
-            slots.append(np.asarray(first)[: len(rows) - start])
+            slots.append(on_host(first)[: len(rows) - start])
         return np.minimum(np.concatenate(slots), self.n_positions)
 
     def run(self, batch: Batch, baseline_logits: Float[Array, "b r v"]) -> Iterator[tuple[np.ndarray, Array]]:
@@ -283,7 +283,7 @@ class SweepRunner:
         rows_of_site = np.array([self.site_row.get(layer, 0) for layer in batch.cell_layers.tolist()], np.int32)
         rows = _prepare(
             self.setter, self.baseline, self.sources, rows_of_site, self.cells.indices[batch.cells], batch,
-            packings(self.shape, batch, np.asarray(self.inputs.mask)), shape=self.shape, site=site, length=self.length,
+            packings(self.shape, batch, on_host(self.inputs.mask)), shape=self.shape, site=site, length=self.length,
         )  # fmt: skip
         x = run_rows(cfg, self.model.modules.stacks, rows, batch)
         read = batch.rows[:, self.read].reshape(-1, baseline_logits.shape[0], len(self.read))

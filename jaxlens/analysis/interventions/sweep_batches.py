@@ -215,7 +215,7 @@ def _memory(device: jax.Device) -> int:
     """The bytes that a batch may use: a third of an accelerator's free memory, or one gigabyte.
 
     They are rounded down to a power of two: free memory differs between calls, and batches of equal shapes share
-    compiled programs.
+    compiled programs. It also differs between processes, which must run the same batches.
     """
-    stats = device.memory_stats() or {}
+    stats = (device.memory_stats() if jax.process_count() == 1 else None) or {}
     return _power_of_two((stats["bytes_limit"] - stats["bytes_in_use"]) // 3 if "bytes_limit" in stats else 2**30)

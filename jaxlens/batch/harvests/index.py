@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxlens._jax import on_host
 from jaxlens.batch.harvests.shard_file import HarvestError, ShardInfo, sync_folder
 from jaxlens.batch.harvests.work import Work
 from jaxlens.batch.sources import Source
@@ -25,10 +27,11 @@ N_COMPARED = 64
 def make_index(model: Any, work: Work, hooks: Sequence[RegisteredHook], can_be_read_twice: bool) -> dict[str, Any]:
     """The arguments of a harvest, as `index.json` holds them. Batch sizes and devices are not among them."""
     tokenizer = model.tokenizer
+    processing = [str(entry) for entry in model.processing if entry.name != "sharding"]
     skip = work.skip if isinstance(work.skip, str) else sorted(map(int, work.skip))
     return {
         "format": "jaxlens harvest 1",
-        "model": {"name": model.name, "processing": list(map(str, model.processing)), "weights": _of_weights(model)},
+        "model": {"name": model.name, "processing": processing, "weights": _of_weights(model)},
         "tokenizer": None if tokenizer is None else _of_tokenizer(tokenizer),
         "hooks": [_of_hook(hook) for hook in hooks],
         "data": {"documents": work.source.size, "sha256": _of_data(work.source) if can_be_read_twice else None},
@@ -99,7 +102,7 @@ def _of_weights(model: Any) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.params.items()):
         steps = [np.linspace(0, size - 1, min(size, 5)).astype(int) for size in parameter.shape]
-        sample = np.asarray(parameter[np.ix_(*steps)]) if parameter.ndim else np.asarray(parameter)
+        sample = on_host(parameter[np.ix_(*steps)] if parameter.ndim else parameter)
         digest.update(f"{name} {parameter.shape} {parameter.dtype}".encode() + sample.tobytes())
     return digest.hexdigest()
 
@@ -115,7 +118,7 @@ def _of_hook(hook: RegisteredHook) -> dict[str, Any]:
     function = getattr(hook.hook, "func", None) or getattr(hook.hook, "fn", hook.hook)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(hook):
-        digest.update(np.asarray(leaf).tobytes())
+        digest.update(on_host(jnp.asarray(leaf)).tobytes())
     try:
         digest.update(inspect.getsource(function).encode())
     except (OSError, TypeError):

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxlens.batch.background import made_ahead
-from jaxlens.batch.contexts import Context, Reader, batches
+from jaxlens.batch.contexts import Context, Reader
 from jaxlens.batch.per_token import Skip, kept_tokens
+from jaxlens.batch.program import Program
 from jaxlens.batch.sources import Source
-from jaxlens.batch.stream import Program, overlapped
+from jaxlens.batch.stream import overlapped
 
 WHERE = {"document": np.int64, "tokens": np.int32, "position": np.int32, "part": np.int32}
 """The columns of each row besides its activations: the number of its document, its token, its position in its context,
@@ -84,7 +85,7 @@ class Part:
         columns = self._where()
         columns |= {name: np.empty((self.n_rows, *shape), work.dtype) for name, shape in work.shapes.items()}
         worth_running = [context for context, kept in zip(self.contexts, self.kept, strict=True) if kept.any()]
-        ready = batches(worth_running, work.batch_tokens, work.reader.max_length, work.program.side)
+        ready = work.program.batches(worth_running, work.batch_tokens, work.reader.max_length)
         for batch, result in overlapped(work.program, made_ahead(ready)):
             n_rows = 0
             for context, values in zip(batch.contexts, work.program.rows(batch, result), strict=True):

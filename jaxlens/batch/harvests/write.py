@@ -4,13 +4,14 @@ import concurrent.futures
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxlens.batch.contexts import Reader
 from jaxlens.batch.harvests import index as index_file
@@ -29,11 +30,20 @@ N_ESTIMATED = 256
 """The number of documents from which the size of a harvest is estimated."""
 
 
+@overload
+def harvest(
+    model: HookedTransformer, data: Any, names: HookName | list[HookName], folder: str | os.PathLike[str],
+    **options: Any,
+) -> Harvest: ...  # fmt: skip
+@overload
+def harvest(
+    model: HookedTransformer, data: Any, names: HookName | list[HookName], folder: None = None, **options: Any
+) -> Iterator[dict[str, np.ndarray]]: ...
 def harvest(
     model: HookedTransformer, data: Any, names: HookName | list[HookName], folder: str | os.PathLike[str] | None = None,
     *, dtype: Any = None, skip: Skip = "bos and padding", shard_tokens: int = SHARD_TOKENS,
     batch_tokens: int = BATCH_TOKENS, max_length: int | None = None, split: bool = True,
-    hooks: list[HookSpec] | None = None, column: str | None = None, prepend_bos: bool | None = None,
+    hooks: Sequence[HookSpec] | None = None, column: str | None = None, prepend_bos: bool | None = None,
     progress: bool | None = None,
 ) -> "Harvest | Iterator[dict[str, np.ndarray]]":  # fmt: skip
     """Runs the model over a data set and stores the activations of its tokens, one row per token, in a folder.
@@ -85,7 +95,8 @@ def harvest(
     if folder is None:
         return _streamed(work, progress)
     can_be_read_twice = not isinstance(data, Iterator)
-    index = index_file.make_index(model, work, program.model._hooks, can_be_read_twice)
+    with program.axes():
+        index = index_file.make_index(program.model, work, program.model._hooks, can_be_read_twice)
     return _Writer(Path(folder), work, index, estimates=can_be_read_twice).run(progress)
 
 
@@ -118,6 +129,8 @@ class _Writer:
             found = [self._info(number) for number in range(shards)]
             if all(found):
                 index_file.write_index(self._folder, index_file.complete(self._index, found))
+            if self._together:
+                multihost_utils.sync_global_devices("the harvest is complete")
         return Harvest(self._folder)
 
     def _prepare(self) -> None:
@@ -144,8 +157,6 @@ class _Writer:
         path = self._folder / SHARD.format(number)
         exists = path.exists()
         if self._together:
-            from jax.experimental import multihost_utils
-
             exists = bool(multihost_utils.broadcast_one_to_all(np.int32(exists)))
         return read_info(path) if exists else None
 

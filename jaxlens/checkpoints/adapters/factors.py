@@ -23,11 +23,12 @@ def adapted_config(cfg: Config, updates: Mapping[str, LowRank], plan: Iterable[M
     targets = {move.theirs: move.ours for move in plan}
     weights, wrong = set(), []
     for name, update in updates.items():
-        last = {ours.rpartition(".")[2] for ours in targets[name]}
-        in_block = all(ours.startswith("blocks.") and ".shared." not in ours for ours in targets[name])
+        ours = targets.get(name, ("",))  # one of two tied tensors is no parameter
+        last = {parameter.rpartition(".")[2] for parameter in ours}
+        in_block = all(parameter.startswith("blocks.") and ".shared." not in parameter for parameter in ours)
         plain = not update.magnitude and not update.stack and in_block and last <= {*ADAPTED}
         weights |= last if plain else set()
-        wrong += [] if plain else [name]
+        wrong += [] if plain else [f"{name} (DoRA)" if update.magnitude else name]
     ordered = tuple(name for name in ADAPTED if name in weights)
     try:
         if wrong:
@@ -35,7 +36,8 @@ def adapted_config(cfg: Config, updates: Mapping[str, LowRank], plan: Iterable[M
         return cfg.replace(adapter=ordered, adapter_rank=max(update.rank for update in updates.values()))
     except ValueError as error:
         possible = "low-rank updates of the linear maps of attention and MLP, without DoRA and experts"
-        raise CheckpointError(f"the adapter cannot be kept apart: {error}; merge=False supports {possible}") from error
+        problem = f"the adapter cannot be kept apart: {error}; merge=False supports {possible}"
+        raise CheckpointError(f"{problem}. Load it with merge=True") from error
 
 
 def factor_parameters(cfg: Config, updates: Mapping[str, LowRank], plan: Iterable[Move]) -> Params:

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from jaxlens.checkpoints.adapters.weights import LABEL_HEADS, Adapter, Change, LowRank, Names
-from jaxlens.checkpoints.arrays import Rows, in_parts, whole
+from jaxlens.checkpoints.arrays import Rows, in_parts, norms, product, whole
 from jaxlens.checkpoints.heads import CLASSIFIERS, PREFIXES, kind_of
-from jaxlens.checkpoints.rules.rule import Family, Tensors, opened, stored_dtype
+from jaxlens.checkpoints.rules.rule import Family, Tensors, by_rows, opened, stored_dtype
 from jaxlens.checkpoints.validate import shortened
 from jaxlens.config import Config
 from jaxlens.errors import CheckpointError
 
-AT_ONCE = 2**15
-"""The number of values that are updated at a time: BLAS multiplies matrices of this size without packing them."""
+ROWS = 64
+"""The number of rows of a tensor that are updated at a time."""
 
 TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 """The `task_type` of an adapter: the end of the name of its class."""
@@ -63,7 +63,7 @@ class MergedTensors:
         change, source = self._changes.get(name), self._copied.get(name, name)
         if change is None:
             return opened(self._base, source)
-        value = self._adapter.file.read(change.whole) if change.whole else opened(self._base, source)
+        value = self._adapter.file.read(change.whole) if change.whole else by_rows(self._base, source)
         updated = self._updated(value, change.low_rank) if change.low_rank else value
         if not (change.bias or change.rows):
             return updated
@@ -85,18 +85,18 @@ class MergedTensors:
         B, A = update.factors()
         transposed = update.transposed != swapped
         left, right = (A.swapaxes(-1, -2), B.swapaxes(-1, -2)) if transposed else (B, A)
-        left, step = left * np.float32(update.scale), max(1, AT_ONCE // value.shape[-1])
+        left = left * np.float32(update.scale)
 
         def add(index: tuple[int, ...], rows: slice, out: np.ndarray) -> None:
             if isinstance(value, Rows):
                 value.fill(rows, out)
-            for start in range(rows.start, rows.stop, step):
-                few = slice(start, min(start + step, rows.stop))
+            for start in range(rows.start, rows.stop, ROWS):
+                few = slice(start, min(start + ROWS, rows.stop))
                 part = out[start - rows.start : few.stop - rows.start]
                 before = part if isinstance(value, Rows) else value[(*index, few)]
-                np.add(before, left[(*index, few)] @ right[index], out=part, casting="unsafe")
-            if magnitude is not None and not by_columns:
-                out *= (magnitude[rows] / np.sqrt(np.einsum("xy,xy->x", out, out)))[:, None]
+                np.add(before, product(left[(*index, few)], right[index]), out=part, casting="unsafe")
+                if magnitude is not None and not by_columns:
+                    part *= (magnitude[few] / norms(part))[:, None]
 
         if isinstance(value, Rows):
             return dataclasses.replace(value, fill=functools.partial(add, ()))
@@ -105,7 +105,7 @@ class MergedTensors:
             return Rows(value.shape, functools.partial(add, ()))
         result = np.empty(value.shape, np.float64 if is_double else np.float32)
         for index in np.ndindex(update.stack):
-            in_parts(lambda rows, index=index: add(index, rows, result[(*index, rows)]), value.shape[-2], step)
+            in_parts(lambda rows, index=index: add(index, rows, result[(*index, rows)]), value.shape[-2], ROWS)
         if by_columns:
             result *= magnitude / np.sqrt(np.einsum("xy,xy->y", result, result))
         return result
@@ -158,9 +158,10 @@ def _without_updates(adapter: Adapter, changes: Mapping[str, Change]) -> tuple[d
     others = {name: dataclasses.replace(change, low_rank=None) for name, change in changes.items()}
     if biases := [name for name, change in changes.items() if change.bias]:
         problem = f"merge=False keeps low-rank updates apart, but this adapter also adds to {shortened(biases, 3)}"
-        raise CheckpointError(f"{adapter.folder}: {problem}; merge it")
+        raise CheckpointError(f"{adapter.folder}: {problem}; load it with merge=True")
     if not updates:
-        raise CheckpointError(f"{adapter.folder} has no low-rank updates, which merge=False keeps apart; merge it")
+        problem = "has no low-rank updates, which merge=False keeps apart"
+        raise CheckpointError(f"{adapter.folder} {problem}; load it with merge=True")
     return {name: change for name, change in others.items() if change != Change()}, updates
 
 

@@ -26,7 +26,7 @@ def _kept_on_disk(function: Callable[[Fields], Any]) -> Callable[[Fields], Any]:
 
     @functools.wraps(function)
     def run(fields: Fields) -> Any:
-        key = json.dumps([function.__name__, importlib.metadata.version("transformers"), fields], sort_keys=True)
+        key = json.dumps([function.__name__, _version(), fields], sort_keys=True)
         file = user_cache() / "configs" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         try:
             return json.loads(file.read_text())
@@ -36,6 +36,12 @@ def _kept_on_disk(function: Callable[[Fields], Any]) -> Callable[[Fields], Any]:
         return json.loads(text)
 
     return run
+
+
+@functools.cache
+def _version() -> str:
+    """The version of transformers. Reading it takes milliseconds."""
+    return importlib.metadata.version("transformers")
 
 
 def _write(file: Path, text: str) -> None:

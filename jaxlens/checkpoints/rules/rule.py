@@ -36,7 +36,9 @@ class Tensors(Protocol):
     """The tensors of a checkpoint. Names and shapes come from its headers; `read` loads one tensor.
 
     The optional method `dtype(name)` returns the dtype as safetensors spells it. Without it, all tensors are float32.
-    The optional method `open(name)` may return Rows, to compute the tensor in parts.
+    The optional method `open(name)` may return Rows, to compute the tensor in parts. The optional method
+    `by_rows(name)` returns Rows also for a tensor that is only read, for callers that change the rows.
+    The optional method `part(name, shape, index)` reads only a part of the tensor, reshaped to `shape`.
     The optional attribute `optional_zeros` has the names of tensors that a model may do without if they are zero.
     """
 
@@ -53,6 +55,11 @@ def stored_dtype(tensors: Tensors, name: str) -> str:
 def opened(tensors: Tensors, name: str) -> np.ndarray | Rows:
     """A stored tensor, perhaps to be computed in parts."""
     return getattr(tensors, "open", tensors.read)(name)
+
+
+def by_rows(tensors: Tensors, name: str) -> np.ndarray | Rows:
+    """A stored tensor, perhaps to be read or computed a few rows at a time."""
+    return getattr(tensors, "by_rows", functools.partial(opened, tensors))(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,23 +128,55 @@ class Rule:
         values = np.split(whole, np.cumsum([lengths[letter] for letter in self.split])[:-1])
         return [einops.rearrange(value, self.each) for value in values] if self.each else values
 
-    def division(self, axis: int, lengths: Mapping[str, int]) -> tuple[str, int, int] | None:
+    def load_part(
+        self, target: int, ranges: Sequence[tuple[int, int]], lengths: Mapping[str, int],
+        read: Callable[[tuple[int, ...], tuple[slice, ...]], np.ndarray],
+    ) -> np.ndarray | None:  # fmt: skip
+        """Some entries of the parameter number `target`: along each of its axes, those from a first to before a last.
+
+        `read(shape, index)` reads a part of the tensor, reshaped to one axis per letter. None if a part of the
+        parameter is no such part of the tensor.
+
+        Example:
+            >>> rule, tensor = Rule("q.weight", "W_Q", "(n h) d -> n d h"), np.arange(12)
+            >>> part = rule.load_part(0, [(1, 2), (0, 3), (0, 2)], {"n": 2, "h": 2, "d": 3},
+            ...                       lambda shape, index: tensor.reshape(shape)[index])
+            >>> part.tolist()
+            [[[6, 9], [7, 10], [8, 11]]]
+        """
+        left, right = self.sides
+        if self.each or "(" in right:
+            return None
+        lengths = self._lengths(lengths)
+        before = sum(lengths[letter] for letter in self.split[:target])
+        stacked = len(self.targets) > 1 and not self.split
+        ranges = [(target, target + 1), *ranges] if stacked else list(ranges)
+        if self.split:
+            ranges[0] = (ranges[0][0] + before, ranges[0][1] + before)
+        chosen = dict(zip(right.split(), ranges, strict=True))
+        letters = re.findall(r"\w+", left)
+        part = read(tuple(lengths[letter] for letter in letters), tuple(slice(*chosen[letter]) for letter in letters))
+        value = einops.rearrange(part, f"{' '.join(letters)} -> {right}")
+        return value[0] if stacked else value
+
+    def division(self, axis: int, lengths: Mapping[str, int]) -> "Division | None":
         """How to divide the tensor along an axis of two: by the entries of an axis of the parameter.
 
-        That is its letter, its position in the parameter, and how many entries of the tensor one of its entries has.
         None if the tensor cannot be divided so.
 
         Example:
             >>> Rule("q.weight", "W_Q", "(n h) d -> n d h").division(0, {"n": 2, "h": 3, "d": 5})
-            ('n', 0, 3)
+            Division(position=0, size=3, split=(-1, 3, 5), order=(0, 2, 1))
         """
         left, right = self.sides
         groups = [(group or single).split() for group, single in re.findall(GROUPS, left)]
-        axes = right.split()
-        if len(self.targets) > 1 or len(groups) != 2 or groups[axis][0] not in axes:
+        letters, axes, lengths = [letter for group in groups for letter in group], right.split(), self._lengths(lengths)
+        if len(self.targets) > 1 or len(groups) != 2 or sorted(letters) != sorted(axes):
             return None
-        letter, *inner = groups[axis]
-        return letter, axes.index(letter), math.prod(self._lengths(lengths)[other] for other in inner)
+        divided, *inner = groups[axis]
+        split = tuple(-1 if letter == divided else lengths[letter] for letter in letters)
+        size = math.prod(lengths[letter] for letter in inner)
+        return Division(axes.index(divided), size, split, tuple(map(letters.index, axes)))
 
     def export(self, values: Sequence[np.ndarray], lengths: Mapping[str, int]) -> np.ndarray:
         """The tensor from which `load` returns `values`."""
@@ -164,6 +203,24 @@ class Rule:
             return lengths
         fused = sum(lengths[letter] for letter in self.split) if self.split else len(self.targets)
         return {**lengths, self.fused_axis: fused}
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """How a part of a tensor becomes a part of its parameter: some entries of one axis of the parameter.
+
+    `position` is that of the axis, and `size` is how many rows or columns of the tensor one entry has. The part is
+    reshaped to `split` and transposed to `order`.
+    """
+
+    position: int
+    size: int
+    split: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def load(self, part: np.ndarray) -> np.ndarray:
+        """A part of the parameter, as a view of `part` if its layout allows that."""
+        return part.reshape(self.split).transpose(self.order)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,14 +19,16 @@ class Wrapper:
 
     `parts` are the other parts, each with the modules it consists of. `fixed` are fields of the language model's config
     to which transformers' multimodal model gives a value of its own. Most of these models have a head of their own,
-    which neither scales nor caps logits. `rules` are the layouts of tensors, if they differ from that of the family.
-    The first that fits the shapes of a checkpoint is used.
+    which neither scales nor caps logits. `within` is the config.json field with all other fields, if there is one: it
+    describes the part of the model that reads text, images and sound. `rules` are the layouts of tensors, if they
+    differ from that of the family. The first that fits the shapes of a checkpoint is used.
     """
 
     parts: Mapping[str, tuple[str, ...]]
     text: str = "text_config"  # the config.json field with the config of the language model
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=lambda: PLAIN_HEAD)
     unused: tuple[str, ...] = ()  # config.json fields without effect on text, beyond UNUSED_FIELDS
+    within: str | None = None
     rules: tuple[Rules, ...] = ()
 
     @property
@@ -73,6 +75,7 @@ LAYOUTS = (
     ("", "language_model."),
     ("", "model.text_model."),
     ("", "text_model."),
+    ("thinker.", None),
     ("", None),
     ("", ""),
 )
@@ -80,8 +83,8 @@ LAYOUTS = (
 
 None stands for the prefix in checkpoints of the language model alone. The first four are those of transformers since
 4.52 and before, of GPT-J's tensors in transformers 5, and of a model without its head. The next two are those of the
-Idefics models. In the last two, that of Qwen 2 VL and one without prefixes, the language model is stored as if it were
-alone.
+Idefics models, followed by that of Qwen 2.5 Omni. In the last two, that of Qwen 2 VL and one without prefixes, the
+language model is stored as if it were alone.
 """
 
 VISION = {"vision": ("vision_tower", "multi_modal_projector", "image_newline")}
@@ -134,6 +137,10 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "ovis2": Wrapper({"vision": ("vision_tower", "visual_embeddings_table")}, unused=("vocab_size", "hidden_size")),
     "paligemma": Wrapper(VISION, fixed={"use_bidirectional_attention": False}, unused=("vocab_size", "hidden_size")),
     "perception_lm": Wrapper(VISION),
+    "qwen2_5_omni": Wrapper(
+        {"vision": ("thinker.visual",), "audio": ("thinker.audio_tower",), "speech": ("talker", "token2wav")},
+        unused=("talker_config", "token2wav_config", "enable_audio_output", "enable_talker"), within="thinker_config",
+    ),
     "qwen2_5_omni_thinker": Wrapper({**QWEN_VISION, "audio": ("audio_tower",)}),
     "qwen2_5_vl": Wrapper(QWEN_VISION),
     "qwen2_audio": Wrapper(AUDIO),

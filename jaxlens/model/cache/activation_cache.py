@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlens._jax import as_device, full_precision, is_traced
+from jaxlens._jax import as_device, full_precision, is_traced, on_host
 from jaxlens.config import Config
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hooks.names import get_act_name, split_name, why_no_norm_output, without_alias
@@ -64,7 +64,7 @@ class ActivationCache(Decomposition, Mapping):
         """The cache of captured activations, in firing order. Those of a padded run are cut to `length` when read."""
         cache = cls({}, model)
         if mask is not None and positions is None and not is_traced(mask):
-            cache.ends_with_padding = ~np.asarray(mask)[:, -1]
+            cache.ends_with_padding = ~on_host(mask)[:, -1]
         keys, cache._rows = _layout(model.cfg, tuple([(entry.name, entry.layers) for entry in captured]))
         cache._arrays = {} if length is None else StoredArrays()
         for key, entry in zip(keys, captured, strict=True):
@@ -239,7 +239,7 @@ class ActivationCache(Decomposition, Mapping):
 
     def to_numpy(self) -> dict[str, np.ndarray]:
         """Every activation as a numpy array in host memory."""
-        on_host = {key: np.asarray(array) for key, array in self._arrays.items()}
+        on_host = {key: on_host(array) for key, array in self._arrays.items()}
         for key in self._stacked_keys():
             on_host[key] = np.moveaxis(on_host[key], self._n_vmapped(key), 0)
         rows = self._rows.items()

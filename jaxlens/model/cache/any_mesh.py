@@ -1,13 +1,12 @@
 """Methods of a cache whose model is on a mesh with Explicit axes (see jaxlens/hooks/layout.py)."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
-from jaxlens.hooks.layout import explicit_mesh, on_any_mesh
+from jaxlens.hooks.layout import F, explicit_mesh, on_any_mesh
 
 
-def cache_on_any_mesh(function: Callable) -> Callable:
+def cache_on_any_mesh(function: F) -> F:
     """`on_any_mesh` for a function whose first argument is a cache, which as a pytree has no model."""
 
     @on_any_mesh

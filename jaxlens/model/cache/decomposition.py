@@ -92,7 +92,8 @@ class Decomposition:
             stack = stacked(tuple(terms), Reading(norm))
         return (stack, labels) if return_labels else stack
 
-    logit_lens = logit_lens  # a function of a cache, here as a method
+    logit_lens = logit_lens
+    """The next-token prediction after each layer: the function of `jaxlens.model.cache.logit_lens`, as a method."""
 
     # --- the components of the stream
 

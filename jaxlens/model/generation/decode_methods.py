@@ -1,5 +1,6 @@
 """Methods of HookedTransformer that run new tokens after those in a KV cache."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Array, Float
@@ -34,7 +35,7 @@ class DecodeMethods:
         return KVCache.new(self.cfg, batch_size, max_length)
 
     def decode(
-        self, input: Any, cache: KVCache, attention_mask: Any = None, *, fwd_hooks: list[HookSpec] | None = None,
+        self, input: Any, cache: KVCache, attention_mask: Any = None, *, fwd_hooks: Sequence[HookSpec] | None = None,
         prefill_chunk: int | None = None,
     ) -> tuple[Float[Array, "b p v"], KVCache]:  # fmt: skip
         """Runs new tokens after those in a cache. Returns their logits, and the cache with the new tokens.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxlens._jax import on_host
 from jaxlens.hooks.names import split_name
 from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
 from jaxlens.model.automatic_axes import explicit
@@ -62,8 +63,8 @@ class Generation:
                     self.state = self.loop.begin(self._cache(), self.prompt.model_input, room, self.chunk)
                 if goal > 1:
                     self.state = self.loop.until(self.state, goal)
-            self.tokens = np.asarray(self.state.tokens)[:, : int(self.state.count)]
-            finished = np.asarray(self.state.finished)
+            self.tokens = on_host(self.state.tokens)[:, : int(self.state.count)]
+            finished = on_host(self.state.finished)
             if self.stop_strings:
                 finished = self._stop_at_strings(finished)
             yield self.tokens[:, done:]
@@ -90,7 +91,7 @@ class Generation:
             is_filler = np.arange(tokens.shape[1]) >= ends[:, None]
             tokens = tokens[:, : int((~is_filler).sum(-1).max())]
         self.tokens = tokens
-        padded = np.asarray(self.state.tokens).copy()
+        padded = on_host(self.state.tokens).copy()
         padded[:, : tokens.shape[1]] = tokens
         self.state = dataclasses.replace(self.state, tokens=jnp.asarray(padded), finished=jnp.asarray(finished))
         return finished

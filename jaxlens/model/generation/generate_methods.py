@@ -1,6 +1,6 @@
 """Methods of HookedTransformer that generate text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -33,7 +33,7 @@ class GenerateMethods:
         eos_token_id: int | list[int] | None = None, do_sample: bool = True, top_k: int | None = None,
         top_p: float | None = None, temperature: float = 1.0, freq_penalty: float = 0.0,
         use_past_kv_cache: bool = True, prepend_bos: bool | None = None, padding_side: Side | None = None,
-        return_type: ReturnType = "input", verbose: bool = True, *, fwd_hooks: list[HookSpec] | None = None,
+        return_type: ReturnType = "input", verbose: bool = True, *, fwd_hooks: Sequence[HookSpec] | None = None,
         min_p: float | None = None, repetition_penalty: float = 1.0, stop_strings: str | list[str] | None = None,
         num_return_sequences: int = 1, seed: int | None = None, key: jax.Array | None = None,
         output_logits: bool = False, return_cache: bool = False,

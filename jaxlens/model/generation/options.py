@@ -1,6 +1,7 @@
 """The arguments of `model.generate`, checked, as a Generation."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ def new_generation(
     model: Any, input: Any, *, max_new_tokens: int = 10, stop_at_eos: bool = True,
     eos_token_id: int | list[int] | None = None, do_sample: bool = True, top_k: int | None = None,
     top_p: float | None = None, temperature: float = 1.0, freq_penalty: float = 0.0, use_past_kv_cache: bool = True,
-    prepend_bos: bool | None = None, padding_side: str | None = None, fwd_hooks: list[HookSpec] | None = None,
+    prepend_bos: bool | None = None, padding_side: str | None = None, fwd_hooks: Sequence[HookSpec] | None = None,
     min_p: float | None = None, repetition_penalty: float = 1.0, stop_strings: str | list[str] | None = None,
     num_return_sequences: int = 1, seed: int | None = None, key: jax.Array | None = None, attention_mask: Any = None,
     past_kv_cache: KVCache | None = None, prefill_chunk: int | None = None, output_logits: bool = False,

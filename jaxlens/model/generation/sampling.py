@@ -105,7 +105,7 @@ class Sampler:
             penalized = jnp.where(logits > 0, logits / by, logits * by)
             logits = jnp.where(counts > 0, penalized, logits)
         if self.temperature is None:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            return _likeliest(logits)
         logits = logits / self.temperature
         if self.freq_penalty is not None:
             logits = logits - self.freq_penalty * counts
@@ -118,6 +118,16 @@ class Sampler:
             floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(self.min_p)
             logits = jnp.where(logits < floor, -jnp.inf, logits)
         return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def _likeliest(logits: Float[Array, "b v"]) -> Int[Array, " b"]:
+    """The first of the highest logits, or the first that is NaN, as `argmax` has it.
+
+    XLA's argmax on CPUs reads one value at a time: for 32 rows of 49,152 logits it takes 4 times as long.
+    """
+    chosen = (logits == jnp.max(logits, axis=-1, keepdims=True)) | jnp.isnan(logits)
+    indices = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    return jnp.min(jnp.where(chosen, indices, logits.shape[-1] - 1), axis=-1)
 
 
 def _check(top_k, top_p, min_p, temperature, repetition_penalty) -> None:

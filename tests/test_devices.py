@@ -1,0 +1,220 @@
+"""Models loaded on meshes of eight devices, and on two processes."""
+
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support.models import CONFIGS, model, tokens
+from support.tiny import write_checkpoint
+
+from jaxlens import HookedTransformer
+from jaxlens.checkpoints.rules.rule import Rule
+from jaxlens.checkpoints.safetensors_reader import SafetensorsFile
+from jaxlens.sharding import DEFAULT_RULES, default_mesh, parameter_shardings, shard
+
+SIZES = {"vocab_size": 72, "hidden_size": 40, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 6}
+MODELS = {
+    "gpt2": ("gpt2", {"vocab_size": 72, "n_embd": 40, "n_layer": 2, "n_head": 8}),
+    "llama": ("llama", {**SIZES, "hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3}),
+    "gemma3": ("gemma3_text", {**SIZES, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4}),
+    "mixtral": ("mixtral", {**SIZES, "num_attention_heads": 8, "num_key_value_heads": 2, "num_local_experts": 4}),
+    "deepseek": ("deepseek_v3", {
+        **{name: size for name, size in SIZES.items() if name != "head_dim"}, "num_attention_heads": 8,
+        "num_key_value_heads": 8, "n_routed_experts": 8, "n_group": 4, "moe_intermediate_size": 24,
+    }),
+}  # fmt: skip
+"""Model types and sizes. Some can be divided by 8, some only by 4, and the heads of the llama by neither."""
+
+MESHES = ("1x8-Auto", "2x4-Explicit", "8x1-Auto")
+OFTEN = ("mixtral-1x8-Auto", "llama-2x4-Explicit")
+COMBINATIONS = [
+    pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
+    for name in (f"{model}-{mesh}" for model in MODELS for mesh in MESHES)
+]
+
+
+def environment(devices: int) -> dict[str, str]:
+    return {
+        **os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        # Programs with collectives that run at the same time can wait for each other's threads on few cores.
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0", "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, (model_type, fields) in MODELS.items():
+        write_checkpoint(folder / name, model_type, **fields)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(request, checkpoints):
+    """The results of tests/support/on_devices.py for the combinations of the tests that run."""
+    items = [item.callspec.params for item in request.session.items if item.path == request.path and
+             hasattr(item, "callspec")]  # fmt: skip
+    names = dict.fromkeys(params["name"] for params in items if "name" in params)
+    command = [sys.executable, "-m", "support.on_devices", str(checkpoints), *names]
+    return json.loads(subprocess.run(command, check=True, env=environment(8), stdout=subprocess.PIPE).stdout)
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_results_equal_those_on_one_device(found, name):
+    assert {what: error for what, error in found[name]["results"].items() if not error <= 1e-5} == {}
+    assert found[name]["weights"] <= 1e-6
+    assert found[name]["sharded otherwise later"] == []
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_no_weight_is_gathered(found, name):
+    assert found[name]["gathered"] == []
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_devices_hold_only_their_part(found, name):
+    n_data, n_model = map(int, name.split("-")[1].split("x"))
+    of = found[name]["bytes"]
+    assert of["of a device"] - of["replicated"] <= 1.1 * (of["all"] - of["replicated"]) / n_model
+    assert found[name]["logits"][0] == ("data" if n_data > 1 else None)
+
+
+def test_replicated_weights_are_named(found):
+    why = "replicated, because n = 9 is not a multiple of the 4 devices of 'model'"
+    note = found["llama-2x4-Explicit"]["note"]
+    assert note.startswith(f"sharding: data 2 × model 4; blocks.*.attn.W_Q, blocks.*.attn.W_O {why}; blocks.*.attn.W_K")
+
+
+# ---- two processes --------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_hold_a_model_together(checkpoints, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "support.two_processes"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(i), str(port), checkpoints / "gpt2", tmp_path], env=environment(1), stdout=subprocess.PIPE
+        )
+        for i in range(2)
+    ]
+    for output in [process.communicate(timeout=300)[0] for process in processes]:
+        found = json.loads(output.splitlines()[-1])
+        assert {what: error for what, error in found["distances"].items() if not error <= 1e-5} == {}
+        assert found["read"] <= 1.1 * found["expected"]  # each process reads its own part of the file
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import gc, sys
+from transformers import LlamaConfig  # which a new config.json needs
+from jaxlens import HookedTransformer
+from jaxlens.checkpoints.rules.rule import Rule
+from jaxlens.checkpoints.safetensors_reader import SafetensorsFile
+from jaxlens.sharding import default_mesh
+
+def kilobytes(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+
+mesh = default_mesh(1, 8)
+HookedTransformer.from_pretrained_no_processing(sys.argv[1], mesh=mesh)  # imports and first allocations
+gc.collect()
+before = kilobytes("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+model = HookedTransformer.from_pretrained_no_processing(sys.argv[2], mesh=mesh)
+print((kilobytes("VmHWM") - before) * 1024, sum(w.nbytes for w in model.params.values()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_needs_the_memory_of_the_weights_and_one_tensor(tmp_path, checkpoints):
+    large = write_checkpoint(tmp_path, "llama", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4,
+                             num_attention_heads=16, num_key_value_heads=8, head_dim=64, vocab_size=4000)  # fmt: skip
+    program = [sys.executable, "-c", MEMORY, str(checkpoints / "llama"), str(large)]
+    output = subprocess.run(program, check=True, env=environment(8), stdout=subprocess.PIPE).stdout
+    peak, parameters = map(int, output.split())
+    assert peak <= parameters + 4 * 1024 * 4096 + 2**23  # the largest tensor, and 8 MiB
+
+
+# ---- on one device --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mesh():
+    return default_mesh(devices=jax.devices()[:1])
+
+
+def test_a_mesh_of_one_device_changes_nothing(mesh):
+    whole, batch = model("llama"), tokens()
+    placed = shard(whole, mesh)
+    assert whole.sharding is None and placed.sharding.mesh == mesh
+    np.testing.assert_array_equal(placed(batch), whole(batch))
+    assert [entry.name for entry in placed.processed().processing][-1] == "sharding"
+    assert "sharding" not in [entry.name for entry in placed.to(jax.devices()[0]).processing]
+
+
+def test_the_first_rule_that_fits_divides_a_weight(mesh):
+    def spec(weight, rules=None):
+        shardings = parameter_shardings(CONFIGS["moe"], mesh, rules)
+        return [*[sharding.spec for name, sharding in shardings.items() if name.endswith(weight)][-1]]
+
+    assert spec("attn.W_K") == [None, "model"]
+    assert spec("mlp.W_out") == [None, None, "model"]  # the neurons of every expert
+    experts_first = {"d": "data", "e": "model", "f": "model"}
+    assert spec("mlp.W_out", experts_first) == [None, "model", None, "data"]
+    assert spec("attn.W_K", experts_first) == [None, None, "data"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule("x", "W", "(n h) d -> n d h"),
+        Rule("x", "W", "d (n h) -> n h d"),
+        Rule("x", ("Q", "K", "V"), "d (three n h) -> three n d h"),
+        Rule("x", ("Q", "K", "V"), "(n three h) -> three n h"),
+        Rule("x", ("Q", "K", "V"), "(heads h) d -> heads d h", split=("n", "k", "k")),
+        Rule("x", "W", "v d"),
+    ],
+    ids=lambda rule: rule.pattern,
+)
+def test_a_part_of_a_parameter_is_read_from_its_tensor(rule, tmp_path):
+    lengths = {"n": 6, "k": 2, "h": 4, "d": 5, "v": 8}
+    tensor = np.random.default_rng(0).normal(size=rule.their_shape(lengths)).astype(jnp.bfloat16)
+    save_file({"x": tensor}, tmp_path / "model.safetensors")
+    read = functools.partial(SafetensorsFile(tmp_path / "model.safetensors").part, "x")
+    for target, whole in enumerate(rule.load(tensor, lengths)):
+        ranges = [(length // 2, length) for length in whole.shape]
+        part = rule.load_part(target, ranges, lengths, read)
+        np.testing.assert_array_equal(part, whole[tuple(slice(*of_axis) for of_axis in ranges)])
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda mesh: default_mesh(3, 2, devices=jax.devices()[:1]), "3 × 2 .data × model. are 6 devices, but there"),
+        (lambda mesh: shard(model("gpt2"), mesh, {"q": "model"}), "rules have the letter 'q'; expected one of a, b, c"),
+        (lambda mesh: shard(model("gpt2"), mesh, {"l": "model"}), "rules divide l, the layers, which run one after"),
+        (lambda mesh: shard(model("gpt2"), mesh, {"n": "tensor"}), "divide n over 'tensor', but the mesh has the axes"),
+        (lambda mesh: shard(model("gpt2"), "cpu"), "mesh is 'cpu'; expected a jax.sharding.Mesh"),
+        (lambda mesh: HookedTransformer.from_pretrained("x", rules=DEFAULT_RULES), "rules are given without a mesh"),
+        (lambda mesh: HookedTransformer.from_pretrained("x", mesh=mesh, device="cpu"), "mesh and device are given"),
+        (lambda mesh: HookedTransformer.from_pretrained("x", mesh=mesh, n_devices=2), "mesh and n_devices are given"),
+        (lambda mesh: HookedTransformer.from_pretrained("x", n_devices=2), "n_devices is 2; there are 1 devices from"),
+    ],
+)
+def test_errors(mesh, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(mesh)
