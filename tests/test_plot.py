@@ -557,6 +557,13 @@ def test_a_picture_is_saved_as_an_image(tmp_path, name):
         assert xml.etree.ElementTree.parse(picture(name).save(tmp_path / "picture.svg")).getroot().tag.endswith("svg")
 
 
+def test_a_title_wider_than_an_image_is_wrapped(tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    title = "The derivative with respect to the output of every head " * 3
+    pixels = image.imread(plot.heatmap(np.ones((2, 2)), title=title).save(tmp_path / "picture.png"))
+    assert (pixels[:, -2:] == 1).all()  # nothing is cut off at the right edge
+
+
 # --- the script of a page
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ IMAGES = (".png", ".svg", ".pdf")
 SUFFIXES = (".html", ".json", ".txt", *IMAGES)
 TEXT_WIDTH = 110
 """The number of columns of text in files and pages."""
+TITLE_CHARACTERS = 9
+"""The number of characters of a title that an inch of an image holds."""
 
 
 class Picture(abc.ABC):
@@ -122,7 +125,8 @@ class Picture(abc.ABC):
         figure = Figure(figsize=(max(widths), sum(heights)), dpi=150, layout="constrained")
         subfigures = figure.subfigures(len(drawings), 1, height_ratios=heights, squeeze=False)[:, 0]
         for drawing, subfigure in zip(drawings, subfigures, strict=True):
-            subfigure.suptitle(drawing.title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
+            title = textwrap.fill(drawing.title, int(max(widths) * TITLE_CHARACTERS))
+            subfigure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
             drawing._draw(subfigure)
         return figure
 
