@@ -109,5 +109,8 @@ def _source(value: Any) -> str | None:
         return inspect.getsource(value)
     except (OSError, TypeError):  # typed at a prompt, or not written in Python
         code = getattr(value, "__code__", None)
-        compiled = "" if code is None else f"{code.co_code.hex()} {code.co_names} {code.co_consts}"
-        return f"{getattr(value, '__qualname__', None)} {compiled}"
+        name = getattr(value, "__qualname__", None)
+        if code is None:
+            return name
+        constants = [constant for constant in code.co_consts if not isinstance(constant, types.CodeType)]
+        return f"{name} {code.co_code.hex()} {code.co_names} {constants}"
