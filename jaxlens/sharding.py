@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxlens._jax import is_traced
+from jaxlens._jax import as_device, is_traced
 from jaxlens.config import Config
 from jaxlens.nn.module import axis_lengths
 from jaxlens.nn.parameters import Params, parameter_axes, parameter_shapes
@@ -85,6 +85,30 @@ def shard(model: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
     twin = model.with_params(model.params)
     twin.set_sharding(Sharding.of(mesh, rules))
     return twin
+
+
+def sharding_of(mesh: Mesh | None, rules: Rules | None, device: Any, n_devices: int) -> "Sharding | None":
+    """The sharding that the arguments of a call ask for. `n_devices` is TransformerLens's: devices like `device`.
+
+    Raises:
+        ValueError: Two arguments say where the weights belong, or there are not so many devices.
+    """
+    if mesh is not None:
+        others = {"device": (device, None), "n_devices": (n_devices, 1)}
+        if given := [name for name, (value, default) in others.items() if value != default]:
+            raise ValueError(f"mesh and {given[0]} are given; pass only the mesh, which says where the weights belong")
+        return Sharding.of(mesh, rules)
+    if n_devices == 1:
+        if rules is not None:
+            raise ValueError("rules are given without a mesh; pass mesh=jaxlens.sharding.default_mesh()")
+        return None
+    first = jax.devices()[0] if device is None else as_device(device)
+    if not isinstance(first, jax.Device):
+        raise ValueError(f"n_devices={n_devices!r} and device={device!r}; expected a kind of device, such as \"cuda\"")
+    same = [other for other in jax.devices(first.platform) if other.id >= first.id]
+    if not 1 <= n_devices <= len(same):
+        raise ValueError(f"n_devices is {n_devices}; there are {len(same)} devices from {first} on")
+    return Sharding.of(default_mesh(1, n_devices, devices=same[:n_devices]), rules)
 
 
 @dataclasses.dataclass(frozen=True)

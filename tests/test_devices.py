@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support.mistakes import Case, unreached
 from support.models import CONFIGS, model, tokens
 from support.tiny import write_checkpoint
 
@@ -201,20 +202,34 @@ def test_a_part_of_a_parameter_is_read_from_its_tensor(rule, tmp_path):
         np.testing.assert_array_equal(part, whole[tuple(slice(*of_axis) for of_axis in ranges)])
 
 
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda mesh: default_mesh(3, 2, devices=jax.devices()[:1]), "3 × 2 .data × model. are 6 devices, but there"),
-        (lambda mesh: shard(model("gpt2"), mesh, {"q": "model"}), "rules have the letter 'q'; expected one of a, b, c"),
-        (lambda mesh: shard(model("gpt2"), mesh, {"l": "model"}), "rules divide l, the layers, which run one after"),
-        (lambda mesh: shard(model("gpt2"), mesh, {"n": "tensor"}), "divide n over 'tensor', but the mesh has the axes"),
-        (lambda mesh: shard(model("gpt2"), "cpu"), "mesh is 'cpu'; expected a jax.sharding.Mesh"),
-        (lambda mesh: HookedTransformer.from_pretrained("x", rules=DEFAULT_RULES), "rules are given without a mesh"),
-        (lambda mesh: HookedTransformer.from_pretrained("x", mesh=mesh, device="cpu"), "mesh and device are given"),
-        (lambda mesh: HookedTransformer.from_pretrained("x", mesh=mesh, n_devices=2), "mesh and n_devices are given"),
-        (lambda mesh: HookedTransformer.from_pretrained("x", n_devices=2), "n_devices is 2; there are 1 devices from"),
-    ],
-)
-def test_errors(mesh, call, message):
-    with pytest.raises(ValueError, match=message):
-        call(mesh)
+MESH = default_mesh(devices=jax.devices()[:1])
+MISTAKES = [
+    Case(call, ValueError, text)
+    for call, text in [
+        (lambda: default_mesh(3, 2, devices=jax.devices()[:1]), "3 × 2 (data × model) are 6 devices, but there"),
+        (lambda: shard(model("gpt2"), MESH, {"q": "model"}), "rules have the letter 'q'; expected one of a, b, c"),
+        (lambda: shard(model("gpt2"), MESH, {"l": "model"}), "rules divide l, the layers, which run one after"),
+        (lambda: shard(model("gpt2"), MESH, {"n": "tensor"}), "divide n over 'tensor', but the mesh has the axes"),
+        (lambda: shard(model("gpt2"), MESH, [("n", "model")]), "rules"),
+        (lambda: shard(model("gpt2"), "cpu"), "mesh is 'cpu'; expected a jax.sharding.Mesh"),
+        (lambda: HookedTransformer.from_pretrained("x", rules=DEFAULT_RULES), "rules are given without a mesh"),
+        (lambda: HookedTransformer.from_pretrained("x", mesh=MESH, device="cpu"), "mesh and device are given"),
+        (lambda: HookedTransformer.from_pretrained("x", mesh=MESH, n_devices=2), "mesh and n_devices are given"),
+        (lambda: HookedTransformer.from_pretrained("x", n_devices=2), "n_devices is 2; there are 1 devices from"),
+        (
+            lambda: HookedTransformer.from_pretrained(
+                "x", n_devices=2, device=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            ),
+            "expected a kind of device",
+        ),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", MISTAKES, ids=lambda case: case.text)
+def test_a_mistake_is_explained(case):
+    case.check()
+
+
+def test_every_error_is_reached_by_a_case():
+    assert unreached(__file__, MISTAKES) == []

@@ -33,7 +33,7 @@ from jaxlens.model.hook_methods import HookMethods, hook_points
 from jaxlens.model.label_methods import LabelMethods
 from jaxlens.model.loss import Output
 from jaxlens.model.own_config import ConfigOfModel
-from jaxlens.model.pretrained import load_pretrained, sharding_of
+from jaxlens.model.pretrained import load_pretrained
 from jaxlens.model.pytree import ModelPytree
 from jaxlens.model.request import LayerRange, ModelInput, RunRequest, read_input
 from jaxlens.model.run_methods import Result, RunMethods
@@ -43,7 +43,7 @@ from jaxlens.model.weight_methods import WeightMethods
 from jaxlens.model.weight_properties import WeightProperties
 from jaxlens.nn.parameters import Params, assemble, disassemble, init_parameters, parameter_shapes
 from jaxlens.nn.transformer import Modules
-from jaxlens.sharding import Rules, Sharding
+from jaxlens.sharding import Rules, Sharding, sharding_of
 from jaxlens.weights import PASSES, process_weights
 
 __all__ = ["HookedTransformer", "Output", "parameter_shapes"]

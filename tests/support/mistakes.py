@@ -77,6 +77,7 @@ CASES_OF = {
     "test_conversion": ("model/verify.py",),
     "test_convert": ("checkpoints/",),
     "test_decomposition": ("model/cache/",),
+    "test_devices": ("sharding.py",),
     "test_errors": ("model/cache/activation_cache.py",),
     "test_evals": ("training/evals.py", "training/mmlu.py"),
     "test_factored_matrix": ("weights/factored_matrix.py",),

@@ -239,11 +239,11 @@ class ActivationCache(Decomposition, Mapping):
 
     def to_numpy(self) -> dict[str, np.ndarray]:
         """Every activation as a numpy array in host memory."""
-        on_host = {key: on_host(array) for key, array in self._arrays.items()}
+        arrays = {key: on_host(array) for key, array in self._arrays.items()}
         for key in self._stacked_keys():
-            on_host[key] = np.moveaxis(on_host[key], self._n_vmapped(key), 0)
+            arrays[key] = np.moveaxis(arrays[key], self._n_vmapped(key), 0)
         rows = self._rows.items()
-        return {name: on_host[key] if row is None else on_host[key][row] for name, (key, row) in rows}
+        return {name: arrays[key] if row is None else arrays[key][row] for name, (key, row) in rows}
 
     def stack_activation(
         self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
