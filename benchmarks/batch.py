@@ -29,6 +29,8 @@ from jaxlens.batch.sources import Source
 
 BATCH_TOKENS = 2048
 MAX_LENGTH = 512
+N_SCORED = 2000
+"""The number of texts that are scored. PyTorch takes more than a quarter of an hour for them."""
 PEER_BATCH = 16
 """The rows of a batch of the PyTorch model, which is padded to its longest row."""
 
@@ -139,26 +141,30 @@ def do_work(work: str, n_documents: int) -> None:
 # --- the report
 
 
-def print_results(results: dict[str, Any]) -> None:
-    harvest = results["harvest"]
+def print_harvest(harvest: dict[str, Any]) -> None:
     rows = [["bare forward pass", f"{harvest['bare']:.0f}", "1.00 ×", ""],
             ["harvest, bfloat16", f"{harvest['harvest']:.0f}", f"{harvest['ratio']:.2f} ×",
              verdict(harvest["ratio"], 0.9, at_least=True)]]  # fmt: skip
     print_table(f"Harvest of {harvest['tokens']:,} tokens", ["", "tokens/s", "ratio", "target"], rows)
-    if score := results.get("score"):
-        first = score["speed with compilation"]
-        rows = [
-            ["PyTorch, sdpa, padded batches", f"{score['peer']:.1f} s", "1.00 ×", ""],
-            ["scores", f"{score['warm']:.1f} s", f"{score['speed']:.2f} ×", verdict(score["speed"], 2, at_least=True)],
-            ["scores, first call", f"{score['first']:.1f} s", f"{first:.2f} ×", ""],
-        ]
-        title = f"Scores of {score['texts']:,} texts, {score['tokens']:,} tokens"
-        print_table(title, ["", "time", "speed", "target"], rows)
-        programs = score["programs"] / score["buckets"]
-        print(f"{score['programs']} programs for {score['buckets']} lengths: {verdict(programs, 3)} a length;",
-              f"largest difference from PyTorch {score['largest difference']:.1e} nats")  # fmt: skip
+
+
+def print_scores(score: dict[str, Any]) -> None:
+    first = score["speed with compilation"]
+    rows = [
+        ["PyTorch, sdpa, padded batches", f"{score['peer']:.1f} s", "1.00 ×", ""],
+        ["scores", f"{score['warm']:.1f} s", f"{score['speed']:.2f} ×", verdict(score["speed"], 2, at_least=True)],
+        ["scores, first call", f"{score['first']:.1f} s", f"{first:.2f} ×", ""],
+    ]
+    title = f"Scores of {score['texts']:,} texts, {score['tokens']:,} tokens"
+    print_table(title, ["", "time", "speed", "target"], rows)
+    programs = score["programs"] / score["buckets"]
+    print(f"{score['programs']} programs for {score['buckets']} lengths: {verdict(programs, 3)} a length;",
+          f"largest difference from PyTorch {score['largest difference']:.1e} nats")  # fmt: skip
+
+
+def print_memory(memory: dict[str, list[int]]) -> None:
     rows = [[work, *(f"{size / 2**20:.0f} MiB" for size in sizes), f"{sizes[1] / sizes[0]:.2f} ×",
-             verdict(sizes[1] / sizes[0], 1.05)] for work, sizes in results["memory"].items()]  # fmt: skip
+             verdict(sizes[1] / sizes[0], 1.05)] for work, sizes in memory.items()]  # fmt: skip
     print_table("Largest resident memory", ["", "1 ×", "10 × the data", "ratio", "target"], rows)
 
 
@@ -172,11 +178,13 @@ def main() -> None:
         model = HookedTransformer(Config(**{**SMALL, "d_vocab": 49152}), tokenizer)
     results: dict[str, Any] = {"weights": weights, "batch_tokens": BATCH_TOKENS, "max_length": MAX_LENGTH}
     results["harvest"] = harvest_speed(model, texts(60 if quick else 300), 3 if quick else 5)
+    print_harvest(results["harvest"])
     if not quick and weights == PRETRAINED:
-        results["score"] = score_speed(model, texts(2000))
+        results["score"] = score_speed(model, texts(N_SCORED))
+        print_scores(results["score"])
     n = 300 if quick else 1000
     results["memory"] = {work: [peak_bytes(work, n), peak_bytes(work, 10 * n)] for work in ("harvest", "score")}
-    print_results(results)
+    print_memory(results["memory"])
     if not quick:
         write("batch", machine, results)
 
