@@ -30,7 +30,7 @@ from jaxlens.batch.sources import Source
 BATCH_TOKENS = 2048
 MAX_LENGTH = 512
 N_SCORED = 2000
-"""The number of texts that are scored. PyTorch takes more than a quarter of an hour for them."""
+"""The number of texts that are scored."""
 PEER_BATCH = 16
 """The rows of a batch of the PyTorch model, which is padded to its longest row."""
 
