@@ -38,18 +38,26 @@ def default_mesh(n_data: int = 1, n_model: int | None = None, *, devices: Sequen
     Without `n_model`, the axis "model" has the devices that the axis "data" leaves.
 
     Raises:
-        ValueError: `n_data` times `n_model` is not the number of devices.
+        ValueError: A number is not a positive integer, or `n_data` times `n_model` is not the number of devices.
 
     Example:
         >>> dict(default_mesh(1, 1, devices=jax.devices()[:1]).shape)
         {'data': 1, 'model': 1}
     """
-    devices = jax.devices() if devices is None else devices
-    n_model = max(1, len(devices) // max(1, n_data)) if n_model is None else n_model
-    if n_data < 1 or n_model < 1 or n_data * n_model != len(devices):
+    devices = jax.devices() if devices is None else list(devices)
+    _check_number("n_data", n_data)
+    n_model = max(1, len(devices) // n_data) if n_model is None else n_model
+    _check_number("n_model", n_model)
+    if n_data * n_model != len(devices):
         asked = f"{n_data} × {n_model} (data × model) are {n_data * n_model} devices"
         raise ValueError(f"{asked}, but there are {len(devices)}; choose another product, or pass devices=")
     return Mesh(np.array(devices).reshape(n_data, n_model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _check_number(name: str, number: Any) -> None:
+    """Raises ValueError if a number of devices is not a positive integer."""
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+        raise ValueError(f"{name} is {number!r}; expected a positive number of devices")
 
 
 def parameter_shardings(cfg: Config, mesh: Mesh, rules: Rules | None = None) -> dict[str, NamedSharding]:
@@ -74,6 +82,7 @@ def shard(model: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
     device cannot hold, use `HookedTransformer.from_pretrained(name, mesh=mesh)`.
 
     Raises:
+        TypeError: `model` is not a HookedTransformer.
         ValueError: The errors of `parameter_shardings`.
 
     Example:
@@ -82,6 +91,8 @@ def shard(model: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
         >>> shard(model, default_mesh(devices=jax.devices()[:1]))([[1, 2, 3]]).shape
         (1, 3, 10)
     """
+    if not hasattr(model, "set_sharding"):
+        raise TypeError(f"model is a {type(model).__name__}; expected a HookedTransformer")
     twin = model.with_params(model.params)
     twin.set_sharding(Sharding.of(mesh, rules))
     return twin
@@ -105,8 +116,9 @@ def sharding_of(mesh: Mesh | None, rules: Rules | None, device: Any, n_devices: 
     first = jax.devices()[0] if device is None else as_device(device)
     if not isinstance(first, jax.Device):
         raise ValueError(f"n_devices={n_devices!r} and device={device!r}; expected a kind of device, such as \"cuda\"")
+    _check_number("n_devices", n_devices)
     same = [other for other in jax.devices(first.platform) if other.id >= first.id]
-    if not 1 <= n_devices <= len(same):
+    if n_devices > len(same):
         raise ValueError(f"n_devices is {n_devices}; there are {len(same)} devices from {first} on")
     return Sharding.of(default_mesh(1, n_devices, devices=same[:n_devices]), rules)
 
@@ -154,12 +166,20 @@ class Sharding:
         """
         if array is None or is_traced(array) or (isinstance(array, jax.Array) and array.committed):
             return array
-        values, axis = np.asarray(array), dict(self.rules).get("b")
-        divides = axis is not None and len(values) % self.mesh.shape[axis] == 0
-        mesh, active = self.mesh, jax.sharding.get_abstract_mesh()
-        if active.axis_names == mesh.axis_names:
-            mesh = mesh.update(axis_types=active.axis_types)  # within a run, its axes are Auto
-        return _from_host(values, NamedSharding(mesh, PartitionSpec(axis if divides else None)))
+        values = np.asarray(array)
+        return _from_host(values, NamedSharding(self._mesh_of_run, self._on_mesh(self._axes("b", values.shape)).spec))
+
+    def kv_cache(self, cfg: Config, n_rows: int) -> NamedSharding:
+        """The sharding of keys and values [l b k ...] of a KV cache: by rows, and as the key/value heads."""
+        shape = cfg.n_layers, n_rows, cfg.n_key_value_heads
+        return NamedSharding(self._mesh_of_run, self._on_mesh(self._axes("l b k", shape)).spec)
+
+    @property
+    def _mesh_of_run(self) -> Mesh:
+        """The mesh with the axis types that are active: within a run, all axes are Auto."""
+        active = jax.sharding.get_abstract_mesh()
+        is_same = active.axis_names == self.mesh.axis_names
+        return self.mesh.update(axis_types=active.axis_types) if is_same else self.mesh
 
     def report(self, cfg: Config) -> Processing:
         """An entry for `model.processing`: the mesh, and which weights are replicated, and why."""

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 from support.mistakes import Case, unreached
 from support.models import CONFIGS, model, tokens
+from support.on_devices import TOKENS
 from support.tiny import write_checkpoint
 
 from jaxlens import HookedTransformer
@@ -88,6 +89,8 @@ def test_devices_hold_only_their_part(found, name):
     of = found[name]["bytes"]
     assert of["of a device"] - of["replicated"] <= 1.1 * (of["all"] - of["replicated"]) / n_model
     assert found[name]["logits"][0] == ("data" if n_data > 1 else None)
+    rows = {size: len(TOKENS) // n_data for size in ("tokens", "logits", "keys", "values")}
+    assert found[name]["rows of a generation"] == rows  # of a device
 
 
 def test_replicated_weights_are_named(found):
@@ -207,6 +210,11 @@ MISTAKES = [
     Case(call, ValueError, text)
     for call, text in [
         (lambda: default_mesh(3, 2, devices=jax.devices()[:1]), "3 × 2 (data × model) are 6 devices, but there"),
+        (lambda: default_mesh(2.0), "n_data is 2.0; expected a positive number of devices"),
+        (lambda: default_mesh(1, 0), "n_model is 0; expected a positive number of devices"),
+        (lambda: HookedTransformer.from_pretrained("x", n_devices=0), "n_devices is 0; expected a positive number of"),
+        (lambda: HookedTransformer.from_pretrained("x", n_devices="2"), "n_devices is '2'; expected a positive number"),
+        (lambda: shard(model("gpt2"), MESH, {"n": ["model"]}), "divide n over ['model'], but the mesh has the axes"),
         (lambda: shard(model("gpt2"), MESH, {"q": "model"}), "rules have the letter 'q'; expected one of a, b, c"),
         (lambda: shard(model("gpt2"), MESH, {"l": "model"}), "rules divide l, the layers, which run one after"),
         (lambda: shard(model("gpt2"), MESH, {"n": "tensor"}), "divide n over 'tensor', but the mesh has the axes"),
@@ -223,7 +231,7 @@ MISTAKES = [
             "expected a kind of device",
         ),
     ]
-]
+] + [Case(lambda: shard(model("gpt2").params, MESH), TypeError, "model is a dict; expected a HookedTransformer")]
 
 
 @pytest.mark.parametrize("case", MISTAKES, ids=lambda case: case.text)

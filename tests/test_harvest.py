@@ -408,6 +408,8 @@ def test_a_damaged_shard_is_noticed(stored, tmp_path, damage):
         ({"data": "corpus"}, ValueError, "a string is a path"),
         ({"data": "corpus.txt"}, FileNotFoundError, "there is no file"),
         ({"data": 5}, TypeError, "data is a int"),
+        ({"folder": __file__}, batch.HarvestError, r"test_harvest.py is a file, or in one; choose the path of a fol"),
+        ({"folder": f"{__file__}/a"}, batch.HarvestError, "is a file, or in one; choose the path of a folder"),
     ],
 )
 def test_bad_input(model, tmp_path, arguments, error, message):
@@ -459,6 +461,9 @@ def test_batches_of_bad_numbers(stored, options, message):
         lambda index: index.update(shards=None),
         lambda index: index["shards"][0].pop("rows"),
         lambda index: index["shards"][0].update(rows=9999),
+        lambda index: index["shards"][0].update(rows="many"),
+        lambda index: index.update(shards=[]),
+        lambda index: index["shards"].pop(),
     ],
 )
 def test_a_changed_index_is_noticed(stored, tmp_path, change):

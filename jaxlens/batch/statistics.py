@@ -4,6 +4,7 @@ Axes: b batch, p position, n neuron, k rank.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -137,7 +138,7 @@ def top_activations(
 
     `encode` is a function of an activation [b p …] whose results [b p feature] are ranked instead, such as the encoder
     of a sparse autoencoder. It is compiled with the model. `skip` says which tokens do not count, as in `harvest`; the
-    other arguments are those of `run`.
+    other arguments are those of `run`. A NaN has no rank: it is left out, with a warning.
 
     Raises:
         HookError: A name matches no hook point, or an activation has no position axis.
@@ -161,7 +162,7 @@ def top_activations(
         if kept.any():
             for name, value in values.items():
                 if name not in rankings:
-                    rankings[name] = _Ranking(value.shape[1:], k)
+                    rankings[name] = _Ranking(name, value.shape[1:], k)
                 rankings[name].add(context, value, kept)
     if not rankings:
         raise ValueError("no token is left to rank; give more data, or skip less")
@@ -171,15 +172,22 @@ def top_activations(
 class _Ranking:
     """The strongest activations so far, and a few documents whose rank is not known yet."""
 
-    def __init__(self, shape: tuple[int, ...], k: int):
-        self._shape, self._k, n = shape, k, int(np.prod(shape))
+    def __init__(self, name: str, shape: tuple[int, ...], k: int):
+        self._name, self._shape, self._k, n = name, shape, k, int(np.prod(shape))
         self._values = np.full((k, n), -np.inf, np.float32)
         self._where = np.full((2, k, n), -1, np.int64)  # documents and positions
         self._new: list[tuple[int, np.ndarray, np.ndarray]] = []
         self._tokens: dict[int, np.ndarray] = {}
+        self._has_warned = False
 
     def add(self, context: Any, value: np.ndarray, kept: np.ndarray) -> None:
-        value = np.where(kept[:, None], value.reshape(len(value), -1), -np.inf)
+        value = value.reshape(len(value), -1)
+        is_ranked = kept[:, None] & ~np.isnan(value)
+        if not self._has_warned and not is_ranked[kept].all():
+            self._has_warned = True
+            where = f"{self._name} has NaN in document {context.document}"
+            warnings.warn(f"{where}; NaN is left out, as in all documents", UserWarning, stacklevel=3)
+        value = np.where(is_ranked, value, -np.inf)
         positions = value.argmax(0)
         self._new.append((context.document, value[positions, np.arange(value.shape[1])], positions))
         self._tokens[context.document] = context.tokens

@@ -56,10 +56,12 @@ def on_mesh(model: Any, model_input: ModelInput, hooks: tuple[RegisteredHook, ..
     """The input on the mesh of the model, if it has one: at the length of its program, because padding an array of many
     devices would compile a program for each length. Arrays that the caller has placed stay where they are.
     """
-    if model.sharding is None:
-        return model_input
-    model_input = padded(model, model_input, hooks)
-    return jax.tree.map(model.sharding.place_batch, model_input)
+    return model_input if model.sharding is None else placed(model, padded(model, model_input, hooks))
+
+
+def placed(model: Any, model_input: ModelInput) -> ModelInput:
+    """The input on the mesh of the model, if it has one, with its rows divided if their number allows it."""
+    return model_input if model.sharding is None else jax.tree.map(model.sharding.place_batch, model_input)
 
 
 def cut(output: Any, model_input: ModelInput) -> Any:

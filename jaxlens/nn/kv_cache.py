@@ -88,10 +88,10 @@ class KVCache:
     slots: Slots
 
     @classmethod
-    def new(cls, cfg: Config, batch_size: int, max_length: int) -> "KVCache":
-        """A cache of this many rows and slots, without tokens."""
-        shape = (cfg.n_layers, batch_size, cfg.n_key_value_heads, max_length)
-        keys, values = (jnp.zeros((*shape, size), cfg.dtype) for size in (cfg.d_head, cfg.d_v_head or cfg.d_head))
+    def new(cls, cfg: Config, batch_size: int, max_length: int, sharding: Any = None) -> "KVCache":
+        """A cache of this many rows and slots, without tokens. `sharding` is that of keys and values [l b k s ...]."""
+        shape, sizes = (cfg.n_layers, batch_size, cfg.n_key_value_heads, max_length), (cfg.d_head, cfg.d_v_head)
+        keys, values = (jnp.zeros((*shape, size or cfg.d_head), cfg.dtype, device=sharding) for size in sizes)
         return cls(keys, values, Slots.new(batch_size, max_length))
 
     batch_size = property(lambda self: self.keys.shape[1], doc="The number of rows.")

@@ -17,6 +17,7 @@ from jax.sharding import AxisType
 from jaxlens import HookedTransformer, batch, hook
 from jaxlens.analysis import activation_patch
 from jaxlens.model.automatic_axes import with_automatic_axes
+from jaxlens.model.generation.options import new_generation
 from jaxlens.model.request import LayerRange, RunRequest
 from jaxlens.nn.parameters import parameter_axes
 from jaxlens.sharding import default_mesh, shard
@@ -106,6 +107,17 @@ def gathered_weights(model) -> list[str]:
     return sorted(whole[shape] for shape in found & whole.keys())
 
 
+def rows_of_a_generation(model) -> dict[str, int]:
+    """The number of rows that a device has of the arrays that a generation of 8 rows carries."""
+    options = {"do_sample": False, "stop_at_eos": False, "output_logits": True}
+    generation = new_generation(model, TOKENS, max_new_tokens=3, **options)
+    list(generation.segments(3))
+    state = generation.state
+    by_axis = {"tokens": (state.tokens, 0), "logits": (state.logits, 0),
+               "keys": (state.cache.keys, 1), "values": (state.cache.values, 1)}  # fmt: skip
+    return {what: array.sharding.shard_shape(array.shape)[axis] for what, (array, axis) in by_axis.items()}
+
+
 def bytes_per_device(model) -> dict[str, int]:
     """The bytes of all parameters, those that one device holds, and those of parameters that are on every device."""
     params = model.params.values()
@@ -134,6 +146,7 @@ def combination(folder: str, size: str, axis_type: str) -> dict[str, object]:
         model = HookedTransformer.from_pretrained(folder, mesh=mesh)
         found = {"results": distances(results(model), expected)}
         found["weights"] = distance(model.params, whole.params)
+        found["rows of a generation"] = rows_of_a_generation(model)
         later = shard(whole, mesh).params
     found["sharded otherwise later"] = [
         name for name, w in model.params.items() if not w.sharding.is_equivalent_to(later[name].sharding, w.ndim)

@@ -94,11 +94,16 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 
 
 def shards_of(folder: Path, index: Mapping[str, Any]) -> list[ShardInfo]:
-    """The shards that the index of a complete harvest lists. Raises HarvestError if it was changed."""
+    """The shards that the index of a complete harvest lists, at least one. Raises HarvestError if it was changed."""
     try:
-        return [ShardInfo(**shard) for shard in index["shards"]]
+        shards = [ShardInfo(**shard) for shard in index["shards"]]
+        rows = sum(shard.rows for shard in shards)
     except TypeError as error:
         raise HarvestError(f"{folder / INDEX} was changed: its shards cannot be read ({error})") from error
+    if not shards or rows != index.get("rows"):
+        found = f"it lists {len(shards)} shards with {rows} rows, and says {index.get('rows')} rows"
+        raise HarvestError(f"{folder / INDEX} was changed: {found}; the same harvest writes it again")
+    return shards
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:

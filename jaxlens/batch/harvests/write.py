@@ -67,7 +67,7 @@ def harvest(
     Without a folder, the rows are yielded shard by shard and nothing is written: `for rows in harvest(…):`.
 
     Raises:
-        HarvestError: The folder holds a harvest with other arguments, or a damaged shard.
+        HarvestError: The folder holds a harvest with other arguments or a damaged shard, or is a file.
         HookError: A name matches nothing, or has no value per token.
         OSError: The disk has less room than the harvest is estimated to need, or is full. Complete shards are kept.
         ValueError: The data has no token to store, or an argument has a value that it cannot have.
@@ -254,9 +254,12 @@ def _only_writer(folder: Path) -> Iterator[None]:
     """Holds the folder while this process writes to it. Processes of one distributed run share it.
 
     Raises:
-        HarvestError: Another process writes to the folder.
+        HarvestError: Another process writes to the folder, or its path is that of a file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise HarvestError(f"{folder} is a file, or in one; choose the path of a folder") from None
     try:
         import fcntl
     except ImportError:  # not a POSIX system

@@ -17,7 +17,7 @@ from jaxlens.hooks.names import split_name
 from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.hooks.table import POSITION_AXES
 from jaxlens.model.engine import Captured
-from jaxlens.model.lengths import at_last_token, cut, padded
+from jaxlens.model.lengths import at_last_token, cut, padded, placed
 from jaxlens.model.request import ModelInput, RunRequest
 from jaxlens.nn.kv_cache import PADDING, KVCache, Slots
 
@@ -45,7 +45,7 @@ def decode(
     for first in range(0, n_columns, chunk or n_columns):
         piece = columns(model_input, first, first + (chunk or n_columns))
         cache = dataclasses.replace(cache, slots=dataclasses.replace(cache.slots, step=step))
-        piece = at_program_length(model, cache, piece, hooks)
+        piece = placed(model, at_program_length(model, cache, piece, hooks))
         output, values, cache = continued(model, cache, piece, request, hooks)
         outputs.append(output if request.last_only else cut(output, piece))
         captured.append((values, piece.length))

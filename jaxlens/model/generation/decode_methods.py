@@ -11,12 +11,14 @@ from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.generation.decode import decode
 from jaxlens.model.request import LayerRange, RunRequest
 from jaxlens.nn.kv_cache import KVCache
+from jaxlens.sharding import Sharding
 
 
 class DecodeMethods:
     """Mixin of HookedTransformer: runs that continue a KV cache."""
 
     cfg: Config
+    sharding: Sharding | None
 
     def init_kv_cache(self, batch_size: int = 1, max_length: int | None = None) -> KVCache:
         """An empty KV cache for this many rows and this many tokens of each row (None: `cfg.n_ctx`), padding included.
@@ -32,7 +34,8 @@ class DecodeMethods:
                 raise ValueError(f"{name} is {size!r}; expected a positive integer")
         if max_length > self.cfg.n_ctx:
             raise ValueError(f"max_length is {max_length}, more than the model's n_ctx = {self.cfg.n_ctx}")
-        return KVCache.new(self.cfg, batch_size, max_length)
+        sharding = None if self.sharding is None else self.sharding.kv_cache(self.cfg, batch_size)
+        return KVCache.new(self.cfg, batch_size, max_length, sharding)
 
     def decode(
         self, input: Any, cache: KVCache, attention_mask: Any = None, *, fwd_hooks: Sequence[HookSpec] | None = None,

@@ -77,7 +77,7 @@ class Generation:
         n_slots = self.start + program_length(n_columns, cfg.n_ctx) + self.max_new_tokens
         n_slots = min(program_length(n_slots, cfg.n_ctx), cfg.n_ctx)
         if self._past is None:
-            return KVCache.new(cfg, n_rows, n_slots)
+            return self.model.init_kv_cache(n_rows, n_slots)
         longer = self._past.with_room(n_slots)
         return longer.copy() if longer is self._past else longer
 
