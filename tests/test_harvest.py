@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -130,6 +131,23 @@ def test_stream_equals_the_stored_rows(model, stored):
     assert [len(rows["tokens"]) for rows in streamed] == [shard.rows for shard in stored.shards]
     whole = stored[:]
     assert all(np.array_equal(np.concatenate([rows[name] for rows in streamed]), whole[name]) for name in whole)
+
+
+def test_documents_are_tokenized_while_others_run(model, stored, tmp_path):
+    readers = []
+
+    def rows():
+        for row in rows_of_tokens():
+            readers.append(threading.current_thread())
+            yield row
+
+    batch.harvest(model, rows(), NAMES, tmp_path / "a", shard_tokens=100, batch_tokens=160)
+    assert threading.current_thread() not in readers[1:] and len(readers) == 150
+    streamed = batch.harvest(model, rows(), NAMES, shard_tokens=100, batch_tokens=160)
+    next(streamed)
+    streamed.close()
+    readers[-1].join(5)
+    assert not any(thread.is_alive() for thread in readers[150:])
 
 
 # --- interruptions

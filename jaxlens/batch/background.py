@@ -2,14 +2,14 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _END = object()
 
 
-def made_ahead(items: Iterable[Item], n_ahead: int = 2) -> Iterator[Item]:
+def made_ahead(items: Iterable[Item], n_ahead: int = 2) -> Generator[Item, None, None]:
     """The same items, made by a thread that is at most `n_ahead` items ahead. An error is raised where it occurred.
 
     Closing the iterator stops the thread after its present item.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxlens.batch.background import made_ahead
 from jaxlens.batch.contexts import Reader, positive
 from jaxlens.batch.harvests import index as index_file
 from jaxlens.batch.harvests.read import Harvest
@@ -117,9 +118,14 @@ def _shapes(program: Any, activations: TokenActivations) -> dict[str, tuple[int,
 
 
 def _streamed(work: Work, progress: bool | None) -> Iterator[dict[str, np.ndarray]]:
-    with progress_bar(progress, None, "tokens") as bar:
-        for part in work.parts():
+    with progress_bar(progress, None, "tokens") as bar, _tokenized_ahead(work) as parts:
+        for part in parts:
             yield part.columns(work, bar.update)
+
+
+def _tokenized_ahead(work: Work, start: int = 0) -> contextlib.closing:
+    """The parts from document `start` on, made in the background while others run: one for each process."""
+    return contextlib.closing(made_ahead(work.parts(start), jax.process_count()))
 
 
 class _Writer:
@@ -186,8 +192,8 @@ class _Writer:
         are in all.
         """
         n_processes = 1 if self._together else jax.process_count()
-        with _in_background() as write:
-            for part in self._work.parts(start):
+        with _in_background() as write, _tokenized_ahead(self._work, start) as parts:
+            for part in parts:
                 if info := self._info(number):
                     self._check(info, part.first)
                 elif number % n_processes == jax.process_index() % n_processes:
