@@ -417,7 +417,7 @@ def test_nan_has_no_rank():
     weights = model("gpt2").params
     broken = model("gpt2").with_params({**weights, "embed.W_E": weights["embed.W_E"].at[3].set(jnp.nan)})
     rows = [[3, 1], [1, 2, 3], [4, 5]]  # NaN from token 3 on
-    with pytest.warns(UserWarning, match=f"{POST} has NaN in document 0; NaN is left out, as in all documents") as seen:
+    with pytest.warns(UserWarning, match=f"{POST} has NaN in document .; NaN is left out, as in all documents") as seen:
         top = batch.top_activations(broken, rows, POST, 3, skip="padding")[POST]
     whole = batch.top_activations(model("gpt2"), [[1, 2], [4, 5]], POST, 2, skip="padding")[POST]
     close(top.values[:, :2], whole.values)
@@ -434,6 +434,8 @@ def bad_files(folder: Path) -> Path:
     for name, text in {"a.csv": "", "broken.jsonl": '"a"\n{', "number.jsonl": "[1]\n2"}.items():
         (folder / name).write_text(text)
     (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "half.jsonl").write_text('"a"\n"b\\ud83d"')
+    (folder / "text.parquet").write_text("a text")
     parquet.write_table(Table.from_pydict({"text": ["a", None]}), folder / "none.parquet")
     return folder
 
@@ -455,6 +457,7 @@ def cases(folder: Path) -> list[Case]:
         return list(batch.score(of, data, contexts, **options))
 
     return [
+        Case(lambda: batch.score("gpt2", TEXTS), TypeError, "model is a str; expected a HookedTransformer"),
         Case(lambda: run(max_length=33), ValueError, "max_length is 33; expected 1 to 32, the n_ctx of the model"),
         Case(lambda: score(ROWS, max_length=34), ValueError, "expected 1 to 33, the n_ctx of the model plus 1"),
         Case(lambda: run([[1], []]), ValueError, "document 1 has no tokens; remove it from the data"),
@@ -483,6 +486,13 @@ def cases(folder: Path) -> list[Case]:
         Case(lambda: score(folder / "broken.jsonl", of=talking), ValueError, "broken.jsonl, line 2, is not JSON"),
         Case(lambda: run(folder / "number.jsonl"), ValueError, "number.jsonl, line 2, is 2; expected a text or a"),
         Case(lambda: score(folder / "none.parquet", of=talking), ValueError, "none.parquet, row 1, is None; expected"),
+        Case(lambda: score(["a", "b\ud83d"], of=talking), ValueError, "document 1 has half of a surrogate pair, "),
+        Case(lambda: score(folder / "half.jsonl", of=talking), ValueError, "line 2, has half of a surrogate pair, '\\"),
+        Case(lambda: run(folder / "text.parquet"), ValueError, "text.parquet is not a Parquet file: "),
+        Case(lambda: mean(names=[]), HookError, 'names is []; expected hook points, such as "blocks.*.hook_resid_pos'),
+        Case(lambda: mean(by=["token"]), ValueError, "by is ['token']; expected \"dataset\", "),
+        Case(lambda: top(encode="sae"), TypeError, "encode is 'sae'; expected a function of an activation"),
+        Case(lambda: top(names=POST)[POST].contexts(1, width=-1), ValueError, "width is -1; expected a number of tok"),
         Case(lambda: mean(by="row"), ValueError, "by is 'row'; expected \"dataset\", \"token\" or \"position\""),
         Case(lambda: mean([[5], [5, 5]], skip=[5]), ValueError, "no token is left for the mean; give more data, or"),
         Case(lambda: top([[5], [5, 5]], skip=[5]), ValueError, "no token is left to rank; give more data, or"),

@@ -86,6 +86,8 @@ def test_batch_sizes_change_nothing_but_rounding(stored, tmp_path):
 
 def test_half_precision(model, stored, tmp_path):
     half = batch.harvest(model, rows_of_tokens(20), RESID, tmp_path / "half", dtype="bfloat16")
+    torch = pytest.importorskip("torch")
+    batch.harvest(model, rows_of_tokens(20), RESID, tmp_path / "half", dtype=torch.bfloat16)  # the same harvest
     assert half[0][RESID].dtype.name == "bfloat16" and half.index["dtype"] == "bfloat16"
     np.testing.assert_allclose(half[:][RESID].astype(np.float32), stored[: len(half)][RESID], rtol=2**-8, atol=1e-4)
 
@@ -480,6 +482,9 @@ def test_batches_of_bad_numbers(stored, options, message):
         lambda index: index["shards"][0].pop("rows"),
         lambda index: index["shards"][0].update(rows=9999),
         lambda index: index["shards"][0].update(rows="many"),
+        lambda index: index["shards"][0].update(first="many"),
+        lambda index: index["shapes"].update({RESID: [23]}),
+        lambda index: index["shapes"].update({"blocks.2.hook_resid_post": [24]}),
         lambda index: index.update(shards=[]),
         lambda index: index["shards"].pop(),
     ],
@@ -492,6 +497,12 @@ def test_a_changed_index_is_noticed(stored, tmp_path, change):
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(batch.HarvestError, match="changed"):
         batch.Harvest(folder)[0]
+
+
+def test_a_later_format_is_refused(stored, tmp_path):
+    (tmp_path / "index.json").write_text(json.dumps({**stored.index, "format": "jaxlens harvest 2"}))
+    with pytest.raises(batch.HarvestError, match="has the format 'jaxlens harvest 2'; this version of jaxlens reads"):
+        batch.Harvest(tmp_path)
 
 
 def test_a_moved_folder_is_reported(stored, tmp_path):
@@ -515,6 +526,8 @@ def test_rows_by_number(stored):
         stored["tokens"]
     with pytest.raises(IndexError, match="there is no document 150"):
         stored.document(150)
+    with pytest.raises(TypeError, match="integer"):
+        stored.document(1.5)
     with pytest.raises(KeyError, match=r"no 'blocks.7'"):
         next(stored.batches(5, names=["blocks.7"]))
 
@@ -561,6 +574,8 @@ def test_hidden_states_of_vllm(tmp_path):
 
 def test_dataset_in_the_layout_of_saelens(stored):
     pytest.importorskip("datasets")
+    with pytest.raises(KeyError, match=r"there is no 'blocks.9'"):
+        stored.to_dataset(2, "blocks.9")
     with pytest.warns(UserWarning, match="rows do not fill a context"):
         dataset = stored.to_dataset(32, [Z])
     assert len(dataset) == len(stored) // 32 and set(dataset.column_names) == {Z, "token_ids"}

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 
 from jaxlens.batch.sources import Document, Source
 from jaxlens.model.request import bos_choice, check_in_vocabulary, required_tokenizer
+from jaxlens.model.transformer import HookedTransformer
 
 DOCUMENTS_AT_ONCE = 64
 """The number of documents that are tokenized together."""
@@ -51,6 +52,7 @@ class Reader:
     `n_ahead` is the number of tokens at the end of a context that are predicted, but not run.
 
     Raises:
+        TypeError: `model` is not a HookedTransformer.
         ValueError: `max_length` is not between 1 and n_ctx + n_ahead; a document has no tokens, or tokens outside the
             vocabulary.
     """
@@ -59,6 +61,8 @@ class Reader:
         self, model: Any, max_length: int | None = None, prepend_bos: bool | None = None, splits: bool = False,
         n_ahead: int = 0,
     ):  # fmt: skip
+        if not isinstance(model, HookedTransformer):
+            raise TypeError(f"model is a {type(model).__name__}; expected a HookedTransformer")
         n_ctx = model.cfg.n_ctx
         most = n_ctx + n_ahead
         if not (max_length is None or (_is_integer(max_length) and 1 <= max_length <= most)):

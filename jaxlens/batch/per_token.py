@@ -33,8 +33,11 @@ def token_names(cfg: Config, names: HookName | list[HookName]) -> tuple[str, ...
     """The full names of activations with one value per token, in the order of the model.
 
     Raises:
-        HookError: A name matches no hook point, or its value has no such axis, as that of an attention pattern.
+        HookError: There is no name, one matches no hook point, or its value has no such axis, as that of an attention
+            pattern.
     """
+    if names is None or (isinstance(names, list | tuple) and not names):
+        raise HookError(f'names is {names!r}; expected hook points, such as "blocks.*.hook_resid_post"')
     wanted = LayerRange.of(cfg, None, None).wanted(cfg, names)
     for name in wanted:
         site = split_name(name)[0]

@@ -78,10 +78,10 @@ def token_scores(
     column: str | None = None, prepend_bos: bool | None = None, progress: bool | None = None,
 ) -> Iterator[Scores]:  # fmt: skip
     """`score` that also says which tokens are the model's first choice."""
+    reader, source = Reader(model, max_length, prepend_bos, n_ahead=1), Source.of(data, column)
     check_has_head(model.cfg)
     if model.cfg.output_head != "next_token":
         raise ValueError("this model scores labels; it does not predict tokens, so it has no log-probability of a text")
-    reader, source = Reader(model, max_length, prepend_bos, n_ahead=1), Source.of(data, column)
     n_scored: dict[int, int] = {}  # by document, until its result is there
     if contexts is not None:
         pairs = _continued(model, source, Source.of(contexts), prepend_bos, reader.max_length, n_scored)

@@ -82,6 +82,16 @@ def _documents(rows: Iterable[Any], start: int, column: str | None) -> Iterator[
         yield _document(row, column, f"document {number}")
 
 
+def _checked(text: str, where: str) -> str:
+    """A text. Raises ValueError if it is not valid Unicode, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"half of a surrogate pair, {text[error.start]!r}, at character {error.start}"
+        raise ValueError(f'{where} has {found}; replace it, as text.encode(errors="replace").decode() does') from None
+    return text
+
+
 def _document(row: Any, column: str | None, where: str) -> Document:
     """The text or the tokens of a row."""
     if isinstance(row, Mapping):
@@ -92,7 +102,7 @@ def _document(row: Any, column: str | None, where: str) -> Document:
             raise ValueError(f"{where} has no {wanted}, only {sorted(map(str, row))}; name its column with column=")
         row = row[found]
     if isinstance(row, str):
-        return row
+        return _checked(row, where)
     try:
         tokens = np.asarray(row) if isinstance(row, Sequence | np.ndarray) or hasattr(row, "__array__") else None
     except ValueError:  # lists of different lengths
@@ -167,4 +177,7 @@ def _parquet_file(path: Path) -> Any:
     require("pyarrow", "reading a .parquet file")
     from pyarrow import parquet
 
-    return parquet.ParquetFile(path)
+    try:
+        return parquet.ParquetFile(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}") from error

@@ -57,12 +57,13 @@ def mean_activations(
         >>> means["blocks.0.hook_resid_post"].shape, int(means.counts)
         ((8,), 5)
     """
-    n_groups = {"dataset": 1, "token": model.cfg.d_vocab, "position": max_length or model.cfg.n_ctx}
-    if by not in n_groups:
+    reader = Reader(model, max_length, prepend_bos)
+    n_groups = {"dataset": 1, "token": model.cfg.d_vocab, "position": reader.max_length}
+    if by not in list(n_groups):
         raise ValueError(f'by is {by!r}; expected "dataset", "token" or "position"')
     check_skip(skip)
     activations = TokenActivations(token_names(model.cfg, names), "float32")
-    reader, program = Reader(model, max_length, prepend_bos), activations_program(model, activations, hooks)
+    program = activations_program(model, activations, hooks)
     sums, counts = {}, np.zeros(n_groups[by], np.int64)
     for context, values in each_context(program, Source.of(data, column), reader, batch_tokens, progress):
         kept = kept_tokens(context, skip, model.tokenizer)
@@ -117,7 +118,10 @@ class TopActivations:
 
         Raises:
             IndexError: There is no such neuron.
+            ValueError: `width` is negative.
         """
+        if width < 0:
+            raise ValueError(f"width is {width}; expected a number of tokens of at least 0")
         if self.values[neuron].ndim != 1:
             raise IndexError(f"neuron is {neuron!r}; expected an index for each axis of {self.values.shape[:-1]}")
         found = zip(self.values[neuron], self.documents[neuron], self.positions[neuron], strict=True)
@@ -152,10 +156,12 @@ def top_activations(
         >>> top.values.shape, len(top.contexts(0))
         ((32, 1), 1)
     """
-    k = positive("k", k)
+    reader, k = Reader(model, max_length, prepend_bos), positive("k", k)
+    if not (encode is None or callable(encode)):
+        raise TypeError(f"encode is {encode!r}; expected a function of an activation, such as sae.encode")
     check_skip(skip)
     activations = TokenActivations(token_names(model.cfg, names), "float32", encode)
-    reader, program = Reader(model, max_length, prepend_bos), activations_program(model, activations, hooks)
+    program = activations_program(model, activations, hooks)
     rankings: dict[str, _Ranking] = {}
     for context, values in each_context(program, Source.of(data, column), reader, batch_tokens, progress):
         kept = kept_tokens(context, skip, model.tokenizer)

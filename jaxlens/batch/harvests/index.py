@@ -21,6 +21,7 @@ from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.text.tokenizer_files import ROLES
 
 INDEX = "index.json"
+FORMAT = "jaxlens harvest 1"
 N_COMPARED = 64
 """The number of documents that tell one data set from another."""
 
@@ -31,7 +32,7 @@ def make_index(model: Any, work: Work, hooks: Sequence[RegisteredHook], can_be_r
     processing = [str(entry) for entry in model.processing if entry.name != "sharding"]
     skip = work.skip if isinstance(work.skip, str) else sorted(set(map(int, work.skip)))
     return {
-        "format": "jaxlens harvest 1",
+        "format": FORMAT,
         "model": {"name": model.name, "processing": processing, "weights": _of_weights(model)},
         "tokenizer": None if tokenizer is None else _of_tokenizer(tokenizer),
         "hooks": [_of_hook(hook) for hook in hooks],
@@ -88,6 +89,8 @@ def read_index(folder: Path) -> dict[str, Any] | None:
         raise HarvestError(f"{path} cannot be read: {error}") from error
     if not isinstance(index, dict) or not str(index.get("format")).startswith("jaxlens harvest"):
         raise HarvestError(f"{path} is not the index of a harvest")
+    if index["format"] != FORMAT:
+        raise HarvestError(f"{path} has the format {index['format']!r}; this version of jaxlens reads {FORMAT!r}")
     if not isinstance(index.get("shapes"), dict) or "dtype" not in index:
         raise HarvestError(f"{path} was changed: it lacks the shapes or the dtype of the activations")
     return index
@@ -96,9 +99,10 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 def shards_of(folder: Path, index: Mapping[str, Any]) -> list[ShardInfo]:
     """The shards that the index of a complete harvest lists, at least one. Raises HarvestError if it was changed."""
     try:
-        shards = [ShardInfo(**shard) for shard in index["shards"]]
+        numbers = [{name: int(shard[name]) for name in ("rows", "first", "stop")} for shard in index["shards"]]
+        shards = [ShardInfo(**{**shard, **of_shard}) for shard, of_shard in zip(index["shards"], numbers, strict=True)]
         rows = sum(shard.rows for shard in shards)
-    except TypeError as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise HarvestError(f"{folder / INDEX} was changed: its shards cannot be read ({error})") from error
     if not shards or rows != index.get("rows"):
         found = f"it lists {len(shards)} shards with {rows} rows, and says {index.get('rows')} rows"

@@ -6,6 +6,7 @@ Axes: r row, l layer, d d_model.
 import functools
 import itertools
 import math
+import operator
 import os
 import reprlib
 import warnings
@@ -150,12 +151,12 @@ class TokenRows(Sequence):
         datasets = require("datasets", "to_dataset")
         names = self.names if names is None else [names] if isinstance(names, str) else list(names)
         context_size = positive("context_size", context_size)
+        example = {name: column[0] for name, column in self._chosen(self[:1], names).items()}
         n_contexts, rest = divmod(len(self), context_size)
         if not n_contexts:
             raise ValueError(f"there are {len(self)} rows; a context needs {context_size}")
         if rest:
             warnings.warn(f"the last {rest} rows do not fill a context and are left out", UserWarning, stacklevel=2)
-        example = self[0]
         features: dict[str, Any] = {
             name: datasets.Array2D((context_size, math.prod(example[name].shape)), _arrow_dtype(example[name].dtype))
             for name in names
@@ -235,6 +236,10 @@ class Harvest(TokenRows):
         n_rows = len(columns["document"])
         if n_rows != shard.rows:
             raise HarvestError(f"{shard.file} has {n_rows} rows, but index.json was changed and says {shard.rows}")
+        for name, shape in self.index["shapes"].items():
+            found = columns[name].shape[1:] if name in columns else None
+            if found != tuple(shape):
+                raise HarvestError(f"{shard.file} has {name} {found}, but index.json was changed and says {shape}")
         return columns
 
     @property
@@ -244,6 +249,7 @@ class Harvest(TokenRows):
 
     def document(self, number: int) -> Rows:
         """The rows of a document. Raises IndexError if the harvest has no such document."""
+        number = operator.index(number)
         for file, shard in enumerate(self.shards):
             if shard.first <= number < shard.stop:
                 documents = self._columns(file)["document"]

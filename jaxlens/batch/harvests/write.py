@@ -84,10 +84,11 @@ def harvest(
     """
     check_skip(skip)
     shard_tokens, batch_tokens = positive("shard_tokens", shard_tokens), positive("batch_tokens", batch_tokens)
+    reader = Reader(model, max_length, prepend_bos, split)
     dtype = _floating(model.cfg.dtype if dtype is None else dtype)
     activations = TokenActivations(token_names(model.cfg, names), dtype.name)
     program = activations_program(model, activations, hooks)
-    source, reader = Source.of(data, column), Reader(model, max_length, prepend_bos, split)
+    source = Source.of(data, column)
     work = Work(
         program, _shapes(program, activations), dtype, source, reader, skip, model.tokenizer, shard_tokens, batch_tokens
     )
@@ -102,7 +103,7 @@ def harvest(
 def _floating(dtype: Any) -> np.dtype:
     """A dtype of activations. Raises ValueError if it is not one, or if JAX would not compute in it."""
     try:
-        found = jnp.dtype(dtype)
+        found = jnp.dtype(str(dtype).removeprefix("torch.") if str(dtype).startswith("torch.") else dtype)
     except TypeError:
         found = None
     if found not in NAMES or not jnp.issubdtype(found, jnp.floating) or jax.dtypes.canonicalize_dtype(found) != found:
