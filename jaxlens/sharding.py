@@ -167,12 +167,18 @@ class Sharding:
         if array is None or is_traced(array) or (isinstance(array, jax.Array) and array.committed):
             return array
         values = np.asarray(array)
-        return _from_host(values, NamedSharding(self._mesh_of_run, self._on_mesh(self._axes("b", values.shape)).spec))
+        return _from_host(values, self._in_run("b", values.shape))
 
     def kv_cache(self, cfg: Config, n_rows: int) -> NamedSharding:
         """The sharding of keys and values [l b k ...] of a KV cache: by rows, and as the key/value heads."""
-        shape = cfg.n_layers, n_rows, cfg.n_key_value_heads
-        return NamedSharding(self._mesh_of_run, self._on_mesh(self._axes("l b k", shape)).spec)
+        return self._in_run("l b k", (cfg.n_layers, n_rows, cfg.n_key_value_heads))
+
+    def divide(self, array: jax.Array, letters: str) -> jax.Array:
+        """An array on the devices of the mesh, divided by its axis letters, of which only the first need be given."""
+        return jax.device_put(array, self._in_run(letters, array.shape))
+
+    def _in_run(self, letters: str, shape: tuple[int, ...]) -> NamedSharding:
+        return NamedSharding(self._mesh_of_run, self._on_mesh(self._axes(letters, shape)).spec)
 
     @property
     def _mesh_of_run(self) -> Mesh:

@@ -91,6 +91,7 @@ def test_devices_hold_only_their_part(found, name):
     assert found[name]["logits"][0] == ("data" if n_data > 1 else None)
     rows = {size: len(TOKENS) // n_data for size in ("tokens", "logits", "keys", "values")}
     assert found[name]["rows of a generation"] == rows  # of a device
+    assert found[name]["part of experiments"] == {"sweep": 1 / n_data, "attribution": 1 / n_data}
 
 
 def test_replicated_weights_are_named(found):

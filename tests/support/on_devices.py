@@ -8,6 +8,7 @@ import functools
 import json
 import re
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ import numpy as np
 from jax.sharding import AxisType
 
 from jaxlens import HookedTransformer, batch, hook
-from jaxlens.analysis import activation_patch
+from jaxlens.analysis import activation_patch, attribution_patch
+from jaxlens.analysis.attribution import backward
+from jaxlens.analysis.interventions import sweep
 from jaxlens.model.automatic_axes import with_automatic_axes
 from jaxlens.model.generation.options import new_generation
 from jaxlens.model.request import LayerRange, RunRequest
@@ -52,6 +55,7 @@ def results(model) -> dict[str, object]:
         "Python hook": model.run_with_hooks(TOKENS, fwd_hooks=[("blocks.1.attn.hook_z", zero_head)]),
         "data hook": model.run_with_hooks(TOKENS, fwd_hooks=[("blocks.1.hook_resid_pre", hook(add, vector=vector))]),
         "gradient": jax.grad(loss)(model.params),
+        "attribution": attribution_patch(model, TOKENS, TOKENS[::-1], metric)["z"].values,
         "patching": activation_patch(model, TOKENS[:2], TOKENS[2:4], metric, progress=False).values,
         "harvest": next(batch.harvest(model, TOKENS.tolist(), "blocks.*.hook_resid_post", batch_tokens=64)),
         "scores": batch.score(model, [row[: 3 + i] for i, row in enumerate(TOKENS.tolist())]),
@@ -115,7 +119,34 @@ def rows_of_a_generation(model) -> dict[str, int]:
     state = generation.state
     by_axis = {"tokens": (state.tokens, 0), "logits": (state.logits, 0),
                "keys": (state.cache.keys, 1), "values": (state.cache.values, 1)}  # fmt: skip
-    return {what: array.sharding.shard_shape(array.shape)[axis] for what, (array, axis) in by_axis.items()}
+    return {what: rows_of_a_device(array, axis) for what, (array, axis) in by_axis.items()}
+
+
+def rows_of_a_device(array, axis: int) -> int:
+    return array.sharding.shard_shape(array.shape)[axis]
+
+
+def part_of_experiments(model) -> dict[str, float]:
+    """The part of the rows of a sweep, and of the prompts of an attribution, that a device computes."""
+    found = {}
+
+    def recorded(what, axis, run):
+        def record(*args, **options):
+            result = run(*args, **options)
+            array = result if what == "sweep" else result.final
+            found[what] = rows_of_a_device(array, axis) / array.shape[axis]
+            return result
+
+        return record
+
+    def metric(logits):
+        return logits[:, -1, 3]
+
+    with mock.patch.object(sweep, "run_rows", recorded("sweep", 2, sweep.run_rows)):
+        activation_patch(model, TOKENS[:2], TOKENS[2:4], metric, progress=False)
+    with mock.patch.object(backward, "linearise", recorded("attribution", 0, backward.linearise)):
+        attribution_patch(model, TOKENS, TOKENS[::-1], metric)
+    return found
 
 
 def bytes_per_device(model) -> dict[str, int]:
@@ -147,6 +178,7 @@ def combination(folder: str, size: str, axis_type: str) -> dict[str, object]:
         found = {"results": distances(results(model), expected)}
         found["weights"] = distance(model.params, whole.params)
         found["rows of a generation"] = rows_of_a_generation(model)
+        found["part of experiments"] = part_of_experiments(model)
         later = shard(whole, mesh).params
     found["sharded otherwise later"] = [
         name for name, w in model.params.items() if not w.sharding.is_equivalent_to(later[name].sharding, w.ndim)

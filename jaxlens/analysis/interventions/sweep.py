@@ -285,12 +285,16 @@ class SweepRunner:
             self.setter, self.baseline, self.sources, rows_of_site, self.cells.indices[batch.cells], batch,
             packings(self.shape, batch, on_host(self.inputs.mask)), shape=self.shape, site=site, length=self.length,
         )  # fmt: skip
+        sharding = self.model.sharding
+        if sharding is not None:  # the rows of each block are then divided over devices, as those of a batch are
+            rows = dataclasses.replace(rows, x=sharding.divide(rows.x, "block one b"))
         x = run_rows(cfg, self.model.modules.stacks, rows, batch)
         read = batch.rows[:, self.read].reshape(-1, baseline_logits.shape[0], len(self.read))
         for start in range(0, batch.n_cells, size):
             of_cells = np.full((size, *read.shape[1:]), -1, np.int32)
             cells = batch.cells[: batch.n_cells][start : start + size]
             of_cells[: len(cells)] = read[start : start + len(cells)]
+            of_cells = of_cells if sharding is None else sharding.place_batch(of_cells)
             yield cells, _finish(self.model, x, of_cells, baseline_logits)
 
 
