@@ -477,6 +477,8 @@ def cases(folder: Path) -> list[Case]:
         Case(lambda: run({"text": ROWS}), TypeError, "data is a dict; pass the column of documents in it"),
         Case(lambda: run([{"texts": "a"}]), ValueError, '0 has no column "text", "tokens" or "input_ids", only'),
         Case(lambda: run([{"b": 1}], column="a"), ValueError, "document 0 has no \"a\", only ['b']; name its column"),
+        Case(lambda: run([[1]], column="text"), ValueError, "document 0 has no columns; leave out column='text'"),
+        Case(lambda: run(folder / "latin.txt", column="text"), ValueError, "latin.txt has no columns; leave out col"),
         Case(lambda: run([[1], [0.5]]), TypeError, "document 1 is an array of shape (1,) and dtype float64; expected"),
         Case(lambda: run([[1], None]), TypeError, "document 1 is None; expected a text or a row of tokens (integers)"),
         Case(lambda: run("a text"), ValueError, "data is 'a text'; a string is a path: expected the path of a .jsonl"),

@@ -101,6 +101,8 @@ def _document(row: Any, column: str | None, where: str) -> Document:
             wanted = f'"{column}"' if column else 'column "text", "tokens" or "input_ids"'
             raise ValueError(f"{where} has no {wanted}, only {sorted(map(str, row))}; name its column with column=")
         row = row[found]
+    elif column is not None:
+        raise ValueError(f"{where} has no columns; leave out column={column!r}")
     if isinstance(row, str):
         return _checked(row, where)
     try:
@@ -147,6 +149,8 @@ def _text_lines(path: Path) -> Iterator[str]:
 
 
 def _lines(path: Path, start: int, column: str | None) -> Iterator[str]:
+    if column is not None:
+        raise ValueError(f"{path} has no columns; leave out column={column!r}")
     lines = (line.rstrip("\n") for line in _text_lines(path))
     yield from itertools.islice((line for line in lines if line.strip()), start, None)
 
