@@ -15,8 +15,10 @@ jitted function: it is inlined into a compiled forward, and compiled once for al
 import functools
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from jaxlens._jax import inlined
@@ -166,16 +168,32 @@ FEW_TOKENS = 128
 
 
 def by_each_head(x: Float[Array, "b p d"], W: Float[Array, "n d h"]) -> Float[Array, "b p n h"]:
-    """The product of x with the weight of every head.
+    """The product of x with the weight of every head."""
+    return _head_by_head(x, W) if x.shape[0] * x.shape[1] <= FEW_TOKENS else _all_heads(x, W)
 
-    XLA copies W to [d n h] to multiply all heads at once, which takes longer than the product if tokens are few. It
-    multiplies matrices fastest in the order of `matmul`; einsum would put W first.
+
+def _all_heads(x, W):
+    return jnp.einsum("bpd,ndh->bpnh", x, W)
+
+
+@jax.custom_jvp
+def _head_by_head(x, W):
+    """XLA copies W to [d n h] to multiply all heads at once, which takes longer than the product if tokens are few.
+
+    It multiplies matrices fastest in the order of `matmul`; einsum would put W first.
     """
     n_tokens = x.shape[0] * x.shape[1]
-    if n_tokens > FEW_TOKENS:
-        return jnp.einsum("bpd,ndh->bpnh", x, W)
     heads = jnp.matmul(jnp.broadcast_to(x.reshape(n_tokens, -1), (len(W), n_tokens, x.shape[2])), W)
     return jnp.moveaxis(heads, 0, 1).reshape(*x.shape[:2], len(W), -1)
+
+
+@functools.partial(_head_by_head.defjvp, symbolic_zeros=True)
+def _head_by_head_jvp(primals, tangents):
+    """The derivative is that of all heads at once: head by head, the backward pass would keep x for every head."""
+    (x, W), (dx, dW) = primals, tangents
+    of_x = [] if isinstance(dx, SymbolicZero) else [_all_heads(dx, W)]
+    of_W = [] if isinstance(dW, SymbolicZero) else [_all_heads(x, dW)]
+    return _head_by_head(x, W), sum(of_x + of_W)
 
 
 @inlined
@@ -222,7 +240,7 @@ def write_heads(z, W_O):
 
 @inlined
 def write_all(z, W_O, b_O):
-    out = z.reshape(*z.shape[:2], -1) @ W_O.reshape(-1, W_O.shape[-1])  # einsum would copy W_O to [h n d]
+    out = jnp.tensordot(z, W_O, axes=2)  # einsum would copy W_O to [h n d]
     return out if b_O is None else out + b_O
 
 
