@@ -105,7 +105,10 @@ HookedTransformerKeyValueCacheEntry = TransformerLensKeyValueCacheEntry
 
 
 def kv_cache_of(past: Any) -> KVCache | None:
-    """The KVCache of an argument `past_kv_cache`."""
+    """The KVCache of an argument `past_kv_cache` of `generate`. Raises TypeError for something else."""
+    if not isinstance(past, TransformerLensKeyValueCache | KVCache | None):
+        expected = "expected a KVCache, as model.init_kv_cache and model.decode return it"
+        raise TypeError(f"past_kv_cache is a {type(past).__name__}; {expected}")
     return past.kv_cache if isinstance(past, TransformerLensKeyValueCache) else past
 
 
