@@ -28,6 +28,7 @@ def whole_runs(run, text, n: int, mask=None) -> np.ndarray:
     return text
 
 
+RESID = "blocks.*.hook_resid_post"
 WORDS = ("the", "cat", "sat", "on", "a", "mat", *(f"w{i}" for i in range(28)), "?")
 
 
@@ -187,7 +188,7 @@ def test_steering_is_the_same_in_every_way_to_the_same_text(name, positions):
     of, text, mask = model(name), np.asarray(tokens(2, 7)), np.ones((2, 7), bool)
     mask[1, :2] = False
     hooks = jaxlens.steer(DIRECTION * 9, [1, 2], strength=halved, positions=positions)
-    at = {"prompt": range(7), "new": range(7, 17), "last": [6]}.get(positions, positions)
+    at = {"prompt": range(7), "new": range(7, 17), "last": [6]}[positions] if type(positions) is str else positions
 
     def by_hand(value, hook):
         columns = np.broadcast_to(np.arange(value.shape[1]), value.shape[:2])
@@ -312,7 +313,7 @@ def test_stop_strings():
         assert np.array_equal(row[:stop], expected[:stop])
         assert (row[stop:] == of.tokenizer.eos_token_id).all()
     assert stopped.shape[1] <= 16
-    options = {"stop_strings": word, "return_type": "tokens", "return_cache": True, "names_filter": "*resid_post"}
+    options = {"stop_strings": word, "return_type": "tokens", "return_cache": True, "names_filter": RESID}
     ids, cache = of.generate(["the cat", "sat on the"], 12, **options, **GREEDY)  # what follows a stop is not in it
     _, expected = of.run_with_cache(ids, attention_mask=of.tokenizer.attention_mask(ids, True, "left"))
     close(cache["resid_post", 2][0, 2:], expected["resid_post", 2][0, 2:])

@@ -11,7 +11,8 @@ from support.tiny import random_tokens, write_checkpoint
 from test_text import word_tokenizer
 
 from jaxlens import CheckpointError, HookedTransformer, Tokenizer
-from jaxlens.checkpoints import convert, convert_back, export, load, save
+from jaxlens.checkpoints import export, load
+from jaxlens.checkpoints.converter import convert, convert_back, save
 from jaxlens.cli import main
 from jaxlens.model.generation.options import eos_tokens
 
@@ -63,7 +64,7 @@ def test_a_text_ends_where_it_does_in_transformers(checkpoint, model_type):
 
 def test_arguments_and_other_tokenizers_do_not_change_the_file(checkpoint):
     folder, ends = checkpoint("llama")
-    model = HookedTransformer.from_pretrained(folder, tokenizer=Tokenizer(word_tokenizer(), eos_token="cat"))
+    model = HookedTransformer.from_pretrained(folder, tokenizer=Tokenizer(word_tokenizer(), eos_token="<pad>"))
     options = {"attention_mask": MASK, **GREEDY}
     assert np.array_equal(model.generate(TEXT, N_NEW, **options), of_transformers(folder, do_sample=False))
     free = of_transformers(folder, do_sample=False, eos_token_id=None)
