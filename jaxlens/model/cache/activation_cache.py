@@ -158,6 +158,8 @@ class ActivationCache(Decomposition, Mapping):
         """The layers in which the cache holds a site, in order."""
         return sorted(layer for found, layer in map(split_name, self._rows) if found == site and layer is not None)
 
+    __eq__, __hash__ = object.__eq__, object.__hash__  # those of a Mapping would compare arrays
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 
