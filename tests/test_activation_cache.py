@@ -1,5 +1,7 @@
 """ActivationCache: every way of naming, cutting and keeping the activations of a run; and what each activation is."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +102,10 @@ def test_a_cache_is_a_mapping_in_the_order_in_which_hook_points_fire(cache):
     assert 5 not in cache
     assert cache.get("blocks.9.hook_resid_pre") is None
     assert {**cache}.keys() == cache.keys()
+
+
+def test_a_cache_is_equal_to_itself_only(cache):
+    assert cache == cache and cache != copy.copy(cache) and {cache: 1}[cache] == 1
 
 
 def test_a_wildcard_is_all_layers_stacked(cache):

@@ -163,6 +163,31 @@ def test_positions_are_known_in_every_kind_of_run():
     close(jax.jit(lambda of: of.run_with_hooks(text, fwd_hooks=hooks))(of), expected)
 
 
+@pytest.mark.parametrize("name", ["llama", "long"])
+def test_positions_of_a_cache_after_earlier_tokens(name):
+    of, text = model(name), np.asarray(tokens(2, 14))
+    for pos_slice in (-1, [0, 2], slice(1, 3)):
+        past = jaxlens.HookedTransformerKeyValueCache.init_cache(of.cfg, "cpu", 2)
+        of(text[:, :10], past_kv_cache=past)
+        _, cache = of.run_with_cache(text[:, 10:], past_kv_cache=past, pos_slice=pos_slice)
+        of_new = of.run_with_cache(text)[1]["resid_post", 2][:, 10:]
+        close(cache["resid_post", 2], of_new[:, pos_slice] if pos_slice != -1 else of_new[:, -1:])
+
+
+@pytest.mark.parametrize("name", ["llama", "long", "mistral"])
+@pytest.mark.parametrize("n_new", [1, 3, 8])
+def test_sources_of_patterns_after_earlier_tokens_are_all_tokens(name, n_new):
+    of, text = model(name), np.asarray(tokens(2, 9 + n_new))
+    past = jaxlens.HookedTransformerKeyValueCache.init_cache(of.cfg, "cpu", 2)
+    of(text[:, :9], past_kv_cache=past)
+    _, cache = of.run_with_cache(text[:, 9:], past_kv_cache=past)
+    _, whole = of.run_with_cache(text)
+    for site in ("pattern", "attn_scores", "z", "resid_post"):
+        expected = whole[site, 1][:, :, 9:] if site in ("pattern", "attn_scores") else whole[site, 1][:, 9:]
+        values = cache[site, 1], expected
+        close(*(jnp.nan_to_num(value, neginf=0) for value in values))
+
+
 def test_gradients_through_a_decode_step():
     of, text = model("llama"), np.asarray(tokens(2, 9))
     _, cache = jax.jit(lambda of, cache: of.decode(text[:, :8], cache))(of, of.init_kv_cache(2, 16))

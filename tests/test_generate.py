@@ -28,6 +28,7 @@ def whole_runs(run, text, n: int, mask=None) -> np.ndarray:
     return text
 
 
+RESID = "blocks.*.hook_resid_post"
 WORDS = ("the", "cat", "sat", "on", "a", "mat", *(f"w{i}" for i in range(28)), "?")
 
 
@@ -178,6 +179,57 @@ def halved(step):
     return 0.5**step
 
 
+WAYS = [{}, {"prefill_chunk": 3}, {"use_past_kv_cache": False}]
+
+
+@pytest.mark.parametrize("name", ["llama", "long"])
+@pytest.mark.parametrize("positions", ["prompt", "new", "last", [1, 6, 8]])
+def test_steering_is_the_same_in_every_way_to_the_same_text(name, positions):
+    of, text, mask = model(name), np.asarray(tokens(2, 7)), np.ones((2, 7), bool)
+    mask[1, :2] = False
+    hooks = jaxlens.steer(DIRECTION * 9, [1, 2], strength=halved, positions=positions)
+    at = {"prompt": range(7), "new": range(7, 17), "last": [6]}[positions] if type(positions) is str else positions
+
+    def by_hand(value, hook):
+        columns = np.broadcast_to(np.arange(value.shape[1]), value.shape[:2])
+        number = columns - np.array([[0], [0 if isinstance(positions, str) else 2]])
+        steps = np.maximum(columns - 6, 0)
+        return value + jnp.asarray((np.isin(number, list(at)) * 0.5**steps)[..., None] * DIRECTION * 9)
+
+    by_name = [(f"blocks.{layer}.hook_resid_post", by_hand) for layer in (1, 2)]
+    expected = whole_runs(lambda text, **mask: of.run_with_hooks(text, fwd_hooks=by_name, **mask), text, 10, mask)
+    assert not np.array_equal(expected, whole_runs(of, text, 10, mask))
+    for way in WAYS:
+        assert np.array_equal(of.generate(text, 10, attention_mask=mask, fwd_hooks=hooks, **way, **GREEDY), expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "long"])
+@pytest.mark.parametrize("positions", ["prompt", "new", "last"])
+def test_steps_are_those_of_the_generation_after_a_prefix_too(name, positions):
+    of, text = model(name), np.asarray(tokens(2, 9))
+    _, prefix = of.decode(text[:, :5], of.init_kv_cache(2, 8))
+    at = {"prompt": range(5, 9), "new": range(9, 20), "last": [8]}[positions]
+    hooks = jaxlens.steer(DIRECTION * 5, 1, positions=positions)
+    by_hand = jaxlens.steer(DIRECTION * 5, 1, positions=at)
+    given = {"past_kv_cache": prefix, **GREEDY}
+    steered = of.generate(text[:, 5:], 8, fwd_hooks=hooks, **given)
+    assert np.array_equal(steered, of.generate(text[:, 5:], 8, fwd_hooks=by_hand, **given))
+    assert not np.array_equal(steered, of.generate(text[:, 5:], 8, **given))
+    steps = []
+    of.generate(text[:, 5:], 3, fwd_hooks=[("hook_embed", lambda x, hook: steps.append(int(hook.step)))], **given)
+    assert steps == [0, 1, 2]
+
+
+def test_the_step_of_each_column_that_is_run_again():
+    of, seen = model("llama"), []
+    hooks = [("blocks.1.hook_mlp_out", lambda x, hook: seen.append((int(hook.step), hook.steps[0].tolist())))]
+    of.generate(tokens(2, 3), 3, use_past_kv_cache=False, fwd_hooks=hooks, **GREEDY)
+    assert seen == [(0, [0, 0, 0]), (1, [0, 0, 0, 1]), (2, [0, 0, 0, 1, 2])]
+    seen.clear()
+    of.generate(tokens(2, 3), 3, fwd_hooks=hooks, **GREEDY)
+    assert seen == [(0, [0, 0, 0]), (1, [1]), (2, [2])]
+
+
 def test_what_changes_without_a_compilation(compilations):  # noqa: F811
     of, texts = model("llama"), [np.asarray(tokens(1, 8))[:, :n] for n in (5, 6, 8)]
 
@@ -224,6 +276,17 @@ def test_a_cache_of_one_site(hooks):
     close(cache["blocks.*.hook_resid_post"], expected["blocks.*.hook_resid_post"])
 
 
+@pytest.mark.parametrize("options", [{}, {"prefill_chunk": 2}, {"use_past_kv_cache": False}], ids=str)
+def test_scores_of_a_generation_are_those_of_a_run_where_nothing_is_visible_too(options):
+    of, text = model("mistral"), np.asarray(tokens(2, 7))
+    names = ["blocks.*.attn.hook_attn_scores", "blocks.*.attn.hook_pattern"]
+    text, cache = of.generate(text, 6, return_cache=True, names_filter=names, **options, **GREEDY)
+    _, expected = of.run_with_cache(text, names_filter=names)
+    for name in names:
+        assert np.array_equal(np.isneginf(cache[name]), np.isneginf(expected[name]))
+        close(*(jnp.nan_to_num(each[name], neginf=0) for each in (cache, expected)))
+
+
 # --- when a row ends
 
 
@@ -250,6 +313,10 @@ def test_stop_strings():
         assert np.array_equal(row[:stop], expected[:stop])
         assert (row[stop:] == of.tokenizer.eos_token_id).all()
     assert stopped.shape[1] <= 16
+    options = {"stop_strings": word, "return_type": "tokens", "return_cache": True, "names_filter": RESID}
+    ids, cache = of.generate(["the cat", "sat on the"], 12, **options, **GREEDY)  # what follows a stop is not in it
+    _, expected = of.run_with_cache(ids, attention_mask=of.tokenizer.attention_mask(ids, True, "left"))
+    close(cache["resid_post", 2][0, 2:], expected["resid_post", 2][0, 2:])
     same = of.generate("the cat", 5, stop_strings="never", **GREEDY)
     assert same == of.generate("the cat", 5, **GREEDY)
 

@@ -61,11 +61,16 @@ GENERATION = {
     "no rows": Case(lambda: generate(num_return_sequences=0), ValueError, "num_return_sequences is 0"),
     "no columns": Case(lambda: generate(prefill_chunk=-1), ValueError, "prefill_chunk is -1"),
     "cold": Case(lambda: generate(temperature=-1), ValueError, "temperature is -1"),
+    "no temperature": Case(lambda: generate(temperature=float("nan")), ValueError, "temperature is nan"),
+    "half a token": Case(lambda: generate(top_k=2.5), ValueError, "top_k is 2.5"),
+    "a seed": Case(lambda: generate(seed="abc"), TypeError, "the seed or key is a str"),
     "two limits": Case(lambda: generate(top_k=3, top_p=0.5), ValueError, "cannot be combined"),
     "two seeds": Case(lambda: generate(seed=1, key=jax.random.key(0)), ValueError, "seed and key are both given"),
     "an end outside": Case(
         lambda: generate(stop_at_eos=True, eos_token_id=[3, 99]), ValueError, "expected tokens from 0 to 36"
     ),
+    "no ends": Case(lambda: generate(stop_at_eos=True, eos_token_id=[]), ValueError, "eos_token_id is []; expected"),
+    "a text as the end": Case(lambda: generate(eos_token_id="</s>"), ValueError, "eos_token_id is '</s>'; expected"),
     "no end": Case(
         lambda: generate(stop_at_eos=True), ValueError, "stop_at_eos=True needs an EOS token, but the model has no"
     ),
@@ -83,6 +88,7 @@ GENERATION = {
         lambda: generate(attention_mask=np.array([[1] * 5, [0] * 5])), ValueError, "row 1 of the prompt has no token"
     ),
     "another model": Case(of_another_model, ValueError, "another model or batch"),
+    "no cache": Case(lambda: generate(past_kv_cache={}), TypeError, "past_kv_cache is a dict; expected a KVCache"),
     "inside jit": Case(
         lambda: jax.jit(lambda of: of.generate(tokens(1, 3), verbose=False))(model("llama")), ValueError,
         "generate compiles its own loop, so call it outside of jit",
@@ -97,6 +103,9 @@ GENERATION = {
     "a name": Case(lambda: generate(return_cache=True, names_filter="hook_nothing"), HookError, "hook_nothing"),
     "a layer": Case(lambda: generate(fwd_hooks=steer(DIRECTION, 17)), HookError, "17"),
     "positions": Case(lambda: steer(DIRECTION, 1, positions="first"), ValueError, "positions is 'first'"),
+    "a negative position": Case(lambda: steer(DIRECTION, 1, positions=[3, -1]), ValueError, "positions is [3, -1]"),
+    "no positions": Case(lambda: steer(DIRECTION, 1, positions=[]), ValueError, "positions is []"),
+    "a pattern": Case(lambda: steer(DIRECTION, 1, site="attn.hook_pattern"), ValueError, "have heads before positions"),
     "no layers": Case(lambda: steer(DIRECTION, []), ValueError, "layers is empty"),
 }  # fmt: skip
 
@@ -120,6 +129,7 @@ CACHES = {
     "no rows": Case(lambda: model("llama").init_kv_cache(0), ValueError, "batch_size is 0"),
     "no such row": Case(lambda: half_full().take([2]), IndexError, "index 2 is out of bounds"),
     "a later part": Case(lambda: half_full()[2:], TypeError, "a cache is cut as cache[:length]"),
+    "a dict": Case(lambda: decode(tokens(2, 1), {}), TypeError, "cache is a dict; expected a KVCache"),
     "no cache": Case(lambda: with_past(past_kv_cache={}), TypeError, "pass a KVCache to model.decode"),
     "some layers": Case(lambda: with_past(stop_at_layer=2), ValueError, "must cover all layers"),
     "gradients": Case(lambda: with_past(incl_bwd=True, return_type="loss"), ValueError, "differentiate model.decode"),

@@ -327,6 +327,12 @@ def test_a_token_outside_the_vocabulary_is_nan_under_jit():
     logits = jax.jit(lambda model, given: model(given))(the_model, outside)
     assert np.isfinite(np.asarray(logits[0])).all()
     assert np.isnan(np.asarray(logits[1, 1])).all() and np.isnan(np.asarray(logits[2])).all()
+    for tokens_outside in (outside[:2], outside[:, ::-1]):  # 37 and -1 as the last token, whose logits are not used
+        losses = jax.jit(lambda model, given: model(given, "loss", loss_per_token=True))(the_model, tokens_outside)
+        assert np.array_equal(np.isnan(losses[:, 0]), (tokens_outside % 37 != tokens_outside).any(axis=1))
+    directions = jax.jit(lambda model, given: model.tokens_to_residual_directions(given))(the_model, outside)
+    assert np.array_equal(np.isnan(directions).all(-1), outside % 37 != outside)
+    assert np.array_equal(np.isnan(directions).any(-1), outside % 37 != outside)
 
 
 # --- caches of padded batches

@@ -623,6 +623,12 @@ def path(*args, name="gpt2", **how):
     return path_patch(model(name), corrupted, clean, metric, *args, **QUIET, **how)
 
 
+def of_padded_rows():
+    rows, everywhere = tokens(2, 4), np.ones((2, 4), int)
+    _, source = model("gpt2").run_with_cache(rows, attention_mask=everywhere)
+    return generic(tokens=rows, source=source, attention_mask=everywhere - [[0] * 4, [0, 0, 0, 1]])
+
+
 def shorter():
     return model("gpt2").run_with_cache(tokens(2, LENGTH - 1))[1]
 
@@ -668,6 +674,9 @@ MISTAKES = {
     ),
     "hooks on the model": Case(lambda: generic(the_model=with_hook()), ValueError, "a sweep runs many interventions"),
     "a cache of other positions": Case(lambda: generic(source=shorter()), ValueError, "need the same positions"),
+    "a cache of rows with other padding": Case(
+        of_padded_rows, ValueError, "row 1 has 3 tokens in the run, but 4 in the cache"
+    ),
     "a setter without a result": Case(lambda: generic(lambda a, i, c: None), ValueError, ".at[:, pos].set(...)"),
     "a setter of one position": Case(lambda: generic(lambda a, i, c: c[:, 0]), ValueError, "the whole activation"),
     "no such layer": Case(

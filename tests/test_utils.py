@@ -365,6 +365,7 @@ MISTAKES = {
         lambda: sample(top_k=1, top_p=0.5), ValueError, "top_k=1 and top_p=0.5 cannot be combined"
     ),
     "top k of zero": Case(lambda: sample(top_k=0), ValueError, "top_k is 0; expected 1 or more"),
+    "a key of text": Case(lambda: sample(key="abc"), TypeError, "the seed or key is a str; expected an integer or a"),
     "min p above one": Case(lambda: sample(min_p=2.0), ValueError, "min_p is 2.0; expected a share of the highest"),
     "top p of zero": Case(lambda: sample(top_p=0.0), ValueError, "top_p is 0.0; expected a probability"),
     "a negative temperature": Case(lambda: sample(temperature=-1), ValueError, "temperature is -1 and repetition"),

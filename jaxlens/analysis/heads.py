@@ -255,7 +255,10 @@ def previous_token_scores(
 def _attention_back(model: Any, steps: int, first: int, length: int, batch_size, seed, prepend_bos):
     """`mean_attention_back` on repeated random tokens. A negative `first` counts from the end."""
     tokens = repeated_random_tokens(model, batch_size, length, seed, prepend_bos)
-    _, cache = model.run_with_cache(tokens, names_filter=PATTERNS, stop_at_layer=model.cfg.n_layers)
+    everywhere = np.ones(tokens.shape, np.int32)  # a random token may be the pad token
+    _, cache = model.run_with_cache(
+        tokens, names_filter=PATTERNS, stop_at_layer=model.cfg.n_layers, attention_mask=everywhere
+    )
     return mean_attention_back(cache.stack_activation("pattern"), steps, first % tokens.shape[1])
 
 

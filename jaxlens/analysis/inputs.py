@@ -39,6 +39,20 @@ def read_pair(model: HookedTransformer, attention_mask: Any = None, **runs: Any)
     return [_at_program_length(model, run) for run in inputs]
 
 
+def check_source(model: HookedTransformer, input: Any, attention_mask: Any, source: Any) -> None:
+    """Raises ValueError if the rows of a run and of the cache whose activations it receives differ in padding.
+
+    Tokens without an attention mask, and caches of such tokens, are not checked.
+    """
+    of_run, of_source = model.read_input(input, attention_mask=attention_mask).loss_mask, getattr(source, "mask", None)
+    if of_run is None or of_source is None or is_traced(of_run) or len(of_run) != len(of_source):
+        return
+    for row, (one, other) in enumerate(zip(on_host(of_run), of_source, strict=True)):
+        if not np.array_equal(one, other):
+            lengths = f"row {row} has {one.sum()} tokens in the run, but {other.sum()} in the cache"
+            raise ValueError(f"{lengths}; positions must correspond, so give prompts with the same number of tokens")
+
+
 def _at_program_length(model: HookedTransformer, model_input: ModelInput) -> ModelInput:
     """The input with padding. Hooks on the model may count positions from the end, so they get the exact length."""
     return model_input if model.list_hooks() else padded(model, model_input, hooks=())

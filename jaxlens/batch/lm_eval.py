@@ -20,6 +20,7 @@ from jaxlens.batch.scores import token_scores
 from jaxlens.batch.stream import BATCH_TOKENS
 from jaxlens.errors import require
 from jaxlens.hooks.plan import HookSpec
+from jaxlens.model.generation.options import eos_tokens
 from jaxlens.model.generation.stream import text_of
 from jaxlens.model.request import required_tokenizer
 from jaxlens.model.transformer import HookedTransformer
@@ -196,7 +197,7 @@ class JaxLensLM(TemplateLM):
         tokens, mask = _left_padded(prompts, longest)
         rows = self.model.generate(
             tokens, settings.max_new_tokens, attention_mask=mask, return_type="tokens", verbose=False,
-            stop_at_eos=self.eot_token_id is not None, stop_strings=[each for each in settings.until if each] or None,
+            stop_at_eos=bool(eos_tokens(self.model)), stop_strings=[each for each in settings.until if each] or None,
             fwd_hooks=self.hooks, **settings.sampling,
         )  # fmt: skip
         new = [text_of(self.tokenizer, row[longest:], skip_special_tokens=True) for row in np.asarray(rows)]

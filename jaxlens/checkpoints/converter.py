@@ -13,7 +13,13 @@ import jax
 
 from jaxlens.checkpoints import native
 from jaxlens.checkpoints.exporter import ExportedTensors, export
-from jaxlens.checkpoints.folder_writer import atomic_folder, require_free, write_json, write_tensors
+from jaxlens.checkpoints.folder_writer import (
+    atomic_folder,
+    require_free,
+    write_generation_config,
+    write_json,
+    write_tensors,
+)
 from jaxlens.checkpoints.hub import FILE_PATTERNS
 from jaxlens.checkpoints.loader import Loaded, load_lazily
 from jaxlens.checkpoints.loader import load as load_checkpoint
@@ -51,6 +57,7 @@ def save(
     with atomic_folder(folder, _may_replace) as partial:
         write_json(partial / "config.json", native.fields(cfg, None if source is None else dict(source)))
         write_tensors(partial, ExportedTensors(native.FAMILY, cfg, params), shard_bytes)
+        write_generation_config(partial, cfg)
         if tokenizer is not None:
             tokenizer.save(partial)
     return folder

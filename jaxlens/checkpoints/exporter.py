@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlens.checkpoints.folder_writer import atomic_folder, write_json, write_tensors
+from jaxlens.checkpoints.folder_writer import atomic_folder, write_generation_config, write_json, write_tensors
 from jaxlens.checkpoints.open import read_config
 from jaxlens.checkpoints.parameters import StoredParameter
 from jaxlens.checkpoints.quantized.methods import without_quantization
@@ -43,6 +43,7 @@ def export(
     with atomic_folder(folder) as partial:
         write_json(partial / "config.json", fields)
         write_tensors(partial, ExportedTensors(family, cfg, params), shard_bytes)
+        write_generation_config(partial, cfg)
         if tokenizer is not None:
             tokenizer.save(partial)
     return folder

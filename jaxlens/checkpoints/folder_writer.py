@@ -17,7 +17,9 @@ from jaxlens.checkpoints.arrays import is_finite
 from jaxlens.checkpoints.folder_reader import INDEX, SINGLE
 from jaxlens.checkpoints.rules.rule import FLOATS, Tensors
 from jaxlens.checkpoints.validate import warn_not_finite
+from jaxlens.config import Config
 
+GENERATION_CONFIG = "generation_config.json"
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
 MayReplace = Callable[[Path], bool] | None
 """Decides whether an existing folder with files in it may be replaced. None: never."""
@@ -147,3 +149,9 @@ def _item_size(tensors: Tensors, name: str) -> int:
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def write_generation_config(folder: Path, cfg: Config) -> None:
+    """Writes the generation_config.json of the checkpoint that a model was loaded from, if there was one."""
+    if cfg.generation_config is not None:
+        write_json(folder / GENERATION_CONFIG, dict(cfg.generation_config))

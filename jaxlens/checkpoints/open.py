@@ -15,6 +15,7 @@ from jaxlens.checkpoints.families import family_of
 from jaxlens.checkpoints.file_format import file_format
 from jaxlens.checkpoints.find import Found, base_of, find, find_adapter, is_adapter
 from jaxlens.checkpoints.folder_reader import TensorFolder, has_weights
+from jaxlens.checkpoints.folder_writer import GENERATION_CONFIG
 from jaxlens.checkpoints.gguf.file import GGUFFile, gguf_in
 from jaxlens.checkpoints.heads import recognized, with_head
 from jaxlens.checkpoints.hub import tokenizer_named
@@ -194,6 +195,18 @@ def _open_toy(found: Found, fields: dict[str, Any], strict: bool, adapter: Adapt
     )
 
 
+def _generation_config(path: Path) -> dict[str, Any] | None:
+    """The generation_config.json of a folder, or None if there is no such file."""
+    if not (file := path / GENERATION_CONFIG).is_file():
+        return None
+    fields = read_json(file)
+    given = fields.get("eos_token_id")
+    ids = given if isinstance(given, list) else [given]
+    if given is not None and not all(type(token) is int and token >= 0 for token in ids):
+        raise CheckpointError(f"{file}: eos_token_id is {given!r}; expected a token, a list of tokens or null")
+    return fields
+
+
 def _names(found: Found) -> tuple[str, ...]:
     """The name of the repository or folder of a model, and of its folder in the cache of huggingface_hub."""
     path = found.path.resolve()
@@ -241,7 +254,8 @@ def _checkpoint(
         elif adapter is not None:
             family, cfg = multimodal.as_stored(wrapper, family, cfg, read)
         source, unread = family.source(fields), hf.unread(family.unused)
+        cfg = cfg.replace(**found.notes, generation_config=_generation_config(found.path))
         return Checkpoint(
-            found.name, found.path, family, cfg.replace(**found.notes), read, source, tokenizer, unread, described,
-            opened, updates, part_of, quantization,
+            found.name, found.path, family, cfg, read, source, tokenizer, unread, described, opened, updates, part_of,
+            quantization,
         )  # fmt: skip

@@ -131,6 +131,8 @@ class Config:
     model_name: str = _note(default="custom")
     seed: int | None = _note(default=None)  # of the initial weights; None: 0
     tokenizer_name: str | None = _note(default=None)  # a Hugging Face id or folder, loaded with the model
+    # the checkpoint's generation_config.json, of which `generate` reads `eos_token_id`; None: there is no such file
+    generation_config: Mapping[str, Any] | None = _note(default=None)
     switched_on: frozenset[str] = _note(default=frozenset())  # on-request hook points that unfiltered caches contain
     checkpoint_index: int | None = _note(default=None)  # the training checkpoint that was loaded: its index, its step
     checkpoint_value: int | None = _note(default=None)  # or number of tokens, and which of the two ("step", "token")

@@ -72,13 +72,14 @@ def hook(fn: Callable, /, **data: Any) -> DataHook:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What a hook function can read besides the value: the positions of its columns, and the step of a generation.
+    """What a hook function can read besides the value: positions and steps (see nn/sequence.py).
 
     With a `length`, the value has only so many columns; the others are padding to the length of the program.
     """
 
     positions: Int[Array, "b p"]
     step: Int[Array, ""]
+    steps: Int[Array, "b p"]
     length: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
@@ -111,13 +112,22 @@ class NamedHookPoint:
         It is known while a hook function runs, and traced in compiled code. In a generation, the columns of the first
         run are those of the prompt, and those of later runs are new tokens.
         """
-        columns = self._known_columns()
-        return columns.positions if columns.length is None else shortened(columns.positions, (1,), columns.length)
+        return self._of_columns("positions")
 
     @property
     def step(self) -> Int[Array, ""]:
         """The step of a generation: 0 in the run of the prompt, then 1, 2, … for each new token that is run."""
         return self._known_columns().step
+
+    @property
+    def steps(self) -> Int[Array, "b p"]:
+        """The step in which the token of each column was new: `step`, unless earlier tokens are run again."""
+        return self._of_columns("steps")
+
+    def _of_columns(self, name: str) -> Int[Array, "b p"]:
+        columns = self._known_columns()
+        value = getattr(columns, name)
+        return value if columns.length is None else shortened(value, (1,), columns.length)
 
     def _known_columns(self) -> Columns:
         if self._columns is None:

@@ -7,11 +7,13 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxlens.hooks.api import DataHook, hook
+from jaxlens.hooks.table import POSITION_AXES
 
 Which = Literal["all", "prompt", "new", "last"]
 
@@ -27,9 +29,10 @@ class Steering:
     schedule: Callable | None = None
 
     def __call__(self, value: Array, hook: Any, direction, strength, positions, rows) -> Array:
+        strength = jnp.reshape(strength, (-1, 1))
         if self.schedule is not None:
-            strength = strength * self.schedule(hook.step)
-        strength = jnp.reshape(strength, (-1, *[1] * (value.ndim - 1)))
+            strength = strength * jax.vmap(jax.vmap(self.schedule))(hook.steps)
+        strength = jnp.expand_dims(strength, tuple(range(2, value.ndim)))
         direction = direction if direction.ndim == value.ndim - 1 else direction[None]
         added = (strength * direction[:, None]).astype(value.dtype)
         acts = self._acts(hook, positions)
@@ -44,10 +47,17 @@ class Steering:
             case "all":
                 return jnp.ones(at.shape, bool)
             case "prompt" | "new":
-                return jnp.broadcast_to((hook.step == 0) == (self.which == "prompt"), at.shape)
+                return hook.steps == 0 if self.which == "prompt" else hook.steps > 0
             case "last":
-                return (hook.step == 0) & (at == jnp.max(at, axis=-1, keepdims=True))
-        return (at[..., None] == jnp.asarray(positions)).any(-1)
+                of_prompt = hook.steps == 0
+                return of_prompt & (at == jnp.max(jnp.where(of_prompt, at, -1), axis=-1, keepdims=True))
+        positions = jnp.atleast_2d(positions)[:, None]  # the same for all rows [1 1 i], or those of each row [b 1 i]
+        return (at[..., None] == positions).any(-1)
+
+
+def at_positions(edit: DataHook, positions: Int[Array, "b i"]) -> DataHook:
+    """A hook of `steer` that acts at these positions of each row instead."""
+    return hook(Steering(None, edit.func.schedule), **{**edit.keywords, "positions": positions})
 
 
 def steer(
@@ -65,7 +75,8 @@ def steer(
     Other directions, strengths, rows and layers compile nothing.
 
     Raises:
-        ValueError: `positions` is another string, or there is no layer.
+        ValueError: `positions` is another string, negative or empty, `site` has no position after the batch, or there
+            is no layer.
 
     Example:
         >>> import jaxlens
@@ -76,14 +87,17 @@ def steer(
     """
     if isinstance(positions, str) and positions not in ("all", "prompt", "new", "last"):
         raise ValueError(f'positions is {positions!r}; expected "all", "prompt", "new", "last" or integers')
+    which = positions if isinstance(positions, str) else None
+    positions = None if which else np.atleast_1d(np.asarray(positions, np.int32))
+    if positions is not None and (not positions.size or positions.min() < 0):
+        raise ValueError(f'positions is {positions.tolist()}; expected integers from 0, or "last" for the last token')
+    if POSITION_AXES.get(site, 1) != 1:
+        raise ValueError(f"site is {site!r}, whose values have heads before positions; expected a site such as hook_z")
     layers = [layers] if isinstance(layers, int | np.integer) else list(layers)
     if not layers:
         raise ValueError("layers is empty; give at least one layer")
-    which = positions if isinstance(positions, str) else None
-    steering = Steering(which, strength if callable(strength) else None)
-    edit = hook(
-        steering, direction=jnp.asarray(direction), strength=jnp.float32(1) if callable(strength) else
-        jnp.asarray(strength), positions=None if which else np.atleast_1d(np.asarray(positions, np.int32)), rows=None if
-        rows is None else np.atleast_1d(np.asarray(rows, np.int32)),
-    )  # fmt: skip
+    schedule, strength = (strength, jnp.float32(1)) if callable(strength) else (None, jnp.asarray(strength))
+    rows = None if rows is None else np.atleast_1d(np.asarray(rows, np.int32))
+    data = {"direction": jnp.asarray(direction), "strength": strength, "positions": positions, "rows": rows}
+    edit = hook(Steering(which, schedule), **data)
     return [(f"blocks.{layer}.{site}", edit) for layer in layers]

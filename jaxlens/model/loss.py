@@ -55,7 +55,8 @@ def lm_cross_entropy_loss(
 def _cross_entropy(logits, tokens, attention_mask, per_token: bool):
     import optax  # slow to import
 
-    losses = optax.softmax_cross_entropy_with_integer_labels(wide(logits)[:, :-1], tokens[:, 1:])
+    labels = jnp.where(tokens < 0, logits.shape[-1], tokens)[:, 1:]  # optax has NaN for a label outside, not for -1
+    losses = optax.softmax_cross_entropy_with_integer_labels(wide(logits)[:, :-1], labels)
     if attention_mask is None:
         return losses if per_token else jnp.mean(losses)
     counted = (attention_mask[:, :-1] & attention_mask[:, 1:]).astype(bool)

@@ -83,10 +83,10 @@ class RunMethods:
             cache = None if cache is None else KVCache(*memory, info.slots)
             if not layers.unembeds:
                 return x, first + captured, cache
-            positions, sees_all = info.positions, plan.touches(FINAL_NAMES)
+            (positions, step, steps), sees_all = info.columns, plan.touches(FINAL_NAMES)
             if request.last_only and not sees_all:
-                x, positions = at_last_token(x, mask), at_last_token(positions, mask)
-            logits, last = run_stage(Modules.logits, outer, (x, (positions, info.step)), plan, FINAL_NAMES)
+                x, positions, steps = (at_last_token(value, mask) for value in (x, positions, steps))
+            logits, last = run_stage(Modules.logits, outer, (x, (positions, step, steps)), plan, FINAL_NAMES)
             if request.last_only and sees_all:
                 logits = at_last_token(logits, mask)
             return self._output(logits, model_input, request), first + captured + last, cache

@@ -177,8 +177,10 @@ def _chat_text(tokenizer: Tokenizer, chat: list[Mapping[str, Any]], add_generati
 
 @functools.partial(jax.jit, static_argnames=("factor",))
 def _unembedding_columns(modules: Modules, tokens, factor: float):
-    """The columns of `model.W_U` for these tokens. In a tied model they are rows of the embedding."""
+    """The columns of `model.W_U` for these tokens, NaN for a token outside the vocabulary (it may be traced)."""
     W_U, W_proj = modules.unembed.W_U, modules.unembed.W_proj
-    columns = modules.embed.W_E[tokens] if W_U is None else jnp.moveaxis(W_U[:, tokens], 0, -1)
+    chosen = modules.embed.W_E.at[tokens] if W_U is None else W_U.at[:, tokens]
+    columns = chosen.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    columns = columns if W_U is None else jnp.moveaxis(columns, 0, -1)
     columns = columns if W_proj is None else jnp.einsum("...w,dw->...d", columns, W_proj)
     return columns if factor == 1 else columns * jnp.asarray(factor, columns.dtype)

@@ -31,7 +31,8 @@ class Slots:
 
     `sources` are the indices of tokens in their sequence, `PADDING` in a slot without a token. `tokens` are their ids,
     -1 where they are not known. `n_tokens` counts the tokens of each row, `length` the slots in use, and `step` the
-    runs. Nothing is in use if `is_new`.
+    runs. `steps` are the runs that filled the slots; the next run will fill the empty ones. Nothing is in use if
+    `is_new`.
     """
 
     sources: Int[Array, "b s"]
@@ -39,6 +40,7 @@ class Slots:
     n_tokens: Int[Array, "b"]
     length: Int[Array, ""]
     step: Int[Array, ""]
+    steps: Int[Array, "s"]
     is_new: bool = dataclasses.field(metadata={"static": True})
 
     @classmethod
@@ -46,22 +48,34 @@ class Slots:
         """Slots without tokens."""
         zero, shape = jnp.int32(0), (batch_size, n_slots)
         sources, tokens = jnp.full(shape, PADDING, jnp.int32), jnp.zeros(shape, jnp.int32)
-        return cls(sources, tokens, jnp.zeros(batch_size, jnp.int32), zero, zero, True)
+        n_tokens, steps = (jnp.zeros(n, jnp.int32) for n in (batch_size, n_slots))
+        return cls(sources, tokens, n_tokens, zero, zero, steps, True)
 
     @property
     def known(self) -> Bool[Array, "b s"]:
         """Whether a slot holds a token whose id is known."""
         return (self.sources != PADDING) & (self.tokens >= 0)
 
+    def steps_of_next(self, n: int) -> Int[Array, "n"]:
+        """The steps of the next n slots."""
+        return jax.lax.dynamic_slice_in_dim(self.steps, self.length, n)
+
+    @jax.jit
+    def at_step(self, step: Int[ArrayLike, ""]) -> "Slots":
+        """The same slots, with another number for the next run."""
+        steps = jnp.where(jnp.arange(len(self.steps)) < self.length, self.steps, step)
+        return dataclasses.replace(self, step=jnp.asarray(step, jnp.int32), steps=steps)
+
     def extended(self, mask: Bool[ArrayLike, "b p"], tokens: Int[ArrayLike, "b p"] | None, n_new: Any) -> "Slots":
         """The slots after a run of new tokens. Only the first `n_new` columns stay in use; the others are padding."""
         indices = self.n_tokens[:, None] + jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
         tokens = jnp.full(mask.shape, -1, jnp.int32) if tokens is None else jnp.asarray(tokens, jnp.int32)
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.length, axis=1)
-        return Slots(
+        longer = Slots(
             write(self.sources, jnp.where(mask, indices, PADDING)), write(self.tokens, tokens),
-            self.n_tokens + jnp.sum(mask, axis=-1, dtype=jnp.int32), self.length + n_new, self.step + 1, False,
+            self.n_tokens + jnp.sum(mask, axis=-1, dtype=jnp.int32), self.length + n_new, self.step, self.steps, False,
         )  # fmt: skip
+        return longer.at_step(self.step + 1)
 
 
 @jax.tree_util.register_dataclass
@@ -124,7 +138,8 @@ class KVCache:
         sources = jnp.where(jnp.arange(self.max_length) < length, self.slots.sources, PADDING)
         n_tokens = jnp.sum(sources != PADDING, axis=-1, dtype=jnp.int32)
         slots = dataclasses.replace(self.slots, sources=sources, n_tokens=n_tokens, length=jnp.int32(length))
-        return KVCache(self.keys, self.values, dataclasses.replace(slots, is_new=length == 0)).copy()
+        slots = dataclasses.replace(slots.at_step(slots.step), is_new=length == 0)
+        return KVCache(self.keys, self.values, slots).copy()
 
     def with_room(self, n_slots: int) -> "KVCache":
         """A cache with at least this many slots: itself, or a copy with more."""
@@ -134,13 +149,15 @@ class KVCache:
         keys, values = (jnp.pad(x, [(0, 0)] * 3 + [(0, more), (0, 0)]) for x in (self.keys, self.values))
         sources = jnp.pad(self.slots.sources, [(0, 0), (0, more)], constant_values=PADDING)
         tokens = jnp.pad(self.slots.tokens, [(0, 0), (0, more)])
-        return KVCache(keys, values, dataclasses.replace(self.slots, sources=sources, tokens=tokens))
+        steps = jnp.pad(self.slots.steps, (0, more))
+        slots = dataclasses.replace(self.slots, sources=sources, tokens=tokens, steps=steps)
+        return KVCache(keys, values, slots.at_step(slots.step))
 
     def _rows(self, rows: np.ndarray) -> "KVCache":
         keys, values = (jnp.take(x, rows, axis=1) for x in (self.keys, self.values))
         per_row = {name: getattr(self.slots, name)[rows] for name in ("sources", "tokens", "n_tokens")}
-        scalars = {name: jnp.copy(getattr(self.slots, name)) for name in ("length", "step")}
-        return KVCache(keys, values, dataclasses.replace(self.slots, **per_row, **scalars))
+        shared = {name: jnp.copy(getattr(self.slots, name)) for name in ("length", "step", "steps")}
+        return KVCache(keys, values, dataclasses.replace(self.slots, **per_row, **shared))
 
     def __repr__(self) -> str:
         if is_traced(self):

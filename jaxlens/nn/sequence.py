@@ -19,8 +19,9 @@ from jaxlens.nn.kv_cache import Slots
 from jaxlens.nn.packing import PADDING, LayerPacking, PackedRows, PackedSequences
 from jaxlens.nn.rope import rotary_kinds, rotations
 
-Columns = tuple[Int[Array, "b p"], Int[Array, ""]]
-"""What hook functions can read besides the value: the positions of its columns, and the step of a generation."""
+Columns = tuple[Int[Array, "b p"], Int[Array, ""], Int[Array, "b p"]]
+"""What hook functions can read besides the value: the positions of its columns, the step of a generation, and the step
+in which the token of each column was new."""
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +63,8 @@ class SequenceInfo:
     queries and keys instead of the residual stream (shortformer).
 
     With a KV cache, `slots` are what it holds after the run, whose first token is in slot `start`; `n_before` counts
-    the earlier tokens of each row, and `step` the earlier runs.
+    the earlier tokens of each row, and `step` the earlier runs. `steps` are the runs in which tokens were new: `step`,
+    unless earlier tokens are run again.
     """
 
     positions: Int[Array, "b p"]
@@ -76,6 +78,7 @@ class SequenceInfo:
     qk_input: Float[Array, "b p d"] | None = None
     packing: PackedRows | PackedSequences | None = None
     step: Int[Array, ""] | None = None
+    steps: Int[Array, "b p"] | None = None
     slots: Slots | None = None
     start: Int[Array, ""] | None = None
     n_before: Int[Array, "b"] | None = None
@@ -84,7 +87,7 @@ class SequenceInfo:
     @property
     def columns(self) -> Columns:
         """What hook functions can read."""
-        return self.positions, self.step
+        return self.positions, self.step, self.steps
 
     def at_layer(self, layer: Int[Array, ""]) -> LayerInfo:
         """The inputs of one layer."""
@@ -148,11 +151,12 @@ def sequence_info(
     `past` are the slots of a KV cache, which the first `n_new` of these columns extend.
     """
     positions, lengths = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, jnp.sum(mask, axis=-1)
-    memory: dict[str, Any] = {"step": jnp.int32(0)}
+    memory: dict[str, Any] = {"step": jnp.int32(0), "steps": jnp.zeros_like(positions)}
     if past is not None:
         positions, lengths = positions + past.n_tokens[:, None], lengths + past.n_tokens
+        steps = jnp.broadcast_to(past.steps_of_next(mask.shape[1]), mask.shape)
         memory = {"slots": past.extended(mask, tokens, n_new), "start": past.length, "n_before": past.n_tokens,
-                  "step": past.step}  # fmt: skip
+                  "step": past.step, "steps": steps}  # fmt: skip
     positions, kinds, cos, sin = jnp.maximum(positions, 0), None, None, None
     if cfg.rotary_dim:
         kinds, (cos, sin) = jnp.asarray(rotary_kinds(cfg)[1]), rotations(cfg, positions, lengths)

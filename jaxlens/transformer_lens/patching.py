@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlens._jax import full_precision
-from jaxlens.analysis.inputs import read_single
+from jaxlens.analysis.inputs import check_source, read_single
 from jaxlens.analysis.interventions.activation_patching import MetricFunction
 from jaxlens.analysis.interventions.cells import Cells
 from jaxlens.analysis.interventions.generic import (  # noqa: F401  (TransformerLens has them in this module)
@@ -182,6 +182,7 @@ def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric,
     if not len(indices):
         return result
     setter = hook(_add_linearly, differences=differences, scales=scales, W=W)
+    check_source(model, corrupted_tokens, options.get("attention_mask"), clean_cache)
     given = read_single(model, corrupted_tokens, options.get("attention_mask"))
     cells = Cells.at(cfg, component, indices)
     values = sweep(model, given, cells, setter, None, {"": metric}, **options).cells[""]

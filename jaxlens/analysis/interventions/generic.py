@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlens.analysis.inputs import read_single
+from jaxlens.analysis.inputs import check_source, read_single
 from jaxlens.analysis.interventions.activation_patching import MetricFunction
 from jaxlens.analysis.interventions.cells import Cells, axis_lengths_of_sweep, index_axes
 from jaxlens.analysis.interventions.sweep import PaddedSetter, Setter, SweepOptions, sweep
@@ -43,7 +43,7 @@ def generic_activation_patch(
 
     Raises:
         ValueError: `index_axis_names` and `index_df` are both given or both missing, an axis is unknown, or the cache
-            was made at other positions.
+            was made at other positions or with other padding.
         ActivationNotFound: The cache lacks the activation.
 
     Example:
@@ -61,6 +61,7 @@ def generic_activation_patch(
     if clean_cache is None:
         raise TypeError("clean_cache is None; expected the cache of the clean run, `model.run_with_cache(clean)[1]`")
     cfg, inputs = model.cfg, read_single(model, corrupted_tokens, options.get("attention_mask"))
+    check_source(model, corrupted_tokens, options.get("attention_mask"), clean_cache)
     n_positions = inputs.n_positions
     if index_df is not None:
         indices = _indices(index_df, axis_lengths_of_sweep(cfg, n_positions, activation_name))

@@ -118,7 +118,8 @@ def packed_rows(
         by_site[site] = new.reshape(-1, *new.shape[2:])[batch.sequences], of_sequences
     else:
         by_site[site] = new[batch.groups // shape.prompts, *at][:, None], row_layers
-    info, of_blocks = baseline.info, {"positions": baseline.info.positions[at][:, None]}
+    info = baseline.info
+    of_blocks = {name: getattr(info, name)[at][:, None] for name in ("positions", "steps")}
     of_blocks["mask"] = info.mask[batch.sequences % shape.prompts] if shape.sequences else info.mask[at][:, None]
     if info.cos is not None:
         of_blocks |= {name: jnp.moveaxis(getattr(info, name)[:, *at], 0, 1)[:, :, None] for name in ("cos", "sin")}

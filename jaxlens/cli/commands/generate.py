@@ -1,6 +1,7 @@
 """`jaxlens generate`: text after a prompt."""
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from jaxlens.cli.commands.command import Command, load_model, positive, print_progress
 from jaxlens.cli.commands.steering_file import check_direction, read_steering
 from jaxlens.hooks.steer import steer
+from jaxlens.model.generation.options import eos_tokens
 from jaxlens.model.generation.stream import TextStream
 from jaxlens.model.transformer import HookedTransformer
 
@@ -33,15 +35,16 @@ def generate(arguments: argparse.Namespace) -> None:
     prompt = arguments.prompt
     if arguments.chat:
         prompt = model.to_chat([{"role": "user", "content": prompt}])
-    eos = None if model.tokenizer is None else model.tokenizer.eos_token_id
+    ends = eos_tokens(model)
     options |= {
-        "max_new_tokens": arguments.max_new_tokens, "stop_strings": arguments.stop, "stop_at_eos": eos is not None,
+        "max_new_tokens": arguments.max_new_tokens, "stop_strings": arguments.stop, "stop_at_eos": bool(ends),
         "num_return_sequences": arguments.n,
     }  # fmt: skip
     print_progress("generating")
     if arguments.json or arguments.n > 1:
         new = model.generate_stream(prompt, max_tokens_per_yield=8, return_type="tokens", **options)
-        rows = [row[: row.index(eos)] if eos in row else row for row in np.concatenate(list(new), axis=1).tolist()]
+        rows = np.concatenate(list(new), axis=1).tolist()
+        rows = [list(itertools.takewhile(lambda token: token not in ends, row)) for row in rows]
         print_texts(arguments, rows, texts_of(model, prompt, rows))
     else:
         print_stream(model.generate_stream(prompt, return_type="str", **options))

@@ -46,8 +46,8 @@ class ActivationCache(Decomposition, Mapping):
         ((1, 3, 8), (1, 3, 2, 4), (2, 1, 3, 2, 4))
     """
 
-    ends_with_padding: np.ndarray | None = None
-    """Whether each row ends with padding, [batch]. None if it is unknown or the positions were selected already."""
+    mask: np.ndarray | None = None
+    """False on padding, [batch pos]. None if it is unknown or the positions were selected already."""
 
     def __init__(self, cache_dict: Mapping[str, jax.Array], model: Any, has_batch_dim: bool = True):
         self.model, self.cfg = model, model.cfg
@@ -64,7 +64,7 @@ class ActivationCache(Decomposition, Mapping):
         """The cache of captured activations, in firing order. Those of a padded run are cut to `length` when read."""
         cache = cls({}, model)
         if mask is not None and positions is None and not is_traced(mask):
-            cache.ends_with_padding = ~on_host(mask)[:, -1]
+            cache.mask = on_host(mask)
         keys, cache._rows = _layout(model.cfg, tuple([(entry.name, entry.layers) for entry in captured]))
         cache._arrays = {} if length is None else StoredArrays()
         for key, entry in zip(keys, captured, strict=True):
@@ -158,6 +158,8 @@ class ActivationCache(Decomposition, Mapping):
         """The layers in which the cache holds a site, in order."""
         return sorted(layer for found, layer in map(split_name, self._rows) if found == site and layer is not None)
 
+    __eq__, __hash__ = object.__eq__, object.__hash__  # those of a Mapping would compare arrays
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 
@@ -233,8 +235,8 @@ class ActivationCache(Decomposition, Mapping):
             raise ValueError("the cache has no batch axis, so there is nothing to slice")
         selection = Slice(batch_slice)
         cache = self._map(selection.apply, has_batch_dim=selection.mode != "int")
-        if self.ends_with_padding is not None:
-            cache.ends_with_padding = np.atleast_1d(selection.apply(self.ends_with_padding))
+        if self.mask is not None:
+            cache.mask = np.atleast_2d(selection.apply(self.mask))
         return cache
 
     def to_numpy(self) -> dict[str, np.ndarray]:

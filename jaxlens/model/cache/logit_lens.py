@@ -161,6 +161,7 @@ def read_vocabulary(
             results["values"], results["tokens"] = jax.lax.top_k(values, top_k)
         if selected is not None:
             each = jnp.broadcast_to(selected, (*x.shape[:-1], selected.shape[-1]))
+            each = jnp.where(each < 0, logits.shape[-1], each)  # outside the vocabulary (if traced): NaN
             results["values"] = jnp.take_along_axis(values, each, axis=-1)
         if ranked:
             of_target = jnp.take_along_axis(logits, each, axis=-1)

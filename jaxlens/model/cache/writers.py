@@ -107,10 +107,10 @@ def _cut(cache: Any, name: str, value: jax.Array, positions: Slice) -> jax.Array
 
 def _warn_of_padding(cache: Any, positions: Slice) -> None:
     """Warns if positions count from the end of rows that end with padding."""
-    if cache.ends_with_padding is None or not cache.ends_with_padding.any():
+    if cache.mask is None or cache.mask[:, -1].all():
         return
     if any(number is not None and not isinstance(number, bool) and number < 0 for number in positions.numbers):
-        rows = np.flatnonzero(cache.ends_with_padding).tolist()
+        rows = np.flatnonzero(~cache.mask[:, -1]).tolist()
         warnings.warn(
             f"pos_slice={positions.slice} counts from the end, but rows {rows} end with padding, so it selects padding "
             "there; run_with_cache(..., pos_slice=-1) keeps the last token of each row",

@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from jaxlens._jax import is_traced
 from jaxlens.config import Config, Dynamic, LongRope
 from jaxlens.hooks.names import split_name
 from jaxlens.hooks.plan import RegisteredHook
+from jaxlens.hooks.positions import Positions
+from jaxlens.hooks.steer import Steering, at_positions
 from jaxlens.hooks.table import POSITION_AXES
 from jaxlens.model.engine import Captured
 from jaxlens.model.lengths import at_last_token, cut, padded, placed
@@ -41,10 +43,13 @@ def decode(
     n_columns = model_input.mask.shape[1]
     chunk = None if depends_on_length(model.cfg) else chunk  # there, pieces would run with frequencies of other lengths
     cache.check(model.cfg, len(model_input.mask), n_columns)
+    if chunk is not None and chunk < n_columns:
+        hooks = _last_of_all_pieces(hooks, cache.slots.n_tokens + jnp.sum(model_input.mask, axis=-1) - 1)
     outputs, captured, step = [], [], cache.slots.step
     for first in range(0, n_columns, chunk or n_columns):
         piece = columns(model_input, first, first + (chunk or n_columns))
-        cache = dataclasses.replace(cache, slots=dataclasses.replace(cache.slots, step=step))
+        if first > 0:  # all pieces are one step
+            cache = dataclasses.replace(cache, slots=cache.slots.at_step(step))
         piece = placed(model, at_program_length(model, cache, piece, hooks))
         output, values, cache = continued(model, cache, piece, request, hooks)
         outputs.append(output if request.last_only else cut(output, piece))
@@ -52,6 +57,15 @@ def decode(
     if len(outputs) == 1 or request.last_only or outputs[0] is None:
         return outputs[-1], captured, cache
     return jnp.concatenate(outputs, axis=1), captured, cache
+
+
+def _last_of_all_pieces(hooks: Hooks, last: Int[Array, "b"]) -> Hooks:
+    """The hooks of a run in pieces. Those that steer the last token find it by its position, not in every piece."""
+    return tuple(
+        dataclasses.replace(each, hook=at_positions(each.hook, last[:, None]))
+        if not each.is_plain and isinstance(each.hook.func, Steering) and each.hook.func.which == "last" else each
+        for each in hooks
+    )  # fmt: skip
 
 
 def columns(model_input: ModelInput, first: int, stop: int) -> ModelInput:
@@ -115,19 +129,27 @@ def run_again(model: Any, cache: KVCache, model_input: ModelInput, request: RunR
     """
     n_new, width = model_input.n_positions, model_input.mask.shape[1]
     slots, first = cache.slots.extended(model_input.mask, model_input.tokens, n_new), cache.slots.length
-    new = dataclasses.replace(Slots.new(*slots.sources.shape), step=cache.slots.step)
+    new = dataclasses.replace(Slots.new(*slots.sources.shape), step=cache.slots.step, steps=slots.steps)
     mask = (slots.sources != PADDING) & (jnp.arange(cache.max_length) < slots.length)
     length = None if is_traced(first) else int(slots.length)
     if length is not None and not bool(jnp.all(slots.known == mask)):
         raise ValueError(f"the cache holds embeddings, but {NEEDS_TOKENS}")
     whole = ModelInput(slots.tokens, None, mask, None, length)
-    everywhere = dataclasses.replace(request, last_only=False)
+    everywhere = dataclasses.replace(request, last_only=False, positions=None)
     output, captured, cache = model.run_on(KVCache(cache.keys, cache.values, new), whole, everywhere, hooks)
     cache = dataclasses.replace(cache, slots=slots)
     if output is not None:
         output = jax.lax.dynamic_slice_in_dim(output, first, width, axis=1)
         output = at_last_token(output, model_input.mask) if request.last_only else output
-    return output, [from_column(entry, first, width) for entry in captured], cache
+    captured = [from_column(entry, first, width) for entry in captured]
+    if request.positions is not None:
+        captured = [dataclasses.replace(entry, value=_at(request.positions, entry)) for entry in captured]
+    return output, captured, cache
+
+
+def _at(positions: Positions, entry: Captured) -> Any:
+    """The value of a captured activation at these positions."""
+    return positions.cut(split_name(entry.name)[0], entry.value, n_leading=int(entry.layers is not None))
 
 
 def from_column(entry: Captured, first: Any, n: int) -> Captured:

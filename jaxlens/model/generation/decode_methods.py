@@ -51,6 +51,7 @@ class DecodeMethods:
         columns, which bounds the memory of a long prompt; hooks then receive one piece after the other.
 
         Raises:
+            TypeError: `cache` is no KVCache.
             ValueError: The cache is that of another model or batch, it was used up, or it has too few free slots.
 
         Example:
@@ -62,6 +63,9 @@ class DecodeMethods:
             >>> bool(abs(logits[0, 0] - model([[1, 2, 3, 4]])[0, 3]).max() < 1e-5)
             True
         """
+        if not isinstance(cache, KVCache):
+            remedy = "make one with model.init_kv_cache, or pass past_kv_cache= to the model to extend another cache"
+            raise TypeError(f"cache is a {type(cache).__name__}; expected a KVCache: {remedy}")
         if prefill_chunk is not None and prefill_chunk < 1:
             raise ValueError(f"prefill_chunk is {prefill_chunk}; expected a positive number of columns")
         bos = None if cache.slots.is_new else False

@@ -29,6 +29,10 @@ SEGMENT = 8
 """After so many tokens the host looks at them, for the progress bar and for stop strings."""
 
 
+BEFORE = -1
+"""The step of tokens that were in a cache before the prompt."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Generated:
     """What `generate` returns with `output_logits`: the sequences, and the logits that each new token was chosen from.
@@ -72,14 +76,16 @@ class Generation:
                 return
 
     def _cache(self) -> KVCache:
-        """An empty cache, or a copy of the given one, with room for the generation."""
+        """An empty cache, or a copy of the given one, with room for the generation. Its steps are counted from 0."""
         cfg, (n_rows, n_columns) = self.model.cfg, self.prompt.model_input.mask.shape
         n_slots = self.start + program_length(n_columns, cfg.n_ctx) + self.max_new_tokens
         n_slots = min(program_length(n_slots, cfg.n_ctx), cfg.n_ctx)
         if self._past is None:
             return self.model.init_kv_cache(n_rows, n_slots)
         longer = self._past.with_room(n_slots)
-        return longer.copy() if longer is self._past else longer
+        longer = longer.copy() if longer is self._past else longer
+        before = dataclasses.replace(longer.slots, steps=jnp.full_like(longer.slots.steps, BEFORE))
+        return dataclasses.replace(longer, slots=before.at_step(0))
 
     def _stop_at_strings(self, finished: np.ndarray) -> np.ndarray:
         """Finishes the rows whose new text contains a stop string, after the token that completes it."""

@@ -50,8 +50,9 @@ class GenerateMethods:
 
         Args:
             max_new_tokens: At most so many tokens are generated. Together with the prompt they must fit into `n_ctx`.
-            stop_at_eos: Finish a row at `eos_token_id`, one id or several (None: that of the tokenizer). A finished row
-                is filled with EOS, or pad tokens if there is no EOS. The generation ends when all rows are finished.
+            stop_at_eos: Finish a row at `eos_token_id`, one id or several (None: those of the checkpoint's
+                generation_config.json, or else that of the tokenizer). A finished row is filled with EOS, or pad tokens
+                if there is no EOS. The generation ends when all rows are finished.
             do_sample: Sample; otherwise choose the likeliest token, like `temperature=0`. `top_k`, `top_p`, `min_p`,
                 `temperature`, `freq_penalty` and `repetition_penalty` are those of `utils.sample_logits`. Penalties
                 count the tokens of the prompt too, but not padding.
@@ -92,6 +93,7 @@ class GenerateMethods:
         from tqdm.auto import tqdm  # a model that generates nothing needs no progress bar
 
         size = SEGMENT if verbose or stop_strings else max_new_tokens
+        size = 1 if stop_strings and (return_cache or output_logits) else size  # what follows a stop string is not run
         with tqdm(total=max_new_tokens, desc="generating", unit="token", disable=None if verbose else True) as progress:
             for new in generation.segments(size):
                 progress.update(new.shape[1])

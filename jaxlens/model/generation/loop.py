@@ -22,6 +22,7 @@ from jaxlens.hooks.names import split_name
 from jaxlens.hooks.plan import RegisteredHook, SiteHook, site_hooks
 from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
 from jaxlens.model.engine import Captured
+from jaxlens.model.finite import MASKED
 from jaxlens.model.generation.decode import continued, decode, run_again
 from jaxlens.model.generation.sampling import Sampler
 from jaxlens.model.request import ModelInput, RunRequest
@@ -175,10 +176,11 @@ def _position_axis(entry: Captured) -> int:
 
 
 def _room(entry: Captured, n_slots: int) -> Captured:
-    """Zeros for an activation of every slot."""
+    """Room for an activation of every slot. No query attends to a slot that is empty."""
+    fill = -jnp.inf if split_name(entry.name)[0] == MASKED else 0
     axes = {axis + (entry.layers is not None) for axis in LENGTH_AXES[split_name(entry.name)[0]]}
     shape = [n_slots if axis in axes else size for axis, size in enumerate(entry.value.shape)]
-    return dataclasses.replace(entry, value=jnp.zeros(shape, entry.value.dtype))
+    return dataclasses.replace(entry, value=jnp.full(shape, fill, entry.value.dtype))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

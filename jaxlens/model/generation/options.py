@@ -83,19 +83,30 @@ def _check_positive(**numbers: Any) -> None:
 
 def end_tokens(model: Any, stop_at_eos: bool, eos_token_id: int | list[int] | None) -> tuple[np.ndarray, np.int32]:
     """The tokens that finish a row, and the token that fills finished rows."""
-    of_tokenizer = None if model.tokenizer is None else model.tokenizer.eos_token_id
-    if eos_token_id is None and of_tokenizer is None and stop_at_eos:
+    ids = eos_tokens(model) if eos_token_id is None else _given_tokens(model, eos_token_id)
+    if not ids and stop_at_eos:
         missing = "the model has no tokenizer" if model.tokenizer is None else "its tokenizer has no EOS token"
         raise ValueError(f"stop_at_eos=True needs an EOS token, but {missing}; pass eos_token_id= or stop_at_eos=False")
-    chosen = of_tokenizer if eos_token_id is None else eos_token_id
-    if chosen is None:
-        pad = None if model.tokenizer is None else model.tokenizer.pad_token_id
-        return np.zeros(0, np.int32), np.int32(0 if pad is None or pad >= model.cfg.d_vocab else pad)
-    ids = np.atleast_1d(np.asarray(chosen, np.int64))
-    if eos_token_id is not None and ((ids < 0) | (ids >= model.cfg.d_vocab_out)).any():
-        raise ValueError(f"eos_token_id is {eos_token_id}; expected tokens from 0 to {model.cfg.d_vocab_out - 1}")
-    filler = of_tokenizer if of_tokenizer is not None and of_tokenizer in ids else ids[0]
-    return (ids if stop_at_eos else ids[:0]).astype(np.int32), np.int32(filler)
+    eos, pad = (None, None) if model.tokenizer is None else (model.tokenizer.eos_token_id, model.tokenizer.pad_token_id)
+    without_eos = 0 if pad is None or pad >= model.cfg.d_vocab else pad
+    filler = eos if eos in ids else ids[0] if ids else without_eos
+    return np.array(ids if stop_at_eos else [], np.int32), np.int32(filler)
+
+
+def eos_tokens(model: Any) -> list[int]:
+    """The tokens that end a text: those of the checkpoint's generation_config.json, or else EOS of the tokenizer."""
+    ids = (model.cfg.generation_config or {}).get("eos_token_id")
+    if ids is None:
+        ids = None if model.tokenizer is None else model.tokenizer.eos_token_id
+    return [] if ids is None else list(ids) if isinstance(ids, list) else [ids]
+
+
+def _given_tokens(model: Any, eos_token_id: int | list[int]) -> list[int]:
+    """The argument `eos_token_id` as a list, checked."""
+    ids = np.atleast_1d(np.asarray(eos_token_id))
+    if not (np.issubdtype(ids.dtype, np.integer) and ((ids >= 0) & (ids < model.cfg.d_vocab_out)).all()):
+        raise ValueError(f"eos_token_id is {eos_token_id!r}; expected tokens from 0 to {model.cfg.d_vocab_out - 1}")
+    return ids.tolist()
 
 
 def _stop_strings(model: Any, stop_strings: str | list[str] | None) -> tuple[str, ...]:

@@ -13,7 +13,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxlens._jax import as_device, is_traced
 from jaxlens.config import Config
+from jaxlens.hooks.names import split_name
+from jaxlens.hooks.positions import shortened
+from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
 from jaxlens.model.automatic_axes import with_automatic_axes
+from jaxlens.model.engine import Captured
 from jaxlens.model.generation.decode import decode
 from jaxlens.model.lengths import program_length
 from jaxlens.model.request import ModelInput, RunRequest
@@ -105,12 +109,15 @@ HookedTransformerKeyValueCacheEntry = TransformerLensKeyValueCacheEntry
 
 
 def kv_cache_of(past: Any) -> KVCache | None:
-    """The KVCache of an argument `past_kv_cache`."""
+    """The KVCache of an argument `past_kv_cache` of `generate`. Raises TypeError for something else."""
+    if not isinstance(past, TransformerLensKeyValueCache | KVCache | None):
+        expected = "expected a KVCache, as model.init_kv_cache and model.decode return it"
+        raise TypeError(f"past_kv_cache is a {type(past).__name__}; {expected}")
     return past.kv_cache if isinstance(past, TransformerLensKeyValueCache) else past
 
 
 def run_after(past: Any, model: Any, model_input: ModelInput, request: RunRequest, hooks: Any, run: Any):
-    """The output of a run that follows the tokens in `past`, the captured activations, and the length to cut them to.
+    """The output of a run that follows the tokens in `past`, the captured activations, and None: they are cut already.
 
     Raises:
         TypeError: `past` is no TransformerLensKeyValueCache.
@@ -128,11 +135,22 @@ def run_after(past: Any, model: Any, model_input: ModelInput, request: RunReques
         raise ValueError("past_kv_cache is changed in place, which a compiled function cannot do; use model.decode")
 
     def run_on_cache(model, model_input, request, hooks, cache):
-        output, [(captured, length)], longer = decode(model, cache, model_input, request, hooks)
-        return output, captured, (longer, length)
+        output, [(captured, _)], longer = decode(model, cache, model_input, request, hooks)
+        n_new = None if request.positions is not None else model_input.mask.shape[1]
+        return output, [_cut(entry, n_new, longer.length) for entry in captured], longer
 
     may_fail = any(hook.is_plain for hook in hooks)  # then `past` must stay as it is
     cache = past.with_room(model_input.mask.shape[1], is_kept=may_fail)
-    output, captured, (longer, length) = with_automatic_axes(run_on_cache, model, model_input, request, hooks, cache)
+    output, captured, longer = with_automatic_axes(run_on_cache, model, model_input, request, hooks, cache)
     past.extend(longer)
-    return output, captured, length
+    return output, captured, None
+
+
+def _cut(entry: Captured, n_new: int | None, n_sources: int) -> Captured:
+    """A captured activation of `n_new` new tokens (None: of some of them), with the sources that are in use."""
+    site, value = split_name(entry.name)[0], entry.value
+    for axis in LENGTH_AXES[site]:
+        length = n_new if axis == POSITION_AXES[site] else n_sources
+        if length is not None:
+            value = shortened(value, (axis + (entry.layers is not None),), length)
+    return dataclasses.replace(entry, value=value)

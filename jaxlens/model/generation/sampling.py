@@ -41,6 +41,7 @@ def sample_logits(
         Array(1, dtype=int32)
 
     Raises:
+        TypeError: `key` is neither an integer nor a key.
         ValueError: An argument is out of range, `top_k` and `top_p` are combined, a penalty lacks `tokens`, or `key` is
             missing in a compiled function.
     """
@@ -133,13 +134,13 @@ def _likeliest(logits: Float[Array, "b v"]) -> Int[Array, " b"]:
 def _check(top_k, top_p, min_p, temperature, repetition_penalty) -> None:
     if top_k is not None and top_p is not None:
         raise ValueError(f"top_k={top_k} and top_p={top_p} cannot be combined; give one of them")
-    if top_k is not None and top_k < 1:
+    if top_k is not None and not (isinstance(top_k, int | np.integer) and top_k >= 1):
         raise ValueError(f"top_k is {top_k}; expected 1 or more")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; expected a probability above 0 and at most 1")
     if min_p is not None and not 0 < min_p <= 1:
         raise ValueError(f"min_p is {min_p}; expected a share of the highest probability above 0 and at most 1")
-    if temperature < 0 or repetition_penalty <= 0:
+    if not (temperature >= 0 and repetition_penalty > 0):
         given = f"temperature is {temperature} and repetition_penalty is {repetition_penalty}"
         raise ValueError(f"{given}; expected a temperature of 0 or more and a penalty above 0")
 
@@ -148,6 +149,8 @@ def random_key(key: jax.Array | int | None, logits: Any = None) -> jax.Array:
     """The JAX key of a key or a seed. By default it is drawn by numpy; not if `logits` are traced."""
     if isinstance(key, int | np.integer):
         return jax.random.key(key)
+    if not (key is None or isinstance(key, jax.Array)):
+        raise TypeError(f"the seed or key is a {type(key).__name__}; expected an integer or a JAX random key")
     if key is None and is_traced(logits):
         raise ValueError("inside jit, sample_logits needs key=; without it every call would draw the same numbers")
     return jax.random.key(np.random.randint(2**31)) if key is None else key
