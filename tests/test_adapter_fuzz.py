@@ -39,7 +39,8 @@ def test_damaged_adapters_are_refused_or_load(tmp_path, kind):
     base, adapter = write_checkpoint(tmp_path / "base", model_type), tmp_path / "adapter"
     write_adapter(adapter, base, lora)
     files = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
-    original, weights, random, refused = json.loads(files[0].read_text()), load_file(files[1]), np.random.default_rng(0), 0
+    original, weights = json.loads(files[0].read_text()), load_file(files[1])
+    random, refused = np.random.default_rng(0), 0
     for damage in range(60):
         fields, tensors = dict(original), dict(weights)
         name = str(random.choice(sorted(weights if damage % 2 else original)))

@@ -420,8 +420,8 @@ def mistakes(changed, bases, apart, model, tmp_path):
                "the adapter changes model.layers.0.self_attn.q_projx.bias, which the base model does not have")
     yield Case(lambda: changed(base=bases("gpt2")), CheckpointError, "Pass the base model of the adapter")
     wider = {f"{Q}lora_A.weight": zeros((3, 8), np.float32)}
-    for merge in (True, False):
-        yield Case(lambda merge=merge: changed(tensors=wider, options={"merge": merge}), CheckpointError,
+    for merged in (True, False):
+        yield Case(lambda merged=merged: changed(tensors=wider, options={"merge": merged}), CheckpointError,
                    "q_proj.weight of the base model is (48, 36), but the adapter's update is (48, 8)")
     magnitudes = {f"{module}.lora_magnitude_vector": zeros(7, np.float32) for module in modules}
     yield Case(lambda: changed(tensors=magnitudes, use_dora=True), CheckpointError,
@@ -453,7 +453,8 @@ def mistakes(changed, bases, apart, model, tmp_path):
     factors = [*load_file(apart / "adapter_model.safetensors")]
     yield Case(lambda: changed(factors, norm, {"merge": False}), CheckpointError,
                "has no low-rank updates, which merge=False keeps apart; load it with merge=True")
-    low = {f"{EMBEDDING}.lora_embedding_{AB}": zeros(shape, np.float32) for AB, shape in (("A", (3, 61)), ("B", (36, 3)))}
+    shapes = {"A": (3, 61), "B": (36, 3)}
+    low = {f"{EMBEDDING}.lora_embedding_{AB}": zeros(shape, np.float32) for AB, shape in shapes.items()}
     yield Case(lambda: changed(tensors=low, target_modules="all-linear", options={"merge": False}), CheckpointError,
                "it changes model.embed_tokens.weight; merge=False supports low-rank updates of the linear maps of")
     yield Case(lambda: model.with_adapter_scale([1, 2]), ValueError,

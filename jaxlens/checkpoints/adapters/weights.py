@@ -151,9 +151,10 @@ class Adapter:
         for part, field in (("lora_magnitude_vector", "use_dora"), ("lora_B.bias", "lora_bias")):
             if (part in parts) != bool(self.config.fields.get(field)):
                 raise CheckpointError(f"{self.config.path}: {field} does not match the weights of {module}")
+        transposed = is_embedding or (model_type in CONV1D and in_layer is not None)
+        factors, magnitude = (lambda: (self.read(B), self.read(A))), parts.get("lora_magnitude_vector")
         yield names.stored(module, "weight"), {"low_rank": LowRank(
-            lambda: (self.read(B), self.read(A)), (n_out, n_in), rank, scale, magnitude=parts.get("lora_magnitude_vector"),
-            transposed=is_embedding or (model_type in CONV1D and in_layer is not None),
+            factors, (n_out, n_in), rank, scale, transposed, magnitude,
         )}  # fmt: skip
         if "lora_B.bias" in parts:
             yield names.stored(module, "bias"), {"bias": (parts["lora_B.bias"], scale)}
