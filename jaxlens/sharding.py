@@ -104,7 +104,7 @@ def sharding_of(mesh: Mesh | None, rules: Rules | None, device: Any, n_devices: 
         return None
     first = jax.devices()[0] if device is None else as_device(device)
     if not isinstance(first, jax.Device):
-        raise ValueError(f"n_devices={n_devices!r} and device={device!r}; expected a kind of device, such as \"cuda\"")
+        raise ValueError(f'n_devices={n_devices!r} and device={device!r}; expected a kind of device, such as "cuda"')
     same = [other for other in jax.devices(first.platform) if other.id >= first.id]
     if not 1 <= n_devices <= len(same):
         raise ValueError(f"n_devices is {n_devices}; there are {len(same)} devices from {first} on")

@@ -95,6 +95,7 @@ def test_a_base_model(tmp_path, case):
         states = model.run_with_cache(TOKENS, return_type=None)[1]["unembed.hook_in"]
         assert np.abs(np.asarray(states) - expected).max() <= TOLERANCE * np.abs(expected).max()
         assert model.cfg.output_head == ("next_token" if case == "gemma3" else None)
+        assert verify(source, length=9).passed
         if source == folder:
             export(tmp_path / "ours", model.cfg, model.params, model.source)
     auto = transformers.AutoModelForCausalLM if case == "gemma3" else transformers.AutoModel
