@@ -75,6 +75,7 @@ MERGED = {
     "Conv1D, DoRA": ("gpt2", config("all-linear", use_dora=True)),
     "a bias of its own": ("gpt2", config("c_attn", lora_bias=True)),
     "tied, both adapted": ("gpt2", config("c_attn", "wte", "lm_head")),
+    "tied, one update of both": ("gemma2", config("q_proj", "embed_tokens", ensure_weight_tying=True)),
     "tied, DoRA of the embedding": ("gpt2", config("c_attn", "wte", use_dora=True)),
     "tied, an embedding of its own": ("gpt2", config("c_attn", modules_to_save=["wte"])),
     "tied, a head of its own": ("gpt2", config("c_attn", modules_to_save=["lm_head"])),
@@ -377,11 +378,13 @@ def changed(apart, tmp_path):
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj."
+EMBEDDING = "base_model.model.model.embed_tokens"
 
 
 def mistakes(changed, bases, apart, model, tmp_path):
     zeros = np.zeros
     base = bases("llama")
+    modules = sorted({name.partition(".lora_")[0] for name in load_file(apart / "adapter_model.safetensors")})
     without = shutil.copytree(apart, tmp_path / "without")
     (without / "adapter_model.safetensors").unlink()
     fields = {
@@ -394,7 +397,11 @@ def mistakes(changed, bases, apart, model, tmp_path):
         "lora_alpha": ("7", "lora_alpha is '7'; expected a positive number"),
         "rank_pattern": ({"q_proj": "x"}, "expected an object with a number for each module"),
         "target_modules": ({"a": 1}, "expected a list of names, or null"),
+        "layers_to_transform": ("1", "expected a layer, a list of layers, or null"),
+        "trainable_token_indices": ({"wte": [-1]}, "expected a list of tokens, also for each module, or null"),
+        "alpha_pattern": ({"q_(": 3}, "expected regular expressions, but 'q_(' is none: missing )"),
         "use_dora": (True, "use_dora does not match the weights of model.layers.0"),
+        "lora_bias": (True, "lora_bias does not match the weights of model.layers.0"),
     }
     yield from (
         Case(lambda name=name, value=value: changed(**{name: value}), CheckpointError, text)
@@ -413,8 +420,20 @@ def mistakes(changed, bases, apart, model, tmp_path):
                "the adapter changes model.layers.0.self_attn.q_projx.bias, which the base model does not have")
     yield Case(lambda: changed(base=bases("gpt2")), CheckpointError, "Pass the base model of the adapter")
     wider = {f"{Q}lora_A.weight": zeros((3, 8), np.float32)}
-    yield Case(lambda: changed(tensors=wider), CheckpointError,
-               "q_proj.weight of the base model is (48, 36), but the adapter's update is (48, 8)")
+    for merged in (True, False):
+        yield Case(lambda merged=merged: changed(tensors=wider, options={"merge": merged}), CheckpointError,
+                   "q_proj.weight of the base model is (48, 36), but the adapter's update is (48, 8)")
+    magnitudes = {f"{module}.lora_magnitude_vector": zeros(7, np.float32) for module in modules}
+    yield Case(lambda: changed(tensors=magnitudes, use_dora=True), CheckpointError,
+               "lora_magnitude_vector has 7 values; expected 36, one for each output of model.layers.0.mlp.down_proj.")
+    yield Case(lambda: changed(tensors={f"{EMBEDDING}.token_adapter.trainable_tokens_delta": zeros((1, 36))},
+                               trainable_token_indices=[3, 60]), CheckpointError,
+               "has shape (1, 36); expected (2, 36), a row of model.embed_tokens.weight for each of the tokens in")
+    yield Case(lambda: changed(tensors={f"{EMBEDDING}.token_adapter.trainable_tokens_delta": zeros((1, 36))},
+                               trainable_token_indices=[61]), CheckpointError, "which are below 61; save the adapter")
+    biases = {f"{module}.lora_B.bias": zeros(7, np.float32) for module in modules}
+    yield Case(lambda: changed(tensors=biases, lora_bias=True, base=bases("llama", attention_bias=True, mlp_bias=True)),
+               CheckpointError, "lora_B.bias has shape (7,); expected (36,), that of model.layers.0.mlp.down_proj.bias")
     yield Case(lambda: changed(lora_bias=True, use_dora=True), CheckpointError,
                "lora_bias is True; expected false with use_dora")
     experts = "base_model.model.model.layers.0.mlp.experts.lora_"
@@ -434,8 +453,8 @@ def mistakes(changed, bases, apart, model, tmp_path):
     factors = [*load_file(apart / "adapter_model.safetensors")]
     yield Case(lambda: changed(factors, norm, {"merge": False}), CheckpointError,
                "has no low-rank updates, which merge=False keeps apart; load it with merge=True")
-    embedding = "base_model.model.model.embed_tokens.lora_embedding_"
-    low = {f"{embedding}A": zeros((3, 61), np.float32), f"{embedding}B": zeros((36, 3), np.float32)}
+    shapes = {"A": (3, 61), "B": (36, 3)}
+    low = {f"{EMBEDDING}.lora_embedding_{AB}": zeros(shape, np.float32) for AB, shape in shapes.items()}
     yield Case(lambda: changed(tensors=low, target_modules="all-linear", options={"merge": False}), CheckpointError,
                "it changes model.embed_tokens.weight; merge=False supports low-rank updates of the linear maps of")
     yield Case(lambda: model.with_adapter_scale([1, 2]), ValueError,

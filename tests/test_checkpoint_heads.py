@@ -110,6 +110,15 @@ def test_a_base_model_has_residual_streams_and_no_logits(tmp_path, model_type):
     assert_round_trip(folder, tmp_path)
 
 
+@pytest.mark.parametrize("model_type", ["phi", "gptj"])
+def test_tied_embeddings_are_no_head_without_its_bias(tmp_path, model_type):
+    folder, tokens = written(tmp_path / "theirs", model_type, "", tie_word_embeddings=True), random_tokens(1, 9)
+    model, expected = model_of(folder), theirs(folder, "", tokens).last_hidden_state
+    assert model.cfg.output_head is None
+    assert_close(model.run_with_cache(tokens, return_type=None)[1]["unembed.hook_in"], expected)
+    assert_round_trip(folder, tmp_path)
+
+
 def test_everything_else_of_a_base_model(tmp_path, capsys):
     folder = written(tmp_path / "theirs", "llama", "")
     model, tokens = HookedTransformer.from_pretrained(str(folder)), random_tokens(1, 9)

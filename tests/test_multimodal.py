@@ -83,6 +83,26 @@ def test_the_head_of_a_multimodal_model_has_no_bias(tmp_path):
         export(tmp_path / "ours", loaded.cfg, loaded.params, loaded.source)
 
 
+@pytest.mark.parametrize("case", ["llava", "idefics3", "qwen2_5_vl", "gemma3"])
+def test_a_base_model(tmp_path, case):
+    """Saved without the head of its language model. Where embeddings are tied, logits are known nevertheless."""
+    folder, theirs = tmp_path / "theirs", write_whole(tmp_path / "whole", case)[1]
+    theirs.model.save_pretrained(folder)
+    with torch.no_grad():
+        expected = theirs.model(input_ids=torch.tensor(TOKENS), use_cache=False).last_hidden_state.numpy()
+    for source in (folder, tmp_path / "ours"):
+        model = HookedTransformer.from_pretrained_no_processing(str(source))
+        states = model.run_with_cache(TOKENS, return_type=None)[1]["unembed.hook_in"]
+        assert np.abs(np.asarray(states) - expected).max() <= TOLERANCE * np.abs(expected).max()
+        assert model.cfg.output_head == ("next_token" if case == "gemma3" else None)
+        assert verify(source, length=9).passed
+        if source == folder:
+            export(tmp_path / "ours", model.cfg, model.params, model.source)
+    auto = transformers.AutoModelForCausalLM if case == "gemma3" else transformers.AutoModel
+    info = auto.from_pretrained(tmp_path / "ours", output_loading_info=True)[1]
+    assert not any(info.values()), info
+
+
 ALONE = {  # how the models that transformers cannot write here store their language model
     "perception_lm": ("llama", "text_config", "model.language_model.", "lm_head."),
     "internvl_chat": ("qwen2", "llm_config", "language_model.model.", "language_model.lm_head."),

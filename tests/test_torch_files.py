@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.tiny import hf_logits, random_tokens, write_checkpoint
 
 from jaxlens import CheckpointError, HookedTransformer
@@ -331,6 +331,18 @@ def checkpoints(tmp_path_factory):
         return written[kind]
 
     return get
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_a_model_inside_a_wrapper(checkpoints, tmp_path, prefix):
+    """DistributedDataParallel and torch.compile add a prefix to all names."""
+    folder, pickled = (shutil.copytree(source, tmp_path / source.name) for source in checkpoints("gpt2"))
+    expected = load(folder).params
+    wrapped = {f"{prefix}{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    save(pickled / "pytorch_model.bin", {"model": wrapped})
+    save_file(wrapped, folder / "model.safetensors")
+    for source in (folder, pickled):
+        assert_same_parameters(load(source).params, expected)
 
 
 def assert_same_parameters(ours, theirs):

@@ -12,7 +12,10 @@ SUMMED = 2**13
 """The length up to which BLAS computes a dot product in the thread that calls it."""
 
 LINE = 16
-"""The entries of a row that are copied at a time from another order of axes: a cache line of float32."""
+"""The entries of a cache line of float32."""
+
+SAME_SETS = 2048
+"""If the distance of rows is a multiple of this many bytes, neighbouring rows are in one or two sets of the cache."""
 
 AT_ONCE = 2**17
 """The number of values that are computed at a time."""
@@ -74,13 +77,15 @@ def copy_part(to: np.ndarray, values: np.ndarray) -> None:
     """Copies `values` to an array of the same shape, in this thread.
 
     If `values` has its axes in another order, such as a transposed matrix, a few entries of each row of `to` are
-    copied at a time: neighbouring rows of them are in the same cache lines.
+    copied at a time: neighbouring rows of them are in the same cache lines. Fewer of these lines fit into the cache if
+    they are in the same sets of it.
     """
     if not _is_transposed(values):
         to[...] = values
         return
-    for start in range(0, to.shape[-1], LINE):
-        few = (..., slice(start, start + LINE))
+    step = LINE if values.strides[-1] % SAME_SETS == 0 else 4 * LINE
+    for start in range(0, to.shape[-1], step):
+        few = (..., slice(start, start + step))
         to[few] = values[few].astype(to.dtype, copy=False)
 
 
@@ -113,10 +118,17 @@ class Rows:
         return max(1, AT_ONCE // max(1, math.prod(self.shape[1:])) // multiple) * multiple
 
     def part(self, rows: slice) -> np.ndarray:
-        """Some of the rows: columns if the array is transposed."""
+        """Some of the rows: columns if the array is transposed.
+
+        Most parameters are transposed weights. So rows have a distance with which `copy_part` transposes them fast.
+        """
         out = np.empty((rows.stop - rows.start, *self.shape[1:]), np.float32)
         self.fill(rows, out)
-        return out.T if self.transposed else out
+        if self.transposed or out.strides[0] % SAME_SETS:
+            return out.T if self.transposed else out
+        spaced = np.empty((*out.shape[:-1], out.shape[-1] + LINE), np.float32)[..., :-LINE]
+        spaced[...] = out
+        return spaced
 
     def array(self) -> np.ndarray:
         """The whole array."""

@@ -55,10 +55,15 @@ FORMATS = (SAFETENSORS, PYTORCH)
 """The formats. If a folder has files of several formats, the first is used."""
 
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""The prefixes that DistributedDataParallel and `torch.compile` add to the names of all tensors."""
+
+
 class TensorFolder:
     """The tensors of a folder: those of its single file of weights, or of the shards that its index lists.
 
     If a folder has both, the single file is used, and safetensors are preferred to PyTorch files, as in transformers.
+    If all names begin with a prefix in `WRAPPERS`, it is left out.
     The constructor reads the headers, and raises a CheckpointError if a file is missing or damaged, or does not match
     the index.
     """
@@ -76,36 +81,44 @@ class TensorFolder:
                 self._files[name] = file
         if index is not None:
             self._check_index(format.index, index)
+        self._stored = _without_wrappers(list(self._files))
 
     def names(self) -> list[str]:
-        return list(self._files)
+        return list(self._stored)
 
     @property
     def format(self) -> str:
         """The format of the files, with their number and the dtypes of the tensors, the most frequent dtype first."""
-        dtypes = Counter(self.dtype(name) for name in self._files).most_common()
+        dtypes = Counter(self.dtype(name) for name in self._stored).most_common()
         shards = f" in {self._count} shards" if self._count > 1 else ""
         return f"{self._format.name}{shards}, {', '.join(dtype for dtype, _ in dtypes)}"
 
     def dtype(self, name: str) -> str:
         """The dtype as safetensors spells it: "F32", "BF16", "I64", …"""
-        return self._files[name].dtype(name)
+        file, stored = self._locate(name)
+        return file.dtype(stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._files[name].shape(name)
+        file, stored = self._locate(name)
+        return file.shape(stored)
 
     def read(self, name: str) -> np.ndarray:
         """A tensor in its stored dtype. It may be a read-only view of the file."""
-        return self._files[name].read(name)
+        file, stored = self._locate(name)
+        return file.read(stored)
 
     def part(self, name: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
         """A part of a tensor, reshaped to `shape`."""
-        file = self._files[name]
-        return file.part(name, shape, index) if hasattr(file, "part") else file.read(name).reshape(shape)[index]
+        file, stored = self._locate(name)
+        return file.part(stored, shape, index) if hasattr(file, "part") else file.read(stored).reshape(shape)[index]
 
     def by_rows(self, name: str) -> np.ndarray | Rows:
         """A tensor, to be read a few rows at a time if its file allows that."""
-        return by_rows(self._files[name], name)
+        return by_rows(*self._locate(name))
+
+    def _locate(self, name: str) -> tuple[Any, str]:
+        """The file with a tensor, and the name of the tensor in it."""
+        return self._files[self._stored[name]], self._stored[name]
 
     def _check_index(self, index_name: str, index: dict[str, str]) -> None:
         """Raises a CheckpointError unless the index lists the tensors of each shard."""
@@ -117,6 +130,21 @@ class TensorFolder:
             raise CheckpointError(
                 f"{self.path / index_name} {problem}, but the tensor is in {actual}; download the folder again"
             )
+
+
+def _without_wrappers(stored: list[str]) -> dict[str, str]:
+    """The names of tensors without the prefixes in `WRAPPERS`, and those in the file.
+
+    Example:
+        >>> _without_wrappers(["module._orig_mod.wte.weight", "module._orig_mod.ln_f.bias"])
+        {'wte.weight': 'module._orig_mod.wte.weight', 'ln_f.bias': 'module._orig_mod.ln_f.bias'}
+        >>> _without_wrappers(["module.wte.weight", "ln_f.bias"])
+        {'module.wte.weight': 'module.wte.weight', 'ln_f.bias': 'ln_f.bias'}
+    """
+    names = list(stored)
+    while prefix := next((p for p in WRAPPERS if names and all(name.startswith(p) for name in names)), None):
+        names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, stored, strict=True))
 
 
 def has_weights(folder: Path) -> bool:

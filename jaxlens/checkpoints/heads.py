@@ -21,6 +21,15 @@ CLASSIFIERS = {
 }  # fmt: skip
 """The end of the class's name: `Config.output_head`, and the name of the head."""
 
+OF_HEAD = frozenset(("unembed.W_U", "unembed.b_U"))
+"""The parameters of a head."""
+
+NO_LM_HEAD = {"tie_word_embeddings": False, "output_logits_scale": 1.0, "output_logits_soft_cap": None}
+"""The fields of a Config that only the head of a language model has."""
+
+LABELS = frozenset(("id2label", "num_labels", "_num_labels"))
+"""The config.json fields with the number of labels."""
+
 OLDER_TOKEN_HEAD = frozenset(
     ("biogpt", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "mpt")
 )  # fmt: skip
@@ -47,22 +56,28 @@ def kind_of(fields: Mapping[str, Any]) -> str:
 def with_head(family: Family, cfg: Config, fields: Mapping[str, Any]) -> tuple[Family, Config]:
     """The family and the Config of a language model, changed to those of the class that config.json names."""
     kind = kind_of(fields)
-    if kind == CAUSAL_LM or (kind == BASE and cfg.tie_word_embeddings) or not family.prefixes[0]:
+    is_whole = kind == BASE and cfg.tie_word_embeddings and "b_U" not in cfg.biases  # the embedding is the head
+    if kind == CAUSAL_LM or is_whole or not family.prefixes[0]:
         return family, cfg
     biases = tuple(bias for bias in cfg.biases if bias != "b_U")
-    changes = {"tie_word_embeddings": False, "output_logits_scale": 1.0, "output_logits_soft_cap": None}
     if kind == BASE:
-        return _with_rules(family, "", ()), cfg.replace(**changes, output_head=None, biases=biases)
+        return _with_rules(family, "", ()), cfg.replace(**NO_LM_HEAD, output_head=None, biases=biases)
     output, head = CLASSIFIERS[kind][0], head_name(kind, fields.get("model_type"))
     has_bias = kind != "ForSequenceClassification"
     rules = [Rule(f"{head}.weight", "unembed.W_U", "o w -> w o")]
     rules += [Rule(f"{head}.bias", "unembed.b_U", "o")] if has_bias else []
     moved = kind == "ForQuestionAnswering" and fields.get("model_type") in UNDER_TRANSFORMER
     cfg = cfg.replace(
-        **changes, output_head=output, d_vocab_out=n_labels(kind, fields),
+        **NO_LM_HEAD, output_head=output, d_vocab_out=n_labels(kind, fields),
         biases=(*biases, "b_U") if has_bias else biases,
     )  # fmt: skip
     return _with_rules(family, "transformer." if moved else family.prefixes[0], rules), cfg
+
+
+def class_name(fields: Mapping[str, Any], kind: str) -> str:
+    """The name of another class of the same model: of that in `architectures`, with another end."""
+    stem = re.sub(r"(For\w+|(LMHead|DoubleHeads)?Model)$", "", str((fields.get("architectures") or [""])[0]))
+    return (stem or "".join(part.title() for part in re.split(r"[-_]", fields["model_type"]))) + kind
 
 
 def head_name(kind: str, model_type: Any) -> str:
@@ -95,10 +110,8 @@ def recognized(fields: dict[str, Any], family: Family, cfg: Config, tensors: Ten
         return fields
     if shown == CAUSAL_LM:
         return {name: value for name, value in fields.items() if name != "architectures"}
-    stem = re.sub(r"(For\w+|(LMHead|DoubleHeads)?Model)$", "", str((fields.get("architectures") or [""])[0]))
-    stem = stem or "".join(part.title() for part in re.split(r"[-_]", fields["model_type"]))
-    fields = {**fields, "architectures": [stem + shown]}
-    if shown in CLASSIFIERS and not {"id2label", "num_labels", "_num_labels"} & fields.keys():
+    fields = {**fields, "architectures": [class_name(fields, shown)]}
+    if shown in CLASSIFIERS and not LABELS & fields.keys():
         number = tensors.shape(f"{head_name(shown, fields['model_type'])}.weight")[0]
         fields["id2label"] = {str(label): f"LABEL_{label}" for label in range(number)}
     return fields
@@ -117,8 +130,8 @@ def _shown(fields: Mapping[str, Any], family: Family, cfg: Config, names: set[st
         return "ForQuestionAnswering"
     rules = list(family.rules(cfg))
     rename = family.spelling(rules, names)
-    has_lm_head = any(rename(rule.theirs) in names for rule in rules if "unembed.W_U" in rule.targets)
-    if has_lm_head or cfg.tie_word_embeddings:
+    heads = [rename(rule.theirs) in names for rule in rules if OF_HEAD & {*rule.targets}]
+    if any(heads) or (cfg.tie_word_embeddings and not heads):
         return CAUSAL_LM if kind == BASE else None
     prefixed = any(name.startswith(family.prefixes[0]) for name in names)
     return None if prefixed else BASE
@@ -129,7 +142,7 @@ def _with_rules(family: Family, prefix: str, head: Iterable[Rule]) -> Family:
 
     def rules(cfg: Config) -> Iterator[Rule]:
         for rule in family.rules(cfg):
-            if not {"unembed.W_U", "unembed.b_U"} & {*rule.targets}:
+            if not OF_HEAD & {*rule.targets}:
                 yield rule
         yield from head
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxlens.checkpoints.families import family_of
+from jaxlens.checkpoints.heads import BASE, OF_HEAD, class_name, kind_of, with_head
 from jaxlens.checkpoints.rules.completion import causal_model
 from jaxlens.checkpoints.rules.config_helpers import head_dim
 from jaxlens.checkpoints.rules.hf_config import Reader, complete, is_converted
@@ -112,8 +113,10 @@ def _family(wrapper: Wrapper, text: dict[str, Any]) -> Family:
     )  # fmt: skip
 
 
-def as_stored(wrapper: Wrapper, family: Family, cfg: Config, tensors: Tensors) -> tuple[Family, Config]:
-    """The family and the config of the language model, adapted to the tensors of a checkpoint.
+def as_stored(
+    wrapper: Wrapper, fields: Mapping[str, Any], family: Family, cfg: Config, tensors: Tensors
+) -> tuple[Family, Config]:
+    """The family and the config of the language model, adapted to the class that config.json names and to the tensors.
 
     As in transformers, embeddings are not tied if a head is stored that differs from them. config.json alone does not
     tell, because the default of `tie_word_embeddings` changed between versions of transformers. The head of a
@@ -133,4 +136,15 @@ def as_stored(wrapper: Wrapper, family: Family, cfg: Config, tensors: Tensors) -
         cfg = cfg.replace(tie_word_embeddings=False)
     if any("unembed.b_U" in rule.targets and rename(rule.theirs) not in names for rule in rules):
         cfg = cfg.replace(biases=tuple(bias for bias in cfg.biases if bias != "b_U"))
-    return family, cfg
+    stored = any(rename(rule.theirs) in names for rule in rules if OF_HEAD & {*rule.targets})
+    return (family, cfg) if stored or kind_of(fields) != BASE else _base_model(fields, family, cfg)
+
+
+def _base_model(fields: Mapping[str, Any], family: Family, cfg: Config) -> tuple[Family, Config]:
+    """The family and the config of a language model without its head. If embeddings are tied, there is one."""
+    headless, changed = with_head(family, cfg, fields)
+    if headless is family:
+        return family, cfg
+    alone = dict(family.source(fields))
+    alone["architectures"] = [class_name(alone, BASE)]
+    return dataclasses.replace(headless, source=lambda _: alone), changed

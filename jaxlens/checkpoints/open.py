@@ -240,7 +240,7 @@ def _checkpoint(
         fields, opened, updates, part_of = without_quantization(fields), None, {}, None
         if wrapper := multimodal.wrapper_of(fields):
             part_of = fields["model_type"]
-            family, cfg = multimodal.as_stored(wrapper, family, cfg, read)
+            family, cfg = multimodal.as_stored(wrapper, fields, family, cfg, read)
         read = unstacked(read, family.rules(cfg))
         if adapter is not None:
             opened, folder = Adapter(adapter.found.path), adapter.found
@@ -252,7 +252,7 @@ def _checkpoint(
             fields = recognized(fields, family, cfg, read)
             family, cfg = with_head(family, cfg, fields)
         elif adapter is not None:
-            family, cfg = multimodal.as_stored(wrapper, family, cfg, read)
+            family, cfg = multimodal.as_stored(wrapper, fields, family, cfg, read)
         source, unread = family.source(fields), hf.unread(family.unused)
         cfg = cfg.replace(**found.notes, generation_config=_generation_config(found.path))
         return Checkpoint(

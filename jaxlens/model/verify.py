@@ -146,7 +146,7 @@ def reference(checkpoint: Checkpoint, adapter: str | os.PathLike[str] | None = N
             path, options = path.parent, {"gguf_file": path.name}
         logging.disable_progress_bar()
         try:
-            if checkpoint.part_of is not None and path == checkpoint.path:
+            if checkpoint.part_of is not None and path == checkpoint.path and kind:
                 auto = transformers.AutoModelForMultimodalLM
             yield auto.from_pretrained(
                 path, dtype=torch.float32, attn_implementation=family.reference, local_files_only=True, **options

@@ -97,6 +97,8 @@ class AdapterConfig:
     def targets(self, module: str) -> bool:
         """Whether `target_modules`, with the layers that it applies to, selects a module."""
         wanted = self.fields.get("target_modules")
+        if self.fields.get("ensure_weight_tying") and not re.search(r"\.\d+\.", module):
+            return True  # peft lists the embedding, and not the head that it updates with it
         if isinstance(wanted, str):
             return wanted == "all-linear" or re.fullmatch(wanted, module) is not None
         if not any(module == name or module.endswith(f".{name}") for name in wanted or ()):
@@ -141,7 +143,31 @@ class AdapterConfig:
             values = self.fields.get(name) or {}
             if not isinstance(values, Mapping) or not all(type(value) in (int, float) for value in values.values()):
                 raise self.refused(name, "expected an object with a number for each module")
-        for name in ("target_modules", "modules_to_save", "target_parameters"):
+        for name in ("target_modules", "modules_to_save", "target_parameters", "layers_pattern"):
             value = self.fields.get(name)
             if not isinstance(value, str | list | None) or not all(isinstance(entry, str) for entry in value or ()):
                 raise self.refused(name, "expected a list of names, or null")
+        for name in ("rank_pattern", "alpha_pattern", "target_modules", "layers_pattern"):
+            self._check_patterns(name)
+        indices, layers = self.fields.get("trainable_token_indices"), self.fields.get("layers_to_transform")
+        for value in indices.values() if isinstance(indices, Mapping) else [indices]:
+            if not (_are_indices(value) or value is None):
+                raise self.refused(
+                    "trainable_token_indices", "expected a list of tokens, also for each module, or null"
+                )
+        if not (layers is None or _are_indices([layers]) or _are_indices(layers)):
+            raise self.refused("layers_to_transform", "expected a layer, a list of layers, or null")
+
+    def _check_patterns(self, name: str) -> None:
+        """Raises a CheckpointError unless the regular expressions in a field can be compiled."""
+        value = self.fields.get(name) or ()
+        for pattern in [value] if isinstance(value, str) else value:
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise self.refused(name, f"expected regular expressions, but {pattern!r} is none: {error}") from error
+
+
+def _are_indices(value: Any) -> bool:
+    """Whether a value is a list of integers that are not negative."""
+    return isinstance(value, list) and all(type(entry) is int and entry >= 0 for entry in value)

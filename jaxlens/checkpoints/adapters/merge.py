@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,8 +37,7 @@ class MergedTensors:
         self._base, self._adapter, self._changes = base, adapter, changes
         self._copied, self._hidden, self._names = copied, hidden, set(base.names())
         for name, change in changes.items():
-            if change.low_rank:
-                self._check(name, change.low_rank)
+            self.check(name, change)
 
     def names(self) -> list[str]:
         kept = [name for name in self._base.names() if name not in self._hidden]
@@ -110,12 +110,28 @@ class MergedTensors:
             result *= magnitude / np.sqrt(np.einsum("xy,xy->y", result, result))
         return result
 
-    def _check(self, name: str, update: LowRank) -> None:
-        n_out, n_in = update.shape
-        expected = (*update.stack, *((n_in, n_out) if update.transposed else (n_out, n_in)))
-        if (shape := self.shape(name)) != expected:
-            problem = f"{name} of the base model is {shape}, but the adapter's update is {expected}"
-            raise CheckpointError(f"{self._adapter.folder}: {problem}; pass the base model of the adapter")
+    def check(self, name: str, change: Change) -> None:
+        """Raises a CheckpointError unless a change has the shape of the tensor that it changes."""
+        shape = self.shape(name)
+        if update := change.low_rank:
+            n_out, n_in = update.shape
+            expected = (*update.stack, *((n_in, n_out) if update.transposed else (n_out, n_in)))
+            if shape != expected:
+                problem = f"{name} of the base model is {shape}, but the adapter's update is {expected}"
+                raise CheckpointError(f"{self._adapter.folder}: {problem}; pass the base model of the adapter")
+            if update.magnitude and (size := math.prod(self._adapter.file.shape(update.magnitude))) != n_out:
+                raise self._refused(update.magnitude, f"{size} values; expected {n_out}, one for each output of {name}")
+        if change.bias and (found := self._adapter.file.shape(change.bias[0])) != shape:
+            raise self._refused(change.bias[0], f"shape {found}; expected {shape}, that of {name}")
+        if change.rows:
+            delta, rows = change.rows
+            found, expected = self._adapter.file.shape(delta), (len(rows), *shape[1:])
+            if found != expected or max(rows, default=0) >= shape[0]:
+                tokens = f"the tokens in trainable_token_indices, which are below {shape[0]}"
+                raise self._refused(delta, f"shape {found}; expected {expected}, a row of {name} for each of {tokens}")
+
+    def _refused(self, part: str, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self._adapter.folder}: {part} has {problem}; save the adapter again")
 
 
 def merged(
@@ -147,6 +163,8 @@ def merged(
     elif heads:
         hidden = {name for name, _ in copies} | {f"{name.removesuffix('weight')}bias" for name, _ in copies}
     tensors = MergedTensors(base, adapter, changes, copied, hidden)
+    for name in updates.keys() & stored:
+        tensors.check(name, Change(low_rank=updates[name]))
     if copies and (rows := tensors.shape(copies[0][1])[0]) != cfg.d_vocab:
         fields["vocab_size"] = rows
     return fields, tensors, updates

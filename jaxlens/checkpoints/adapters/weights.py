@@ -148,12 +148,13 @@ class Adapter:
             raise CheckpointError(f"{self.config.path}: target_modules does not select {module}, which has weights")
         (rank, n_in), (n_out, _) = self.file.shape(A), self.file.shape(B)
         scale, in_layer = self.config.scale(module, rank), re.search(r"(^|\.)h\.\d+\.", module)
-        magnitude = parts.get("lora_magnitude_vector")
-        if bool(magnitude) != bool(self.config.fields.get("use_dora")):
-            raise CheckpointError(f"{self.config.path}: use_dora does not match the weights of {module}")
+        for part, field in (("lora_magnitude_vector", "use_dora"), ("lora_B.bias", "lora_bias")):
+            if (part in parts) != bool(self.config.fields.get(field)):
+                raise CheckpointError(f"{self.config.path}: {field} does not match the weights of {module}")
+        transposed = is_embedding or (model_type in CONV1D and in_layer is not None)
+        factors, magnitude = (lambda: (self.read(B), self.read(A))), parts.get("lora_magnitude_vector")
         yield names.stored(module, "weight"), {"low_rank": LowRank(
-            lambda: (self.read(B), self.read(A)), (n_out, n_in), rank, scale, magnitude=magnitude,
-            transposed=is_embedding or (model_type in CONV1D and in_layer is not None),
+            factors, (n_out, n_in), rank, scale, transposed, magnitude,
         )}  # fmt: skip
         if "lora_B.bias" in parts:
             yield names.stored(module, "bias"), {"bias": (parts["lora_B.bias"], scale)}
