@@ -9,7 +9,6 @@ import resource
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import jupytext
@@ -48,7 +47,6 @@ def execute(source: Path) -> nbformat.NotebookNode:
 
 def prepare(shell) -> None:
     """Makes a kernel display the pictures of `jaxlens.plot` as PNG images. It runs in the kernel, before the cells."""
-    warnings.filterwarnings("ignore", "IProgress not found")  # tqdm prints no bars without the package ipywidgets
     picture = ("jaxlens.plot.picture", "Picture")
     formatters = shell.display_formatter.formatters
     formatters["text/html"].for_type_by_name(*picture, lambda picture: None)

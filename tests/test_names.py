@@ -214,6 +214,20 @@ def test_a_model_needs_no_analysis_and_no_progress_bar():
     assert run(code).strip() == "[]"
 
 
+def test_a_progress_bar_in_a_notebook_without_ipywidgets_warns_of_nothing():
+    code = """
+import sys, types, warnings
+shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)  # a kernel, as tqdm recognizes it
+sys.modules["ipywidgets"] = None
+warnings.simplefilter("error")
+from jaxlens._progress import bar
+with bar(total=1, file=sys.stdout) as progress:
+    progress.update(1)
+"""
+    assert "100%" in run(code)
+
+
 def test_editors_find_the_paths_in_stubs():
     """Each file of the stub package imports all names of the module that its path stands for."""
     stubs = {
