@@ -18,8 +18,6 @@ from PIL import Image
 
 FOLDER = Path(__file__).parent
 CELL_SECONDS = 600
-COLOURS = 128
-"""The number of colors of an image."""
 
 
 def notebooks() -> list[Path]:
@@ -54,10 +52,10 @@ def prepare(shell) -> None:
 
 
 def image(picture) -> bytes:
-    """A picture as a PNG image with few colors, which is a small file."""
+    """A picture as a PNG image with 256 colors, which is a small file."""
     with tempfile.TemporaryDirectory() as folder:
         path = picture.save(Path(folder) / "picture.png")
-        Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
         return path.read_bytes()
 
 
