@@ -140,8 +140,8 @@ assert promoted[0] == "’" and rank <= 3
 #
 # ## Without it
 #
-# A hook sets the neuron to zero, and `batch.score` gives the log-probability of every token of the sixty paragraphs with
-# and without it.
+# A hook sets the neuron to zero, and `batch.score` gives the log-probability of every token of the sixty paragraphs,
+# with and without it.
 
 
 # %%

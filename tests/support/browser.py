@@ -16,13 +16,13 @@ OPTIONS = [
     "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
     "--host-resolver-rules=MAP * ~NOTFOUND",  # no network
 ]  # fmt: skip
-LAUNCH = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+LAUNCH = "import os, sys; _, r, w, *run = sys.argv; os.dup2(int(r), 3); os.dup2(int(w), 4); os.execv(run[0], run)"
 """Chromium reads messages from file descriptor 3 and writes them to 4."""
 SECONDS = 30
 
 
 class Browser:
-    """A tab that shows a page, and the frames in it. `problems` lists exceptions, errors and warnings of the console."""
+    """A tab that shows a page and its frames. `problems` lists exceptions, errors and warnings of the console."""
 
     def __init__(self, profile: Path):
         (child_in, self._out), (self._in, child_out) = map(_pipe, range(2))
