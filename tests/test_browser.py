@@ -72,7 +72,7 @@ def test_the_mouse_shows_a_value(name, selector, expected, browser, tmp_path):
     x, y = middle(browser, frame, selector)
     browser.mouse(x + 1, y + 1)
     browser.until(lambda: expected in tooltip(browser, frame), f"the tooltip contains {expected!r}")
-    browser.mouse(5, 5)
+    browser.mouse(*middle(browser, frame, "figcaption"))
     browser.until(lambda: tooltip(browser, frame) == "", "the tooltip is gone")
     assert browser.problems == []
 
@@ -89,6 +89,6 @@ def test_a_click_selects_a_head_and_a_direction(browser, tmp_path):
     browser.until(lambda: summary().startswith("Head 1: t5 (5) attends to"), "head 1 is selected")
     browser.mouse(*middle(browser, frame, ".toggle button:nth-child(2)"), click=True)
     browser.until(lambda: summary().startswith("Head 1: t5 (5) is attended to by"), "the direction is switched")
-    browser.mouse(5, 5)
+    browser.mouse(*middle(browser, frame, "figcaption"))
     browser.until(lambda: summary().startswith("Head 1:"), "the selection stays when the mouse leaves")
     assert browser.problems == []

@@ -568,7 +568,7 @@ def test_a_title_wider_than_an_image_is_wrapped(tmp_path):
 def test_heads_with_long_tokens_do_not_overlap_in_an_image():
     pytest.importorskip("matplotlib")
     figure = plot.attention_patterns(pattern(9, 12), ["<|im_start|>", *"abcdefghijk"])._figure()
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     boxes = [panel.get_tightbbox() for panel in figure.subfigs[0].axes]
     assert len(boxes) == 10  # and the scale
     for first, second in itertools.combinations(boxes, 2):
