@@ -62,7 +62,7 @@ top.values.shape  # [neuron rank]
 
 # %%
 def around(neuron):
-    """For each of the six contexts: the token at which the neuron is most active, and the next token."""
+    """For each of the six contexts: the token at which the neuron is most active, and the next token or -1."""
     for _, tokens, index in top.contexts(neuron, width=1):
         yield tokens[index], tokens[index + 1] if index + 1 < len(tokens) else -1
 
@@ -70,7 +70,7 @@ def around(neuron):
 found = []
 for neuron in range(model.cfg.d_mlp):
     current, following = map(set, zip(*around(neuron), strict=True))
-    if len(following) == 1 and len(current) >= 3:
+    if len(following) == 1 and -1 not in following and len(current) >= 3:
         found.append((float(top.values[neuron, 0]), neuron, following.pop()))
 for value, neuron, token in sorted(found, reverse=True):
     print(f"neuron {neuron}: up to {value:.1f}, before {model.to_single_str_token(int(token))!r}")
