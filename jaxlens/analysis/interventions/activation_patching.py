@@ -235,7 +235,9 @@ def _setter(letters: str, axes: tuple[str, ...], change: Callable[[Any, Array, A
     ]
     if None in along or len(set(along)) < len(along):
         possible = ("layer", *(axis for axis, own in LETTERS.items() if set(own) & set(letters.split())))
-        raise ValueError(f"an activation with the axes {letters!r} cannot be swept along {axes}; its axes are {possible}")
+        raise ValueError(
+            f"an activation with the axes {letters!r} cannot be swept along {axes}; its axes are {possible}"
+        )
 
     @PaddedSetter
     def setter(activation: Array, index: Array, source: Array) -> Array:
