@@ -76,7 +76,7 @@ for value, neuron, token in sorted(found, reverse=True):
     print(f"neuron {neuron}: up to {value:.1f}, before {model.to_single_str_token(int(token))!r}")
 
 # %% [markdown]
-# The strongest of them is active before the end of "don't", "doesn't" and "isn't".
+# The strongest of them is active before the end of "doesn't", "isn't" and "couldn't".
 
 # %%
 _, neuron, token = max(found)
@@ -95,8 +95,7 @@ for value, tokens, index in top.contexts(neuron, width=8):
 # position of each.
 
 # %%
-with_t = [text for text in held_out if token in model.to_tokens(text)[0]]
-texts = with_t[:30] + [text for text in held_out if text not in with_t][:30]
+texts = [text for text in held_out if "n't" in text][:30] + [text for text in held_out if "'t" not in text][:30]
 with tempfile.TemporaryDirectory() as folder:
     rows = batch.harvest(model, texts, name, folder, dtype="float16")[:]
 values, tokens, documents = rows[name][:, neuron].astype(np.float32), rows["tokens"], rows["document"]
@@ -158,7 +157,7 @@ print(f"mean change: {change[is_t].mean():+.3f} for \"'t\", {change[~is_t].mean(
 assert abs(change[is_t].mean()) < 0.05 and abs(change[~is_t].mean()) < 0.01
 
 # %% [markdown]
-# Almost nothing changes: other components predict "'t" after "doesn" too. A neuron can be interpretable and yet not
+# There is almost no effect: other components predict "'t" after "doesn" too. A neuron can be interpretable and yet not
 # necessary.
 #
 # ## Turned on by hand
