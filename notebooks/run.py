@@ -9,6 +9,7 @@ import resource
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import jupytext
@@ -45,6 +46,7 @@ def execute(source: Path) -> nbformat.NotebookNode:
 
 def prepare(shell) -> None:
     """Makes a kernel display the pictures of `jaxlens.plot` as PNG images. It runs in the kernel, before the cells."""
+    warnings.filterwarnings("ignore", "IProgress not found")  # transformers imports tqdm, which asks for ipywidgets
     picture = ("jaxlens.plot.picture", "Picture")
     formatters = shell.display_formatter.formatters
     formatters["text/html"].for_type_by_name(*picture, lambda picture: None)
