@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from tqdm import tqdm
 
-from jaxlens._progress import bar
 from jaxlens.errors import require
 from jaxlens.text.tokenizer import Tokenizer, bos_token_id
 from jaxlens.training.data import Batches, padded, tokenize_and_concatenate
@@ -54,7 +54,7 @@ def evaluate_on_dataset(
     Raises:
         ValueError: There are no batches.
     """
-    batches = bar(itertools.islice(data_loader, truncate), disable=None)
+    batches = tqdm(itertools.islice(data_loader, truncate), disable=None)
     losses = [float(model(np.asarray(batch["tokens"]), return_type="loss")) for batch in batches]
     if not losses:
         raise ValueError(f"the data loader gives no batches for truncate={truncate}; expected at least one")
@@ -243,7 +243,7 @@ def ioi_eval(
         raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
     length = max(len(prompt) for prompt, *_ in examples)
     differences = []
-    for first in bar(range(0, len(examples), batch_size), disable=None):
+    for first in tqdm(range(0, len(examples), batch_size), disable=None):
         batch = examples[first : first + batch_size]
         batch += batch[:1] * (batch_size - len(batch))  # equal shapes, so that the model is compiled once
         prompts, positions, right, wrong = zip(*batch, strict=True)

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from jaxlens._progress import bar
 from jaxlens.errors import require
 from jaxlens.training.data import padded
 
@@ -65,7 +65,7 @@ def mmlu_eval(
     tokenizer = model.tokenizer if tokenizer is None else tokenizer
     letters = np.array([_letter_token(tokenizer, letter) for letter in LETTERS])
     correct: dict[str, list[bool]] = {}
-    for question in bar(make_mmlu_data_loader(subjects, split, num_samples), disable=None):
+    for question in tqdm(make_mmlu_data_loader(subjects, split, num_samples), disable=None):
         row = np.asarray(model.to_tokens(_prompt(question), truncate=False))[0]
         length = -(-len(row) // LENGTH_STEP) * LENGTH_STEP
         tokens, mask = padded([row], max(len(row), min(length, model.cfg.n_ctx)))

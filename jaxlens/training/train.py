@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
+from tqdm import tqdm
 
-from jaxlens._progress import bar
 from jaxlens.checkpoints.converter import save
 from jaxlens.errors import require
 from jaxlens.model.transformer import HookedTransformer
@@ -81,7 +81,7 @@ def train(model: HookedTransformer, config: HookedTransformerTrainConfig, datase
         wandb = require("wandb", "logging a training run")
         run = wandb.init(project=project, config=dataclasses.asdict(config))
     random = np.random.default_rng(config.seed)
-    for epoch in bar(range(1, config.num_epochs + 1), disable=config.print_every is None):
+    for epoch in tqdm(range(1, config.num_epochs + 1), disable=config.print_every is None):
         order, n_rows = random.permutation(len(dataset)), 0
         for step, first in enumerate(range(0, len(order), config.batch_size)):
             rows = [dataset[int(row)]["tokens"] for row in order[first : first + config.batch_size]]

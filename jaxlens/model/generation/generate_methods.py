@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlens._progress import bar
 from jaxlens.config import Config
 from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import HookSpec
@@ -90,8 +89,10 @@ class GenerateMethods:
             past_kv_cache=past_kv_cache, prefill_chunk=prefill_chunk, output_logits=output_logits,
             names_filter=names_filter, return_cache=return_cache, return_type=return_type,
         )  # fmt: skip
+        from tqdm import tqdm  # a model that generates nothing needs no progress bar
+
         size = SEGMENT if verbose or stop_strings else max_new_tokens
-        with bar(total=max_new_tokens, desc="generating", unit="token", disable=None if verbose else True) as progress:
+        with tqdm(total=max_new_tokens, desc="generating", unit="token", disable=None if verbose else True) as progress:
             for new in generation.segments(size):
                 progress.update(new.shape[1])
         result = generation.output(return_type)
