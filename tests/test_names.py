@@ -217,6 +217,7 @@ def test_a_model_needs_no_analysis_and_no_progress_bar():
 def test_a_progress_bar_in_a_notebook_without_ipywidgets_warns_of_nothing():
     code = """
 import sys, types, warnings
+import flax.nnx  # before the kernel: it would import more of IPython
 shell = types.SimpleNamespace(config={"IPKernelApp": {}})
 sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)  # a kernel, as tqdm recognizes it
 sys.modules["ipywidgets"] = None
