@@ -218,8 +218,9 @@ def test_a_progress_bar_in_a_notebook_without_ipywidgets_warns_of_nothing():
     code = """
 import sys, types, warnings
 import flax.nnx  # before the kernel: it would import more of IPython
-shell = types.SimpleNamespace(config={"IPKernelApp": {}})
-sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)  # a kernel, as tqdm recognizes it
+kernel = type("ZMQInteractiveShell", (), {})()
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: kernel)
+sys.modules["ipykernel.zmqshell"] = types.ModuleType("zmqshell")  # by which tqdm recognizes a kernel
 sys.modules["ipywidgets"] = None
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
