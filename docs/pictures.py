@@ -45,7 +45,7 @@ def pictures() -> dict[str, plot.Picture]:
 
 
 def save_screenshot(picture: plot.Picture, path: Path, width: int = 900, height: int = 1000) -> None:
-    """Saves a screenshot of a page, without the margins and with 64 colours."""
+    """Saves a screenshot of a page, without the margins and with 256 colours."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         raise SystemExit("a screenshot needs Chromium, but no chromium or google-chrome is on PATH; install Chromium")
@@ -55,7 +55,7 @@ def save_screenshot(picture: plot.Picture, path: Path, width: int = 900, height:
         subprocess.run([browser, "--headless", "--no-sandbox", *size, page.as_uri()], check=True, capture_output=True)
         image = Image.open(screenshot).convert("RGB")
     _, _, right, bottom = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
-    image.crop((0, 0, right + 12, bottom + 12)).quantize(64).save(path, optimize=True)
+    image.crop((0, 0, right + 12, bottom + 12)).quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ from PIL import Image
 
 FOLDER = Path(__file__).parent
 CELL_SECONDS = 600
-COLOURS = 128
-"""The number of colors of an image."""
 
 
 def notebooks() -> list[Path]:
@@ -48,7 +46,7 @@ def execute(source: Path) -> nbformat.NotebookNode:
 
 def prepare(shell) -> None:
     """Makes a kernel display the pictures of `jaxlens.plot` as PNG images. It runs in the kernel, before the cells."""
-    warnings.filterwarnings("ignore", "IProgress not found")  # tqdm prints no bars without the package ipywidgets
+    warnings.filterwarnings("ignore", "IProgress not found")  # transformers imports tqdm, which asks for ipywidgets
     picture = ("jaxlens.plot.picture", "Picture")
     formatters = shell.display_formatter.formatters
     formatters["text/html"].for_type_by_name(*picture, lambda picture: None)
@@ -56,10 +54,10 @@ def prepare(shell) -> None:
 
 
 def image(picture) -> bytes:
-    """A picture as a PNG image with few colors, which is a small file."""
+    """A picture as a PNG image with 256 colors, which is a small file."""
     with tempfile.TemporaryDirectory() as folder:
         path = picture.save(Path(folder) / "picture.png")
-        Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
         return path.read_bytes()
 
 

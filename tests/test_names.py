@@ -214,6 +214,24 @@ def test_a_model_needs_no_analysis_and_no_progress_bar():
     assert run(code).strip() == "[]"
 
 
+def test_a_progress_bar_in_a_notebook_without_ipywidgets_warns_of_nothing():
+    code = """
+import sys, types, warnings
+import flax.nnx  # before the kernel: it would import more of IPython
+kernel = type("ZMQInteractiveShell", (), {})()
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: kernel)
+sys.modules["ipykernel.zmqshell"] = types.ModuleType("zmqshell")  # by which tqdm recognizes a kernel
+sys.modules["ipywidgets"] = None
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import jaxlens, jaxlens.training.train, jaxlens.training.evals
+    config = jaxlens.Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_vocab=9, n_ctx=8)
+    jaxlens.HookedTransformer(config).generate([[1, 2]], 2, stop_at_eos=False)
+print([str(each.message) for each in caught if "IProgress" in str(each.message)])
+"""
+    assert run(code).strip() == "[]"
+
+
 def test_editors_find_the_paths_in_stubs():
     """Each file of the stub package imports all names of the module that its path stands for."""
     stubs = {

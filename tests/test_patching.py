@@ -310,6 +310,16 @@ def test_a_metric_of_several_values_for_every_prompt_has_axes_of_its_own():
     assert found.shape == (4, 6, 2, 3)
 
 
+def test_a_position_is_selected_by_its_label_or_its_number():
+    labels = {"layer": ["3", "4"], "pos": ["<s> 0", " key 1", " 2 2"]}
+    result = Labelled(np.arange(6.0).reshape(2, 3), ("layer", "pos"), labels)
+    assert result.at(pos=" key 1").values.tolist() == result.at(pos=1).values.tolist() == [1, 4]
+    assert result.at(layer=np.int32(4), pos=2).values == 5
+    for missing in (3, -1, "1", "key"):
+        with pytest.raises(KeyError, match="there is no pos"):
+            result.at(pos=missing)
+
+
 def test_indices_can_be_returned_as_a_dataframe():
     pytest.importorskip("pandas")
     clean, corrupted = pair()
@@ -721,7 +731,10 @@ MISTAKES = {
         lambda: jax.jit(lambda t: activation_patch(model("gpt2"), t, pair()[0], metric))(pair()[1]), ValueError,
         "call it outside jit, grad and vmap",
     ),
-    "an axis that the activation lacks": Case(lambda: patch("z", ("layer", "neuron")), ValueError, "cannot be swept"),
+    "an axis that the activation lacks": Case(
+        lambda: patch("mlp_out", ("layer", "head")), ValueError,
+        "cannot be swept along ('layer', 'head'); its axes are ('layer', 'pos', 'dest_pos')",
+    ),
     "the same axis twice": Case(lambda: patch("z", ("layer", "head", "head_index")), ValueError, "cannot be swept"),
     "nothing to normalise by": Case(
         lambda: ablate(model("gpt2"), tokens(1, 3), lambda x: x.mean(), **QUIET).normalised, ValueError, "and None in"

@@ -3,6 +3,7 @@ and an image. The scripts of a page run in node, if node is installed."""
 
 import functools
 import importlib.util
+import itertools
 import json
 import re
 import shutil
@@ -562,6 +563,17 @@ def test_a_title_wider_than_an_image_is_wrapped(tmp_path):
     title = "The derivative with respect to the output of every head " * 3
     pixels = image.imread(plot.heatmap(np.ones((2, 2)), title=title).save(tmp_path / "picture.png"))
     assert (pixels[:, -2:] == 1).all()  # nothing is cut off at the right edge
+
+
+def test_heads_with_long_tokens_do_not_overlap_in_an_image():
+    pytest.importorskip("matplotlib")
+    figure = plot.attention_patterns(pattern(9, 12), ["<|im_start|>", *"abcdefghijk"])._figure()
+    figure.draw_without_rendering()
+    boxes = [panel.get_tightbbox() for panel in figure.subfigs[0].axes]
+    assert len(boxes) == 10  # and the scale
+    for first, second in itertools.combinations(boxes, 2):
+        assert not first.overlaps(second)
+    assert all(box.y0 >= 0 and box.x0 >= 0 for box in boxes)
 
 
 # --- the script of a page

@@ -39,11 +39,13 @@ def entry(module: ModuleType, name: str) -> str:
     """What stands under the heading of a name: a line that mkdocstrings replaces by signature and docstring.
 
     It needs the place where the name is defined. Constants do not tell, but are imported by their package. A function
-    that another function made has no such place, so its docstring is written out.
+    that another function made has no such place, so its docstring is written out. Of a module,
+    only its own docstring: the functions of those in `jaxlens.plot` are on the same page.
     """
     value = getattr(module, name)
     if isinstance(value, ModuleType):
-        return f"::: {value.__name__}"
+        names = ", ".join(f"`{each}`" for each in public_names(value))
+        return f"::: {value.__name__}\n    options:\n      members: false\n\nA module with {names}."
     if not hasattr(value, "__qualname__"):
         return f"::: {module.__name__}.{name}"
     if "<locals>" in value.__qualname__:

@@ -44,15 +44,22 @@ class Labelled:
     def at(self, **labels: Any) -> "Labelled":
         """The entries with these labels, as in `result.at(layer=3)`. The selected axes are removed.
 
+        The label of a position is its token and its number. The number is enough: `result.at(pos=2)`.
+
         Raises:
             KeyError: There is no such axis, or no such label along it.
         """
-        for axis, label in labels.items():
-            if str(label) not in self.labels.get(axis, ()):
-                raise KeyError(f"there is no {axis} {label}; the labels are {self.labels.get(axis, self.labels)}")
-        indices = {axis: self.labels[axis].index(str(label)) for axis, label in labels.items()}
+        indices = {axis: self._index(axis, label) for axis, label in labels.items()}
         values = self.values[tuple(indices.get(axis, slice(None)) for axis in self.axes)]
         return self._without(values, set(labels))
+
+    def _index(self, axis: str, label: Any) -> int:
+        names = self.labels.get(axis, [])
+        if str(label) not in names and isinstance(label, int | np.integer):
+            names = [name.rpartition(" ")[2] for name in names]
+        if str(label) not in names:
+            raise KeyError(f"there is no {axis} {label}; the labels are {self.labels.get(axis, self.labels)}")
+        return names.index(str(label))
 
     def sum(self, *axes: str) -> "Labelled":
         """The sum over these axes.

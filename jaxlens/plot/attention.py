@@ -35,6 +35,9 @@ STEPS = 1000
 MAX_LABELLED_HEADS = 12
 """An image of more heads has no token labels."""
 
+INCHES_PER_CHARACTER = 0.06
+"""The width of a character of a token label in an image."""
+
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class AttentionPatterns(Drawing):
@@ -110,9 +113,10 @@ class AttentionPatterns(Drawing):
         return -(-len(self.heads) // across), across
 
     def _image_size(self) -> tuple[float, float]:
-        (down, across), labelled = self._panel_grid(), len(self.heads) <= MAX_LABELLED_HEADS
-        side = min(5.0, 10 / across)
-        return across * (side + 0.6 * labelled) + 1, down * (side + 0.7 * labelled) + 0.4
+        (down, across), side = self._panel_grid(), min(5.0, 10 / self._panel_grid()[1])
+        longest = max(map(len, Axis("", self.tokens).display_labels))
+        names = 0.2 + INCHES_PER_CHARACTER * longest if len(self.heads) <= MAX_LABELLED_HEADS else 0
+        return across * (side + names) + 1, down * (side + names + 0.2) + 0.4
 
     def _page_height(self) -> int:
         thumbnails = min(300, -(-len(self.heads) // 10) * 96) if len(self.heads) > 1 else 0

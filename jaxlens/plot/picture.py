@@ -122,7 +122,7 @@ class Picture(abc.ABC):
             ) from error
         drawings = self._drawings()
         widths, heights = zip(*(drawing._image_size() for drawing in drawings), strict=True)
-        figure = Figure(figsize=(max(widths), sum(heights)), dpi=150, layout="constrained")
+        figure = Figure(figsize=(max(widths), sum(heights)), dpi=150, layout="compressed")
         subfigures = figure.subfigures(len(drawings), 1, height_ratios=heights, squeeze=False)[:, 0]
         for drawing, subfigure in zip(drawings, subfigures, strict=True):
             title = textwrap.fill(drawing.title, int(max(widths) * TITLE_CHARACTERS))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from jaxlens.errors import require
 from jaxlens.text.tokenizer import Tokenizer, bos_token_id

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from jaxlens.checkpoints.converter import save
 from jaxlens.errors import require

@@ -234,7 +234,10 @@ def _setter(letters: str, axes: tuple[str, ...], change: Callable[[Any, Array, A
         next((i for i, letter in enumerate(letters.split()) if letter in LETTERS[axis]), None) for axis in axes[1:]
     ]
     if None in along or len(set(along)) < len(along):
-        raise ValueError(f"an activation with the axes {letters!r} cannot be swept along {axes}")
+        possible = ("layer", *(axis for axis, own in LETTERS.items() if set(own) & set(letters.split())))
+        raise ValueError(
+            f"an activation with the axes {letters!r} cannot be swept along {axes}; its axes are {possible}"
+        )
 
     @PaddedSetter
     def setter(activation: Array, index: Array, source: Array) -> Array:

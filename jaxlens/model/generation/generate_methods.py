@@ -90,7 +90,7 @@ class GenerateMethods:
             past_kv_cache=past_kv_cache, prefill_chunk=prefill_chunk, output_logits=output_logits,
             names_filter=names_filter, return_cache=return_cache, return_type=return_type,
         )  # fmt: skip
-        from tqdm.auto import tqdm  # a model that generates nothing needs no progress bar
+        from tqdm import tqdm  # a model that generates nothing needs no progress bar
 
         size = SEGMENT if verbose or stop_strings else max_new_tokens
         size = 1 if stop_strings and (return_cache or output_logits) else size  # what follows a stop string is not run
