@@ -75,6 +75,8 @@ GENERATION = {
         lambda: generate(stop_at_eos=True), ValueError, "stop_at_eos=True needs an EOS token, but the model has no"
     ),
     "an empty stop": Case(lambda: generate(stop_strings=["", "x"]), ValueError, "expected strings that are not empty"),
+    "a number as stop": Case(lambda: generate(stop_strings=5), ValueError, "stop_strings is 5; expected strings"),
+    "a penalty": Case(lambda: generate(freq_penalty=float("nan")), ValueError, "freq_penalty is nan"),
     "stops without text": Case(lambda: generate(stop_strings="x"), ValueError, "this model has no tokenizer"),
     "text without text": Case(lambda: generate(return_type="str"), ValueError, "this model has no tokenizer"),
     "another type": Case(lambda: generate(return_type="text"), ValueError, "return_type is 'text'"),
@@ -105,6 +107,7 @@ GENERATION = {
     "positions": Case(lambda: steer(DIRECTION, 1, positions="first"), ValueError, "positions is 'first'"),
     "a negative position": Case(lambda: steer(DIRECTION, 1, positions=[3, -1]), ValueError, "positions is [3, -1]"),
     "no positions": Case(lambda: steer(DIRECTION, 1, positions=[]), ValueError, "positions is []"),
+    "a negative row": Case(lambda: steer(DIRECTION, 1, rows=[-1]), ValueError, "rows is [-1]"),
     "a pattern": Case(lambda: steer(DIRECTION, 1, site="attn.hook_pattern"), ValueError, "have heads before positions"),
     "no layers": Case(lambda: steer(DIRECTION, []), ValueError, "layers is empty"),
 }  # fmt: skip

@@ -69,14 +69,15 @@ def steer(
     `direction` is one vector [d_model], or one for each row [batch d_model]. `strength` is a number, one number for
     each row, or a function of the step of a generation (0 on the prompt, then 1, 2, …), which is traced. `positions` is
     "all", "prompt", "new" (generated tokens), "last" (the last token of the prompt), or positions in the text, counted
-    from 0 without padding. `rows` are the rows of the batch (None: all). `site` is another site of the blocks: the last
-    axes of `direction` are then those of its values, after batch and position.
+    from 0 without padding. `rows` are the rows of the batch that are steered (None: all); a batch may have fewer.
+    `site` is another site of the blocks: the last axes of `direction` are then those of its values, after batch and
+    position.
 
     Other directions, strengths, rows and layers compile nothing.
 
     Raises:
-        ValueError: `positions` is another string, negative or empty, `site` has no position after the batch, or there
-            is no layer.
+        ValueError: `positions` is another string, positions or rows are negative or missing, `site` has no position
+            after the batch, or there is no layer.
 
     Example:
         >>> import jaxlens
@@ -98,6 +99,8 @@ def steer(
         raise ValueError("layers is empty; give at least one layer")
     schedule, strength = (strength, jnp.float32(1)) if callable(strength) else (None, jnp.asarray(strength))
     rows = None if rows is None else np.atleast_1d(np.asarray(rows, np.int32))
+    if rows is not None and (not rows.size or rows.min() < 0):
+        raise ValueError(f"rows is {rows.tolist()}; expected rows of the batch, counted from 0")
     data = {"direction": jnp.asarray(direction), "strength": strength, "positions": positions, "rows": rows}
     edit = hook(Steering(which, schedule), **data)
     return [(f"blocks.{layer}.{site}", edit) for layer in layers]

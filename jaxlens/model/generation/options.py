@@ -112,11 +112,11 @@ def _given_tokens(model: Any, eos_token_id: int | list[int]) -> list[int]:
 def _stop_strings(model: Any, stop_strings: str | list[str] | None) -> tuple[str, ...]:
     if stop_strings is None:
         return ()
-    strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+    strings = stop_strings if isinstance(stop_strings, list | tuple | set | frozenset) else [stop_strings]
     if not all(isinstance(string, str) and string for string in strings):
         raise ValueError(f"stop_strings is {stop_strings!r}; expected strings that are not empty")
     required_tokenizer(model.tokenizer)
-    return strings
+    return tuple(strings)
 
 
 def _check_length(model: Any, prompt: Prompt, past: KVCache | None, max_new_tokens: int) -> None:

@@ -78,6 +78,8 @@ class Sampler:
             ValueError: An argument is out of range, or `top_k` and `top_p` are combined.
         """
         _check(top_k, top_p, min_p, temperature, repetition_penalty)
+        if not np.isfinite(freq_penalty):
+            raise ValueError(f"freq_penalty is {freq_penalty}; expected a finite number")
         repetition = None if repetition_penalty == 1 else repetition_penalty
         if temperature == 0:
             return cls(None, None, None, None, None, repetition)
