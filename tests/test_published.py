@@ -227,6 +227,8 @@ def test_a_training_checkpoint_is_loaded_from_the_cache_of_huggingface_hub(pythi
     cached = {"cache_dir": tmp_path, "local_files_only": True}
     for index, folder in ((None, pythia[0]), (2, pythia[1])):
         loaded = load("stanford-gpt2-small-a", checkpoint_index=index, **cached)
+        assert loaded.cfg.revision == ("1" if index is None else "2") * 40, "the commit"
+        assert load(folder).cfg.revision is None
         assert np.array_equal(loaded.params["embed.W_E"], load(folder).params["embed.W_E"])
         assert loaded.tokenizer.bos_token == "<s>"
     with pytest.raises(CheckpointError, match="x21 at revision 'checkpoint-30', which is not in the local cache"):

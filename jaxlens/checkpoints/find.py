@@ -28,6 +28,8 @@ ADAPTER_PATTERNS = [ADAPTER, "adapter_model.safetensors", "adapter_model.bin", "
 SMOLLM2 = "smollm2-135m-instruct"
 REMOTE_GGUF = re.compile(r"[\w.-]+/[\w.-]+/[^/].*\.gguf", re.IGNORECASE)
 """A GGUF file of a Hugging Face repository."""
+SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")
+"""The commit in the path of a file that huggingface_hub has downloaded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Found:
             "checkpoint_index": training.index, "checkpoint_value": training.value,
             "checkpoint_label_type": training.label_type,
         }  # fmt: skip
+        commit = SNAPSHOT.search(self.path.as_posix())
+        described["revision"] = commit and commit[1]
         return {"model_name": Path(self.repository or self.name).name or self.name, **described}
 
 

@@ -129,6 +129,7 @@ class Config:
 
     # notes
     model_name: str = _note(default="custom")
+    revision: str | None = _note(default=None)  # the commit of the Hugging Face repository; None: loaded from elsewhere
     seed: int | None = _note(default=None)  # of the initial weights; None: 0
     tokenizer_name: str | None = _note(default=None)  # a Hugging Face id or folder, loaded with the model
     # the checkpoint's generation_config.json, of which `generate` reads `eos_token_id`; None: there is no such file

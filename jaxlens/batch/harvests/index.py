@@ -33,7 +33,12 @@ def make_index(model: Any, work: Work, hooks: Sequence[RegisteredHook], can_be_r
     skip = work.skip if isinstance(work.skip, str) else sorted(set(map(int, work.skip)))
     return {
         "format": FORMAT,
-        "model": {"name": model.name, "processing": processing, "weights": _of_weights(model)},
+        "model": {
+            "name": model.name,
+            "revision": model.cfg.revision,
+            "processing": processing,
+            "weights": _of_weights(model),
+        },
         "tokenizer": None if tokenizer is None else _of_tokenizer(tokenizer),
         "hooks": [_of_hook(hook) for hook in hooks],
         "data": {
