@@ -50,6 +50,7 @@ benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.lengths
 	$(BIN)/python -m benchmarks.gradients
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.shares
 	$(BIN)/python -m benchmarks.patching
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.attention
