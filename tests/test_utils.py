@@ -368,6 +368,7 @@ MISTAKES = {
     "a key of text": Case(lambda: sample(key="abc"), TypeError, "the seed or key is a str; expected an integer or a"),
     "min p above one": Case(lambda: sample(min_p=2.0), ValueError, "min_p is 2.0; expected a share of the highest"),
     "top p of zero": Case(lambda: sample(top_p=0.0), ValueError, "top_p is 0.0; expected a probability"),
+    "no frequency penalty": Case(lambda: sample(freq_penalty=float("nan")), ValueError, "freq_penalty is nan"),
     "a negative temperature": Case(lambda: sample(temperature=-1), ValueError, "temperature is -1 and repetition"),
     "a penalty without tokens": Case(lambda: sample(freq_penalty=1.0), ValueError, "[batch, pos], got None"),
     "a penalty for embeddings": Case(
