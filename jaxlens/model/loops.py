@@ -183,8 +183,11 @@ def _loop_fwd(program: Program, structure, leaves, *others):
 
 
 def _loop_bwd(program: Program, structure, residuals: _Residuals, gradients):
-    gradient, of_values = jax.tree.map(_without_symbols, gradients, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
-    of_floats = {site: of_value for site, of_value in of_values.items() if of_value.dtype != jax.dtypes.float0}
+    gradient, of_values = _without_symbols(gradients[0]), gradients[1]
+    of_floats = {
+        site: of_value for site, of_value in of_values.items()
+        if not isinstance(of_value, SymbolicZero) and of_value.dtype != jax.dtypes.float0
+    }  # fmt: skip
     with full_precision(residuals.inputs.stack.cfg.dtype):
         if is_traced(residuals, gradient, of_floats):
             known = dataclasses.replace(residuals, first=int(residuals.first), last=int(residuals.last))
@@ -202,7 +205,10 @@ _differentiable.defvjp(_loop_fwd, _loop_bwd, symbolic_zeros=True)
 
 
 def _backward(program: Program, residuals: _Residuals, gradient, of_buffers: Rows):
-    """The gradients of the needed fields of the inputs (their floats), of the residual stream, and of the buffers."""
+    """The gradients of the needed fields of the inputs (their floats), of the residual stream, and of the buffers.
+
+    `of_buffers` has only the sites whose captured values have a gradient.
+    """
     inputs, first, last = residuals.inputs, residuals.first, residuals.last
     zeros = {field: jax.tree.map(jnp.zeros_like, _floats(getattr(inputs, field))[0]) for field in residuals.fields}
 
@@ -217,12 +223,12 @@ def _backward(program: Program, residuals: _Residuals, gradient, of_buffers: Row
 
         def run(floats, x):
             fields = {field: joins[field](floats[field]) for field in floats}
-            return _step_at(program, dataclasses.replace(given, **fields), x, i)[:2]
+            x, captured, _ = _step_at(program, dataclasses.replace(given, **fields), x, i)
+            return x, {site: captured[site] for site in of_buffers}
 
-        (_, captured), pull_back = jax.vjp(run, floats, layer_at(residuals.kept, i))
+        _, pull_back = jax.vjp(run, floats, layer_at(residuals.kept, i))
         of_captured = layer_at(of_buffers, row)
-        zero = {site: np.zeros(value.shape, jax.dtypes.float0) for site, value in captured.items()}
-        of_floats, gradient = pull_back((gradient, zero | of_captured))
+        of_floats, gradient = pull_back((gradient, of_captured))
         of_buffers = set_row(of_buffers, jax.tree.map(jnp.zeros_like, of_captured), row)
         sums = {field: _added(field, sums[field], of_floats[field], i, row) for field in sums}
         return gradient, of_buffers, sums
