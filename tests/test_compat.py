@@ -439,8 +439,8 @@ def attn():
     return model("gpt2").blocks[0].attn
 
 
-def sharding_of_columns():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
+def sharding_of_columns(axis_type=jax.sharding.AxisType.Auto):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",), axis_types=(axis_type,))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
 
 
@@ -517,6 +517,10 @@ ERRORS = {
     ),
     "a sharding of matrices": Case(
         lambda: model("gpt2").to(sharding_of_columns()), ValueError,
+        "does not fit ln_final.w, of shape (14,); expected a device or a sharding that fits every parameter",
+    ),
+    "a sharding of matrices, explicit": Case(
+        lambda: model("gpt2").to(sharding_of_columns(jax.sharding.AxisType.Explicit)), ValueError,
         "does not fit ln_final.w, of shape (14,); expected a device or a sharding that fits every parameter",
     ),
     "a cache of tracers": Case(

@@ -205,7 +205,7 @@ def _ungrouped(params: Params, cfg: Config) -> tuple[Params, Config]:
 def _placed(name: str, weight: jax.Array, target: jax.Device | jax.sharding.Sharding) -> jax.Array:
     try:
         return jax.device_put(weight, target)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # on a mesh with Explicit axes, JAX asserts that the axes fit
         instead = "For a sharding of each parameter, use jaxlens.sharding.shard(model, mesh, rules)"
         expected = f"expected a device or a sharding that fits every parameter. {instead}"
         raise ValueError(f"{target} does not fit {name}, of shape {weight.shape}; {expected}") from error
