@@ -37,12 +37,11 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_file():
-    """A process may map only so many pieces of memory (65,530), and every compiled program takes several: in one that
-    has run most files, the next would end it. Until then programs are kept, because files share some."""
+    """Programs are kept until there are many."""
+    from support.maps import forget_programs
+
     yield
-    maps = Path("/proc/self/maps")
-    if not maps.exists() or len(maps.read_text().splitlines()) > 15_000:
-        jax.clear_caches()
+    forget_programs()
 
 
 def pytest_collection_finish():

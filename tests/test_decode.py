@@ -35,9 +35,11 @@ def in_pieces(of: HookedTransformer, text, mask, ends, **options) -> tuple[list[
     return logits, cache
 
 
+@pytest.mark.parametrize("n_rows", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
-def test_decoding_in_pieces_equals_one_run(name):
-    of, (text, mask) = model(name), padded()
+def test_decoding_in_pieces_equals_one_run(name, n_rows):
+    of, (text, mask) = model(name), padded(3)
+    text, mask = text[-n_rows:], mask[-n_rows:]
     ends = (3, 12, 13, 20, 21)
     logits, cache = in_pieces(of, text, mask, ends)
     assert cache.length == LENGTH

@@ -9,6 +9,8 @@ import pytest
 from support.hlo import buffers
 
 from jaxlens import Config, HookedTransformer, Rotary, hook
+from jaxlens.model.loops import LoopInputs, Program, compiled_loop
+from jaxlens.nn.sequence import sequence_info
 
 N_CTX, SHORT = 131072, 512
 SIZES = {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_head": 4, "d_mlp": 16, "d_vocab": 11}
@@ -172,3 +174,20 @@ def test_a_layer_with_a_window_reads_its_window_only():
         out = model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_v", hook(spoil))])[0]
         assert jnp.isnan(out[0]).any()
         assert jnp.isfinite(out[first_finite:]).all() if first_finite else jnp.isnan(out[-1]).any()
+
+
+# --- weights
+
+
+def test_the_layer_of_a_single_token_copies_no_matrix_out_of_the_stack():
+    cfg = Config(**{**ROTARY, "d_model": 64, "d_mlp": 768, "n_ctx": 8}, gated_mlp=True, act_fn="silu")
+    model = jax.eval_shape(lambda: HookedTransformer(cfg))
+    program, size = Program(cfg.stacks[0], frozenset(), 0), 4 * cfg.d_model * cfg.d_mlp
+
+    def layers(stack, x):
+        inputs = LoopInputs(stack, (sequence_info(cfg, jnp.ones((1, 1), bool)), (), None), {})
+        return compiled_loop(program, inputs, x, {}, np.int32(0), np.int32(2))[0]
+
+    x = jax.ShapeDtypeStruct((1, 1, cfg.d_model), jnp.float32)
+    plan = jax.jit(layers).lower(model.modules.stacks[0], x).compile().memory_analysis()
+    assert plan.temp_size_in_bytes < size

@@ -70,8 +70,11 @@ def batch(first, layers, shape, n_positions):
     return Batch.of(filler, np.array(layers), first, n_positions, 6)
 
 
+TWO_PROMPTS = {"sequences": None, "prompts": 2, "slots": 8}
+
+
 def test_a_layer_runs_the_blocks_whose_rows_have_joined():
-    shape = BatchShape(cells=8, rows=32, block=8, grouped=1, sequences=None, read_cells=2, prompts=2, slots=8)
+    shape = BatchShape(cells=8, rows=32, block=8, at_once=1, grouped=1, read_cells=2, **TWO_PROMPTS)
     first = np.array([[4, 8], [4, 5], [2, 8], [8, 7]])  # 4, 4 + 3, 6 and 1 rows
     found = batch(first, [1, 1, 3, 4], shape, 8)
     assert found.running.tolist() == [0, 2, 2, 3, 3, 3]
@@ -86,13 +89,14 @@ def test_a_layer_runs_the_blocks_whose_rows_have_joined():
 
 
 def test_a_row_sees_its_sequence_only():
-    shape = BatchShape(cells=4, rows=32, block=16, grouped=2, sequences=None, read_cells=2, prompts=2, slots=8)
+    shape = BatchShape(cells=4, rows=32, block=16, at_once=1, grouped=2, read_cells=2, **TWO_PROMPTS)
     first, mask = np.array([[4, 6], [2, 5]]), np.ones((2, 8), bool)
     found = batch(first, [0, 1], shape, 8)
     fields = packings(shape, found, mask)
-    packed = [PackedRows(**{name: jnp.asarray(field[block]) for name, field in fields.items()}) for block in (0, 1)]
-    for block, rows in enumerate(packed):
-        of_baseline, own = visible(*rows.bounds(jnp.full((1, 16), -9), rows.indices), rows.sources)
+    packed = PackedRows(**{name: jnp.asarray(field) for name, field in fields.items()})
+    low, high = packed.bounds(jnp.full(packed.indices.shape, -9), packed.indices)
+    for block in (0, 1):
+        of_baseline, own = visible(low[:, block], high[:, block], packed.sources[block])
         used = found.row_layers[block] >= 0
         assert ((of_baseline | own).sum(-1)[used] == found.slots[block][used] + 1).all()  # all tokens up to its own
         assert (of_baseline.sum(-1)[used] == found.starts[block][used]).all()
@@ -101,11 +105,11 @@ def test_a_row_sees_its_sequence_only():
 
 def visible(low, high, sources):
     """The sources [r s] in each of the two intervals of every row."""
-    return [((sources > low.T) & (sources <= high.T)) for low, high in zip(low, high, strict=True)]
+    return [(sources > low[:, None]) & (sources <= high[:, None]) for low, high in zip(low, high, strict=True)]
 
 
 def test_a_batch_is_full_when_a_sequence_has_no_room():
-    shape = BatchShape(cells=8, rows=16, block=8, grouped=1, sequences=None, read_cells=2, prompts=1, slots=8)
+    shape = BatchShape(cells=8, rows=16, block=8, at_once=1, grouped=1, read_cells=2, **{**TWO_PROMPTS, "prompts": 1})
     filler = Filler(shape)
     assert filler.add(0, [8])
     assert filler.add(1, [5])

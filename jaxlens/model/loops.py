@@ -23,9 +23,9 @@ from jaxlens.hooks.plan import SiteHook, zero_probe
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.tap import Tap
 from jaxlens.nn.block import Block
+from jaxlens.nn.in_stack import layer_in_stack
 from jaxlens.nn.kv_cache import LayerMemory
 from jaxlens.nn.module import arrays
-from jaxlens.nn.moe import MoE
 from jaxlens.nn.sequence import SequenceInfo
 
 Rows = dict[str, jax.Array]
@@ -68,12 +68,9 @@ class LoopInputs:
         """The inputs of one layer, at index i of the stack. Its weights are `nnx.Param`s, as those of the stack."""
         return LoopInputs(layer_at(self.stack, i), self.shared, layer_at(self.probes, row))
 
-    def within(self, i: Any, row: Any) -> "LoopInputs":
-        """The same, but the weights of its experts stay in the stack (`MoE.within`)."""
-        given = self.at(i, row)
-        if isinstance(self.stack.mlp, MoE):
-            given.stack.mlp = given.stack.mlp.within(self.stack.mlp, i)
-        return given
+    def in_stack(self, i: Any, row: Any, one_token: bool) -> "LoopInputs":
+        """The same, but weights stay in the stack if they are read there (`layer_in_stack`)."""
+        return LoopInputs(layer_in_stack(self.stack, i, one_token), self.shared, layer_at(self.probes, row))
 
 
 def layer_at(rows: Any, i: Any) -> Any:
@@ -122,7 +119,7 @@ def _forward(program: Program, inputs: LoopInputs, x, buffers: Rows, first, last
     def body(i, carry):
         x, buffers, kept, memory = carry
         kept, row = set_row(kept, x if keep else None, i), program.row(i, first)
-        given = inputs.at(i, row) if keep else inputs.within(i, row)
+        given = inputs.at(i, row) if keep else inputs.in_stack(i, row, one_token=x.shape[:2] == (1, 1))
         x, captured, memory = _step_at(program, given, x, i, memory)
         return x, set_row(buffers, captured, row), kept, memory
 

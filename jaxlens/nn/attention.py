@@ -25,6 +25,7 @@ from jaxlens._jax import inlined
 from jaxlens.config import Config
 from jaxlens.nn.adapter import Adaptable, LowRank, add_update, head_updates
 from jaxlens.nn.blockwise import attend_blockwise
+from jaxlens.nn.in_stack import InStack, as_array, one_token
 from jaxlens.nn.module import prefixed, within
 from jaxlens.nn.norm import HeadNorm, Identity
 from jaxlens.nn.position_bias import position_bias
@@ -45,6 +46,7 @@ class Attention(Adaptable):
     """Multi-head, grouped-query or multi-query attention, depending on `cfg.n_key_value_heads`."""
 
     adaptable = ("W_Q", "W_K", "W_V", "W_O")
+    products = ("W_O",)
 
     W_Q: Float[Array, "n d h"] = nnx.data()
     W_K: Float[Array, "k d h"] = nnx.data()
@@ -163,7 +165,7 @@ class Attention(Adaptable):
 
 # --- queries, keys and values
 
-FEW_TOKENS = 128
+FEW_TOKENS = 256
 """Up to so many tokens, heads are multiplied one by one."""
 
 
@@ -235,12 +237,13 @@ def grow(q, growth: Float[Array, "b p"]):
 @inlined
 def write_heads(z, W_O):
     """The output of each head to the residual stream, [b p n d]."""
-    return jnp.einsum("bpnh,nhd->bpnd", z, W_O)
+    return jnp.einsum("bpnh,nhd->bpnd", z, as_array(W_O))
 
 
 @inlined
 def write_all(z, W_O, b_O):
-    out = jnp.tensordot(z, W_O, axes=2)  # einsum would copy W_O to [h n d]
+    in_place = isinstance(W_O, InStack)
+    out = one_token(z[0, 0], W_O)[None, None] if in_place else jnp.tensordot(z, W_O, axes=2)  # einsum would copy W_O
     return out if b_O is None else out + b_O
 
 

@@ -1,7 +1,6 @@
 """The chosen experts of each token: only the arithmetic that the router asks for.
 
-Axes: r row, a token with one of its chosen experts; t token, c choice, d d_model, e expert, f d_expert; "..." is e, or
-l e for the experts of all layers in a stack.
+Axes: r row, a token with one of its chosen experts; t token, c choice, d d_model, e expert, f d_expert.
 
     tokens ─ rows, sorted by expert ─ blocks of rows of one expert ─ × W ─ × choice ─ added to their tokens
 
@@ -19,6 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from jaxlens._jax import inlined, wide_dtype
+from jaxlens.nn.in_stack import InStack, as_array
 from jaxlens.nn.mlp import gate
 
 LEAST_ROWS, MOST_ROWS = 8, 256
@@ -28,21 +28,20 @@ LEAST_ROWS, MOST_ROWS = 8, 256
 @functools.partial(inlined, static_argnames=("act_fn",))
 def run_chosen(
     x: Float[Array, "*t d"], indices: Int[Array, "*t c"], values: Float[Array, "*t c"],
-    weights: Mapping[str, Float[Array, "..."]], layer: Int[Array, ""] | None, act_fn: str,
+    weights: Mapping[str, Float[Array, "..."] | InStack], act_fn: str,
 ) -> Float[Array, "*t d"]:  # fmt: skip
     """The sum of the outputs of each token's experts `indices`, times `values`.
 
-    `weights` has W_gate, W_in [... e d f] and W_out [... e f d], and may have b_gate, b_in [... e f], b_out [... e d].
-    With a `layer`, they are those of a whole stack: a layer of them is never copied.
+    `weights` has W_gate, W_in [e d f] and W_out [e f d], and may have b_gate, b_in [e f], b_out [e d].
     """
     tokens = x.reshape(-1, x.shape[-1])
     choices = indices.reshape(-1, indices.shape[-1]), values.reshape(-1, values.shape[-1])
-    return _run(act_fn, tokens, *choices, dict(weights), layer).reshape(x.shape)
+    return _run(act_fn, tokens, *choices, dict(weights)).reshape(x.shape)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _run(act_fn: str, x: Float[Array, "t d"], indices, values, weights, layer) -> Float[Array, "t d"]:
-    return _by_block(act_fn, x, indices, values, weights, layer)
+def _run(act_fn: str, x: Float[Array, "t d"], indices, values, weights) -> Float[Array, "t d"]:
+    return _by_block(act_fn, x, indices, values, weights)
 
 
 @functools.partial(_run.defjvp, symbolic_zeros=True)
@@ -79,7 +78,7 @@ def _block_size(n_tokens: int, n_rows: int, n_experts: int) -> int:
     return min(max(1 << (-(-n_rows // n_experts) - 1).bit_length(), LEAST_ROWS), MOST_ROWS)
 
 
-def _by_block(act_fn: str, x, indices, values, weights, layer) -> Float[Array, "t d"]:
+def _by_block(act_fn: str, x, indices, values, weights) -> Float[Array, "t d"]:
     n_experts, n_rows = _n_experts(weights), indices.size
     rows, size = _Rows(indices, n_experts), _block_size(len(x), n_rows, n_experts)
     ends = jnp.cumsum(-(-rows.counts // size))  # of the blocks of each expert
@@ -93,18 +92,17 @@ def _by_block(act_fn: str, x, indices, values, weights, layer) -> Float[Array, "
 
     def add_block(j, out):
         given = x.at[token[j]].get(mode="fill", fill_value=0)
-        result = _expert(act_fn, given, _weights_of(weights, layer, expert[j]))
+        result = _expert(act_fn, given, _weights_of(weights, expert[j]))
         return out.at[token[j]].add(result * value[j][:, None], mode="drop")
 
     out = jnp.zeros(x.shape, wide_dtype(x.dtype))
     return jax.lax.fori_loop(0, ends[-1], add_block, out).astype(x.dtype)
 
 
-def _by_expert(act_fn: str, x, indices, values, weights, layer) -> Float[Array, "t d"]:
+def _by_expert(act_fn: str, x, indices, values, weights) -> Float[Array, "t d"]:
     """The number of rows of an expert is rounded up to one of few sizes, each of which is a branch."""
     n_experts, n_rows = _n_experts(weights), indices.size
-    if layer is not None:
-        weights = {name: jax.lax.dynamic_index_in_dim(w, layer, keepdims=False) for name, w in weights.items()}
+    weights = {name: as_array(w) for name, w in weights.items()}
     rows, size = _Rows(indices, n_experts), _block_size(len(x), n_rows, n_experts)
     sizes = [0, size]
     while sizes[-1] < n_rows:
@@ -135,13 +133,14 @@ def _n_experts(weights: Mapping[str, Any]) -> int:
     return weights["W_in"].shape[-3]
 
 
-def _weights_of(weights: Mapping[str, Array], layer, expert) -> dict[str, Array]:
+def _weights_of(weights: Mapping[str, Array | InStack], expert) -> dict[str, Array]:
     """The weights of one expert. One slice: a slice of the layer first would be an array of its own."""
 
     def at(w):
-        indices = [jnp.asarray(i, jnp.int32) for i in ((expert,) if layer is None else (layer, expert))]
-        n, rest = len(indices), w.shape[len(indices) :]
-        return jax.lax.dynamic_slice(w, (*indices, *[jnp.int32(0)] * len(rest)), (1,) * n + rest).reshape(rest)
+        indices, whole = ([w.i, expert], w.stack) if isinstance(w, InStack) else ([expert], w)
+        first, rest = [jnp.asarray(i, jnp.int32) for i in indices], w.shape[1:]
+        at = *first, *[jnp.int32(0)] * len(rest)
+        return jax.lax.dynamic_slice(whole, at, (*[1] * len(first), *rest)).reshape(rest)
 
     return {name: at(w) for name, w in weights.items()}
 

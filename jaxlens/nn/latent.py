@@ -18,16 +18,12 @@ from jaxtyping import Array, Float
 from jaxlens._jax import inlined
 from jaxlens.config import Config
 from jaxlens.nn.attention import Attention, by_each_head
+from jaxlens.nn.mlp import linear
 from jaxlens.nn.module import prefixed, within
 from jaxlens.nn.norm import Norm
 
 EPS = 1e-6
 """The epsilon of the norms of the latents. `cfg.eps` does not apply to them."""
-
-
-@inlined
-def down(x, W):
-    return jnp.einsum("bpd,dz->bpz", x, W)
 
 
 @inlined
@@ -44,6 +40,8 @@ def whole_keys(still, rotating):
 
 class LatentAttention(Attention):
     """Attention whose keys and values are computed from a latent; with a `q_lora_rank`, queries too."""
+
+    products = ("W_O", "W_Q_down", "W_KV_down", "W_K_rot")
 
     W_Q: Float[Array, "n r h"] | Float[Array, "n d h"] = nnx.data()
     W_K: Float[Array, "n z y"] = nnx.data()
@@ -71,11 +69,11 @@ class LatentAttention(Attention):
         x = inputs[0]  # all three inputs are equal: heads that share a latent have no separate inputs
         q = x
         if self.W_Q_down is not None:
-            q = self.q_latent_norm(tap("hook_q_latent", down(x, self.W_Q_down)), tap.at("q_latent_norm"))
+            q = self.q_latent_norm(tap("hook_q_latent", linear(x, self.W_Q_down, None)), tap.at("q_latent_norm"))
         q = tap("hook_q", up(q, self.W_Q))
-        latent = tap("hook_kv_latent", down(x, self.W_KV_down))
+        latent = tap("hook_kv_latent", linear(x, self.W_KV_down, None))
         latent = self.kv_latent_norm(latent, tap.at("kv_latent_norm"))
-        k = tap("hook_k", whole_keys(up(latent, self.W_K), down(x, self.W_K_rot)))
+        k = tap("hook_k", whole_keys(up(latent, self.W_K), linear(x, self.W_K_rot, None)))
         return q, k, tap("hook_v", up(latent, self.W_V))
 
     def rotated(self, x, info):

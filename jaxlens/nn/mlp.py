@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from jaxlens._jax import inlined
 from jaxlens.config import Config
 from jaxlens.nn.adapter import Adaptable, LowRank
+from jaxlens.nn.in_stack import InStack, one_token
 from jaxlens.nn.module import prefixed, within
 from jaxlens.nn.norm import Norm
 
@@ -56,7 +57,7 @@ ACTIVATION_FUNCTIONS = {
 
 @inlined
 def linear(x, W, b):
-    y = jnp.einsum("bpd,dm->bpm", x, W)
+    y = one_token(x[0, 0], W)[None, None] if isinstance(W, InStack) else jnp.einsum("bpd,dm->bpm", x, W)
     return y if b is None else y + b
 
 
@@ -81,7 +82,7 @@ class MLP(Adaptable):
     If `act_fn` ends in "_ln", a LayerNorm follows the activation function, before the second map.
     """
 
-    adaptable = ("W_in", "W_out")
+    adaptable = products = ("W_in", "W_out")
 
     W_in: Float[Array, "d m"] = nnx.data()
     W_out: Float[Array, "m d"] = nnx.data()
@@ -125,7 +126,7 @@ class MLP(Adaptable):
 class GatedMLP(Adaptable):
     """An MLP whose hidden layer is an activated gate times a linear map (Shazeer 2020, arXiv 2002.05202)."""
 
-    adaptable = ("W_in", "W_gate", "W_out")
+    adaptable = products = ("W_in", "W_gate", "W_out")
 
     W_in: Float[Array, "d m"] = nnx.data()
     W_gate: Float[Array, "d m"] = nnx.data()

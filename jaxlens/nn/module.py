@@ -28,6 +28,10 @@ class Module(FlaxModule):
     """
 
     children: tuple[str, ...] = ()
+    products: tuple[str, ...] = ()
+    """The weights that are matrices, or with their leading axes joined, and multiply every token."""
+    of_experts: tuple[str, ...] = ()
+    """The weights that each expert has its own of."""
     _not_static: Set[str] = OF_FLAX
 
     def __init_subclass__(cls, **kwargs: Any):

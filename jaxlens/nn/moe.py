@@ -10,7 +10,6 @@ If a hook or a capture needs the neurons of experts, every expert runs on every 
 choose get weight 0. Otherwise each token's chosen experts run alone (`nn/experts.py`).
 """
 
-import copy
 import functools
 
 import jax
@@ -21,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from jaxlens._jax import inlined, wide
 from jaxlens.config import Config
 from jaxlens.nn.experts import run_chosen
+from jaxlens.nn.in_stack import InStack, as_array
 from jaxlens.nn.mlp import GatedMLP, gate
 from jaxlens.nn.module import Module, prefixed, within
 
@@ -104,15 +104,15 @@ def add_shared(out, shared, gate):
 
 
 NEURONS = ("hook_pre", "hook_pre_linear", "hook_post")
-OF_EXPERTS = ("W_gate", "W_in", "W_out", "b_gate", "b_in", "b_out")
 
 
 class MoE(Module):
     """A router over gated experts (Shazeer et al. 2017, 1701.06538; Jiang et al. 2024, 2401.04088).
 
     With `cfg.d_shared_expert` there is one more expert that every token uses (Dai et al. 2024, 2401.06066).
-    In a loop over layers, the weights of the experts may stay those of all layers, of which `layer` is the index.
     """
+
+    of_experts = ("W_gate", "W_in", "W_out", "b_gate", "b_in", "b_out")
 
     W_router: Float[Array, "d e"] = nnx.data()
     W_in: Float[Array, "e d f"] = nnx.data()
@@ -125,7 +125,6 @@ class MoE(Module):
     b_out: Float[Array, "e d"] | None = nnx.data()
     W_shared_gate: Float[Array, "d"] | None = nnx.data()
     shared: GatedMLP | None = nnx.data()
-    layer: Int[Array, ""] | None = nnx.data()
 
     def __init__(self, cfg: Config, weights):
         super().__init__(cfg, weights)
@@ -145,7 +144,7 @@ class MoE(Module):
         if any(map(tap.needs, NEURONS)):
             out = self.with_neurons(x, of_all(*chosen, self.cfg.num_experts), tap)
         else:
-            out = run_chosen(x, *chosen, self.of_experts(), self.layer, act_fn=self.cfg.act_fn)
+            out = run_chosen(x, *chosen, self.expert_weights(), act_fn=self.cfg.act_fn)
         if self.shared is None:
             return out
         opening = None if self.W_shared_gate is None else tap("hook_shared_gate", open_gate(x, self.W_shared_gate))
@@ -153,21 +152,13 @@ class MoE(Module):
 
     def with_neurons(self, x, weights: Float[Array, "b p e"], tap) -> Float[Array, "b p d"]:
         """The output of the experts, each of which runs on every token."""
-        W = self.of_experts()
-        if self.layer is not None:
-            W = {name: jax.lax.dynamic_index_in_dim(w, self.layer, keepdims=False) for name, w in W.items()}
+        W = {name: as_array(w) for name, w in self.expert_weights().items()}
         pre = tap("hook_pre", into_experts(x, W["W_gate"], W.get("b_gate")))
         pre_linear = tap("hook_pre_linear", into_experts(x, W["W_in"], W.get("b_in")))
         post = tap("hook_post", gate(pre, pre_linear, self.cfg.act_fn))
         return out_of_experts(post, weights, W["W_out"], W.get("b_out"))
 
-    def within(self, stack: "MoE", layer) -> "MoE":
-        """This layer, with the weights of experts of the whole stack, from which no layer is copied."""
-        module = copy.copy(self)
-        vars(module).update({name: getattr(stack, name) for name in OF_EXPERTS}, layer=jnp.asarray(layer, jnp.int32))
-        return module
-
-    def of_experts(self) -> dict[str, Array]:
+    def expert_weights(self) -> dict[str, Array | InStack]:
         """The weights and biases that each expert has its own of."""
-        weights = {name: getattr(self, name) for name in OF_EXPERTS}
+        weights = {name: getattr(self, name) for name in self.of_experts}
         return {name: w for name, w in weights.items() if w is not None}

@@ -1,18 +1,18 @@
 """Rows of many sequences packed into one sequence, for sweeps in which most of every sequence is already computed.
 
 If two runs differ from position p on, their residual streams before p are equal, and so are the keys and values that
-later positions attend to. So only the rows (positions) that differ are computed, concatenated to one sequence [1 r d].
+later positions attend to. So only the rows (positions) that differ are computed, concatenated to blocks [b r d].
 Only attention mixes rows. It takes the other keys and values from the baseline run, in one of two layouts:
 
     PackedRows         a row attends to slots of the baseline and to other rows, as far as they are of its sequence
     PackedSequences    rows are unpacked into whole sequences [g t], and the output is packed again: for hooks on
                        scores and patterns, which receive those of whole sequences, and for attention in blocks
 
-    x [1 r d] ─ ln1, W_Q, W_K, W_V ─ unpack ─ attend ─ pack ─ W_O, + , ln2, mlp, + ─ x [1 r d]
+    x [b r d] ─ ln1, W_Q, W_K, W_V ─ unpack ─ attend ─ pack ─ W_O, + , ln2, mlp, + ─ x [b r d]
                                        └ keys and values of the baseline run
 
-Axes: r row, g sequence ("group"), t slot in a sequence, o slot of any sequence of the baseline run, u those that are
-sources of the rows, s = u r source, k key/value head, n query head, h d_head, h2 d_v_head, l layer.
+Axes: b block, r row, g sequence ("group"), t slot in a sequence, o slot of any sequence of the baseline run, u those
+that are sources of the rows, s = u r source, k key/value head, n query head, h d_head, h2 d_v_head, l layer.
 """
 
 import dataclasses
@@ -29,43 +29,43 @@ PADDING = np.iinfo(np.int32).min
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedRows:
-    """Rows whose sources are the baseline's slots `slots`, and then the rows themselves.
+    """Rows whose sources are the baseline's slots `slots`, and then the rows of their block.
 
     `indices` number the tokens of a row's sequence. Sources are numbered by the index of their token plus an offset
     that no other sequence has, so that the sources of a row are two intervals: those of the baseline, of which it sees
     the tokens with an index below `before` (those before the first row of its sequence), and those of its own sequence.
     """
 
-    indices: Int[Array, "1 r"]
-    before: Int[Array, "1 r"]
-    offsets: Int[Array, "2 1 r"]
-    slots: Int[Array, "u"]
-    sources: Int[Array, "1 s"]
-    source_indices: Int[Array, "1 s"]
+    indices: Int[Array, "b r"]
+    before: Int[Array, "b r"]
+    offsets: Int[Array, "2 b r"]
+    slots: Int[Array, "b u"]
+    sources: Int[Array, "b s"]
+    source_indices: Int[Array, "b s"]
     keys: Float[Array, "l o k h"] | None = None
     values: Float[Array, "l o k h2"] | None = None
 
-    def bounds(self, low: Int[Array, "1 r"], high: Int[Array, "1 r"]) -> tuple[Array, Array]:
-        """The bounds of both intervals [2 1 r], from those of the token indices that a row attends to."""
+    def bounds(self, low: Int[Array, "b r"], high: Int[Array, "b r"]) -> tuple[Array, Array]:
+        """The bounds of both intervals [2 b r], from those of the token indices that a row attends to."""
         of_baseline = jnp.minimum(high, self.before - 1)
         return jnp.maximum(low, -1) + self.offsets, jnp.stack((of_baseline, high)) + self.offsets
 
     def at_layer(self, layer: Int[Array, ""]) -> "LayerPacking":
         """The packing with the baseline's keys and values of one layer."""
-        keys, values = (of[layer, self.slots][None] for of in (self.keys, self.values))
+        keys, values = (of[layer, self.slots] for of in (self.keys, self.values))
         return LayerPacking(keys, values, indices=(self.indices, self.source_indices))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedSequences:
-    """Row r is slot `slots[r]` of sequence `groups[r]`, and `rows` is the reverse map, with -1 in slots without a row.
+    """Row r is slot `slots[r]` of sequence `groups[r]`, and `rows` is the reverse map. There is one block.
 
-    A slot without a row takes its key and value from slot `baseline[g, t]` of the baseline run.
+    `rows` is -1 in slots without a row, which take their key and value from slot `baseline[g, t]` of the baseline run.
     """
 
-    groups: Int[Array, "r"]
-    slots: Int[Array, "r"]
+    groups: Int[Array, "b r"]
+    slots: Int[Array, "b r"]
     rows: Int[Array, "g t"]
     baseline: Int[Array, "g t"]
     keys: Float[Array, "l o k h"] | None = None
@@ -100,9 +100,9 @@ class LayerPacking:
         q, k, v = (x[0][rows] for x in (q, k, v))
         return q, jnp.where(packed, k, self.keys), jnp.where(packed, v, self.values)
 
-    def pack(self, z: Float[Array, "*g t n h2"]) -> Float[Array, "1 r n h2"]:
+    def pack(self, z: Float[Array, "*g t n h2"]) -> Float[Array, "b r n h2"]:
         """The output of attention at the rows."""
         if self.maps is None:
             return z
         groups, slots, _ = self.maps
-        return z[groups, slots][None]
+        return z[groups, slots]

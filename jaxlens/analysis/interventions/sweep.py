@@ -287,8 +287,8 @@ class SweepRunner:
         )  # fmt: skip
         sharding = self.model.sharding
         if sharding is not None:  # the rows of each block are then divided over devices, as those of a batch are
-            rows = dataclasses.replace(rows, x=sharding.divide(rows.x, "block one b"))
-        x = run_rows(cfg, self.model.modules.stacks, rows, batch)
+            rows = dataclasses.replace(rows, x=sharding.divide(rows.x, "block b"))
+        x = run_rows(cfg, self.model.modules.stacks, rows, batch, self.shape)
         read = batch.rows[:, self.read].reshape(-1, baseline_logits.shape[0], len(self.read))
         for start in range(0, batch.n_cells, size):
             of_cells = np.full((size, *read.shape[1:]), -1, np.int32)
@@ -342,7 +342,7 @@ def _prepare(
 
 @jax.jit
 def _finish(
-    model: HookedTransformer, x: Float[Array, "i 1 r d"], rows: Int[Array, "c b r"], baseline_logits
+    model: HookedTransformer, x: Float[Array, "i r d"], rows: Int[Array, "c b r"], baseline_logits
 ) -> Float[Array, "c b r v"]:
     """Logits from the rows that the cells changed, and the baseline's elsewhere."""
     residual = x.reshape(-1, x.shape[-1])[rows.reshape(-1, rows.shape[-1])]

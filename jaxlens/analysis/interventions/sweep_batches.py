@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int
 from jaxlens.config import Config
 from jaxlens.nn.sequence import SequenceInfo
 
-BLOCK_ON_CPU, BLOCK = 64, 512  # rows of a block: enough for matrix products at full speed
+BLOCK_ON_CPU, BLOCK = 64, 512  # rows of a block
+AT_ONCE_ON_CPU = 4  # blocks: together, enough rows for matrix products at full speed
 ROWS_ON_CPU, ROWS = 2048, 16384  # rows of a batch, which share the copy of a layer's weights
 SLOTS_PER_ROW = 4  # slots of sequences per computed row: only some slots of a sequence change
 
@@ -45,13 +46,15 @@ class Baseline:
 class BatchShape:
     """The shape of a batch of cells, for which the programs of a sweep are compiled.
 
-    A block has `block` rows, of `grouped` prompts at most. `sequences` is the number of whole sequences in a block, or
-    None if its rows stay packed in attention. Logits and metrics are computed for `read_cells` cells at a time.
+    A block has `block` rows, of `grouped` prompts at most, and `at_once` blocks run at once. `sequences` is the number
+    of whole sequences in a block, or None if its rows stay packed in attention. Logits and metrics are computed for
+    `read_cells` cells at a time.
     """
 
     cells: int
     rows: int
     block: int
+    at_once: int
     grouped: int
     sequences: int | None
     read_cells: int
@@ -80,9 +83,11 @@ class BatchShape:
         rows = max(b * t, batch_size * b * t // SLOTS_PER_ROW)
         block = max(t, min(BLOCK_ON_CPU if on_cpu else BLOCK, rows))
         whole = whole or block > cfg.attn_block
-        rows = block * max(b, -(-rows // block))
+        n_blocks = max(b, -(-rows // block))
+        at_once = min(AT_ONCE_ON_CPU, n_blocks) if on_cpu and not whole else 1
+        rows = block * at_once * -(-n_blocks // at_once)
         sequences = SLOTS_PER_ROW * block // t if whole else None
-        return cls(batch_size, rows, block, min(b, block // t), sequences, read_cells, b, t)
+        return cls(batch_size, rows, block, at_once, min(b, block // t), sequences, read_cells, b, t)
 
     @property
     def blocks(self) -> int:
