@@ -2,9 +2,10 @@
 
 An input is padded on the right to the next of these lengths, and the results are cut to its own:
 
-    1 … 8, 16, 24 … 64 in steps of 8; … 128 in steps of 16; … 256 in steps of 32; and so on
+    1, 8, 16, 24 … 64 in steps of 8; … 128 in steps of 16; … 256 in steps of 32; and so on
 
-A step is at most an eighth of the length, so padding costs at most an eighth of the time of a long prompt.
+A step is at most an eighth of the length, so padding costs at most an eighth of the time of a long prompt. A single
+token has a program of its own, which reads weights faster (nn/in_stack.py).
 """
 
 from typing import Any
@@ -43,7 +44,7 @@ def padded(
     """
     length = model_input.mask.shape[1]
     target = program_length(length, model.cfg.n_ctx if limit is None else limit)
-    if target == length or not all(hook.is_plain or isinstance(hook.hook.func, Steering) for hook in hooks):
+    if length in (1, target) or not all(hook.is_plain or isinstance(hook.hook.func, Steering) for hook in hooks):
         return model_input
     if not all(map(is_eagerly_differentiated, tracers_in(model_input, model.modules, hooks))):
         return model_input

@@ -142,7 +142,7 @@ def part_of_experiments(model) -> dict[str, float]:
     def metric(logits):
         return logits[:, -1, 3]
 
-    with mock.patch.object(sweep, "run_rows", recorded("sweep", 2, sweep.run_rows)):
+    with mock.patch.object(sweep, "run_rows", recorded("sweep", 1, sweep.run_rows)):
         activation_patch(model, TOKENS[:2], TOKENS[2:4], metric, progress=False)
     with mock.patch.object(backward, "linearise", recorded("attribution", 0, backward.linearise)):
         attribution_patch(model, TOKENS, TOKENS[::-1], metric)

@@ -77,8 +77,8 @@ def columns(model_input: ModelInput, first: int, stop: int) -> ModelInput:
 
 
 def at_program_length(model: Any, cache: KVCache, model_input: ModelInput, hooks: Hooks) -> ModelInput:
-    """The input at the length of its program. A single token after others has a program of its own."""
-    if is_traced(cache) or (model_input.mask.shape[1] == 1 and not cache.slots.is_new):
+    """The input at the length of its program."""
+    if is_traced(cache):
         return model_input
     return padded(model, model_input, hooks, cache.max_length - cache.length)
 
