@@ -19,7 +19,7 @@ from benchmarks.report import print_table, write
 from benchmarks.timing import Timing, interleaved
 from jaxlens import Config, HookedTransformer
 from jaxlens.nn.blockwise import attend_blockwise
-from jaxlens.nn.scores import by_group_first, heads_first, masked_pattern, raw_scores, weight_values
+from jaxlens.nn.scores import both_heads_first, by_group_first, masked_pattern, raw_scores, weight_values
 from jaxlens.nn.sequence import LayerInfo
 
 SHAPES = {(1, 1): 40, (1, 16): 20, (1, 128): 12, (4, 256): 4, (1, 512): 6, (1, 1024): 4, (1, 2048): 3, (1, 4096): 2}
@@ -60,7 +60,7 @@ def measure_layer(shape: tuple[int, int], rounds: int) -> dict[str, Timing]:
     arrays = [jnp.asarray(x) for x in (q, k, v)]
     cfg = Config(n_layers=1, d_model=576, n_heads=9, n_key_value_heads=3, d_head=64, d_vocab=2, n_ctx=shape[1])
     if shape[1] > cfg.attn_block:
-        in_blocks = jax.jit(lambda q, k, v: attend_blockwise(cfg, q, k, v, causal(shape)))
+        in_blocks = jax.jit(lambda q, k, v: attend_blockwise(cfg, q, *both_heads_first(k, v), causal(shape)))
         cases["in blocks"] = lambda call: in_blocks(*arrays)
     in_full = jax.jit(attend_in_full)
     cases["in full"] = lambda call: in_full(*arrays)
@@ -70,7 +70,7 @@ def measure_layer(shape: tuple[int, int], rounds: int) -> dict[str, Timing]:
 def attend_in_full(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention of a short sequence, with scores of all pairs of tokens."""
     info = causal(q.shape[:2])
-    k, v = heads_first(k), heads_first(v)
+    k, v = both_heads_first(k, v)
     scores = raw_scores(by_group_first(q, k.shape[1]), k, info.scale, None, None, (info.high, info.sources))
     return weight_values(masked_pattern(scores, info, None), v)
 

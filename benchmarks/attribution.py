@@ -81,7 +81,7 @@ class Pair:
         """The stages of the attribution of heads and MLPs, by name."""
         goal, start = self.starts()
         run = linearise(self.model, start, probed=SITES, wanted=SITES)
-        readout = Readout.of(self.model, self.metric(), start)
+        readout = Readout.of(self.model, self.metric(), self.model.read_input(self.corrupted))
         _, gradient = readout.with_gradient(run.final)
         return {
             FORWARD: lambda call: self.model(self.clean),

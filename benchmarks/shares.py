@@ -34,10 +34,10 @@ from jaxlens.cli.demo.experiment import logit_difference
 DEFINITION = re.compile(r"\s*(?:ROOT )?%([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(")
 CALLED = re.compile(r"calls=%([\w.-]+)")
 
-PRODUCTS = "matrix products"
+PRODUCTS, IN_STACK = "matrix products", "products of a single token, with weights in the stack"
 LAYERS, ROWS, ZEROS = "a layer's weights, copied out of the stack", "rows, written to buffers", "new buffers"
 COPIES, OTHER = "copies and transpositions", "everything else: norms, softmax, activation functions"
-KINDS = (PRODUCTS, LAYERS, ROWS, ZEROS, COPIES, OTHER)
+KINDS = (PRODUCTS, IN_STACK, LAYERS, ROWS, ZEROS, COPIES, OTHER)
 
 
 # --- the kinds of the operations of a program
@@ -65,6 +65,8 @@ def kind_of(operations: set[str]) -> str:
     plain = operations - {"fusion", "parameter", "constant", "bitcast", "compare", "add", "select", "convert"}
     if "dynamic-update-slice" in operations:
         return ROWS
+    if {"dynamic-slice", "multiply", "add"} <= operations:
+        return IN_STACK
     if plain == {"dynamic-slice"}:
         return LAYERS
     if plain == {"broadcast"}:

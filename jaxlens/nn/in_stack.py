@@ -82,7 +82,7 @@ def _by_rows(x, W: InStack):
     stack, x = W.stack.reshape(n_layers, -1, n, n_outputs), wide(x.reshape(-1, n))
 
     def row(j: int) -> Float[Array, "k o"]:
-        at = W.i, jnp.int32(0), jnp.int32(j), jnp.int32(0)
+        at = [jnp.asarray(index, jnp.int32) for index in (W.i, 0, j, 0)]
         return wide(jax.lax.dynamic_slice(stack, at, (1, len(x), 1, n_outputs)).reshape(len(x), n_outputs))
 
     rows = sum(x[:, j, None] * row(j) for j in range(n))
