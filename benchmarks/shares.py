@@ -30,6 +30,7 @@ from benchmarks.patching import pairs
 from benchmarks.report import print_table, write
 from jaxlens import HookedTransformer
 from jaxlens.cli.demo.experiment import logit_difference
+from jaxlens.nn.in_stack import FEWEST_ROWS
 
 DEFINITION = re.compile(r"\s*(?:ROOT )?%([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(")
 CALLED = re.compile(r"calls=%([\w.-]+)")
@@ -53,19 +54,19 @@ def kinds_of_operations(hlo: str) -> dict[str, str]:
         elif found := DEFINITION.match(line):
             bodies[body].append((found[1], found[2], CALLED.findall(line)))
     return {
-        name: kind_of({operation, *(fused for each in called for _, fused, _ in bodies[each])})
+        name: kind_of([operation, *(fused for each in called for _, fused, _ in bodies[each])])
         for operations in list(bodies.values()) for name, operation, called in operations
     }  # fmt: skip
 
 
-def kind_of(operations: set[str]) -> str:
+def kind_of(operations: list[str]) -> str:
     """The kind of an operation, which may be a fusion of others."""
     if "dot" in operations:
         return PRODUCTS
-    plain = operations - {"fusion", "parameter", "constant", "bitcast", "compare", "add", "select", "convert"}
+    plain = set(operations) - {"fusion", "parameter", "constant", "bitcast", "compare", "add", "select", "convert"}
     if "dynamic-update-slice" in operations:
         return ROWS
-    if {"dynamic-slice", "multiply", "add"} <= operations:
+    if min(map(operations.count, ("dynamic-slice", "multiply", "add"))) >= FEWEST_ROWS - 1:
         return IN_STACK
     if plain == {"dynamic-slice"}:
         return LAYERS
