@@ -70,11 +70,11 @@ def batch(first, layers, shape, n_positions):
     return Batch.of(filler, np.array(layers), first, n_positions, 6)
 
 
-TWO_PROMPTS = {"sequences": None, "prompts": 2, "slots": 8}
+PACKED = {"at_once": 1, "sequences": None, "slots": 8}
 
 
 def test_a_layer_runs_the_blocks_whose_rows_have_joined():
-    shape = BatchShape(cells=8, rows=32, block=8, at_once=1, grouped=1, read_cells=2, **TWO_PROMPTS)
+    shape = BatchShape(cells=8, rows=32, block=8, grouped=1, read_cells=2, prompts=2, **PACKED)
     first = np.array([[4, 8], [4, 5], [2, 8], [8, 7]])  # 4, 4 + 3, 6 and 1 rows
     found = batch(first, [1, 1, 3, 4], shape, 8)
     assert found.running.tolist() == [0, 2, 2, 3, 3, 3]
@@ -89,7 +89,7 @@ def test_a_layer_runs_the_blocks_whose_rows_have_joined():
 
 
 def test_a_row_sees_its_sequence_only():
-    shape = BatchShape(cells=4, rows=32, block=16, at_once=1, grouped=2, read_cells=2, **TWO_PROMPTS)
+    shape = BatchShape(cells=4, rows=32, block=16, grouped=2, read_cells=2, prompts=2, **PACKED)
     first, mask = np.array([[4, 6], [2, 5]]), np.ones((2, 8), bool)
     found = batch(first, [0, 1], shape, 8)
     fields = packings(shape, found, mask)
@@ -109,7 +109,7 @@ def visible(low, high, sources):
 
 
 def test_a_batch_is_full_when_a_sequence_has_no_room():
-    shape = BatchShape(cells=8, rows=16, block=8, at_once=1, grouped=1, read_cells=2, **{**TWO_PROMPTS, "prompts": 1})
+    shape = BatchShape(cells=8, rows=16, block=8, grouped=1, read_cells=2, prompts=1, **PACKED)
     filler = Filler(shape)
     assert filler.add(0, [8])
     assert filler.add(1, [5])

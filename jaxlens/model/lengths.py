@@ -24,10 +24,10 @@ from jaxlens.model.request import ModelInput
 
 
 def program_length(length: int, n_ctx: int) -> int:
-    """The length of the program that a prompt of this length runs in.
+    """The length that the length of a prompt of several tokens, or a number of slots, is rounded up to.
 
     Example:
-        >>> [program_length(length, 1000) for length in (1, 8, 9, 65, 130, 999)]
+        >>> [program_length(length, 1000) for length in (2, 8, 9, 65, 130, 999)]
         [8, 8, 16, 80, 160, 1000]
     """
     step = max(8, (1 << (length - 1).bit_length()) // 8)

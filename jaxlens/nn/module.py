@@ -29,7 +29,7 @@ class Module(FlaxModule):
 
     children: tuple[str, ...] = ()
     products: tuple[str, ...] = ()
-    """The weights that are matrices, or with their leading axes joined, and multiply every token."""
+    """The weights that multiply every token as one matrix."""
     of_experts: tuple[str, ...] = ()
     """The weights that each expert has its own of."""
     _not_static: Set[str] = OF_FLAX

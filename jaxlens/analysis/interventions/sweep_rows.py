@@ -53,22 +53,23 @@ class Rows:
             size = values.shape[axis] // n_groups
             return jax.lax.dynamic_slice_in_dim(values, group * size, size, axis)
 
-        def fields_of_group(of: Any) -> Any:
-            present = {name: getattr(of, name) for name in BLOCK_AXES if getattr(of, name, None) is not None}
-            return dataclasses.replace(of, **{name: of_group(w, BLOCK_AXES[name]) for name, w in present.items()})
+        def fields_of_group(of: Any, axes: dict[str, int]) -> Any:
+            present = {name: getattr(of, name) for name in axes if getattr(of, name, None) is not None}
+            return dataclasses.replace(of, **{name: of_group(w, axes[name]) for name, w in present.items()})
 
-        info = dataclasses.replace(self.info, packing=fields_of_group(self.info.packing))
+        packing = fields_of_group(self.info.packing, PACKING_AXES)
+        info = dataclasses.replace(fields_of_group(self.info, INFO_AXES), packing=packing)
         new = jax.tree.map(of_group, self.new)
         hooks = (SiteHook(DataHook(_put, new=values, layers=layers), site) for site, (values, layers) in new.items())
-        return fields_of_group(info), tuple(hooks)
+        return info, tuple(hooks)
 
 
-BLOCK_AXES = {
-    "positions": 0, "steps": 0, "mask": 0, "cos": 1, "sin": 1, "qk_input": 0,
+INFO_AXES = {"positions": 0, "steps": 0, "mask": 0, "cos": 1, "sin": 1, "qk_input": 0}
+PACKING_AXES = {
     "indices": 0, "before": 0, "offsets": 1, "sources": 0, "source_indices": 0, "slots": 0,
     "groups": 0, "rows": 0, "baseline": 0,
 }  # fmt: skip
-"""The axis in which the values of a block are consecutive, for fields of SequenceInfo and of both packings."""
+"""The axis in which the values of a block are consecutive, by field of SequenceInfo and of the packings."""
 
 
 def _put(value, hook, new, layers):
