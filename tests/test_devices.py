@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ from safetensors.numpy import save_file
 from support.mistakes import Case, unreached
 from support.models import CONFIGS, model, tokens
 from support.on_devices import TOKENS
+from support.processes import free_port, run_together
 from support.tiny import write_checkpoint
 
 from jaxlens import HookedTransformer
@@ -104,17 +104,9 @@ def test_replicated_weights_are_named(found):
 
 
 def test_two_processes_hold_a_model_together(checkpoints, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "support.two_processes"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(i), str(port), checkpoints / "gpt2", tmp_path], env=environment(1), stdout=subprocess.PIPE
-        )
-        for i in range(2)
-    ]
-    for output in [process.communicate(timeout=300)[0] for process in processes]:
+    command, port = [sys.executable, "-m", "support.two_processes"], str(free_port())
+    commands = [[*command, str(i), port, checkpoints / "gpt2", tmp_path] for i in range(2)]
+    for output in run_together(commands, environment(1)):
         found = json.loads(output.splitlines()[-1])
         assert {what: error for what, error in found["distances"].items() if not error <= 1e-5} == {}
         assert found["read"] <= 1.1 * found["expected"]  # each process reads its own part of the file

@@ -8,8 +8,6 @@ import os
 import pickle
 import random
 import shutil
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -22,10 +20,11 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 from support.harvesting import NAMES, harvest_all, rows_of_tokens, small_model
+from support.processes import free_port, run_together
 
 from jaxlens import HookedTransformer, HookError, Tokenizer, batch, hook
 from jaxlens.batch.fingerprint import fingerprint
-from jaxlens.batch.harvests import shard_file, write
+from jaxlens.batch.harvests import index, shard_file, write
 
 RESID, Z = NAMES
 
@@ -217,20 +216,38 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(stored, tmp_path, n_ki
 
 
 def test_two_processes_write_the_same_harvest(stored, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    script = Path(__file__).parent / "support" / "harvest_process.py"
+    script, address = Path(__file__).parent / "support" / "harvest_process.py", f"localhost:{free_port()}"
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
     }  # fmt: skip
-    processes = [
-        subprocess.Popen([sys.executable, script, address, "2", str(i), tmp_path / "harvest"], env=environment)
-        for i in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    run_together([[sys.executable, script, address, "2", str(i), tmp_path / "harvest"] for i in range(2)], environment)
     assert contents(tmp_path / "harvest") == contents(stored.folder)
+
+
+@pytest.mark.parametrize("moment", ["read_text", "replace"])
+def test_another_process_begins_at_the_same_moment(stored, tmp_path, monkeypatch, moment):
+    """Another process starts the same harvest after this one finds no index, or while it writes one."""
+    folder, original = tmp_path / "harvest", getattr(Path, moment)
+
+    def of_another_process():
+        with monkeypatch.context() as other:
+            other.setattr(jax, "process_index", lambda: 1)
+            index.write_index(folder, {**stored.index, "shards": [], "rows": 0})
+            shutil.copy(stored.folder / "shard-00000.safetensors", folder)
+
+    def interrupted(path, *args):
+        monkeypatch.setattr(Path, moment, original)
+        if moment == "read_text":
+            assert not path.exists()
+            of_another_process()
+            raise FileNotFoundError(path)
+        of_another_process()
+        return original(path, *args)
+
+    monkeypatch.setattr(Path, moment, interrupted)
+    harvest_all(folder)
+    assert contents(folder) == contents(stored.folder)
 
 
 def test_a_full_disk_keeps_complete_shards(stored, tmp_path, monkeypatch):

@@ -116,8 +116,8 @@ def shards_of(folder: Path, index: Mapping[str, Any]) -> list[ShardInfo]:
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    """Writes the index under another name and renames it."""
-    partial = folder / f".{INDEX}.partial"
+    """Writes the index under another name, which no other process of a distributed run uses, and renames it."""
+    partial = folder / f".{INDEX}.{jax.process_index()}.partial"
     partial.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", "utf-8")
     partial.replace(folder / INDEX)
     sync_folder(folder)

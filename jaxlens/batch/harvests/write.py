@@ -152,11 +152,12 @@ class _Writer:
 
     def _prepare(self) -> None:
         """Checks or writes the index. One that a call left without a shard, such as a call that failed, is replaced."""
-        found = index_file.read_index(self._folder)
+        has_files = any(not path.name.startswith(".") for path in self._folder.iterdir())
+        found = index_file.read_index(self._folder)  # after the list of files: other processes write an index first
         has_shards = any(self._folder.glob("shard-*.safetensors"))
         if found is not None and (has_shards or jax.process_count() > 1):
             index_file.check_same(self._folder, self._index, found)
-        elif found is None and any(not path.name.startswith(".") for path in self._folder.iterdir()):
+        elif found is None and has_files:
             raise HarvestError(f"{self._folder} holds other files and no index.json; choose another folder")
         elif found != self._index:
             index_file.write_index(self._folder, self._index)
