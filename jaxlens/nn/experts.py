@@ -21,8 +21,11 @@ from jaxlens._jax import inlined, wide_dtype
 from jaxlens.nn.in_stack import InStack, as_array
 from jaxlens.nn.mlp import gate
 
-LEAST_ROWS, MOST_ROWS = 8, 256
+LEAST_ROWS, MOST_ROWS = 4, 256
 """The fewest and the most rows of a block. A token alone has blocks of one row."""
+
+AT_ONCE = 4
+"""How many blocks run at once: their products do not wait for each other. Those of a token alone run one by one."""
 
 
 @functools.partial(inlined, static_argnames=("act_fn",))
@@ -72,31 +75,35 @@ class _Rows:
 
 
 def _block_size(n_tokens: int, n_rows: int, n_experts: int) -> int:
-    """About as many rows as an expert has on average, a power of two."""
+    """Half as many rows again as an expert has on average, so that most experts have one block."""
     if n_tokens == 1:
         return 1
-    return min(max(1 << (-(-n_rows // n_experts) - 1).bit_length(), LEAST_ROWS), MOST_ROWS)
+    size = -(-3 * n_rows // (2 * n_experts))
+    return min(max(-(-size // LEAST_ROWS) * LEAST_ROWS, LEAST_ROWS), n_tokens, MOST_ROWS)
 
 
 def _by_block(act_fn: str, x, indices, values, weights) -> Float[Array, "t d"]:
     n_experts, n_rows = _n_experts(weights), indices.size
     rows, size = _Rows(indices, n_experts), _block_size(len(x), n_rows, n_experts)
+    n = 1 if len(x) == 1 else AT_ONCE
     ends = jnp.cumsum(-(-rows.counts // size))  # of the blocks of each expert
-    block = jnp.arange(min(n_rows, n_rows // size + n_experts))
+    block = jnp.arange(-(-min(n_rows, n_rows // size + n_experts) // n) * n)
     expert = jnp.minimum(jnp.searchsorted(ends, block, side="right"), n_experts - 1)
     of_expert = (block - (ends - -(-rows.counts // size))[expert])[:, None] * size + jnp.arange(size)
     missing = of_expert >= rows.counts[expert][:, None]
     row = jnp.where(missing, n_rows, rows.starts[expert][:, None] + of_expert)
-    token = jnp.where(missing, len(x), rows.tokens.at[row].get(mode="clip"))
-    value = values.reshape(-1)[rows.order.at[row].get(mode="clip")].astype(wide_dtype(x.dtype))
+    token = jnp.where(missing, len(x), rows.tokens.at[row].get(mode="clip")).reshape(-1, n, size)
+    value = values.reshape(-1)[rows.order.at[row].get(mode="clip")].astype(wide_dtype(x.dtype)).reshape(-1, n, size)
+    expert = expert.reshape(-1, n)
 
-    def add_block(j, out):
+    def add_blocks(j, out):
         given = x.at[token[j]].get(mode="fill", fill_value=0)
-        result = _expert(act_fn, given, _weights_of(weights, expert[j]))
-        return out.at[token[j]].add(result * value[j][:, None], mode="drop")
+        results = [_expert(act_fn, given[i], _weights_of(weights, expert[j, i])) for i in range(n)]
+        results = jnp.stack(results) * value[j][..., None]
+        return out.at[token[j]].add(results, mode="drop")
 
     out = jnp.zeros(x.shape, wide_dtype(x.dtype))
-    return jax.lax.fori_loop(0, ends[-1], add_block, out).astype(x.dtype)
+    return jax.lax.fori_loop(0, -(-ends[-1] // n), add_blocks, out).astype(x.dtype)
 
 
 def _by_expert(act_fn: str, x, indices, values, weights) -> Float[Array, "t d"]:
