@@ -3,7 +3,8 @@
     python -m benchmarks.attention            SmolLM2-135M; writes results/attention-<device>.json
     python -m benchmarks.attention --quick    a small model and short prompts; writes nothing
 
-Both sides compute all logits, in float32. The layer has 9 heads and 3 key/value heads of 64 dimensions.
+Both sides compute all logits, in float32. The layer has 9 heads and 3 key/value heads of 64 dimensions. On devices for
+which tokamax has kernels, the layer also runs in bfloat16, with a kernel and without.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from benchmarks.report import print_table, write
 from benchmarks.timing import Timing, interleaved
 from jaxlens import Config, HookedTransformer
 from jaxlens.nn.blockwise import attend_blockwise
+from jaxlens.nn.kernels import attend_unseen, has_kernel
 from jaxlens.nn.scores import both_heads_first, by_group_first, masked_pattern, raw_scores, weight_values
 from jaxlens.nn.sequence import LayerInfo
 
@@ -67,6 +69,22 @@ def measure_layer(shape: tuple[int, int], rounds: int) -> dict[str, Timing]:
     return interleaved(cases, rounds)
 
 
+def measure_kernel(shape: tuple[int, int], rounds: int) -> dict[str, Timing]:
+    """Attention of one layer in bfloat16 by a kernel, relative to blocks. Empty if there is no kernel."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((*shape, heads, 64)), jnp.bfloat16) for heads in (9, 3, 3))
+    inputs = q, *both_heads_first(k, v)
+    cfg = Config(n_layers=1, d_model=576, n_heads=9, n_key_value_heads=3, d_head=64, d_vocab=2, n_ctx=shape[1])
+    if shape[1] <= cfg.attn_block or not has_kernel(cfg, None, *inputs):
+        return {}
+    in_blocks, by_kernel = (
+        jax.jit(lambda *inputs, attend=attend: attend(cfg, *inputs, causal(shape)))
+        for attend in (attend_blockwise, attend_unseen)
+    )
+    cases = {"in blocks": lambda call: in_blocks(*inputs), "by a kernel": lambda call: by_kernel(*inputs)}
+    return interleaved(cases, rounds)
+
+
 def attend_in_full(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention of a short sequence, with scores of all pairs of tokens."""
     info = causal(q.shape[:2])
@@ -101,8 +119,12 @@ def main() -> None:
     print_table("A forward, all logits", columns, rows(forwards))
     layers = {shape: measure_layer(shape, rounds) for shape, rounds in layer_shapes.items()}
     print_table("Attention of one layer", columns, rows(layers))
+    kernels = {shape: measure_kernel(shape, rounds) for shape, rounds in layer_shapes.items()}
+    if any(kernels.values()):
+        columns[3] = "relative to blocks"
+        print_table("Attention of one layer in bfloat16", columns, rows(kernels))
     if not quick:
-        saved = {"forward": by_shape(forwards), "layer": by_shape(layers)}
+        saved = {"forward": by_shape(forwards), "layer": by_shape(layers), "kernel": by_shape(kernels)}
         write("attention", {**machine, "weights": weights}, saved)
 
 

@@ -134,6 +134,23 @@ def test_hooks_between_two_layers_that_close_over_what_is_differentiated(end):
     close(jax.jvp(loss, (direction,), (direction,))[1], gradient @ direction)
 
 
+@pytest.mark.parametrize("attn_block", [256, 4])
+@pytest.mark.parametrize("hooks", [[], [("blocks.*.attn.hook_attn_scores", lambda scores, hook: scores)]])
+def test_derivatives_with_padding_before_the_tokens(hooks, attn_block):
+    """Padding attends to nothing, so its softmax divides zero by zero if it is written carelessly."""
+    the_model, given = model("llama"), tokens(2, 9)
+    the_model = type(the_model)(the_model.cfg.replace(attn_block=attn_block), params=the_model.params)
+    residual, mask = the_model(given, stop_at_layer=1), jnp.ones((2, 9), bool).at[0, :3].set(False)
+
+    def loss(residual):
+        hooked = {"start_at_layer": 1, "tokens": given, "attention_mask": mask, "return_type": "loss"}
+        return the_model.run_with_hooks(residual, fwd_hooks=hooks, **hooked)
+
+    gradient = jax.grad(loss)(residual)
+    assert np.isfinite(gradient).all()
+    close(jax.jvp(loss, (residual,), (residual,))[1], (gradient * residual).sum())
+
+
 def test_derivatives_of_other_kinds():
     the_model, given = model("llama"), tokens(1, 5)
     direction = jnp.linspace(-1, 1, the_model.cfg.d_model)

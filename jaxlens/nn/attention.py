@@ -24,8 +24,8 @@ from jaxtyping import Array, Float
 from jaxlens._jax import inlined
 from jaxlens.config import Config
 from jaxlens.nn.adapter import Adaptable, LowRank, add_update, head_updates
-from jaxlens.nn.blockwise import attend_blockwise
 from jaxlens.nn.in_stack import InStack, as_array, one_token
+from jaxlens.nn.kernels import attend_unseen
 from jaxlens.nn.module import prefixed, within
 from jaxlens.nn.norm import HeadNorm, Identity
 from jaxlens.nn.position_bias import position_bias
@@ -139,7 +139,7 @@ class Attention(Adaptable):
             k, v = tap.memory.extended(k, v)
         needs_scores, needs_pattern = tap.needs("hook_attn_scores"), tap.needs("hook_pattern")
         if q.shape[1] > self.cfg.attn_block and not (needs_scores or needs_pattern):
-            return attend_blockwise(self.cfg, q, k, v, info, self.sink)
+            return attend_unseen(self.cfg, q, k, v, info, self.sink)
         # A layer that runs stepwise always computes both, so that they are already compiled if a hook needs them later.
         needs_scores, needs_pattern = needs_scores or tap.stepwise, needs_pattern or tap.stepwise
         scores = self.scores(q, k, info)

@@ -7,6 +7,7 @@ g query heads per key/value head, h d_head, t d_v_head.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -53,18 +54,22 @@ def _attend_locally(cfg: Config, reach: int, q, k, v, info: LayerInfo, sink):
     """
     is_token = info.sources != PADDING
     starts = jnp.sum(is_token[:, 1:] & ~is_token[:, :-1], axis=-1) + is_token[:, 0]
-    in_place = functools.partial(_attend_by_block, cfg, reach)
 
-    def moved(q, k, v, info: LayerInfo, sink):
-        order = jnp.argsort(~is_token, axis=-1, stable=True)
-        bounds = (jnp.take_along_axis(bound, order, axis=-1) for bound in (info.low, info.high, info.sources))
-        low, high, sources = bounds
-        q = jnp.take_along_axis(q, order[..., None, None], axis=1)
-        k, v = (jnp.take_along_axis(x, order[:, None, :, None], axis=2) for x in (k, v))
-        z = in_place(q, k, v, dataclasses.replace(info, low=low, high=high, sources=sources), sink)
-        return jnp.take_along_axis(z, jnp.argsort(order, axis=-1)[..., None, None], axis=1)
+    def in_place(q, k, v, info: LayerInfo):
+        return _attend_by_block(cfg, reach, q, k, v, info, sink)
 
-    return jax.lax.cond(jnp.all(starts <= 1), in_place, moved, q, k, v, info, sink)
+    return jax.lax.cond(jnp.all(starts <= 1), in_place, functools.partial(tokens_first, in_place), q, k, v, info)
+
+
+def tokens_first(attend: Callable[..., Array], q, k, v, info: LayerInfo) -> Float[Array, "b p n t"]:
+    """Calls `attend(q, k, v, info)` with the padding of each row moved to its end, and moves the results back."""
+    order = jnp.argsort(info.sources == PADDING, axis=-1, stable=True)
+    bounds = (jnp.take_along_axis(bound, order, axis=-1) for bound in (info.low, info.high, info.sources))
+    low, high, sources = bounds
+    q = jnp.take_along_axis(q, order[..., None, None], axis=1)
+    k, v = (jnp.take_along_axis(x, order[:, None, :, None], axis=2) for x in (k, v))
+    z = attend(q, k, v, dataclasses.replace(info, low=low, high=high, sources=sources))
+    return jnp.take_along_axis(z, jnp.argsort(order, axis=-1)[..., None, None], axis=1)
 
 
 def _attend_by_block(cfg: Config, reach: int | None, q, k, v, info: LayerInfo, sink):
@@ -132,4 +137,4 @@ def _attend_block(cfg: Config, queries, keys, scale, sink) -> Float[Array, "b k 
         highest = jax.lax.stop_gradient(jnp.broadcast_to(sink.astype(dtype), rows))
         total = jnp.exp(sink.astype(dtype) - highest)
     (_, total, z), _ = jax.lax.scan(add_block, (highest, total, jnp.zeros((*rows[:-1], d_v_head), dtype)), keys)
-    return (z / jnp.maximum(total, jnp.finfo(dtype).tiny)).astype(q.dtype)
+    return (z / jnp.where(total > 0, total, 1)).astype(q.dtype)

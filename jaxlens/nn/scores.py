@@ -125,7 +125,7 @@ def softmax(scores: Float[Array, "*b s"], sink: Float[Array, "*n 1 1"] | None = 
     exponentials = jnp.exp(scores - highest)
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
     total = total if sink is None else total + jnp.exp(sink.astype(scores.dtype) - highest)
-    return (exponentials / jnp.maximum(total, jnp.finfo(scores.dtype).tiny)).astype(dtype)
+    return (exponentials / jnp.where(total > 0, total, 1)).astype(dtype)
 
 
 plain_softmax = inlined(softmax)
