@@ -6,8 +6,10 @@ import itertools
 import json
 import threading
 import time
+import types
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from test_models import close
 from jaxlens import Config, HookedTransformer, HookError, batch, hook
 from jaxlens.batch.background import made_ahead
 from jaxlens.batch.contexts import DOCUMENTS_AT_ONCE, bucket_length
+from jaxlens.batch.fingerprint import AsOfNow
 from jaxlens.batch.scores import token_scores
 
 FAMILIES = ("gpt2", "mistral")
@@ -170,6 +173,72 @@ def test_documents_of_a_length_run_in_one_program_and_new_data_compile_nothing(c
     batch.mean_activations(the_model, rows, RESID, batch_tokens=64)
     batch.mean_activations(the_model, rows[3:], RESID, batch_tokens=64)
     assert len(compilations) == 2
+
+
+FACTOR = 1.0
+
+
+class Scaled:
+    by = 1.0
+
+    def __init__(self):
+        self.inner, self.weights = types.SimpleNamespace(by=1.0), jnp.ones((300, 300))
+
+    def of_class(self, logits, cache):
+        return logits[:, -1] * Scaled.by
+
+    def of_object(self, logits, cache):
+        return logits[:, -1] * self.inner.by
+
+    def of_array(self, logits, cache):
+        return logits[:, -1] * self.weights[7, 211]
+
+
+def by_global(x):
+    return x * FACTOR
+
+
+def of_function(logits, cache):
+    return by_global(logits[:, -1])
+
+
+def of_inner_function(logits, cache):
+    return jax.vmap(lambda row: row[-1] * FACTOR)(logits)
+
+
+def of_module(logits, cache):
+    return logits[:, -1] * module.FACTOR
+
+
+module = types.ModuleType("of_a_user")
+
+
+def test_a_function_runs_with_what_it_reads_now(monkeypatch):
+    scaled, the_model = Scaled(), model("gpt2")
+    functions = (scaled.of_class, scaled.of_object, scaled.of_array, of_function, of_inner_function, of_module)
+
+    def first_row(function, factor):
+        monkeypatch.setattr(Scaled, "by", factor)
+        monkeypatch.setitem(globals(), "FACTOR", factor)
+        module.FACTOR = scaled.inner.by = factor
+        scaled.weights = scaled.weights.at[7, 211].set(factor)
+        return next(iter(batch.run(the_model, ROWS[:1], reduce=function)))
+
+    for function in functions:
+        close(first_row(function, 4.0), 4 * first_row(function, 1.0))
+
+
+def test_what_cannot_be_read_is_never_taken_for_the_same():
+    generator, array = np.random.default_rng(0), np.ones(3)
+    assert AsOfNow(lambda: generator) != AsOfNow(lambda: generator)
+
+    def read_generator():
+        return generator
+
+    def read_array():
+        return array
+
+    assert AsOfNow(read_generator) != AsOfNow(read_generator) and AsOfNow(read_array) == AsOfNow(read_array)
 
 
 def test_lengths_of_programs_grow_by_a_fourth_and_end_at_the_limit():
@@ -521,3 +590,9 @@ def test_mistakes_are_answered_and_reach_every_error(tmp_path):
     for case in all_cases:
         case.check()
     assert unreached("test_batch", all_cases) == []
+
+
+def test_scores_of_a_context_of_one_token():
+    one = HookedTransformer(CONFIGS["gpt2"].replace(n_ctx=1))
+    (score,) = batch.score(one, [[1, 2]], max_length=2)
+    close(score, [jax.nn.log_softmax(one([[1]])[0, 0])[2]])

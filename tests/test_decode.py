@@ -11,6 +11,7 @@ from test_text import word_tokenizer
 
 import jaxlens
 from jaxlens import HookedTransformer, KVCache
+from jaxlens.config import Dynamic, LongRope, Rotary
 from jaxlens.errors import HookError
 from jaxlens.nn.attention import FEW_TOKENS, by_each_head
 from jaxlens.nn.scores import dot_products
@@ -119,6 +120,44 @@ def test_a_cache_that_was_used_up_is_refused():
     with pytest.raises(ValueError, match=r"used up by a call of decode.*cache\.copy\(\)"):
         of.decode(text, cache)
     close(of.decode(text, kept)[0], of(np.concatenate([text, text], axis=1))[:, 5:])
+    methods = (KVCache.copy, lambda c: c[:2], lambda c: c.take([0]), lambda c: c.repeat(2), lambda c: c.with_room(30))
+    for method in methods:
+        with pytest.raises(ValueError, match="used up by a call of decode"):
+            method(cache)
+    assert repr(cache) == "KVCache(2 rows, used up)"
+
+
+def test_a_python_hook_that_fails_leaves_the_cache():
+    of, text = model("llama"), tokens(2, 5)
+    _, cache = of.decode(text, of.init_kv_cache(2, 16))
+
+    def fail(value, hook):
+        raise KeyError("a mistake")
+
+    with pytest.raises(KeyError, match="a mistake"):
+        of.decode(text, cache, fwd_hooks=[("blocks.2.hook_resid_post", fail)])
+    logits, _ = of.decode(text, cache, fwd_hooks=[("blocks.2.hook_resid_post", lambda value, hook: value)])
+    close(logits, of(np.concatenate([text, text], axis=1))[:, 5:])
+    with pytest.raises(ValueError, match="used up"):
+        of.decode(text, cache)
+
+
+@pytest.mark.parametrize("scaling", [Dynamic(2.0, 8), LongRope((1.0, 2.0), (3.0, 5.0), 8, 1.2)])
+def test_a_cut_cache_has_the_frequencies_of_its_length(scaling):
+    cfg = CONFIGS["llama"].replace(rotary=Rotary(scaling=scaling))
+    of, text = HookedTransformer(cfg, params=model("llama").params), np.asarray(tokens(2, 14))
+    _, cache = of.decode(text[:, :12], of.init_kv_cache(2, 32))
+    close(of.decode(text[:, 5:7], cache[:5])[0], of(text[:, :7])[:, 5:])
+    close(of.decode(text[:, 5:], cache[:5])[0], of(text)[:, 5:])
+    cut, options = cache[:5].take([1]), {"do_sample": False, "stop_at_eos": False, "verbose": False}
+    expected = of.generate(text[1:, :7], 6, **options)[:, 7:]
+    np.testing.assert_array_equal(of.generate(text[1:, 5:7], 6, past_kv_cache=cut, **options)[:, 2:], expected)
+
+
+def test_tokens_beyond_the_context_inside_jit():
+    of, text = model("llama"), tokens(1, 32)
+    _, cache = of.decode(text, of.init_kv_cache(1).with_room(40))
+    assert np.isnan(jax.jit(lambda of, cache: of.decode(text[:, :2], cache)[0])(of, cache)).all()
 
 
 def test_hooks_act_on_new_tokens():

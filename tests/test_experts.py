@@ -13,6 +13,7 @@ from support.models import CONFIGS, SIZES, randomised
 from jaxlens import Config, HookedTransformer, hook
 from jaxlens.hooks.table import sites
 from jaxlens.model.loops import LoopInputs, Program, compiled_loop
+from jaxlens.nn.moe import sparsemixer
 
 MANY = {
     **SIZES, "normalization_type": "RMS", "gated_mlp": True, "act_fn": "silu", "positional_embedding_type": "rotary",
@@ -53,6 +54,11 @@ def test_chosen_experts_write_what_all_experts_write(name, shape):
     model, tokens = mixture(name), given(shape)
     close(run(model, tokens, "hook_embed"), run(model, tokens, NEURONS))
     close(model(tokens), jax.jit(lambda model: run(model, tokens, NEURONS))(model))
+
+
+def test_logits_of_zero_choose_experts():
+    weights = np.asarray(sparsemixer(jnp.zeros((1, 1, 5)), 0.01))[0, 0]
+    np.testing.assert_allclose(weights, [0.2, 0.25, 0, 0, 0], rtol=1e-6)  # of five, then of four
 
 
 @pytest.mark.parametrize("name", ["deepseek", "oss", "sparsemixer"])

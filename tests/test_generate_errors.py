@@ -54,6 +54,13 @@ def of_another_model():
     return generate(past_kv_cache=model("gpt2").init_kv_cache(2, 8))
 
 
+def embeddings_before():
+    of = model("long")
+    past = jaxlens.TransformerLensKeyValueCache.init_cache(of.cfg)
+    of(of.embed(tokens(1, 5)), start_at_layer=0, past_kv_cache=past)
+    of.generate(tokens(1, 1), 9, past_kv_cache=past, stop_at_eos=False)
+
+
 GENERATION = {
     "labels": Case(lambda: labelling().generate([[1, 2]]), ValueError, "scores labels; it does not predict tokens"),
     "too long": Case(lambda: generate(max_new_tokens=28), ValueError, "at most 27 new tokens fit"),
@@ -85,6 +92,14 @@ GENERATION = {
     "embeddings": Case(
         lambda: model("long").generate(model("long").embed(tokens(1, 5)), 9, stop_at_eos=False), ValueError,
         "the prompt is embeddings, but the rotary frequencies of this model depend on the length",
+    ),
+    "embeddings before": Case(embeddings_before, ValueError, "past_kv_cache holds embeddings, but the rotary"),
+    "embeddings again": Case(
+        lambda: model("llama").generate(model("llama").embed(tokens(1, 5)), stop_at_eos=False, use_past_kv_cache=False),
+        ValueError, "use_past_kv_cache=False runs all tokens again in every step, but the prompt is embeddings",
+    ),
+    "a past again": Case(
+        lambda: generate(past_kv_cache=half_full(), use_past_kv_cache=False), ValueError, "holds a part of the text"
     ),
     "a row of padding": Case(
         lambda: generate(attention_mask=np.array([[1] * 5, [0] * 5])), ValueError, "row 1 of the prompt has no token"
@@ -123,6 +138,12 @@ def embeddings_then_tokens():
 
 CACHES = {
     "embeddings": Case(embeddings_then_tokens, ValueError, "the cache holds embeddings, but the rotary frequencies"),
+    "beyond the context": Case(
+        lambda: decode(tokens(2, 23), half_full().with_room(64)), ValueError, "10 and 23 more tokens are more than"
+    ),
+    "no times": Case(lambda: half_full().repeat(0), ValueError, "n is 0; expected a positive integer"),
+    "a part of a column": Case(lambda: decode(tokens(2, 1), prefill_chunk=2.5), ValueError, "prefill_chunk is 2.5"),
+    "no rows taken": Case(lambda: half_full().take([]), IndexError, "rows is []; expected at least one number"),
     "no room": Case(lambda: decode(tokens(2, 5)), ValueError, "no room for 5 more tokens: 10 of its 12 slots"),
     "another batch": Case(lambda: decode(tokens(3, 1)), ValueError, "another model or batch"),
     "another model": Case(lambda: model("gpt2").decode(tokens(2, 1), half_full()), ValueError, "another model or"),

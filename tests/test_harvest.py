@@ -589,6 +589,41 @@ def test_hidden_states_of_vllm(tmp_path):
         batch.HiddenStates(tmp_path / "nowhere")
 
 
+def test_a_dataset_is_that_of_the_rows_that_are_in_the_folder_now(model, tmp_path):
+    """The package datasets keeps what it made of an earlier harvest in the same folder."""
+    pytest.importorskip("datasets")
+    for of in (model, small_model(seed=1)):
+        rows = batch.harvest(of, [[1, 2, 3], [4, 5], [6, 7, 8]], RESID, tmp_path / "a")
+        assert np.array_equal(rows.to_dataset(2).with_format("numpy")[0][RESID], rows[:2][RESID])
+        states = {"hidden_states": rows[:][RESID][:, None], "token_ids": rows[:]["tokens"]}
+        save_file(states, tmp_path / "states.safetensors")
+        found = batch.HiddenStates(tmp_path).to_dataset(2).with_format("numpy")[0]["hidden_states"]
+        assert np.array_equal(found, rows[:2][RESID])
+        shutil.rmtree(tmp_path / "a")
+
+
+@pytest.mark.parametrize("shard_tokens", [2, 100])
+def test_documents_without_stored_rows_are_empty_wherever_they_are(model, tmp_path, shard_tokens):
+    data = [[3], [1, 2], [3], [4, 5], [3], [3]]
+    rows = batch.harvest(model, data, RESID, tmp_path / "a", skip=[3], shard_tokens=shard_tokens)
+    assert rows.n_documents == 6 and [len(rows.document(i)["tokens"]) for i in range(6)] == [0, 2, 0, 2, 0, 0]
+    before = contents(tmp_path / "a")
+    (tmp_path / "a" / rows.shards[-1].file).unlink()
+    batch.harvest(model, data, RESID, tmp_path / "a", skip=[3], shard_tokens=shard_tokens)
+    assert contents(tmp_path / "a") == before
+
+
+def test_a_data_hook_of_a_global_is_traced_again(model, tmp_path, monkeypatch):
+    def scaled(value, hook, by):
+        return value * by * FACTOR
+
+    hooks, found = [(RESID, hook(scaled, by=1.0))], []
+    for factor in (1.0, 4.0):
+        monkeypatch.setitem(globals(), "FACTOR", factor)
+        found.append(batch.harvest(model, [[1, 2]], RESID, tmp_path / str(factor), hooks=hooks)[:][RESID])
+    np.testing.assert_allclose(found[1], 4 * found[0], rtol=1e-6)
+
+
 def test_dataset_in_the_layout_of_saelens(stored):
     pytest.importorskip("datasets")
     with pytest.raises(KeyError, match=r"there is no 'blocks.9'"):

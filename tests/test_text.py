@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tokenizers import pre_tokenizers
 
 from jaxlens import HookedTransformer, Output, Tokenizer
 from jaxlens.checkpoints import open_checkpoint
+from jaxlens.model.loss import lm_cross_entropy_loss
 
 WORDS = ("<s>", "<pad>", "?", "when", "john", "and", "mary", "went", "to", "the", "shops", "gave", "a", "bag")
 LONG = "when john and mary went to the shops john gave"  # 10 words
@@ -154,6 +156,14 @@ def test_the_loss_is_the_negative_log_probability_of_each_next_token(the_model):
     expected = -log_probabilities[np.arange(10), tokens[1:]]
     close(loss, expected.mean())
     close(the_model.loss_fn(logits, the_model.to_tokens(LONG), per_token=True)[0], expected)
+
+
+def test_infinite_logits_of_padding_have_no_gradient():
+    logits, tokens = jnp.zeros((1, 4, 5)).at[0, 0, 2].set(jnp.inf), jnp.array([[0, 1, 2, 3]])
+    for mask in ([[0, 1, 1, 1]], [[0, 1, 2, 1]]):
+        loss, gradient = jax.value_and_grad(lm_cross_entropy_loss)(logits, tokens, jnp.array(mask))
+        close(loss, np.log(5))
+        assert np.isfinite(gradient).all() and not gradient[0, 0].any() and gradient[0, 1].any()
 
 
 def test_a_mask_without_neighbouring_tokens_has_no_prediction(the_model):

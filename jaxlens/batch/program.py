@@ -4,6 +4,7 @@ Axes: b batch, p position.
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +16,10 @@ from jaxtyping import Array, Bool, Int
 
 from jaxlens._jax import on_host
 from jaxlens.batch.contexts import Batch, Context, batches
-from jaxlens.batch.fingerprint import fingerprint
+from jaxlens.batch.fingerprint import AsOfNow
+from jaxlens.hooks.api import DataHook
 from jaxlens.hooks.layout import Layout, explicit_mesh
+from jaxlens.hooks.steer import Steering
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.request import LayerRange, ModelInput, RunRequest
 from jaxlens.model.transformer import HookedTransformer
@@ -38,11 +41,10 @@ class Program:
         self.side, self.cfg, self.n_ahead = side, model.cfg, n_ahead
         mesh = explicit_mesh(model.modules.embed)
         self._layout = None if mesh is None else Layout(mesh, ())  # then programs use Auto axes
-        self.model = model if mesh is None else self._layout.to_automatic(model)
+        self.model = _as_of_now(model if mesh is None else self._layout.to_automatic(model))
         # plain hooks may do anything, so they have programs of their own
-        is_kept = not model.has_python_hooks and _is_hashable(reduce)
-        kept = functools.partial(_kept_program, fingerprint(reduce)) if is_kept else _new_program
-        self._run = kept(request, reduce, n_ahead)
+        program = _new_program if model.has_python_hooks else _kept_program
+        self._run = program(request, AsOfNow(reduce), n_ahead)
         self._axes: Any = None
 
     def __call__(self, tokens: Int[np.ndarray, "b p"], mask: Bool[np.ndarray, "b p"]) -> Any:
@@ -89,7 +91,8 @@ class Program:
         """The axes of each array of a row that grow with the length of the batch."""
         if self._axes is None:
             n_rows, length = shape
-            other = length + 1 if length < self.cfg.n_ctx or length == 1 else length - 1
+            n_run = length - self.n_ahead
+            other = length + 1 if n_run < self.cfg.n_ctx or n_run == 1 else length - 1
             sizes = zip(self._shapes(n_rows, length), self._shapes(n_rows, other), strict=True)
             self._axes = [tuple(i - 1 for i in range(1, len(a)) if a[i] != b[i]) for a, b in sizes]
         return self._axes
@@ -100,8 +103,26 @@ class Program:
             return [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(self._run, self.model, tokens, mask))]
 
 
-def _new_program(request: RunRequest, reduce: Callable, n_ahead: int) -> Callable:
-    takes_input = _takes_input(reduce)
+def _as_of_now(model: HookedTransformer) -> HookedTransformer:
+    """A copy of the model whose data hooks are traced again if what their functions read has changed."""
+    copy = model._copy(model.modules)
+    copy._hooks = tuple(
+        each if each.is_plain else dataclasses.replace(each, hook=_hook_as_of_now(each.hook)) for each in model._hooks
+    )
+    return copy
+
+
+def _hook_as_of_now(edit: DataHook) -> DataHook:
+    function = edit.func
+    if not isinstance(function, Steering):
+        function = AsOfNow(function)
+    elif function.schedule is not None:
+        function = dataclasses.replace(function, schedule=AsOfNow(function.schedule))
+    return DataHook(function, *edit.args, **edit.keywords)
+
+
+def _new_program(request: RunRequest, reduce: AsOfNow, n_ahead: int) -> Callable:
+    takes_input = _takes_input(reduce.function)
 
     @jax.jit
     def program(model: HookedTransformer, tokens: Int[Array, "b p"], mask: Bool[Array, "b p"]) -> Any:
@@ -115,20 +136,9 @@ def _new_program(request: RunRequest, reduce: Callable, n_ahead: int) -> Callabl
 
 
 @functools.lru_cache(maxsize=16)
-def _kept_program(read: str, request: RunRequest, reduce: Callable, n_ahead: int) -> Callable:
-    """A few programs are kept, so that the next call with the same function compiles nothing.
-
-    `read` is a hash of what the function reads, so a function of a global that has changed has another program.
-    """
+def _kept_program(request: RunRequest, reduce: AsOfNow, n_ahead: int) -> Callable:
+    """A few programs are kept, so that the next call with the same function compiles nothing."""
     return _new_program(request, reduce, n_ahead)
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _takes_input(reduce: Callable) -> bool:

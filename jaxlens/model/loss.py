@@ -56,11 +56,15 @@ def _cross_entropy(logits, tokens, attention_mask, per_token: bool):
     import optax  # slow to import
 
     labels = jnp.where(tokens < 0, logits.shape[-1], tokens)[:, 1:]  # optax has NaN for a label outside, not for -1
-    losses = optax.softmax_cross_entropy_with_integer_labels(wide(logits)[:, :-1], labels)
+    logits = wide(logits)[:, :-1]
     if attention_mask is None:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses if per_token else jnp.mean(losses)
-    counted = (attention_mask[:, :-1] & attention_mask[:, 1:]).astype(bool)
-    losses = jnp.where(counted, losses, 0)  # not a product: logits of padding may be infinite
+    is_token = attention_mask.astype(bool)
+    counted = is_token[:, :-1] & is_token[:, 1:]
+    # Not a product: logits of padding may be infinite. Those are replaced too, or their gradients would be NaN.
+    losses = optax.softmax_cross_entropy_with_integer_labels(jnp.where(counted[..., None], logits, 0), labels)
+    losses = jnp.where(counted, losses, 0)
     return losses if per_token else jnp.sum(losses) / jnp.sum(counted)
 
 
@@ -70,7 +74,7 @@ def check_predictions(tokens: Int[ArrayLike, "b p"], attention_mask: ArrayLike |
         raise ValueError("each token is compared with the next one; pass at least two tokens")
     if attention_mask is None or is_traced(attention_mask):
         return
-    mask = on_host(attention_mask)
+    mask = on_host(attention_mask).astype(bool)
     if not (mask[:, :-1] & mask[:, 1:]).any():
         problem = "each token is compared with the next one, but attention_mask has no two tokens in a row"
         raise ValueError(f"{problem}; pass a mask with two ones in a row, or ask for the loss per token")

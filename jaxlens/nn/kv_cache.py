@@ -31,13 +31,15 @@ class Slots:
 
     `sources` are the indices of tokens in their sequence, `PADDING` in a slot without a token. `tokens` are their ids,
     -1 where they are not known. `n_tokens` counts the tokens of each row, `length` the slots in use, and `step` the
-    runs. `steps` are the runs that filled the slots; the next run will fill the empty ones. Nothing is in use if
+    runs. `steps` are the runs that filled the slots; the next run will fill the empty ones. `n_rotated` is the length
+    of each row whose rotary frequencies the keys have, which is above `n_tokens` after a cut. Nothing is in use if
     `is_new`.
     """
 
     sources: Int[Array, "b s"]
     tokens: Int[Array, "b s"]
     n_tokens: Int[Array, "b"]
+    n_rotated: Int[Array, "b"]
     length: Int[Array, ""]
     step: Int[Array, ""]
     steps: Int[Array, "s"]
@@ -48,13 +50,18 @@ class Slots:
         """Slots without tokens."""
         zero, shape = jnp.int32(0), (batch_size, n_slots)
         sources, tokens = jnp.full(shape, PADDING, jnp.int32), jnp.zeros(shape, jnp.int32)
-        n_tokens, steps = (jnp.zeros(n, jnp.int32) for n in (batch_size, n_slots))
-        return cls(sources, tokens, n_tokens, zero, zero, steps, True)
+        n_tokens, n_rotated, steps = (jnp.zeros(n, jnp.int32) for n in (batch_size, batch_size, n_slots))
+        return cls(sources, tokens, n_tokens, n_rotated, zero, zero, steps, True)
 
     @property
     def known(self) -> Bool[Array, "b s"]:
         """Whether a slot holds a token whose id is known."""
         return (self.sources != PADDING) & (self.tokens >= 0)
+
+    @property
+    def all_known(self) -> bool:
+        """Whether the ids of all tokens are known."""
+        return bool(jnp.all(self.known | (self.sources == PADDING)))
 
     def steps_of_next(self, n: int) -> Int[Array, "n"]:
         """The steps of the next n slots."""
@@ -71,9 +78,10 @@ class Slots:
         indices = self.n_tokens[:, None] + jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
         tokens = jnp.full(mask.shape, -1, jnp.int32) if tokens is None else jnp.asarray(tokens, jnp.int32)
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.length, axis=1)
+        n_tokens = self.n_tokens + jnp.sum(mask, axis=-1, dtype=jnp.int32)
         longer = Slots(
             write(self.sources, jnp.where(mask, indices, PADDING)), write(self.tokens, tokens),
-            self.n_tokens + jnp.sum(mask, axis=-1, dtype=jnp.int32), self.length + n_new, self.step, self.steps, False,
+            n_tokens, n_tokens, self.length + n_new, self.step, self.steps, False,
         )  # fmt: skip
         return longer.at_step(self.step + 1)
 
@@ -115,6 +123,7 @@ class KVCache:
 
     def copy(self) -> "KVCache":
         """The same cache with memory of its own."""
+        self.check_unused()
         return jax.tree.map(jnp.copy, self)
 
     def take(self, rows: Any) -> "KVCache":
@@ -123,17 +132,26 @@ class KVCache:
         Raises:
             IndexError: There is no such row.
         """
-        chosen = np.arange(self.batch_size)[np.atleast_1d(np.asarray(rows))]
-        return self._rows(chosen)
+        rows = np.atleast_1d(np.asarray(rows))
+        if not (rows.size and (np.issubdtype(rows.dtype, np.integer) or rows.dtype == bool)):
+            raise IndexError(f"rows is {rows.tolist()}; expected at least one number of a row, or a mask over rows")
+        return self._rows(np.arange(self.batch_size)[rows])
 
     def repeat(self, n: int) -> "KVCache":
-        """A cache in which every row is n rows."""
+        """A cache in which every row is n rows.
+
+        Raises:
+            ValueError: n is not a positive integer.
+        """
+        if not isinstance(n, int | np.integer) or n < 1:
+            raise ValueError(f"n is {n!r}; expected a positive integer")
         return self._rows(np.repeat(np.arange(self.batch_size), n))
 
     def __getitem__(self, which: slice) -> "KVCache":
         """`cache[:length]`: the cache after its first `length` slots, as it was before later tokens were read."""
         if not isinstance(which, slice) or which.start not in (None, 0) or which.step not in (None, 1):
             raise TypeError(f"a cache is cut as cache[:length], with its beginning; got {which!r}")
+        self.check_unused()
         length = len(range(self.length)[which])
         sources = jnp.where(jnp.arange(self.max_length) < length, self.slots.sources, PADDING)
         n_tokens = jnp.sum(sources != PADDING, axis=-1, dtype=jnp.int32)
@@ -143,6 +161,7 @@ class KVCache:
 
     def with_room(self, n_slots: int) -> "KVCache":
         """A cache with at least this many slots: itself, or a copy with more."""
+        self.check_unused()
         more = n_slots - self.max_length
         if more <= 0:
             return self
@@ -154,31 +173,48 @@ class KVCache:
         return KVCache(keys, values, slots.at_step(slots.step))
 
     def _rows(self, rows: np.ndarray) -> "KVCache":
+        self.check_unused()
         keys, values = (jnp.take(x, rows, axis=1) for x in (self.keys, self.values))
-        per_row = {name: getattr(self.slots, name)[rows] for name in ("sources", "tokens", "n_tokens")}
+        per_row = {name: getattr(self.slots, name)[rows] for name in ("sources", "tokens", "n_tokens", "n_rotated")}
         shared = {name: jnp.copy(getattr(self.slots, name)) for name in ("length", "step", "steps")}
         return KVCache(keys, values, dataclasses.replace(self.slots, **per_row, **shared))
 
     def __repr__(self) -> str:
         if is_traced(self):
             return f"KVCache({self.batch_size} rows, {self.max_length} slots, {len(self.keys)} layers)"
+        if self.keys.is_deleted():
+            return f"KVCache({self.batch_size} rows, used up)"
         used = f"{self.length} of {self.max_length} slots in use"
         return f"KVCache({self.batch_size} rows, {used}, {len(self.keys)} layers)"
 
+    def check_unused(self) -> None:
+        """Raises ValueError if `model.decode` has used this cache up."""
+        if not is_traced(self.keys) and self.keys.is_deleted():
+            used = "this cache was used up by a call of decode, which returned its continuation"
+            raise ValueError(f"{used}; go on with that one, or pass cache.copy() to decode to keep a cache")
+
+    def use_up(self) -> None:
+        """Frees the memory of the keys and values, as a run that writes to them does."""
+        for array in (self.keys, self.values):
+            if not is_traced(array) and not array.is_deleted():
+                array.delete()
+
     def check(self, cfg: Config, batch_size: int, n_new: int) -> None:
         """Raises ValueError unless a model with this config can continue the cache with `n_new` columns of tokens."""
+        self.check_unused()
         expected = (cfg.n_layers, batch_size, cfg.n_key_value_heads, self.max_length)
         problems = []
         for name, array, size in (("keys", self.keys, cfg.d_head), ("values", self.values, cfg.d_v_head or cfg.d_head)):
-            if not is_traced(array) and array.is_deleted():
-                used = "this cache was used up by a call of decode, which returned its continuation"
-                raise ValueError(f"{used}; go on with that one, or pass cache.copy() to decode to keep a cache")
             if array.shape != (*expected, size) or array.dtype != cfg.dtype:
                 axes = "[layer, batch, key/value head, slot, d_head]"
                 problems.append(f"{name} {axes} are {array.shape}, {array.dtype}; this run needs {(*expected, size)}")
         if problems:
             raise ValueError(f"the cache belongs to another model or batch: {problems[0]}, {cfg.dtype}")
-        if not is_traced(self.slots.length) and self.length + n_new > self.max_length:
+        if is_traced(self.slots.length):
+            return
+        if self.length + n_new > cfg.n_ctx:
+            raise ValueError(f"{self.length} and {n_new} more tokens are more than the model's n_ctx = {cfg.n_ctx}")
+        if self.length + n_new > self.max_length:
             free = f"{self.length} of its {self.max_length} slots are in use"
             more = "make it longer with init_kv_cache(..., max_length=...) or cache.with_room(n)"
             raise ValueError(f"the cache has no room for {n_new} more tokens: {free}; {more}")

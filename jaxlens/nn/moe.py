@@ -45,8 +45,8 @@ def sparsemixer(logits: Float[Array, "b p e"], tolerance: float) -> Float[Array,
 
     def weight(chosen, others):
         top = jnp.sum(jnp.where(chosen, logits, 0), axis=-1, keepdims=True)
-        near = (top - logits) / jnp.maximum(jnp.abs(logits), top) <= 2 * tolerance
-        return jnp.where(chosen, jax.nn.softmax(jnp.where(near & others, logits, -jnp.inf), axis=-1), 0)
+        far = (top - logits) / jnp.maximum(jnp.abs(logits), top) > 2 * tolerance  # logits of 0 are 0 / 0, and not far
+        return jnp.where(chosen, jax.nn.softmax(jnp.where(others & ~far, logits, -jnp.inf), axis=-1), 0)
 
     return weight(best, jnp.ones_like(best)) + weight(second, ~best)
 

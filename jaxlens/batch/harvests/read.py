@@ -41,6 +41,10 @@ class TokenRows(Sequence):
         """The columns of a file."""
         raise NotImplementedError
 
+    def _fingerprint(self, file: int) -> str:
+        """What tells the contents of a file from others."""
+        raise NotImplementedError
+
     @property
     def names(self) -> list[str]:
         """The names of the activations."""
@@ -163,7 +167,7 @@ class TokenRows(Sequence):
         }
         features["token_ids"] = datasets.Sequence(datasets.Value("int32"), context_size)
 
-        def contexts() -> Iterator[dict[str, Any]]:
+        def contexts(files: str) -> Iterator[dict[str, Any]]:
             for number in range(n_contexts):
                 rows = self[number * context_size : (number + 1) * context_size]
                 values = {name: rows[name].reshape(context_size, -1) for name in names}
@@ -171,7 +175,9 @@ class TokenRows(Sequence):
                     "token_ids": rows["tokens"]
                 }
 
-        return datasets.Dataset.from_generator(contexts, features=datasets.Features(features))
+        # datasets keeps what a function generates on disk, and finds it by its arguments: another harvest has others
+        files = {"files": " ".join(self._fingerprint(file) for file in range(len(self._starts) - 1))}
+        return datasets.Dataset.from_generator(contexts, features=datasets.Features(features), gen_kwargs=files)
 
 
 def _arrow_dtype(dtype: np.dtype) -> str:
@@ -223,6 +229,9 @@ class Harvest(TokenRows):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder,)  # files are opened again, in another process too
+
+    def _fingerprint(self, file: int) -> str:
+        return self.shards[file].sha256
 
     def _found(self) -> list[ShardInfo]:
         paths = (self.folder / SHARD.format(number) for number in itertools.count())
@@ -299,6 +308,10 @@ class HiddenStates(TokenRows):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder,)
+
+    def _fingerprint(self, file: int) -> str:
+        stat = self.paths[file].stat()
+        return f"{self.paths[file].resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
     def _tensors(self, path: Path) -> Mapping[str, np.ndarray]:
         tensors = read_columns(path)

@@ -50,19 +50,28 @@ class Work:
         return kept_tokens(context, self.skip, self.tokenizer)
 
     def parts(self, start: int = 0) -> Iterator["Part"]:
-        """The documents from number `start` on, divided into the shards of the harvest."""
+        """The documents from number `start` on, divided into the shards of the harvest.
+
+        The last shard also has the documents after it that store nothing, so it is known only at the end.
+        """
         contexts: list[Context] = []
         kept: list[np.ndarray] = []
-        first, n_rows = start, 0
+        first, n_rows, complete = start, 0, None
         for context in self.reader.contexts(self.source, start):
             contexts.append(context)
             kept.append(self.kept(context))
             n_rows += int(kept[-1].sum())
+            if complete is not None and n_rows:
+                yield complete
+                complete = None
             if context.is_last and n_rows >= self.shard_tokens:
-                yield Part(first, context.document + 1, contexts, kept)
+                complete = Part(first, context.document + 1, contexts, kept)
                 contexts, kept, first, n_rows = [], [], context.document + 1, 0
         if n_rows:
             yield Part(first, contexts[-1].document + 1, contexts, kept)
+        elif complete is not None:
+            stop = contexts[-1].document + 1 if contexts else complete.stop
+            yield dataclasses.replace(complete, stop=stop)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

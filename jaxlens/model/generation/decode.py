@@ -90,7 +90,7 @@ def continued(model: Any, cache: KVCache, model_input: ModelInput, request: RunR
     rotation.
     """
     if cache.slots.is_new or not depends_on_length(model.cfg):
-        return _with_room(cache, model_input, model.run_on(cache, model_input, request, hooks))
+        return _with_room(model.cfg, cache, model_input, model.run_on(cache, model_input, request, hooks))
     changes = _frequencies_change(model.cfg, cache.slots, jnp.asarray(model_input.mask))
     if not is_traced(changes):
         return (run_again if changes else type(model).run_on)(model, cache, model_input, request, hooks)
@@ -98,7 +98,7 @@ def continued(model: Any, cache: KVCache, model_input: ModelInput, request: RunR
         changes, lambda model, cache: run_again(model, cache, model_input, request, hooks),
         lambda model, cache: model.run_on(cache, model_input, request, hooks), model, cache,
     )  # fmt: skip
-    return _with_room(cache, model_input, run)
+    return _with_room(model.cfg, cache, model_input, run)
 
 
 def scalings_by_length(cfg: Config) -> set[Dynamic | LongRope]:
@@ -113,11 +113,11 @@ def depends_on_length(cfg: Config) -> bool:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _frequencies_change(cfg: Config, slots: Slots, mask: Bool[Array, "b p"]) -> Bool[Array, ""]:
-    """Whether the frequencies of a row differ before and after the new tokens."""
+    """Whether the frequencies of a row with the new tokens differ from those that its keys have."""
     after, changes = slots.n_tokens + jnp.sum(mask, axis=-1), jnp.bool_(False)
     for scaling in scalings_by_length(cfg):
-        is_long, was_long = (n > scaling.original_n_ctx for n in (after, slots.n_tokens))
-        changes |= jnp.any(is_long & ~was_long if isinstance(scaling, LongRope) else is_long)
+        is_long, was_long = (n > scaling.original_n_ctx for n in (after, slots.n_rotated))
+        changes |= jnp.any(is_long != was_long if isinstance(scaling, LongRope) else is_long | was_long)
     return changes
 
 
@@ -158,10 +158,10 @@ def from_column(entry: Captured, first: Any, n: int) -> Captured:
     return dataclasses.replace(entry, value=jax.lax.dynamic_slice_in_dim(entry.value, first, n, axis=axis))
 
 
-def _with_room(cache: KVCache, model_input: ModelInput, run: Run) -> Run:
+def _with_room(cfg: Config, cache: KVCache, model_input: ModelInput, run: Run) -> Run:
     """The results of a run, NaN if the tokens do not fit into a cache whose length is traced."""
     output, captured, longer = run
     if not is_traced(cache.slots.length) or output is None:
         return run
-    fits = cache.slots.length + model_input.mask.shape[1] <= cache.max_length
+    fits = cache.slots.length + model_input.mask.shape[1] <= min(cache.max_length, cfg.n_ctx)
     return jnp.where(fits, output, jnp.nan), captured, longer

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens._jax import is_traced
 from jaxlens.config import Config
 from jaxlens.hooks.plan import HookSpec
 from jaxlens.model.automatic_axes import with_automatic_axes
@@ -30,7 +32,7 @@ class DecodeMethods:
         """
         max_length = self.cfg.n_ctx if max_length is None else max_length
         for name, size in (("batch_size", batch_size), ("max_length", max_length)):
-            if not isinstance(size, int) or size < 1:
+            if not isinstance(size, int | np.integer) or size < 1:
                 raise ValueError(f"{name} is {size!r}; expected a positive integer")
         if max_length > self.cfg.n_ctx:
             raise ValueError(f"max_length is {max_length}, more than the model's n_ctx = {self.cfg.n_ctx}")
@@ -47,8 +49,12 @@ class DecodeMethods:
         cache is used up: its memory becomes that of the returned one. Pass `cache.copy()` to keep it. Inside jit,
         nothing is used up, the call can be differentiated, and the logits are NaN if the cache is too short.
 
-        Hooks of the model and `fwd_hooks` act on the new tokens. `prefill_chunk` runs the tokens in pieces of this many
-        columns, which bounds the memory of a long prompt; hooks then receive one piece after the other.
+        Hooks of the model and `fwd_hooks` act on the new tokens. With Dynamic or LongRoPE scaling, the frequencies of
+        all tokens depend on the length of the text. If new tokens change them, the earlier tokens run again too, with
+        the hooks of this call and without those of earlier calls.
+
+        `prefill_chunk` runs the tokens in pieces of this many columns, which bounds the memory of a long prompt; hooks
+        then receive one piece after the other.
 
         Raises:
             TypeError: `cache` is no KVCache.
@@ -66,8 +72,9 @@ class DecodeMethods:
         if not isinstance(cache, KVCache):
             remedy = "make one with model.init_kv_cache, or pass past_kv_cache= to the model to extend another cache"
             raise TypeError(f"cache is a {type(cache).__name__}; expected a KVCache: {remedy}")
-        if prefill_chunk is not None and prefill_chunk < 1:
-            raise ValueError(f"prefill_chunk is {prefill_chunk}; expected a positive number of columns")
+        is_number = isinstance(prefill_chunk, int | np.integer) and prefill_chunk > 0
+        if prefill_chunk is not None and not is_number:
+            raise ValueError(f"prefill_chunk is {prefill_chunk!r}; expected a positive number of columns")
         bos = None if cache.slots.is_new else False
         model_input = self.read_input(input, bos, attention_mask=attention_mask)
         request = RunRequest(LayerRange.of(self.cfg, None, None), "logits")
@@ -78,5 +85,9 @@ class DecodeMethods:
             logits, _, longer = decode(model, cache, model_input, request, hooks, prefill_chunk)
             return logits, [], longer
 
-        logits, _, longer = with_automatic_axes(run, self, model_input, request, hooks, cache)
+        may_fail = any(hook.is_plain for hook in hooks) and not is_traced(cache)  # then the cache stays as it is
+        given = cache.copy() if may_fail else cache
+        logits, _, longer = with_automatic_axes(run, self, model_input, request, hooks, given)
+        if may_fail and given.keys.is_deleted():
+            cache.use_up()
         return logits, longer

@@ -50,6 +50,8 @@ def new_generation(
     if past is not None and num_return_sequences > 1:
         past = past.repeat(num_return_sequences)
     _check_length(model, prompt, past, int(max_new_tokens))
+    if not use_past_kv_cache:
+        _check_runs_again(prompt, past)
     if return_type == "str" or (return_type == "input" and is_text(input)):
         required_tokenizer(model.tokenizer)
     layers = LayerRange.of(model.cfg, None, None)
@@ -119,14 +121,23 @@ def _stop_strings(model: Any, stop_strings: str | list[str] | None) -> tuple[str
     return tuple(strings)
 
 
+def _check_runs_again(prompt: Prompt, past: KVCache | None) -> None:
+    """Raises ValueError if not all tokens of the text are given, so that they cannot be run again in every step."""
+    found = "the prompt is embeddings" if prompt.kind == "embeds" else "past_kv_cache holds a part of the text"
+    if prompt.kind == "embeds" or past is not None:
+        raise ValueError(f"use_past_kv_cache=False runs all tokens again in every step, but {found}; give all tokens")
+
+
 def _check_length(model: Any, prompt: Prompt, past: KVCache | None, max_new_tokens: int) -> None:
     """Raises ValueError if the text would be longer than the model's context."""
     before, n_columns = 0 if past is None else past.length, prompt.model_input.mask.shape[1]
     if past is not None:
         past.check(model.cfg, len(prompt.model_input.mask), 0)
     length = before + n_columns + max_new_tokens
-    if prompt.kind == "embeds" and any(length > scaling.original_n_ctx for scaling in scalings_by_length(model.cfg)):
-        raise ValueError(f"the prompt is embeddings, but {NEEDS_TOKENS}")
+    holder = "the prompt is" if prompt.kind == "embeds" else "past_kv_cache holds"
+    are_known = prompt.kind != "embeds" and (past is None or past.slots.all_known)
+    if not are_known and any(length > scaling.original_n_ctx for scaling in scalings_by_length(model.cfg)):
+        raise ValueError(f"{holder} embeddings, but {NEEDS_TOKENS}")
     if length > (n_ctx := model.cfg.n_ctx):
         text = f"{before + n_columns} tokens and max_new_tokens = {max_new_tokens} are more than n_ctx = {n_ctx}"
         room = f"at most {n_ctx - before - n_columns} new tokens fit" if n_ctx > before + n_columns else "nothing fits"
