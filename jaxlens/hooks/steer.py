@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from jaxlens._jax import wide
 from jaxlens.hooks.api import DataHook, hook
 from jaxlens.hooks.table import POSITION_AXES
 
@@ -73,7 +74,8 @@ def steer(
     `site` is another site of the blocks: the last axes of `direction` are then those of its values, after batch and
     position.
 
-    Other directions, strengths, rows and layers compile nothing.
+    Other directions, strengths, positions, rows and layers compile nothing. With more than 8 positions or rows, a
+    program is compiled for each power of two.
 
     Raises:
         ValueError: `positions` is another string, positions or rows are negative or missing, `site` has no position
@@ -97,10 +99,21 @@ def steer(
     layers = [layers] if isinstance(layers, int | np.integer) else list(layers)
     if not layers:
         raise ValueError("layers is empty; give at least one layer")
-    schedule, strength = (strength, jnp.float32(1)) if callable(strength) else (None, jnp.asarray(strength))
+    direction = wide(jnp.asarray(direction))
+    schedule, strength = (strength, 1) if callable(strength) else (None, strength)
+    strength = jnp.asarray(strength, direction.dtype)  # numbers of all types share compiled programs
     rows = None if rows is None else np.atleast_1d(np.asarray(rows, np.int32))
     if rows is not None and (not rows.size or rows.min() < 0):
         raise ValueError(f"rows is {rows.tolist()}; expected rows of the batch, counted from 0")
-    data = {"direction": jnp.asarray(direction), "strength": strength, "positions": positions, "rows": rows}
+    positions, rows = _repeated(positions), _repeated(rows)
+    data = {"direction": direction, "strength": strength, "positions": positions, "rows": rows}
     edit = hook(Steering(which, schedule), **data)
     return [(f"blocks.{layer}.{site}", edit) for layer in layers]
+
+
+def _repeated(numbers: Int[np.ndarray, "*b i"] | None) -> Int[np.ndarray, "*b n"] | None:
+    """The numbers with the last one repeated, up to 8 or the next power of two, so that programs are shared."""
+    if numbers is None:
+        return None
+    length = max(8, 1 << (numbers.shape[-1] - 1).bit_length())
+    return numbers[..., np.minimum(np.arange(length), numbers.shape[-1] - 1)]
