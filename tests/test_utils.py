@@ -313,7 +313,8 @@ def test_new_numbers_compile_nothing(compilations):  # noqa: F811
     sample_logits(LOGITS, top_p=0.5, temperature=0.7, key=0)
     logits = jax.block_until_ready(LOGITS + 1)
     compilations.clear()
-    sample_logits(logits, top_p=0.9, temperature=1.7, key=1)
+    for top_p, temperature in ((0.9, 1.7), (1, 2), (np.float64(0.9), np.float64(0.7)), (0.5, np.float32(0.7))):
+        sample_logits(logits, top_p=top_p, temperature=temperature, key=1)
     assert not compilations
 
 
@@ -364,12 +365,19 @@ MISTAKES = {
     "top k and top p": Case(
         lambda: sample(top_k=1, top_p=0.5), ValueError, "top_k=1 and top_p=0.5 cannot be combined"
     ),
-    "top k of zero": Case(lambda: sample(top_k=0), ValueError, "top_k is 0; expected 1 or more"),
+    "top k of zero": Case(lambda: sample(top_k=0), ValueError, "top_k is 0; expected an integer, 1 or more"),
     "a key of text": Case(lambda: sample(key="abc"), TypeError, "the seed or key is a str; expected an integer or a"),
     "min p above one": Case(lambda: sample(min_p=2.0), ValueError, "min_p is 2.0; expected a share of the highest"),
     "top p of zero": Case(lambda: sample(top_p=0.0), ValueError, "top_p is 0.0; expected a probability"),
     "no frequency penalty": Case(lambda: sample(freq_penalty=float("nan")), ValueError, "freq_penalty is nan"),
-    "a negative temperature": Case(lambda: sample(temperature=-1), ValueError, "temperature is -1 and repetition"),
+    "a negative temperature": Case(lambda: sample(temperature=-1), ValueError, "temperature is -1; expected a number"),
+    "no temperature": Case(lambda: sample(temperature=None), ValueError, "temperature is None; expected a number"),
+    "a temperature of text": Case(lambda: sample(temperature="1"), ValueError, "temperature is '1'; expected a number"),
+    "two temperatures": Case(
+        lambda: sample(temperature=np.array([1.0, 2.0])), ValueError, "temperature is array([1., 2.]); expected"
+    ),
+    "no repetition penalty": Case(lambda: sample(repetition_penalty=0), ValueError, "repetition_penalty is 0; exp"),
+    "top p of text": Case(lambda: sample(top_p="a"), ValueError, "top_p is 'a'; expected a probability"),
     "a penalty without tokens": Case(lambda: sample(freq_penalty=1.0), ValueError, "[batch, pos], got None"),
     "a penalty for embeddings": Case(
         lambda: sample(repetition_penalty=2.0, tokens=np.ones((3, 2, 4))), ValueError, "got shape (3, 2, 4)"

@@ -4,6 +4,7 @@ Axes: b batch, p position, v vocabulary.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -77,13 +78,21 @@ class Sampler:
         Raises:
             ValueError: An argument is out of range, or `top_k` and `top_p` are combined.
         """
-        _check(top_k, top_p, min_p, temperature, repetition_penalty)
-        if not np.isfinite(freq_penalty):
-            raise ValueError(f"freq_penalty is {freq_penalty}; expected a finite number")
-        repetition = None if repetition_penalty == 1 else repetition_penalty
+        if top_k is not None and top_p is not None:
+            raise ValueError(f"top_k={top_k} and top_p={top_p} cannot be combined; give one of them")
+        if top_k is not None and not (isinstance(top_k, int | np.integer) and top_k >= 1):
+            raise ValueError(f"top_k is {top_k!r}; expected an integer, 1 or more")
+        probability = "a probability above 0 and at most 1"
+        share = "a share of the highest probability above 0 and at most 1"
+        top_p = None if top_p is None else _number("top_p", top_p, lambda p: 0 < p <= 1, probability)
+        min_p = None if min_p is None else _number("min_p", min_p, lambda p: 0 < p <= 1, share)
+        temperature = _number("temperature", temperature, lambda t: t >= 0, "a number, 0 or more")
+        frequency = _number("freq_penalty", freq_penalty, np.isfinite, "a finite number")
+        repetition = _number("repetition_penalty", repetition_penalty, lambda r: r > 0, "a number above 0")
+        repetition = None if repetition == 1 else repetition
         if temperature == 0:
             return cls(None, None, None, None, None, repetition)
-        return cls(temperature, top_k, top_p, min_p, freq_penalty or None, repetition)
+        return cls(temperature, top_k, top_p, min_p, frequency or None, repetition)
 
     @property
     def is_greedy(self) -> bool:
@@ -133,18 +142,17 @@ def _likeliest(logits: Float[Array, "b v"]) -> Int[Array, " b"]:
     return jnp.min(jnp.where(chosen, indices, logits.shape[-1] - 1), axis=-1)
 
 
-def _check(top_k, top_p, min_p, temperature, repetition_penalty) -> None:
-    if top_k is not None and top_p is not None:
-        raise ValueError(f"top_k={top_k} and top_p={top_p} cannot be combined; give one of them")
-    if top_k is not None and not (isinstance(top_k, int | np.integer) and top_k >= 1):
-        raise ValueError(f"top_k is {top_k}; expected 1 or more")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; expected a probability above 0 and at most 1")
-    if min_p is not None and not 0 < min_p <= 1:
-        raise ValueError(f"min_p is {min_p}; expected a share of the highest probability above 0 and at most 1")
-    if not (temperature >= 0 and repetition_penalty > 0):
-        given = f"temperature is {temperature} and repetition_penalty is {repetition_penalty}"
-        raise ValueError(f"{given}; expected a temperature of 0 or more and a penalty above 0")
+def _number(name: str, value: Any, is_valid: Callable[[float], bool], expected: str) -> np.float32:
+    """An argument as float32, so that numbers of all types share compiled programs.
+
+    Raises:
+        ValueError: It is no number, or not valid.
+    """
+    array = np.asarray(value)
+    is_number = array.ndim == 0 and jnp.isdtype(array.dtype, ("integral", "real floating"))
+    if not (is_number and is_valid(float(array))):
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
+    return np.float32(array)
 
 
 def random_key(key: jax.Array | int | None, logits: Any = None) -> jax.Array:
