@@ -1,5 +1,6 @@
 """New tokens as text, piece by piece. A character of several tokens comes whole."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Any, prompt: list[int]):
         self._tokenizer, self._ids = tokenizer, list(prompt[-CONTEXT:])
-        self._written = len(self._text())
+        self._written = self._text()
 
     def _text(self) -> str:
         return text_of(self._tokenizer, self._ids, skip_special_tokens=True)
@@ -31,8 +32,16 @@ class TextStream:
         self._ids += np.asarray(ids).tolist()
         whole = self._text()
         text = whole if is_last else whole.rstrip(INCOMPLETE)
-        new, self._written = text[self._written :], max(self._written, len(text))
+        # Where the prompt ends inside a character, its text changes with the tokens that complete it.
+        new = text[_n_common(self._written, text) :]
+        self._written = text if new else self._written
         if text == whole and len(self._ids) > 2 * CONTEXT:  # earlier text is not decoded again
             self._ids = self._ids[-CONTEXT:]
-            self._written = len(self._text())
+            self._written = self._text()
         return new
+
+
+def _n_common(first: str, second: str) -> int:
+    """The number of characters with which both texts begin."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return sum(1 for _ in same)
