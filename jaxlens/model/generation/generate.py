@@ -89,13 +89,12 @@ class Generation:
 
     def _stop_at_strings(self, finished: np.ndarray) -> np.ndarray:
         """Finishes the rows whose new text contains a stop string, after the token that completes it."""
-        tokens, filler = self.tokens.copy(), int(self.loop.rules.filler)
-        ends = np.array([self._end(row) for row in tokens])
-        tokens[np.arange(tokens.shape[1]) >= ends[:, None]] = filler
-        finished = finished | (ends < tokens.shape[1]) | np.array([self._has_stop_string(row) for row in self.tokens])
-        if finished.all():
-            is_filler = np.arange(tokens.shape[1]) >= ends[:, None]
-            tokens = tokens[:, : int((~is_filler).sum(-1).max())]
+        rows = [row[: self._end(row)] for row in self.tokens]
+        finished = finished | np.array([self._has_stop_string(row) for row in rows])
+        length = max(map(len, rows)) if finished.all() else self.tokens.shape[1]
+        tokens = np.full((len(rows), length), self.loop.rules.filler, np.int32)
+        for new, row in zip(tokens, rows, strict=True):
+            new[: len(row)] = row
         self.tokens = tokens
         padded = on_host(self.state.tokens).copy()
         padded[:, : tokens.shape[1]] = tokens
@@ -107,7 +106,9 @@ class Generation:
         return any(string in text for string in self.stop_strings)
 
     def _end(self, ids: np.ndarray) -> int:
-        """The number of tokens up to that which completes a stop string, or all of them."""
+        """The number of tokens up to EOS, or up to that which completes a stop string before, or all of them."""
+        is_end = np.isin(ids, self.loop.rules.ends)
+        ids = ids[: is_end.argmax() + 1] if is_end.any() else ids
         if not self._has_stop_string(ids):
             return len(ids)
         return next(n for n in range(1, len(ids) + 1) if self._has_stop_string(ids[:n]))
