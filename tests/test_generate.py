@@ -245,6 +245,34 @@ def test_what_changes_without_a_compilation(compilations):  # noqa: F811
     assert not compilations
 
 
+def test_numbers_of_all_types_and_other_positions_and_rows_compile_nothing(compilations):  # noqa: F811
+    of = model("llama")
+
+    def run(strength, temperature=0.9, positions=(1,), rows=(0,)):
+        hooks = jaxlens.steer(DIRECTION, 1, strength=strength, positions=positions, rows=rows)
+        options = {"stop_at_eos": False, "verbose": False, "temperature": temperature, "seed": 1}
+        return np.asarray(of.generate(tokens(3, 5), 9, fwd_hooks=hooks, **options))
+
+    run(9.0)
+    compilations.clear()
+    assert np.array_equal(run(9), run(np.float64(9)))
+    run(9.0, temperature=2)
+    run(9.0, temperature=np.float64(0.7))
+    run(9.0, positions=[0, 1, 4], rows=[0, 2])
+    assert not compilations
+
+
+@pytest.mark.parametrize("n", [1, 3, 9])
+def test_any_number_of_positions_and_rows(n):
+    of, text = model("llama"), np.asarray(tokens(12, 12))
+    rows, positions = [11, 0, *range(2, 9)][:n], [10, 3, 0, *range(4, 10)][:n]
+    hooks = jaxlens.steer(DIRECTION, 1, strength=3.0, positions=positions, rows=rows)
+    at = np.zeros((12, 12, 1), np.float32)
+    at[np.ix_(rows, positions)] = 3
+    by_hand = [("blocks.1.hook_resid_post", lambda x, hook: x + at * DIRECTION)]
+    close(of.run_with_hooks(text, fwd_hooks=hooks), of.run_with_hooks(text, fwd_hooks=by_hand))
+
+
 # --- captured activations
 
 
@@ -319,6 +347,20 @@ def test_stop_strings():
     close(cache["resid_post", 2][0, 2:], expected["resid_post", 2][0, 2:])
     same = of.generate("the cat", 5, stop_strings="never", **GREEDY)
     assert same == of.generate("the cat", 5, **GREEDY)
+
+
+@pytest.mark.parametrize("options", [{}, {"output_logits": True}, {"return_cache": True}], ids=str)
+def test_the_width_of_rows_that_end_at_eos_and_at_a_stop_string(options):
+    of, prompts = speaking(), ["the cat sat", "a mat on w3 w7"]
+    free = np.asarray(of.generate(prompts, 12, return_type="tokens", **GREEDY))[:, 6:]
+    eos, word = int(free[0, 0]), of.to_string(free[1, 2:3])
+    assert eos not in free[1, :3] and word not in of.to_string(free[1, :2])
+    ends = {"eos_token_id": eos, "stop_strings": [word], "do_sample": False, "return_type": "tokens"}
+    result = of.generate(prompts, 12, verbose=False, **ends, **options)
+    result = result.sequences if "output_logits" in options else result[0] if "return_cache" in options else result
+    assert np.array_equal(np.asarray(result)[:, 6:], [[eos] * 3, free[1, :3]])
+    streamed = list(of.generate_stream(prompts, 12, 8, **ends))
+    assert np.array_equal(np.concatenate(streamed, axis=1), np.asarray(result)[:, 6:])
 
 
 # --- sampling
@@ -481,6 +523,12 @@ def test_characters_of_several_tokens_come_whole():
     cut = TextStream(tokenizer, [])
     assert cut.add(np.array(tokenizer.encode("漢")[:2])) == ""
     assert cut.add(np.array([], int), is_last=True) == "�"
+    ids = tokenizer.encode("漢é€b")
+    for n in range(len(ids)):  # prompts that end inside a character
+        stream, before = TextStream(tokenizer, ids[:n]), tokenizer.decode(ids[:n]).rstrip("�")
+        assert before + "".join(stream.add(np.array([token])) for token in ids[n:]) == "漢é€b"
+    invalid = TextStream(tokenizer, ids[:1])
+    assert invalid.add(np.array(ids[-1:])) == "b"  # the text of the prompt has its �
 
 
 def byte_vocabulary() -> dict[str, int]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.mistakes import CASES_OF, Case, unreached
 from support.models import CONFIGS, model, tokens
+from test_generate import speaking
 
 import jaxlens
 from jaxlens import HookedTransformer, HookError, steer
@@ -18,6 +19,10 @@ DIRECTION = np.ones(14, np.float32)
 def generate(given=None, **options):
     options = {"max_new_tokens": 3, "stop_at_eos": False, "verbose": False} | options
     return model("llama").generate(tokens(2, 5) if given is None else given, **options)
+
+
+def stream(**options):
+    return model("llama").generate_stream(tokens(1, 3), 2, stop_at_eos=False, **options)
 
 
 @functools.cache
@@ -115,6 +120,14 @@ GENERATION = {
     "beams": Case(lambda: generate(num_beams=4), ValueError, "no beam search"),
     "an empty stream": Case(
         lambda: model("llama").generate_stream(tokens(1, 3), 2, 0), ValueError, "max_tokens_per_yield is 0"
+    ),
+    "an argument of a stream": Case(lambda: stream(max_length=7), TypeError, "there is no argument 'max_length'"),
+    "beams of a stream": Case(lambda: stream(num_beams=2), ValueError, "no beam search"),
+    "logits of a stream": Case(lambda: stream(output_logits=True), ValueError, "output_logits is True, but a stream"),
+    "a cache of a stream": Case(lambda: stream(return_cache=True), ValueError, "return_cache is True, but a stream"),
+    "names for a stream": Case(lambda: stream(names_filter="hook_q"), ValueError, "names_filter is 'hook_q', but a"),
+    "a side": Case(
+        lambda: speaking().generate("the cat", 3, padding_side="up"), ValueError, "padding_side is 'up'; expected"
     ),
     "a hook": Case(lambda: generate(fwd_hooks=[("hook_nothing", print)]), HookError, "hook_nothing"),
     "a name": Case(lambda: generate(return_cache=True, names_filter="hook_nothing"), HookError, "hook_nothing"),

@@ -162,8 +162,7 @@ def read_input(
     start_at_layer: int | None = None,
 ) -> ModelInput:  # fmt: skip
     """The input of a call as arrays, checked. The arguments are those of calling a model."""
-    if padding_side not in ("left", "right", None):
-        raise ValueError(f'padding_side is {padding_side!r}; expected "left", "right" or None')
+    check_side(padding_side)
     if start_at_layer is not None:
         return _read_residual(cfg, input, attention_mask, tokens)
     if tokens is not None:
@@ -181,6 +180,12 @@ def read_input(
         tokens = _without_padding(tokens, mask, padding)
         check_in_vocabulary(tokens, cfg.d_vocab)
     return ModelInput(tokens, None, mask, loss_mask)
+
+
+def check_side(padding_side: Any) -> None:
+    """Raises ValueError unless `padding_side` is "left", "right" or None."""
+    if padding_side not in ("left", "right", None):
+        raise ValueError(f'padding_side is {padding_side!r}; expected "left", "right" or None')
 
 
 def required_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:

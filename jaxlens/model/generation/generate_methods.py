@@ -10,7 +10,6 @@ import numpy as np
 from jaxlens.config import Config
 from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import HookSpec
-from jaxlens.model.arguments import GENERATING, check_only
 from jaxlens.model.generation.generate import SEGMENT, Generated, Generation
 from jaxlens.model.generation.options import new_generation
 from jaxlens.model.generation.prompt import embedded
@@ -78,7 +77,6 @@ class GenerateMethods:
             >>> model.generate([[1, 2, 3]], max_new_tokens=4, stop_at_eos=False, seed=0).shape
             (1, 7)
         """
-        check_only(transformerlens, GENERATING)
         if names_filter is not None and not return_cache:
             raise ValueError("names_filter selects the activations of return_cache=True, which is not set")
         generation = new_generation(
@@ -89,6 +87,7 @@ class GenerateMethods:
             num_return_sequences=num_return_sequences, seed=seed, key=key, attention_mask=attention_mask,
             past_kv_cache=past_kv_cache, prefill_chunk=prefill_chunk, output_logits=output_logits,
             names_filter=names_filter, return_cache=return_cache, return_type=return_type,
+            **transformerlens,
         )  # fmt: skip
         from tqdm import tqdm  # a model that generates nothing needs no progress bar
 
@@ -108,8 +107,9 @@ class GenerateMethods:
         """Generates text, and yields the new part after every `max_tokens_per_yield` tokens.
 
         A string yields strings, a list of strings yields lists with a string for each row, and tokens yield tokens
-        [b n]. A character of several tokens comes whole. The prompt is not yielded. `options` are those of `generate`.
-        The generation runs while the iterator is read; leaving it early changes nothing of the model.
+        [b n]. A character of several tokens comes whole. The prompt is not yielded. `options` are those of `generate`,
+        except `output_logits`, `return_cache` and `names_filter`. The generation runs while the iterator is read;
+        leaving it early changes nothing of the model.
 
         Example:
             >>> import jaxlens
@@ -121,6 +121,9 @@ class GenerateMethods:
         """
         if not isinstance(max_tokens_per_yield, int) or max_tokens_per_yield < 1:
             raise ValueError(f"max_tokens_per_yield is {max_tokens_per_yield!r}; expected a positive integer")
+        for name in ("output_logits", "return_cache", "names_filter"):
+            if options.get(name):
+                raise ValueError(f"{name} is {options[name]!r}, but a stream yields only text or tokens; use generate")
         options.pop("verbose", None)
         generation = new_generation(self, input, max_new_tokens=max_new_tokens, return_type=return_type, **options)
         kind = generation.prompt.kind if return_type == "input" else return_type

@@ -10,6 +10,7 @@ import numpy as np
 from jaxlens._jax import is_traced
 from jaxlens.hooks.names import HookName
 from jaxlens.hooks.plan import HookSpec
+from jaxlens.model.arguments import GENERATING, check_only
 from jaxlens.model.automatic_axes import in_layout, layout_of
 from jaxlens.model.generation.decode import NEEDS_TOKENS, scalings_by_length
 from jaxlens.model.generation.generate import Generation
@@ -31,8 +32,10 @@ def new_generation(
     num_return_sequences: int = 1, seed: int | None = None, key: jax.Array | None = None, attention_mask: Any = None,
     past_kv_cache: KVCache | None = None, prefill_chunk: int | None = None, output_logits: bool = False,
     return_cache: bool = False, names_filter: HookName | list[HookName] | None = None, return_type: str = "input",
+    **transformerlens: Any,
 ) -> Generation:  # fmt: skip
     """The generation with these arguments of `model.generate`, before its first step."""
+    check_only(transformerlens, GENERATING)
     _check_model(model, input, past_kv_cache)
     if return_type not in ("input", "str", "tokens", "embeds"):
         raise ValueError(f'return_type is {return_type!r}; expected "input", "str", "tokens" or "embeds"')

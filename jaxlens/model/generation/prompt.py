@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxlens.model.request import ModelInput
+from jaxlens.model.request import ModelInput, check_side
 from jaxlens.nn.module import arrays
 
 Kind = Literal["str", "list", "tokens", "embeds"]
@@ -36,6 +36,7 @@ class Prompt:
 
 def read_prompt(model: Any, input: Any, prepend_bos: bool | None, padding_side: str | None, mask: Any) -> Prompt:
     """The prompt of text, tokens [b p] or embeddings [b p d]."""
+    check_side(padding_side)
     if is_text(input):
         read = model.read_input(input, prepend_bos, "left", mask)
         return Prompt("str" if isinstance(input, str) else "list", read.tokens, left_padded(read))
