@@ -349,6 +349,20 @@ def test_stop_strings():
     assert same == of.generate("the cat", 5, **GREEDY)
 
 
+def test_what_fills_a_row_after_a_stop_string_is_no_text():
+    of = speaking(eos_token=None, pad_token=None)
+    prompts = ["the cat", "sat on the"]
+    free = of.generate(prompts, 12, return_type="str", **GREEDY)
+    word = free[0].split()[3]
+    options = {"stop_strings": word, "do_sample": False, "stop_at_eos": False}
+    texts = of.generate(prompts, 12, return_type="str", verbose=False, **options)
+    assert texts[0] == free[0][: free[0].index(word, len("the cat")) + len(word)]
+    pieces = list(of.generate_stream(prompts, 12, 2, **options))
+    assert ["".join(row) for row in zip(*pieces, strict=True)] == [
+        text.removeprefix(prompt) for text, prompt in zip(texts, prompts, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("options", [{}, {"output_logits": True}, {"return_cache": True}], ids=str)
 def test_the_width_of_rows_that_end_at_eos_and_at_a_stop_string(options):
     of, prompts = speaking(), ["the cat sat", "a mat on w3 w7"]

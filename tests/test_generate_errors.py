@@ -138,6 +138,7 @@ GENERATION = {
     "a negative row": Case(lambda: steer(DIRECTION, 1, rows=[-1]), ValueError, "rows is [-1]"),
     "a pattern": Case(lambda: steer(DIRECTION, 1, site="attn.hook_pattern"), ValueError, "have heads before positions"),
     "no layers": Case(lambda: steer(DIRECTION, []), ValueError, "layers is empty"),
+    "no number": Case(lambda: steer(DIRECTION, 1, strength=np.inf), ValueError, "strength is inf; expected finite"),
 }  # fmt: skip
 
 

@@ -154,6 +154,29 @@ def test_the_same_run_changes_nothing_and_the_whole_clean_run_restores_its_metri
         close(whole.normalised.values * change, np.full(whole.shape, change))
 
 
+@pytest.mark.parametrize(
+    "metric", [lambda x: (100 - 100 * x[:, -1, 3]).astype(jnp.uint8), lambda x: x[:, -1, 3] > x[:, -1, 4]]
+)
+def test_changes_of_counts_and_truths_have_a_sign(metric):
+    the_model, given = model("gpt2"), tokens(2, 5)
+    patched = activation_patch(the_model, given, tokens(2, 5, 1), metric, progress=False)
+    expected = patched.values.astype(float) - np.asarray(patched.start, float)
+    np.testing.assert_array_equal(patched.change.values, expected)
+    assert repr(patched).startswith("Patched(")
+
+
+def test_direct_paths_take_every_metric_and_check_both_caches():
+    the_model, clean, corrupted = model("gpt2"), tokens(2, 5), tokens(2, 5, 1)
+    caches = [the_model.run_with_cache(each)[1] for each in (clean, corrupted)]
+    n_layers, n_heads = the_model.cfg.n_layers, the_model.cfg.n_heads
+    for layer in (0, n_layers - 1):  # no layer is after the last
+        given = (the_model, corrupted, *caches, lambda x: x[:, -1, 3], layer, 1)
+        assert get_act_patch_direct_path(*given, verbose=False).shape == (n_layers, n_heads, 2)
+    shorter = the_model.run_with_cache(corrupted[:, :3])[1]
+    with pytest.raises(ValueError, match=r"the caches hold \(2, 5\) and \(2, 3\) prompts and positions"):
+        get_act_patch_direct_path(the_model, corrupted, caches[0], shorter, lambda x: x[0, -1, 3], 0, 1)
+
+
 def test_noising_is_denoising_with_the_runs_exchanged():
     clean, corrupted = pair()
     noising = activation_patch(model("llama"), corrupted, clean, metric, direction="noising", **QUIET)

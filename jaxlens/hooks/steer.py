@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from jaxlens._jax import wide
+from jaxlens._jax import is_traced, wide
 from jaxlens.hooks.api import DataHook, hook
 from jaxlens.hooks.table import POSITION_AXES
 
@@ -79,7 +79,7 @@ def steer(
 
     Raises:
         ValueError: `positions` is another string, positions or rows are negative or missing, `site` has no position
-            after the batch, or there is no layer.
+            after the batch, a strength is not finite, or there is no layer.
 
     Example:
         >>> import jaxlens
@@ -102,6 +102,8 @@ def steer(
     direction = wide(jnp.asarray(direction))
     schedule, strength = (strength, 1) if callable(strength) else (None, strength)
     strength = jnp.asarray(strength, direction.dtype)  # numbers of all types share compiled programs
+    if not is_traced(strength) and not jnp.isfinite(strength).all():
+        raise ValueError(f"strength is {strength}; expected finite numbers")
     rows = None if rows is None else np.atleast_1d(np.asarray(rows, np.int32))
     if rows is not None and (not rows.size or rows.min() < 0):
         raise ValueError(f"rows is {rows.tolist()}; expected rows of the batch, counted from 0")

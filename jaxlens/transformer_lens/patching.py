@@ -164,6 +164,12 @@ def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric,
         expected = '"q", "k" or "v", and a model with a norm before attention and none after it'
         raise ValueError(f"component is {component!r}; expected {expected}; path_patch accepts all models")
     check_nodes("source", sources, list(itertools.product(range(cfg.n_layers), range(cfg.n_heads))))
+    for cache in (clean_cache, corrupted_cache):
+        check_source(model, corrupted_tokens, options.get("attention_mask"), cache)
+    zs = [cache["blocks.0.attn.hook_z"].shape[:2] for cache in (clean_cache, corrupted_cache)]
+    if zs[0] != zs[1]:
+        shapes = f"the caches hold {zs[0]} and {zs[1]} prompts and positions"
+        raise ValueError(f"{shapes}; the clean and the corrupted run need the same number of both")
     weights = {"q": "W_Q", "k": "_W_K", "v": "_W_V"}[component]
     norms = [model.blocks[layer].ln1.module for layer in range(cfg.n_layers)]
     W = jnp.stack([getattr(model.blocks[layer].attn, weights) for layer in range(cfg.n_layers)])
@@ -178,14 +184,14 @@ def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric,
         (layer, head, source) for source in range(len(sources))
         for layer, head in itertools.product(range(cfg.n_layers), range(W.shape[1])) if layer > sources[source][0]
     ], np.int32).reshape(-1, 3)  # fmt: skip
-    result = jnp.zeros((len(sources), cfg.n_layers, W.shape[1]))
+    shape, mask = (len(sources), cfg.n_layers, W.shape[1]), options.get("attention_mask")
     if not len(indices):
-        return result
-    setter = hook(_add_linearly, differences=differences, scales=scales, W=W)
-    check_source(model, corrupted_tokens, options.get("attention_mask"), clean_cache)
-    given = read_single(model, corrupted_tokens, options.get("attention_mask"))
-    cells = Cells.at(cfg, component, indices)
+        value = jnp.asarray(metric(model(corrupted_tokens, attention_mask=mask)))
+        return jnp.zeros((*shape, *value.shape), value.dtype)
+    setter, cells = hook(_add_linearly, differences=differences, scales=scales, W=W), Cells.at(cfg, component, indices)
+    given = read_single(model, corrupted_tokens, mask)
     values = sweep(model, given, cells, setter, None, {"": metric}, **options).cells[""]
+    result = jnp.zeros((*shape, *values.shape[1:]), values.dtype)
     return result.at[indices[:, 2], indices[:, 0], indices[:, 1]].set(values)
 
 

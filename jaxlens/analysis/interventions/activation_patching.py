@@ -53,7 +53,7 @@ class Patched(Labelled):
     @property
     def change(self) -> Labelled:
         """The change of the metric by every intervention."""
-        return Labelled(self.values - self.start, self.axes, self.labels)
+        return Labelled(_difference(self.values, self.start), self.axes, self.labels)
 
     @property
     def normalised(self) -> Labelled:
@@ -65,7 +65,13 @@ class Patched(Labelled):
         if self.goal is None or np.any(self.goal == self.start):
             metrics = f"{self.start} without intervention and {self.goal} in the other run"
             raise ValueError(f"cannot normalize: the metric is {metrics}; expected two different values")
-        return Labelled((self.values - self.start) / (self.goal - self.start), self.axes, self.labels)
+        change = _difference(self.values, self.start) / _difference(self.goal, self.start)
+        return Labelled(change, self.axes, self.labels)
+
+
+def _difference(values: Any, start: Any) -> np.ndarray:
+    """The difference as floating-point numbers: a metric may return integers without a sign, or booleans."""
+    return np.subtract(*(np.asarray(x, np.result_type(x, np.float32)) for x in (values, start)))
 
 
 @overload

@@ -1,6 +1,7 @@
 """`jaxlens generate`: text after a prompt."""
 
 import argparse
+import collections
 import itertools
 import json
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import numpy as np
 from jaxlens.cli.commands.command import Command, load_model, positive, print_progress
 from jaxlens.cli.commands.steering_file import check_direction, read_steering
 from jaxlens.hooks.steer import steer
-from jaxlens.model.generation.options import eos_tokens
+from jaxlens.model.generation.generate import SEGMENT
+from jaxlens.model.generation.options import eos_tokens, new_generation
 from jaxlens.model.generation.stream import TextStream
 from jaxlens.model.transformer import HookedTransformer
 
@@ -42,9 +44,9 @@ def generate(arguments: argparse.Namespace) -> None:
     }  # fmt: skip
     print_progress("generating")
     if arguments.json or arguments.n > 1:
-        new = model.generate_stream(prompt, max_tokens_per_yield=8, return_type="tokens", **options)
-        rows = np.concatenate(list(new), axis=1).tolist()
-        rows = [list(itertools.takewhile(lambda token: token not in ends, row)) for row in rows]
+        generation = new_generation(model, prompt, **options)
+        collections.deque(generation.segments(SEGMENT), maxlen=0)  # to its end
+        rows = [list(itertools.takewhile(lambda token: token not in ends, row.tolist())) for row in generation.rows()]
         print_texts(arguments, rows, texts_of(model, prompt, rows))
     else:
         print_stream(model.generate_stream(prompt, return_type="str", **options))

@@ -89,7 +89,7 @@ class Generation:
 
     def _stop_at_strings(self, finished: np.ndarray) -> np.ndarray:
         """Finishes the rows whose new text contains a stop string, after the token that completes it."""
-        rows = [row[: self._end(row)] for row in self.tokens]
+        rows = self.rows()
         finished = finished | np.array([self._has_stop_string(row) for row in rows])
         length = max(map(len, rows)) if finished.all() else self.tokens.shape[1]
         tokens = np.full((len(rows), length), self.loop.rules.filler, np.int32)
@@ -101,8 +101,12 @@ class Generation:
         self.state = dataclasses.replace(self.state, tokens=jnp.asarray(padded), finished=jnp.asarray(finished))
         return finished
 
+    def rows(self) -> list[Int[np.ndarray, "n"]]:
+        """The new tokens of each row, without those that fill it after its end."""
+        return [row[: self._end(row)] for row in self.tokens]
+
     def _has_stop_string(self, ids: np.ndarray) -> bool:
-        text = text_of(self.model.tokenizer, ids)
+        text = text_of(self.model.tokenizer, ids) if self.stop_strings else ""
         return any(string in text for string in self.stop_strings)
 
     def _end(self, ids: np.ndarray) -> int:
@@ -118,16 +122,17 @@ class Generation:
     def output(self, return_type: str) -> Any:
         """The sequences as "str", "tokens" or "embeds", or with "input" as the prompt was given."""
         kind = self.prompt.kind if return_type == "input" else return_type
-        is_text, rows = self.prompt.kind in ("str", "list"), self.tokens
+        is_text, rows, ends = self.prompt.kind in ("str", "list"), self.tokens, list(map(len, self.rows()))
         if kind == "embeds":
             embed = functools.partial(embedded, self.model)
             given = self.prompt.given if self.prompt.kind == "embeds" else embed(self.prompt.given)
             return jnp.concatenate([given, embed(rows)], axis=1)
         if self.prompt.kind != "embeds":
-            given = self.prompt.model_input.tokens if is_text else self.prompt.given
-            rows = np.concatenate([np.asarray(given, np.int32), rows], axis=1)
+            given = np.asarray(self.prompt.model_input.tokens if is_text else self.prompt.given, np.int32)
+            rows, ends = np.concatenate([given, rows], axis=1), [given.shape[1] + end for end in ends]
         if kind == "tokens":
             return jax.device_put(rows)  # jnp.asarray would compile a program per shape
+        rows = [row[:end] for row, end in zip(rows, ends, strict=True)]
         texts = [text_of(self.model.tokenizer, row, skip_special_tokens=True) for row in rows]
         return texts[0] if self.returns_one else texts
 

@@ -137,9 +137,10 @@ def _streamed(model: GenerateMethods, generation: Generation, kind: str, size: i
         return
     prompt = generation.prompt.model_input.tokens
     rows = [[] for _ in generation.tokens] if prompt is None else np.asarray(prompt).tolist()
-    rows = [TextStream(model.tokenizer, row) for row in rows]
+    rows, n_before = [TextStream(model.tokenizer, row) for row in rows], 0
     for new in generation.segments(size):
-        texts = [row.add(ids) for row, ids in zip(rows, new, strict=True)]
+        texts = [row.add(ids[n_before:]) for row, ids in zip(rows, generation.rows(), strict=True)]
+        n_before += new.shape[1]
         if any(texts):
             yield texts[0] if generation.returns_one else texts
     texts = [row.add(np.zeros(0, np.int32), is_last=True) for row in rows]

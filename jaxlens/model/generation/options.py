@@ -127,7 +127,7 @@ def _stop_strings(model: Any, stop_strings: str | list[str] | None) -> tuple[str
 def _check_runs_again(prompt: Prompt, past: KVCache | None) -> None:
     """Raises ValueError if not all tokens of the text are given, so that they cannot be run again in every step."""
     found = "the prompt is embeddings" if prompt.kind == "embeds" else "past_kv_cache holds a part of the text"
-    if prompt.kind == "embeds" or past is not None:
+    if prompt.kind == "embeds" or not (past is None or past.slots.is_new):
         raise ValueError(f"use_past_kv_cache=False runs all tokens again in every step, but {found}; give all tokens")
 
 
