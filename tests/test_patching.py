@@ -165,16 +165,19 @@ def test_changes_of_counts_and_truths_have_a_sign(metric):
     assert repr(patched).startswith("Patched(")
 
 
-def test_direct_paths_take_every_metric_and_check_both_caches():
+def test_direct_paths_take_every_metric():
     the_model, clean, corrupted = model("gpt2"), tokens(2, 5), tokens(2, 5, 1)
     caches = [the_model.run_with_cache(each)[1] for each in (clean, corrupted)]
     n_layers, n_heads = the_model.cfg.n_layers, the_model.cfg.n_heads
     for layer in (0, n_layers - 1):  # no layer is after the last
         given = (the_model, corrupted, *caches, lambda x: x[:, -1, 3], layer, 1)
         assert get_act_patch_direct_path(*given, verbose=False).shape == (n_layers, n_heads, 2)
-    shorter = the_model.run_with_cache(corrupted[:, :3])[1]
-    with pytest.raises(ValueError, match=r"the caches hold \(2, 5\) and \(2, 3\) prompts and positions"):
-        get_act_patch_direct_path(the_model, corrupted, caches[0], shorter, lambda x: x[0, -1, 3], 0, 1)
+
+
+def direct_path_of_a_shorter_run():
+    run = model("gpt2").run_with_cache
+    caches = run(tokens(2, 5))[1], run(tokens(2, 3))[1]
+    get_act_patch_direct_path(model("gpt2"), tokens(2, 5), *caches, metric, 0, 1)
 
 
 def test_noising_is_denoising_with_the_runs_exchanged():
@@ -784,6 +787,9 @@ MISTAKES = {
     "no sender": Case(lambda: path("q", []), ValueError, "the list of senders is empty"),
     "no norm to keep the scale of": Case(
         lambda: get_act_patch_direct_path(model("post_norm"), tokens(), {}, {}, metric, 0, 0), ValueError, "path_patch"
+    ),
+    "a shorter run": Case(
+        direct_path_of_a_shorter_run, ValueError, "the caches hold (2, 5) and (2, 3) prompts and positions"
     ),
     "labels that do not fit": Case(lambda: Labelled(np.zeros(2), ("layer",), {"layer": ["0"]}), ValueError, "(2,)"),
     "no such place": Case(lambda: RESULT.at(layer=2), KeyError, "no layer 2"),
