@@ -173,9 +173,8 @@ class _Reader:
 
     def _of_function(self, function: types.FunctionType) -> list[Any]:
         closure = [_content(cell) for cell in function.__closure__ or ()]
-        held = [closure, function.__defaults__, function.__kwdefaults__]
         if _is_of_package(function):
-            return held
+            return [closure, function.__defaults__, function.__kwdefaults__]
         read = _names(function.__code__)
         values = {name: function.__globals__[name] for name in read.globals if name in function.__globals__}
         imported = [sys.modules[name] for name in read.imports if name in sys.modules]
@@ -211,14 +210,13 @@ class _Reader:
         root = cls.__module__.partition(".")[0]
         if isinstance(value, logging.Logger) or (root in ("jax", "jaxlib") and wrapped is None):
             return [cls, _without_addresses(value)]
-        if not (contents or attributes or slots or wrapped) and cls not in CONTAINERS:
+        if not (contents or attributes or slots or wrapped) and cls is not collections.deque:
             self.is_sure &= root == "jaxlens" or not _is_of_package(cls)  # others may hold what Python does not show
             return [cls, _without_addresses(value)]
         return [cls, contents, wrapped, attributes, slots]
 
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
-CONTAINERS = (dict, list, tuple, collections.deque)
 IMMUTABLE = (decimal.Decimal, fractions.Fraction, re.Pattern, datetime.date, datetime.datetime, datetime.timedelta)
 
 
