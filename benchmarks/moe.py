@@ -3,8 +3,9 @@
     python -m benchmarks.moe            8 layers of 576 dimensions; writes results/moe-<device>.json
     python -m benchmarks.moe --quick    2 small layers; writes nothing
 
-Both models do the same arithmetic, but the second reads up to 16 times as many weights. In the last row of a shape, a
-hook needs the neurons of all experts.
+Both models do the same arithmetic, but the second reads up to 16 times as many weights. In one row of a shape, a hook
+needs the neurons of all experts. Another row only reads the experts that the tokens choose: the weights of as many
+experts, each multiplied once with a vector.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from benchmarks.report import environment, print_environment, print_table, write
-from benchmarks.timing import Timing, interleaved
+from benchmarks.timing import Timing, interleaved, read_weights
 from jaxlens import Config, HookedTransformer
 from jaxlens.config import Rotary
 
@@ -47,12 +48,22 @@ def measure(models: dict[int, HookedTransformer], shape: tuple[int, int], rounds
     forwards = {f"{n} experts": lambda call, model=model: model(tokens) for n, model in models.items()}
     many = models[max(models)]
     forwards[f"{max(models)} experts, all neurons of layer 0"] = lambda call: neurons(many)
+    n_read, read = chosen_experts(many, tokens)
+    forwards[f"reading the {n_read} experts that a layer chooses, on average"] = lambda call: read_weights(read)
     results = {"forward": interleaved(forwards, rounds)}
     if shape[1] > 1:
         gradient = jax.jit(jax.grad(lambda model, tokens: model(tokens, return_type="loss")))
         cases = {f"{n} experts": functools.partial(_call, gradient, model, tokens) for n, model in models.items()}
         results["gradient of the loss"] = interleaved(cases, max(2, rounds // 2))
     return results
+
+
+def chosen_experts(model: HookedTransformer, tokens: np.ndarray) -> tuple[int, list[jax.Array]]:
+    """How many experts of a layer run on the tokens, the mean over layers, and the weights of as many experts."""
+    cache = model.run_with_cache(tokens, names_filter="blocks.*.mlp.hook_expert_weights")[1]
+    chosen = [np.argsort(np.asarray(value))[..., -model.cfg.experts_per_token :] for value in cache.values()]
+    n = round(np.mean([len(np.unique(of_layer)) for of_layer in chosen]))
+    return n, [model.params[f"blocks.*.mlp.{name}"][:, :n] for name in ("W_in", "W_gate", "W_out")]
 
 
 def _call(gradient: Any, model: HookedTransformer, tokens: np.ndarray, call: int) -> Any:

@@ -19,31 +19,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxlens.patching import get_act_patch_attn_head_out_all_pos, get_act_patch_resid_pre
 
 from benchmarks import smollm2, transformerlens_peer
 from benchmarks.report import environment, print_environment, print_table, verdict, write
-from benchmarks.timing import compilations, seconds
+from benchmarks.timing import compilations, peak_flops, seconds
 from jaxlens import HookedTransformer
 from jaxlens.cli.demo.experiment import indirect_object_prompts, logit_difference
 
 TARGETS = {"names, 8 prompts": 60, "names, 1 prompt": 60, "random, 8 prompts": 8}
 """How many times as fast as TransformerLens 4.3.0 a sweep should be."""
 ROUNDS = 3
-
-
-def peak_flops() -> float:
-    """The float32 operations per second of the fastest matrix product."""
-    best = 0.0
-    for size in (512, 1024, 2048):
-        a = jnp.ones((size, size))
-        product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
-        jax.block_until_ready(product(a))
-        best = max(best, *(2 * size**3 / seconds(lambda product=product, a=a: product(a)) for _ in range(5)))
-    return best
 
 
 def flops_of_row(model: HookedTransformer) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 _TRACE, _LOWER, _COMPILE = (
     f"/jax/core/compile/{name}_duration" for name in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
@@ -68,6 +69,23 @@ def median(times: Sequence[Clocks]) -> Clocks:
 def seconds(run: Callable[[], Any]) -> float:
     """The wall time of `run`."""
     return clocks(run).wall
+
+
+def peak_flops() -> float:
+    """The float32 operations per second of the fastest matrix product."""
+    best = 0.0
+    for size in (512, 1024, 2048):
+        a = jnp.ones((size, size))
+        product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+        jax.block_until_ready(product(a))
+        best = max(best, *(2 * size**3 / seconds(lambda product=product, a=a: product(a)) for _ in range(5)))
+    return best
+
+
+@jax.jit
+def read_weights(weights: list[jax.Array]) -> list[jax.Array]:
+    """The product of every weight with a vector: each number is read once."""
+    return [w.reshape(-1, w.shape[-1]) @ jnp.ones(w.shape[-1], w.dtype) for w in weights]
 
 
 @dataclasses.dataclass

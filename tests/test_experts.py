@@ -13,6 +13,8 @@ from support.models import CONFIGS, SIZES, randomised
 from jaxlens import Config, HookedTransformer, hook
 from jaxlens.hooks.table import sites
 from jaxlens.model.loops import LoopInputs, Program, compiled_loop
+from jaxlens.nn.experts import run_chosen
+from jaxlens.nn.in_stack import InStack
 from jaxlens.nn.moe import sparsemixer
 
 MANY = {
@@ -54,6 +56,26 @@ def test_chosen_experts_write_what_all_experts_write(name, shape):
     model, tokens = mixture(name), given(shape)
     close(run(model, tokens, "hook_embed"), run(model, tokens, NEURONS))
     close(model(tokens), jax.jit(lambda model: run(model, tokens, NEURONS))(model))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 5, 8, 31, 90, 700])
+@pytest.mark.parametrize("n_experts", [4, 23])
+@pytest.mark.parametrize("in_stack", [False, True])
+def test_experts_with_few_and_many_tokens(n_tokens, n_experts, in_stack):
+    """Some have no token, some one, and one has most of them."""
+    rng = np.random.default_rng(n_tokens + n_experts)
+    likely = np.arange(1, n_experts + 1) ** -2.0
+    indices = np.stack([rng.choice(n_experts, 3, replace=False, p=likely / likely.sum()) for _ in range(n_tokens)])
+    shapes = {"W_gate": (5, 6), "W_in": (5, 6), "W_out": (6, 5), "b_gate": (6,), "b_in": (6,), "b_out": (5,)}
+    W = {name: rng.standard_normal((2, n_experts, *shape), np.float32) for name, shape in shapes.items()}
+    x, values = rng.standard_normal((n_tokens, 5), np.float32), rng.random((n_tokens, 3), np.float32)
+    given = {name: InStack(jnp.asarray(w), (jnp.int32(1),)) if in_stack else w[1] for name, w in W.items()}
+    found = run_chosen(jnp.asarray(x), jnp.asarray(indices), jnp.asarray(values), given, act_fn="silu")
+    gate, pre = (np.einsum("td,tcdf->tcf", x, W[f"W_{name}"][1][indices]) + W[f"b_{name}"][1][indices]
+                 for name in ("gate", "in"))  # fmt: skip
+    post = gate / (1 + np.exp(-gate)) * pre
+    out = np.einsum("tcf,tcfd->tcd", post, W["W_out"][1][indices]) + W["b_out"][1][indices]
+    np.testing.assert_allclose(found, (out * values[..., None]).sum(axis=1), rtol=1e-4, atol=1e-4)
 
 
 def test_logits_of_zero_choose_experts():

@@ -23,14 +23,30 @@ SHAPES = ((64, 7), (36, 5), (40, 1), (7, 3), (1, 4), (22, 8), (3, 6, 10), (9, 64
 def test_the_product_of_a_token_with_a_weight_in_a_stack(shape):
     stack, x = drawn(3, *shape), drawn(*shape[:-1])
     for i in range(3):
-        product = jax.jit(lambda x, stack, i: one_token(x, InStack(stack, i)))(x, stack, i)
+        product = jax.jit(lambda x, stack, i: one_token(x, InStack(stack, (i,))))(x, stack, i)
         close(product, jnp.tensordot(x, stack[i], axes=x.ndim))
+
+
+@pytest.mark.parametrize("shape", [(3, 36, 5), (9, 7, 4), (1, 24, 1), (5, 1, 3)])
+def test_the_product_of_a_token_with_every_head(shape):
+    stack, x = drawn(2, *shape), drawn(shape[1])
+    for i in range(2):
+        product = jax.jit(lambda x, stack, i: one_token(x, InStack(stack, (i,))))(x, stack, i)
+        close(product, jnp.einsum("d,ndh->nh", x, stack[i]))
+
+
+def test_the_product_of_a_token_with_an_expert_of_a_layer():
+    stack, x = drawn(2, 3, 36, 5), drawn(36)
+    for layer, expert in ((0, 2), (1, 0)):
+        weight = InStack(stack, (jnp.int32(layer),)).at(jnp.int32(expert))
+        close(one_token(x, weight), x @ stack[layer, expert])
+        np.testing.assert_array_equal(weight.array(), stack[layer, expert])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_summed_in_float32(dtype):
     stack, x = drawn(2, 96, 5).astype(dtype), drawn(96).astype(dtype)
-    product = one_token(x, InStack(stack, jnp.int32(1)))
+    product = one_token(x, InStack(stack, (jnp.int32(1),)))
     exact = np.asarray(x, np.float32) @ np.asarray(stack[1], np.float32)
     assert product.dtype == dtype
     np.testing.assert_array_equal(product, exact.astype(product.dtype))

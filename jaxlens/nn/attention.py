@@ -46,7 +46,7 @@ class Attention(Adaptable):
     """Multi-head, grouped-query or multi-query attention, depending on `cfg.n_key_value_heads`."""
 
     adaptable = ("W_Q", "W_K", "W_V", "W_O")
-    products = ("W_O",)
+    products = ("W_Q", "W_K", "W_V", "W_O")
 
     W_Q: Float[Array, "n d h"] = nnx.data()
     W_K: Float[Array, "k d h"] = nnx.data()
@@ -169,8 +169,10 @@ FEW_TOKENS = 256
 """Up to so many tokens, heads are multiplied one by one."""
 
 
-def by_each_head(x: Float[Array, "b p d"], W: Float[Array, "n d h"]) -> Float[Array, "b p n h"]:
+def by_each_head(x: Float[Array, "b p d"], W: Float[Array, "n d h"] | InStack) -> Float[Array, "b p n h"]:
     """The product of x with the weight of every head."""
+    if isinstance(W, InStack):
+        return one_token(x[0, 0], W)[None, None]
     return _head_by_head(x, W) if x.shape[0] * x.shape[1] <= FEW_TOKENS else _all_heads(x, W)
 
 
@@ -201,7 +203,7 @@ def _head_by_head_jvp(primals, tangents):
 @inlined
 def project(x, W, b):
     """[b p d], or [b p n d] with one input per head, to [b p n h]."""
-    heads = by_each_head(x, W) if x.ndim == 3 else jnp.einsum("bpnd,ndh->bpnh", x, W)
+    heads = by_each_head(x, W) if x.ndim == 3 else jnp.einsum("bpnd,ndh->bpnh", x, as_array(W))
     return heads if b is None else heads + b
 
 

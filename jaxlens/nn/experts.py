@@ -2,13 +2,16 @@
 
 Axes: r row, a token with one of its chosen experts; t token, c choice, d d_model, e expert, f d_expert.
 
-    tokens ─ rows, sorted by expert ─ blocks of rows of one expert ─ × W ─ × choice ─ added to their tokens
+    tokens ─ rows, sorted by expert ─ blocks of rows of one expert ─ × W ─ × choice ─ sums for each token
 
-Two orders of the same sums. `_by_block` loops over as many blocks as there are: an expert without rows is not read. It
-cannot be differentiated backward, so derivatives are those of `_by_expert`, a scan over all experts.
+Two orders of the same sums. `_by_block` loops over as many blocks as there are: an expert without rows is not read, and
+one with few rows has a small block. It cannot be differentiated backward, so derivatives are those of `_by_expert`, a
+scan over all experts.
 """
 
+import bisect
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,14 +21,11 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from jaxlens._jax import inlined, wide_dtype
-from jaxlens.nn.in_stack import InStack, as_array
+from jaxlens.nn.in_stack import InStack, as_array, one_token
 from jaxlens.nn.mlp import gate
 
-LEAST_ROWS, MOST_ROWS = 4, 256
-"""The fewest and the most rows of a block. A token alone has blocks of one row."""
-
-AT_ONCE = 4
-"""How many blocks run at once: their products do not wait for each other. Those of a token alone run one by one."""
+SIZES, MOST_SIZES = (1, 8, 16, 32, 64, 128, 256), 6
+"""How many rows a block may have, and how many of these sizes a program has: each is a loop of its own."""
 
 
 @functools.partial(inlined, static_argnames=("act_fn",))
@@ -74,44 +74,48 @@ class _Rows:
         self.tokens = self.order // indices.shape[1]
 
 
-def _block_size(n_tokens: int, n_rows: int, n_experts: int) -> int:
-    """Half as many rows again as an expert has on average, so that most experts have one block."""
-    if n_tokens == 1:
-        return 1
-    size = -(-3 * n_rows // (2 * n_experts))
-    return min(max(-(-size // LEAST_ROWS) * LEAST_ROWS, LEAST_ROWS), n_tokens, MOST_ROWS)
+def _sizes(n_tokens: int, n_rows: int, n_experts: int) -> tuple[int, ...]:
+    """The sizes of blocks, up to eight times the rows that an expert has on average: routers prefer some experts."""
+    n = bisect.bisect_left(SIZES, min(n_tokens, 8 * n_rows / n_experts)) + 1
+    return SIZES[:n][-MOST_SIZES:]
 
 
 def _by_block(act_fn: str, x, indices, values, weights) -> Float[Array, "t d"]:
+    """An expert has as many blocks of the largest size as it fills. One block of the next size has the rest."""
     n_experts, n_rows = _n_experts(weights), indices.size
-    rows, size = _Rows(indices, n_experts), _block_size(len(x), n_rows, n_experts)
-    n = 1 if len(x) == 1 else AT_ONCE
-    ends = jnp.cumsum(-(-rows.counts // size))  # of the blocks of each expert
-    block = jnp.arange(-(-min(n_rows, n_rows // size + n_experts) // n) * n)
-    expert = jnp.minimum(jnp.searchsorted(ends, block, side="right"), n_experts - 1)
-    of_expert = (block - (ends - -(-rows.counts // size))[expert])[:, None] * size + jnp.arange(size)
-    missing = of_expert >= rows.counts[expert][:, None]
-    row = jnp.where(missing, n_rows, rows.starts[expert][:, None] + of_expert)
-    token = jnp.where(missing, len(x), rows.tokens.at[row].get(mode="clip")).reshape(-1, n, size)
-    value = values.reshape(-1)[rows.order.at[row].get(mode="clip")].astype(wide_dtype(x.dtype)).reshape(-1, n, size)
-    expert = expert.reshape(-1, n)
+    rows, sizes = _Rows(indices, n_experts), _sizes(len(x), n_rows, n_experts)
+    full, rest = jnp.divmod(rows.counts, sizes[-1])
+    given = jnp.pad(x[rows.tokens], ((0, sizes[-1]), (0, 0)))
 
-    def add_blocks(j, out):
-        given = x.at[token[j]].get(mode="fill", fill_value=0)
-        results = [_expert(act_fn, given[i], _weights_of(weights, expert[j, i])) for i in range(n)]
-        results = jnp.stack(results) * value[j][..., None]
-        return out.at[token[j]].add(results, mode="drop")
+    def add_blocks(out, smaller: int, size: int):
+        n_blocks = ((smaller < rest) & (rest <= size)) + (full if size == sizes[-1] else 0)
+        ends = jnp.cumsum(n_blocks)  # of the blocks of each expert
 
-    out = jnp.zeros(x.shape, wide_dtype(x.dtype))
-    return jax.lax.fori_loop(0, -(-ends[-1] // n), add_blocks, out).astype(x.dtype)
+        def add_block(j, out):
+            expert = jnp.sum(ends <= j)
+            first = size * (j - (ends - n_blocks)[expert]) if size == sizes[-1] else sizes[-1] * full[expert]
+            start, is_own = rows.starts[expert] + first, jnp.arange(size) < rows.counts[expert] - first
+            result = _expert(
+                act_fn, jax.lax.dynamic_slice_in_dim(given, start, size), _weights_of(weights, expert, size)
+            )
+            here = jax.lax.dynamic_slice_in_dim(out, start, size)
+            return jax.lax.dynamic_update_slice_in_dim(out, jnp.where(is_own[:, None], result, here), start, 0)
+
+        return jax.lax.fori_loop(0, ends[-1], add_block, out)
+
+    out = jnp.zeros(given.shape, wide_dtype(x.dtype))
+    for smaller, size in itertools.pairwise((0, *sizes)):
+        out = add_blocks(out, smaller, size)
+    place = jnp.argsort(rows.order).reshape(indices.shape)
+    return jnp.sum(out[place] * values[..., None].astype(out.dtype), axis=1).astype(x.dtype)
 
 
 def _by_expert(act_fn: str, x, indices, values, weights) -> Float[Array, "t d"]:
     """The number of rows of an expert is rounded up to one of few sizes, each of which is a branch."""
     n_experts, n_rows = _n_experts(weights), indices.size
     weights = {name: as_array(w) for name, w in weights.items()}
-    rows, size = _Rows(indices, n_experts), _block_size(len(x), n_rows, n_experts)
-    sizes = [0, size]
+    rows = _Rows(indices, n_experts)
+    sizes = [0, max(SIZES[1], -(-3 * n_rows // (2 * n_experts)))]  # most experts have at most the second
     while sizes[-1] < n_rows:
         sizes.append(4 * sizes[-1])
     given = jnp.pad(x[rows.tokens], ((0, sizes[-1]), (0, 0)))
@@ -140,24 +144,24 @@ def _n_experts(weights: Mapping[str, Any]) -> int:
     return weights["W_in"].shape[-3]
 
 
-def _weights_of(weights: Mapping[str, Array | InStack], expert) -> dict[str, Array]:
-    """The weights of one expert. One slice: a slice of the layer first would be an array of its own."""
+def _weights_of(weights: Mapping[str, Array | InStack], expert, size: int) -> dict[str, Array | InStack]:
+    """The weights of one expert. A block of one row is multiplied with them where they lie, but for biases."""
 
-    def at(w):
-        indices, whole = ([w.i, expert], w.stack) if isinstance(w, InStack) else ([expert], w)
-        first, rest = [jnp.asarray(i, jnp.int32) for i in indices], w.shape[1:]
-        at = *first, *[jnp.int32(0)] * len(rest)
-        return jax.lax.dynamic_slice(whole, at, (*[1] * len(first), *rest)).reshape(rest)
+    def at(name: str, w: Array | InStack):
+        w = (w if isinstance(w, InStack) else InStack(w, ())).at(expert)
+        return w if size == 1 and name.startswith("W_") and not w.is_divided else w.array()
 
-    return {name: at(w) for name, w in weights.items()}
+    return {name: at(name, w) for name, w in weights.items()}
 
 
-def _expert(act_fn: str, x: Float[Array, "r d"], weights: Mapping[str, Array]) -> Float[Array, "r d"]:
+def _expert(act_fn: str, x: Float[Array, "r d"], weights: Mapping[str, Array | InStack]) -> Float[Array, "r d"]:
     """The gated MLP of an expert, before it is multiplied by the token's choice."""
 
     def linear(x, W, b, dtype=None):
-        y = jnp.einsum("rd,df->rf", x, weights[W], preferred_element_type=dtype)
+        W = weights[W]
+        in_place = isinstance(W, InStack)
+        y = one_token(x[0], W)[None] if in_place else jnp.einsum("rd,df->rf", x, W, preferred_element_type=dtype)
         return y + weights[b] if b in weights else y
 
     post = gate(linear(x, "W_gate", "b_gate"), linear(x, "W_in", "b_in"), act_fn)
-    return linear(post, "W_out", "b_out", wide_dtype(x.dtype))
+    return linear(post, "W_out", "b_out", wide_dtype(x.dtype)).astype(wide_dtype(x.dtype))

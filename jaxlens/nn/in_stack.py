@@ -1,6 +1,6 @@
 """Weights of a layer that stay in the array of all layers, and the product of a single token with one of them.
 
-Axes: l layer, a input, o output; i rows of W that are summed at once, k groups of such rows; "..." any axes.
+Axes: l layer, a input, o output; i rows of W that are summed at once, k groups of such rows, n head; "..." any axes.
 
 XLA multiplies whole arrays only: it copies the weights of a layer out of their stack first. That is quick beside the
 product of many tokens, but takes longer than the product of one. A sum of rows it computes where they are:
@@ -10,6 +10,7 @@ product of many tokens, but takes longer than the product of one. A sum of rows 
 
 import copy
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -19,28 +20,45 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 from jaxlens._jax import wide
 from jaxlens.nn.module import Module, arrays
 
-MOST_ROWS, FEWEST_ROWS = 16, 4
+MOST_ROWS, FEWEST_ROWS = 12, 4
 """How many rows are summed at once. Each is a term of the program."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class InStack:
-    """A weight [...] of the layer with index `i`: a row of `stack`, which is not copied until `array` is called."""
+    """A weight of a layer, or of one of its experts: the array at `indices` of `stack`, not copied until `array`."""
 
-    stack: Shaped[Array, "l ..."]
-    i: Int[ArrayLike, ""]
+    stack: Shaped[Array, "..."]
+    indices: tuple[Int[ArrayLike, ""], ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.stack.shape[1:]
+        return self.stack.shape[len(self.indices) :]
 
     @property
     def dtype(self) -> Any:
         return self.stack.dtype
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether several devices hold parts of the stack."""
+        return jax.typeof(self.stack).sharding.mesh.size > 1
+
+    def at(self, i: Int[ArrayLike, ""]) -> "InStack":
+        """The array at index i of this one."""
+        return InStack(self.stack, (*self.indices, i))
+
     def array(self) -> Shaped[Array, "..."]:
-        return jax.lax.dynamic_index_in_dim(self.stack, self.i, keepdims=False)
+        """A copy. One slice: a slice of the layer first would be an array of its own."""
+        return _slice(self.stack, (*self.indices, *[0] * len(self.shape)), self.shape)
+
+
+def _slice(stack, starts: tuple, shape: tuple[int, ...]):
+    """The array of this shape at `starts`, of which the last axes are those of the array."""
+    starts = [jnp.asarray(start, jnp.int32) for start in starts]
+    sizes = (*[1] * (stack.ndim - len(shape)), *shape)
+    return jax.lax.dynamic_slice(stack, starts, sizes).reshape(shape)
 
 
 def as_array(W: InStack | Array) -> Array:
@@ -58,32 +76,42 @@ def layer_in_stack(stack: Module, i, products: bool) -> Module:
         if isinstance(child, Module):
             child = layer_in_stack(child, i, products)
         elif child is not None:
-            is_divided = jax.typeof(child).sharding.mesh.size > 1
-            stays = name in stack.of_experts or (name in stack.products and products and not is_divided)
-            child = InStack(child, i) if stays else InStack(child, i).array()
+            child = InStack(child, (i,))
+            stays = name in stack.of_experts or (name in stack.products and products and not child.is_divided)
+            child = child if stays else child.array()
         vars(module)[name] = child
     return module
 
 
-def one_token(x: Float[Array, "..."], W: InStack) -> Float[Array, "o"]:
-    """The product of x with W [... o], whose first axes are those of x. It is summed in float32."""
+def one_token(x: Float[Array, "..."], W: InStack) -> Float[Array, "... o"]:
+    """The product of x with W [... o], whose axes before the last are those of x. It is summed in float32.
+
+    W may have heads before these axes: then it is the product with the weight of each head.
+    """
     return jax.lax.platform_dependent(x, W, cpu=_by_rows, default=_whole)
 
 
+def _heads(x, W: InStack) -> tuple[int, ...]:
+    return W.shape[: len(W.shape) - x.ndim - 1]
+
+
 def _whole(x, W: InStack):
-    return jnp.tensordot(x, W.array(), axes=x.ndim)
+    return jnp.matmul(x.reshape(-1), W.array().reshape(*_heads(x, W), -1, W.shape[-1]))
 
 
 def _by_rows(x, W: InStack):
-    n_inputs, n_layers, n_outputs = x.size, len(W.stack), W.shape[-1]
+    n_inputs, n_outputs, heads = x.size, W.shape[-1], _heads(x, W)
     n = max(n for n in range(1, MOST_ROWS + 1) if n_inputs % n == 0)
     if n < FEWEST_ROWS:
         return _whole(x, W)
-    stack, x = W.stack.reshape(n_layers, -1, n, n_outputs), wide(x.reshape(-1, n))
+    groups = (math.prod(heads), n_inputs // n)
+    of_layers = W.stack.shape[: len(W.indices)]
+    stack, x = W.stack.reshape(*of_layers, *groups, n, n_outputs), wide(x.reshape(-1, n))
 
-    def row(j: int) -> Float[Array, "k o"]:
-        at = [jnp.asarray(index, jnp.int32) for index in (W.i, 0, j, 0)]
-        return wide(jax.lax.dynamic_slice(stack, at, (1, len(x), 1, n_outputs)).reshape(len(x), n_outputs))
+    def row(j: int) -> Float[Array, "n k o"]:
+        of_groups = jax.lax.slice_in_dim(stack, j, j + 1, axis=-2)
+        return wide(_slice(of_groups, (*W.indices, 0, 0, 0, 0), (*groups, 1, n_outputs))[:, :, 0])
 
     rows = sum(x[:, j, None] * row(j) for j in range(n))
-    return (jnp.ones(len(x), rows.dtype) @ rows).astype(W.dtype)
+    sums = jnp.matmul(jnp.ones((groups[0], 1, groups[1]), rows.dtype), rows)
+    return sums.reshape(*heads, n_outputs).astype(W.dtype)

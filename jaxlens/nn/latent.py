@@ -41,7 +41,7 @@ def whole_keys(still, rotating):
 class LatentAttention(Attention):
     """Attention whose keys and values are computed from a latent; with a `q_lora_rank`, queries too."""
 
-    products = ("W_O", "W_Q_down", "W_KV_down", "W_K_rot")
+    products = ("W_Q", "W_K", "W_V", "W_O", "W_Q_down", "W_KV_down", "W_K_rot")
 
     W_Q: Float[Array, "n r h"] | Float[Array, "n d h"] = nnx.data()
     W_K: Float[Array, "n z y"] = nnx.data()
