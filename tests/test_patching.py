@@ -117,6 +117,25 @@ def test_a_cache_of_some_layers_serves_a_sweep_over_those():
         close(patching.generic_activation_patch(*given, index_df=indices, **QUIET), whole[np.array(layers), 4])
 
 
+def test_a_sweep_leaves_out_layers_without_the_activation():
+    """Experts of a model whose first layer has none."""
+    name, (clean, corrupted), of = "mlp.hook_expert_weights", pair(), model("moe")
+    source = of.run_with_cache(clean)[1]
+    generic, indices = patching.generic_activation_patch(
+        of, corrupted, source, metric, patching.layer_pos_patch_setter, name, ("layer", "pos"), return_index_df=True,
+        **QUIET,
+    )  # fmt: skip
+    labeled = activation_patch(of, corrupted, clean, metric, name, ("layer", "pos"), **QUIET)
+    assert labeled.labels["layer"] == ["1", "2"]
+    assert sorted(set(indices["layer"])) == [1, 2]
+    expected = [naive(of, corrupted, source, name, lambda pos: np.s_[:, pos], index) for index in indices.to_numpy()]
+    close(generic.reshape(-1), jnp.array(expected))
+    close(labeled.values, generic)
+    zeroed = hook(lambda weights, hook: weights.at[..., 1].set(0))
+    expected = [metric(of.run_with_hooks(clean, fwd_hooks=[(f"blocks.{layer}.{name}", zeroed)])) for layer in (1, 2)]
+    close(ablate(of, clean, metric, name, ("layer", "expert"), **QUIET).values[:, 1], jnp.array(expected))
+
+
 @pytest.mark.parametrize("config", ["gpt2", "llama"])
 def test_aggregates_stack_sweeps_and_fill_up_grouped_heads_with_zeros(config):
     the_model, cfg = model(config), CONFIGS[config]

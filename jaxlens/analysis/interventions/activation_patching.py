@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlens._jax import wide
 from jaxlens.analysis.inputs import read_pair, read_single
-from jaxlens.analysis.interventions.cells import Cells, index_axes, site_of
+from jaxlens.analysis.interventions.cells import Cells, combinations, index_axes, site_of
 from jaxlens.analysis.interventions.metric import metric_of
 from jaxlens.analysis.interventions.sweep import PaddedSetter, Setter, SweepOptions, captured_names, sweep
 from jaxlens.analysis.labelled_array import Labelled
@@ -220,7 +220,7 @@ def _swept(
     """The results of a sweep as `Patched` arrays: one, or a dict if `metric` is a dict."""
     labels = index_axes(model.cfg, base.n_positions, target.activation_name, target.axes)
     shape = tuple(map(len, labels.values()))
-    cells = Cells.at(model.cfg, target.activation_name, np.array(list(np.ndindex(shape)), np.int32))
+    cells = Cells.at(model.cfg, target.activation_name, combinations(labels))
     setter = _setter(target.letters, tuple(target.axes), change)
     swept = sweep(model, base, cells, setter, source, _by_name(metric), **options)
     labels |= {axis: position_labels(model, base) for axis in target.axes if axis.endswith("pos")}

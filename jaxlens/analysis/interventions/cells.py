@@ -4,7 +4,8 @@ Axes: c cell, i index of a cell.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -47,7 +48,7 @@ def site_of(cfg: Config, activation_name: str) -> tuple[str, str]:
 
 
 def index_axes(cfg: Config, n_positions: int, activation_name: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """The axes of a sweep, with a label for every index along each."""
+    """The axes of a sweep, with a label for every index along each. Layers without the activation are left out."""
     lengths = axis_lengths_of_sweep(cfg, n_positions, activation_name)
     if isinstance(names, str):
         raise ValueError(f'index_axis_names is the string {names!r}; expected a tuple, such as ("layer", "pos")')
@@ -56,7 +57,20 @@ def index_axes(cfg: Config, n_positions: int, activation_name: str, names: Seque
         raise ValueError(f"there is no axis {unknown[0]!r} to sweep; the axes are {existing}")
     if not names or names[0] != "layer":
         raise ValueError(f'the first axis of a sweep must be "layer"; got {list(names)}')
-    return {name: [str(index) for index in range(lengths[name])] for name in names}
+    indices = {name: range(lengths[name]) for name in names} | {
+        "layer": layers_with(cfg, site_of(cfg, activation_name)[0])
+    }
+    return {name: [str(index) for index in indices[name]] for name in names}
+
+
+def combinations(labels: Mapping[str, Sequence[str]]) -> Int[np.ndarray, "c i"]:
+    """The indices of all cells along these axes."""
+    return np.array(list(itertools.product(*labels.values())), np.int32)
+
+
+def layers_with(cfg: Config, site: str) -> list[int]:
+    """The layers that have a site."""
+    return [split_name(name)[1] for name in matching(cfg, f"blocks.*.{site}")]
 
 
 def axis_lengths_of_sweep(cfg: Config, n_positions: int, activation_name: str) -> dict[str, int | None]:

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jaxlens.analysis.inputs import check_source, read_single
 from jaxlens.analysis.interventions.activation_patching import MetricFunction
-from jaxlens.analysis.interventions.cells import Cells, axis_lengths_of_sweep, index_axes
+from jaxlens.analysis.interventions.cells import Cells, axis_lengths_of_sweep, combinations, index_axes
 from jaxlens.analysis.interventions.sweep import PaddedSetter, Setter, SweepOptions, sweep
 from jaxlens.errors import require
 from jaxlens.hooks.layout import on_any_mesh
@@ -38,8 +38,8 @@ def generic_activation_patch(
     `jaxlens.analysis.interventions.sweep.SweepOptions` (`batch_size`, `progress`, `attention_mask`).
 
     Returns:
-        An array with one axis per name, or [row] for an `index_df`; with `return_index_df` also the indices. The axes
-        of a metric that is not a single number follow.
+        An array with one axis per name, or [row] for an `index_df`; with `return_index_df` also the indices. Its
+        layers are those that have the activation. The axes of a metric that is not a single number follow.
 
     Raises:
         ValueError: `index_axis_names` and `index_df` are both given or both missing, an axis is unknown, or the cache
@@ -67,14 +67,16 @@ def generic_activation_patch(
         indices = _indices(index_df, axis_lengths_of_sweep(cfg, n_positions, activation_name))
         shape = (len(index_df),)
     else:
-        shape = tuple(map(len, index_axes(cfg, n_positions, activation_name, index_axis_names).values()))
-        indices = np.array(list(itertools.product(*map(range, shape))), np.int32)
+        labels = index_axes(cfg, n_positions, activation_name, index_axis_names)
+        indices, shape = combinations(labels), tuple(map(len, labels.values()))
     cells = Cells.at(cfg, activation_name, indices)
     values = sweep(model, inputs, cells, patch_setter, clean_cache, {"": patching_metric}, **options).cells[""]
     result = jnp.asarray(values.reshape(*shape, *values.shape[1:]))
     if not return_index_df:
         return result
-    return result, make_df_from_ranges(shape, index_axis_names) if index_df is None else index_df
+    if index_df is None:
+        index_df = require("pandas", "a DataFrame").DataFrame(indices, columns=list(index_axis_names))
+    return result, index_df
 
 
 def _indices(index_df: Any, lengths: Mapping[str, int | None]) -> np.ndarray:

@@ -27,13 +27,13 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from jaxlens._jax import UNTRACEABLE, full_precision, is_traced, on_host
-from jaxlens.analysis.interventions.cells import Cells
+from jaxlens.analysis.interventions.cells import Cells, layers_with
 from jaxlens.analysis.interventions.metric import Metric, repeated_last, selected
 from jaxlens.analysis.interventions.sweep_batches import Baseline, Batch, BatchShape, Filler, in_slots
 from jaxlens.analysis.interventions.sweep_rows import Rows, needs_sequences, packed_rows, packings, run_rows
 from jaxlens.errors import ActivationNotFound
 from jaxlens.hooks.api import DataHook, hook
-from jaxlens.hooks.names import matching, split_name
+from jaxlens.hooks.names import split_name
 from jaxlens.hooks.plan import HookPlan
 from jaxlens.hooks.positions import overwritten, shortened
 from jaxlens.hooks.table import EMBED_NAMES, LENGTH_AXES
@@ -159,9 +159,11 @@ def baseline_run(
     (_, info), _ = run_stage(*embed, HookPlan(cfg), EMBED_NAMES)  # the program of the run
     residuals, k, v = (cache[name] for name in wanted[:3])
     k, v = _prepared(model.modules.stacks, k, v, info)
-    present = [split_name(name)[1] for name in matching(cfg, f"blocks.*.{site}")]
+    present = layers_with(cfg, site)
     if absent := sorted(set(layers) - set(present)):
-        raise ValueError(f'there is no "{site}" in layer {absent[0]}; the model has it in layers {present}')
+        raise ValueError(
+            f'there is no "{site}" in layer {absent[0]}; the model has it in layers {present}; select these'
+        )
     activations = cache[f"blocks.*.{site}"] if layers == present else _stack(cache, site, layers)
     rows = {layer: row for row, layer in enumerate(layers)}
     return Baseline(info, residuals, k, v, activations, logits), rows
