@@ -154,6 +154,16 @@ def test_a_cut_cache_has_the_frequencies_of_its_length(scaling):
     np.testing.assert_array_equal(of.generate(text[1:, 5:7], 6, past_kv_cache=cut, **options)[:, 2:], expected)
 
 
+@pytest.mark.parametrize("length", [0, 3, -2, 20])
+def test_a_cache_is_cut_inside_jit(length):
+    of, text = model("llama"), tokens(2, 9)
+    _, cache = of.decode(text[:, :7], of.init_kv_cache(2, 16))
+    continued = jax.jit(lambda cache, n: of.decode(text[:, 7:], cache[:n])[0])
+    expected = of.decode(text[:, 7:], cache[:length])[0]
+    close(continued(cache, length), expected)
+    close(jax.jit(lambda cache: of.decode(text[:, 7:], cache[:length])[0])(cache), expected)
+
+
 def test_tokens_beyond_the_context_inside_jit():
     of, text = model("llama"), tokens(1, 32)
     _, cache = of.decode(text, of.init_kv_cache(1).with_room(40))

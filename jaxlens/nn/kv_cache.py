@@ -148,15 +148,23 @@ class KVCache:
         return self._rows(np.repeat(np.arange(self.batch_size), n))
 
     def __getitem__(self, which: slice) -> "KVCache":
-        """`cache[:length]`: the cache after its first `length` slots, as it was before later tokens were read."""
+        """`cache[:length]`: the cache after its first `length` slots, as it was before later tokens were read.
+
+        The length may be traced.
+        """
         if not isinstance(which, slice) or which.start not in (None, 0) or which.step not in (None, 1):
             raise TypeError(f"a cache is cut as cache[:length], with its beginning; got {which!r}")
         self.check_unused()
-        length = len(range(self.length)[which])
+        if is_traced(which.stop, self.slots.length):
+            stop = self.slots.length if which.stop is None else which.stop
+            length = jnp.clip(jnp.where(stop < 0, self.slots.length + stop, stop), 0, self.slots.length)
+        else:
+            length = len(range(self.length)[which])
         sources = jnp.where(jnp.arange(self.max_length) < length, self.slots.sources, PADDING)
         n_tokens = jnp.sum(sources != PADDING, axis=-1, dtype=jnp.int32)
         slots = dataclasses.replace(self.slots, sources=sources, n_tokens=n_tokens, length=jnp.int32(length))
-        slots = dataclasses.replace(slots.at_step(slots.step), is_new=length == 0)
+        is_new = not is_traced(length) and length == 0
+        slots = dataclasses.replace(slots.at_step(slots.step), is_new=is_new)
         return KVCache(self.keys, self.values, slots).copy()
 
     def with_room(self, n_slots: int) -> "KVCache":
