@@ -548,7 +548,8 @@ def test_invalid_arguments_are_usage_errors(capsys):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
-    assert "invalid choice: 'first'" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "invalid choice: 'first'" in printed and "expected numbers of layers, such as 5,6; got '5,x'" in printed
 
 
 # --- errors
@@ -681,7 +682,7 @@ def test_the_mistakes_reach_every_error_of_the_commands(mistaken_arguments):
             main(["--traceback", *mistaken_arguments(name)])
         errors.append(caught.value)
     unreached = without_answer((PACKAGE / "cli" / "commands").glob("*.py"), errors)
-    assert len(unreached) == 3, unreached  # in single_token, positive and families, which other tests reach
+    assert len(unreached) == 4, unreached  # in single_token, positive, layer_list and families, which other tests reach
 
 
 @pytest.mark.parametrize("name", ["demo", "hooks", "lens"])

@@ -99,7 +99,10 @@ def print_texts(arguments: argparse.Namespace, rows: list[list[int]], texts: lis
 
 def layer_list(text: str) -> list[int]:
     """Parses layers such as "5,6", as a `type` of argparse."""
-    return [int(layer) for layer in text.split(",")]
+    try:
+        return [int(layer) for layer in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers of layers, such as 5,6; got {text!r}") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,9 +21,9 @@ def score_documents(arguments: argparse.Namespace) -> None:
     print_progress(f"scoring {arguments.data}")
     options = {"column": arguments.column, "max_length": arguments.max_length, "batch_tokens": arguments.batch_tokens}
     scores, n_tokens, total = score(model, arguments.data, **options), 0, 0.0
-    if not arguments.json:
-        print(row("document", "tokens", "log-prob", "perplexity"))
     for number, log_probs in enumerate(scores):
+        if number == 0 and not arguments.json:
+            print(row("document", "tokens", "log-prob", "perplexity"))
         n_of_document, of_document = len(log_probs), float(log_probs.sum(dtype=np.float64))
         print(line(number, n_of_document, of_document, arguments.json), flush=True)
         n_tokens, total = n_tokens + n_of_document, total + of_document
