@@ -37,8 +37,8 @@ from jaxlens.model.loops import (
     new_buffers,
     new_rows,
     set_row,
-    step,
 )  # fmt: skip
+from jaxlens.model.scans import Scan
 from jaxlens.nn.block import SPLIT_INPUTS, Block
 from jaxlens.nn.kv_cache import LayerMemory
 from jaxlens.nn.module import arrays
@@ -235,50 +235,11 @@ def _scanned(stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPl
     for layer in stretch.layers:
         for site in plan.wanted_in.get(layer, ()):
             wanted.setdefault(site, []).append(layer)
-    if stretch.first or len(stretch.layers) < len(plan.cfg.stacks[stretch.stack]):
-        stack = jax.tree.map(lambda w: w[stretch.first : stretch.first + len(stretch.layers)], stack)
     wanted_in = tuple((site, tuple(wanted[site])) for site in sorted(wanted))
+    program = Scan(stretch.first, stretch.layers, wanted_in)
     inputs = stack, x, info, plan.hooks_in(stretch.layers), plan.positions, memory
-    program = stretch.layers, wanted_in
-    if any(hook.is_plain for hook in inputs[3]):  # traced anew: a Python function may read globals that have changed
-        x, values, memory = _scan(*inputs, *program, plan.points, plan.length)
-    else:
-        x, values, memory = _compiled_scan(*inputs, *program)
+    x, values, memory = program.run(inputs, plan.points, plan.length)
     return x, [entry for site, layers in wanted_in for entry in _as_captured({site: values[site]}, layers)], memory
-
-
-def _scan(stack, x, info, hooks, positions, memory, layers, wanted_in, points=None, length=None):
-    """All layers of a stack. A site that is not captured in every layer has a buffer for its layers."""
-    wanted = dict(wanted_in)
-    sites = frozenset(wanted)
-
-    def run(block, x, layer, memory):
-        return step(block, x, layer, info, Tap(hooks, sites, layer, positions, points, length), memory)
-
-    partly = [site for site in wanted if wanted[site] != layers]
-    shapes = jax.eval_shape(run, layer_at(stack, 0), x, jnp.int32(0), memory)[1] if partly else {}
-    # one extra row, to which the values of all other layers are written
-    buffers = {site: jnp.zeros((len(wanted[site]) + 1, *shapes[site].shape), shapes[site].dtype) for site in partly}
-    rows = {site: _rows(wanted[site], layers) for site in partly}
-
-    def body(carry, xs):
-        x, buffers, memory = carry
-        block, layer, row = xs
-        x, captured, memory = run(block, x, layer, memory)
-        buffers = {site: set_row(buffers[site], captured.pop(site), row[site]) for site in buffers}
-        return (x, buffers, memory), captured
-
-    xs = stack, jnp.array(layers, jnp.int32), rows
-    (x, buffers, memory), everywhere = jax.lax.scan(body, (x, buffers, memory), xs)
-    values = everywhere | {site: buffer[:-1] for site, buffer in buffers.items()}
-    return x, {site: value[0] if len(wanted[site]) == 1 else value for site, value in values.items()}, memory
-
-
-_compiled_scan = jax.jit(_scan, static_argnums=(6, 7))
-
-
-def _rows(wanted: tuple[int, ...], layers: tuple[int, ...]) -> jax.Array:
-    return jnp.array([wanted.index(layer) if layer in wanted else len(wanted) for layer in layers], jnp.int32)
 
 
 # --- a layer that a Python hook edits

@@ -29,8 +29,8 @@ MOST_ROWS, FEWEST_ROWS = 12, 4
 class InStack:
     """A weight of a layer, or of one of its experts: the array at `indices` of `stack`, not copied until `array`."""
 
-    stack: Shaped[Array, "..."]
-    indices: tuple[Int[ArrayLike, ""], ...]
+    stack: Any  # an array, or what a transformation of JAX puts in its place
+    indices: tuple[Any, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,12 +83,27 @@ def layer_in_stack(stack: Module, i, products: bool) -> Module:
     return module
 
 
+def has_experts(stack: Module) -> bool:
+    """Whether a layer of the stack has weights of experts."""
+    children = (arrays(getattr(stack, name)) for name in stack.children)
+    return bool(stack.of_experts) or any(has_experts(child) for child in children if isinstance(child, Module))
+
+
+@jax.custom_batching.custom_vmap
 def one_token(x: Float[Array, "..."], W: InStack) -> Float[Array, "... o"]:
     """The product of x with W [... o], whose axes before the last are those of x. It is summed in float32.
 
     W may have heads before these axes: then it is the product with the weight of each head.
     """
     return jax.lax.platform_dependent(x, W, cpu=_by_rows, default=_whole)
+
+
+@one_token.def_vmap
+def _one_token_mapped(size: int, is_mapped, x, W: InStack):
+    """Several tokens, under `vmap`: their product with a copy of the weight reads it once."""
+    axes = [0 if mapped else None for mapped in jax.tree.leaves(is_mapped)]
+    leaves, structure = jax.tree.flatten((x, W))
+    return jax.vmap(lambda *leaves: _whole(*structure.unflatten(leaves)), axes, axis_size=size)(*leaves), True
 
 
 def _heads(x, W: InStack) -> tuple[int, ...]:
