@@ -24,6 +24,7 @@ from benchmarks.timing import Timing, clocks, compilations, interleaved, median
 from jaxlens import HookedTransformer, hook
 
 LENGTH = 128
+LARGE_CACHE, LARGE_CACHE_TARGET = (4, 256), 1.3
 SITES = ("hook_resid_post", "attn.hook_z", "attn.hook_q", "attn.hook_pattern", "mlp.hook_post", "hook_mlp_out")
 FIRST_HOOK_LENGTHS = (119, 106, 93, 80)
 DEPTHS = (12, 48)
@@ -95,6 +96,16 @@ def other_cases(model: HookedTransformer, tokens: np.ndarray) -> dict[str, Case]
     if peer:
         cases |= {PEERS[FORWARD]: Case(peer["forward"]), PEERS[GRADIENT]: Case(peer["gradient"])}
     return cases
+
+
+def time_large_cache(model: HookedTransformer, rounds: int) -> float:
+    """The time of a cache of everything for several long prompts, relative to their forward pass."""
+    tokens = np.random.default_rng(0).integers(0, model.cfg.d_vocab, LARGE_CACHE)
+    cases = {"forward": lambda i: model(tokens), "cache": lambda i: model.run_with_cache(tokens)[1]}
+    ratio = interleaved(cases, rounds)["cache"].ratio
+    of = " × ".join(map(str, LARGE_CACHE))
+    print(f"\nEverything cached, {of} tokens: {ratio:.2f} × a forward pass; {verdict(ratio, LARGE_CACHE_TARGET)}")
+    return ratio
 
 
 def time_first_hooks(model: HookedTransformer, tokens: np.ndarray) -> list[dict[str, Any]]:
@@ -198,6 +209,7 @@ def main() -> None:
         "tokens": list(tokens.shape),
         "rounds": rounds,
         "cases": report_cases(timings, cases, rounds),
+        "large_cache_ratio": time_large_cache(model, rounds),
         "first_hook_at_a_new_length": report_first_hooks(time_first_hooks(model, tokens)),
         "compile_time_by_depth": report_depth(compile_seconds),
     }

@@ -4,8 +4,8 @@
     python -m benchmarks.moe --quick    2 small layers; writes nothing
 
 Both models do the same arithmetic, but the second reads up to 16 times as many weights. In one row of a shape, a hook
-needs the neurons of all experts. Another row only reads the experts that the tokens choose: the weights of as many
-experts, each multiplied once with a vector.
+needs the neurons of all experts. Another row runs in a `jax.jit` of the user. The last row only reads the experts that
+the tokens choose: the weights of as many experts, each multiplied once with a vector.
 """
 
 import argparse
@@ -48,6 +48,7 @@ def measure(models: dict[int, HookedTransformer], shape: tuple[int, int], rounds
     forwards = {f"{n} experts": lambda call, model=model: model(tokens) for n, model in models.items()}
     many = models[max(models)]
     forwards[f"{max(models)} experts, all neurons of layer 0"] = lambda call: neurons(many)
+    forwards[f"{max(models)} experts, in jax.jit"] = functools.partial(_call, _in_jit, many, tokens)
     n_read, read = chosen_experts(many, tokens)
     forwards[f"reading the {n_read} experts that a layer chooses, on average"] = lambda call: read_weights(read)
     results = {"forward": interleaved(forwards, rounds)}
@@ -66,8 +67,13 @@ def chosen_experts(model: HookedTransformer, tokens: np.ndarray) -> tuple[int, l
     return n, [model.params[f"blocks.*.mlp.{name}"][:, :n] for name in ("W_in", "W_gate", "W_out")]
 
 
-def _call(gradient: Any, model: HookedTransformer, tokens: np.ndarray, call: int) -> Any:
-    return gradient(model, tokens)
+@jax.jit
+def _in_jit(model: HookedTransformer, tokens: np.ndarray) -> jax.Array:
+    return model(tokens)
+
+
+def _call(program: Any, model: HookedTransformer, tokens: np.ndarray, call: int) -> Any:
+    return program(model, tokens)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import ad
 
 Class = TypeVar("Class")
@@ -49,6 +50,24 @@ def is_compiled(value: Any) -> bool:
 def concrete(value: Any) -> Any:
     """The concrete value of a tracer that belongs to `jax.grad` or `jax.vjp` alone. Other values stay unchanged."""
     return value.primal if isinstance(value, jax.core.Tracer) and is_eagerly_differentiated(value) else value
+
+
+def jvp_of_changing(function: Callable, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    """`jax.jvp` of `function(*primals)`, for the rule of a `jax.custom_jvp` with symbolic zeros.
+
+    What has no tangent stays a constant: gradients of weights need as many products as the values.
+    """
+    leaves, structure = jax.tree.flatten(primals)
+    changes = jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
+    changing = [i for i, change in enumerate(changes) if not isinstance(change, SymbolicZero)]
+
+    def run(*changed: Any) -> Any:
+        values = list(leaves)
+        for i, value in zip(changing, changed, strict=True):
+            values[i] = value
+        return function(*structure.unflatten(values))
+
+    return jax.jvp(run, [leaves[i] for i in changing], [changes[i] for i in changing])
 
 
 def is_torch_tensor(value: Any) -> bool:

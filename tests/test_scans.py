@@ -21,12 +21,13 @@ def add(value, hook, direction):
 
 
 def loss(kind: str, text):
-    """A loss, by the model and a direction that a hook adds: as data, from a closure, or in a Python hook."""
+    """A loss by the model and a direction, which a hook has as data, in its closure, or as a default value."""
 
     def run(of, direction):
         edit = {
             "data": hook(add, direction=direction),
             "closure": hook(lambda value, hook, zero: value + direction + zero, zero=0.0),
+            "default": hook(lambda value, hook, own=direction: value + own),
             "python": lambda value, hook: value + direction,
         }[kind]
         return jnp.sum(of.run_with_hooks(text, fwd_hooks=[("blocks.1.hook_resid_pre", edit)]) ** 2)
@@ -49,7 +50,7 @@ def test_derivatives_are_those_of_every_order_of_transformations(name, length):
     of, text = model(name), tokens(1, length)
     direction = jnp.linspace(-1, 1, SIZES["d_model"])
     expected = jax.grad(loss("python", text), argnums=1)(of, direction)
-    for kind in ("data", "closure"):
+    for kind in ("data", "closure", "default"):
         inside = jax.jit(jax.grad(loss(kind, text), argnums=1))
         outside = jax.grad(jax.jit(loss(kind, text)), argnums=1)
         for gradient in (inside, outside):
@@ -83,7 +84,15 @@ def test_only_the_chosen_experts_are_copied_inside_jit():
 
 
 def test_a_map_over_single_tokens_multiplies_a_matrix():
-    """Their product with rows of the weight would read it once for each."""
+    """The sum of rows would read a weight once for each token. A product with a matrix needs a copy of it."""
     of, text = model("llama"), tokens(5, 1)
+    weight = of.cfg.d_model * of.cfg.d_mlp
+
+    def sizes(run, *inputs):
+        compiled = run.lower(of, *inputs).compile().as_text()
+        return {math.prod(shape) for _, shape, line in buffers(compiled) if "parameter" not in line}
+
     mapped = jax.jit(jax.vmap(lambda of, row: of(row[None])[0], (None, 0)))
     close(mapped(of, text), of(text))
+    assert weight in sizes(mapped, text)
+    assert weight not in sizes(jax.jit(lambda of, text: of(text)), text[:1])

@@ -8,12 +8,13 @@ weights where they lie (`nn/in_stack.py`). Its derivative is that of the scan ov
 
 import dataclasses
 import functools
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
+from jaxlens._jax import is_traced, jvp_of_changing
 from jaxlens.hooks.plan import SiteHook
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.loops import Memory, Rows, layer_at, set_row, step
@@ -48,7 +49,10 @@ class Scan:
 
 def _is_closed(hook: SiteHook) -> bool:
     """Whether the function of a data hook surely reads no value of a transformation besides its data."""
-    return hook.direction == "fwd" and getattr(hook.hook.func, "__closure__", hook) is None
+    function = hook.hook.func
+    if not isinstance(function, types.FunctionType) or hook.direction != "fwd":
+        return False
+    return function.__closure__ is None and not is_traced(function.__defaults__, function.__kwdefaults__)
 
 
 def _scan(program: Scan, inputs: Inputs, in_stack: bool, points: Any = None, length: int | None = None) -> Outputs:
@@ -56,7 +60,6 @@ def _scan(program: Scan, inputs: Inputs, in_stack: bool, points: Any = None, len
     stack, x, info, hooks, positions, memory = inputs
     layers, wanted = program.layers, dict(program.wanted_in)
     sites = frozenset(wanted)
-    indices = slice(program.first, program.first + len(layers))
 
     def run(block, x, layer, memory):
         return step(block, x, layer, info, Tap(hooks, sites, layer, positions, points, length), memory)
@@ -70,14 +73,19 @@ def _scan(program: Scan, inputs: Inputs, in_stack: bool, points: Any = None, len
     def body(carry, xs):
         x, buffers, memory = carry
         block, layer, row = xs
-        block = layer_in_stack(stack, block, products=x.shape[:2] == (1, 1)) if in_stack else block
+        if in_stack:
+            block = layer_in_stack(stack, block, products=x.shape[:2] == (1, 1))
         x, captured, memory = run(block, x, layer, memory)
         buffers = {site: set_row(buffers[site], captured.pop(site), row[site]) for site in buffers}
         return (x, buffers, memory), captured
 
-    is_whole = len(layers) == len(jax.tree.leaves(stack)[0])
-    blocks = stack if is_whole or in_stack else jax.tree.map(lambda w: w[indices], stack)
-    xs = jnp.arange(indices.start, indices.stop) if in_stack else blocks, jnp.array(layers, jnp.int32), rows
+    first, last = program.first, program.first + len(layers)
+    blocks = stack
+    if in_stack:
+        blocks = jnp.arange(first, last)
+    elif last - first < len(jax.tree.leaves(stack)[0]):
+        blocks = jax.tree.map(lambda w: w[first:last], stack)
+    xs = blocks, jnp.array(layers, jnp.int32), rows
     (x, buffers, memory), everywhere = jax.lax.scan(body, (x, buffers, memory), xs)
     values = everywhere | {site: buffer[:-1] for site, buffer in buffers.items()}
     return x, {site: value[0] if len(wanted[site]) == 1 else value for site, value in values.items()}, memory
@@ -97,14 +105,7 @@ def _run_in_stack(program: Scan, structure: Any, leaves: list) -> Outputs:
 
 @functools.partial(_run_in_stack.defjvp, symbolic_zeros=True)
 def _run_in_stack_jvp(program: Scan, structure: Any, primals: tuple, tangents: tuple):
-    """Weights that are not differentiated stay constants of the scan over the others."""
-    (leaves,), (changes,) = primals, tangents
-    changing = [i for i, change in enumerate(changes) if not isinstance(change, SymbolicZero)]
+    def over_weights(leaves: list) -> Outputs:
+        return _compiled_scan(program, structure.unflatten(leaves), False)
 
-    def run(*changed):
-        values = list(leaves)
-        for i, value in zip(changing, changed, strict=True):
-            values[i] = value
-        return _compiled_scan(program, structure.unflatten(values), False)
-
-    return jax.jvp(run, [leaves[i] for i in changing], [changes[i] for i in changing])
+    return jvp_of_changing(over_weights, primals, tangents)

@@ -17,10 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
-from jaxlens._jax import inlined, wide_dtype
+from jaxlens._jax import inlined, jvp_of_changing, wide_dtype
 from jaxlens.nn.in_stack import InStack, as_array, one_token
 from jaxlens.nn.mlp import gate
 
@@ -49,18 +48,7 @@ def _run(act_fn: str, x: Float[Array, "t d"], indices, values, weights) -> Float
 
 @functools.partial(_run.defjvp, symbolic_zeros=True)
 def _run_jvp(act_fn: str, primals, tangents):
-    """Only what is differentiated is computed: gradients of the weights need as many products as the values."""
-    leaves, structure = jax.tree.flatten(primals)
-    changes = jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
-    changing = [i for i, change in enumerate(changes) if not isinstance(change, SymbolicZero)]
-
-    def run(*changed):
-        values = list(leaves)
-        for i, value in zip(changing, changed, strict=True):
-            values[i] = value
-        return _by_expert(act_fn, *structure.unflatten(values))
-
-    return jax.jvp(run, [leaves[i] for i in changing], [changes[i] for i in changing])
+    return jvp_of_changing(functools.partial(_by_expert, act_fn), primals, tangents)
 
 
 class _Rows:

@@ -57,10 +57,8 @@ def index_axes(cfg: Config, n_positions: int, activation_name: str, names: Seque
         raise ValueError(f"there is no axis {unknown[0]!r} to sweep; the axes are {existing}")
     if not names or names[0] != "layer":
         raise ValueError(f'the first axis of a sweep must be "layer"; got {list(names)}')
-    indices = {name: range(lengths[name]) for name in names} | {
-        "layer": layers_with(cfg, site_of(cfg, activation_name)[0])
-    }
-    return {name: [str(index) for index in indices[name]] for name in names}
+    labels = {name: [str(index) for index in range(lengths[name])] for name in names}
+    return labels | {"layer": [str(layer) for layer in layers_with(cfg, site_of(cfg, activation_name)[0])]}
 
 
 def combinations(labels: Mapping[str, Sequence[str]]) -> Int[np.ndarray, "c i"]:
