@@ -351,6 +351,10 @@ CACHES = {
     "a wildcard that holds nothing": Case(
         lambda: small_cache()["blocks.*.hook_mlp_out"], ActivationNotFound, 'no "blocks.*.hook_mlp_out" in any layer'
     ),
+    "an activation that is cached only on request": Case(
+        lambda: model("moe").run_with_cache(tokens(1, 3))[1]["post", 1], ActivationNotFound,
+        'no "blocks.1.mlp.hook_post"; it is cached only on request, with names_filter="blocks.1.mlp.hook_post"',
+    ),
     "a key that is no name": Case(
         lambda: small_cache()[3], TypeError, 'the name of an activation is "name" or ("name", layer, "sublayer")'
     ),

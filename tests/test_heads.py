@@ -142,6 +142,11 @@ def test_a_pattern_of_ones_own():
     detect_head(the_model, row, halves, error_measure="abs")
 
 
+def test_without_any_attention_the_score_is_zero():
+    row, how = tokens(3, 2), {"exclude_bos": True, "exclude_current_token": True}
+    assert not detect_head(model("gpt2"), row, "previous_token_head", **how).any()
+
+
 def test_scores_are_compiled_once_and_can_be_differentiated():
     pattern = jax.nn.softmax(jnp.where(jnp.tri(7, dtype=bool), jnp.arange(49.0).reshape(7, 7) % 5, -jnp.inf))
     how = {"exclude_bos": True, "exclude_current_token": False, "error_measure": "mul"}

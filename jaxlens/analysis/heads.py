@@ -68,6 +68,11 @@ _PATTERNS = {
 HEAD_NAMES: tuple[HeadName, ...] = tuple(_PATTERNS)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _named_pattern(name: HeadName, tokens: Int[Array, "b p"]) -> Float[Array, "b p s"]:
+    return _PATTERNS[name](tokens).reshape(-1, tokens.shape[1], tokens.shape[1])
+
+
 def get_supported_heads() -> None:
     """Prints the names of the built-in detection patterns."""
     print(f"Supported heads: {HEAD_NAMES}")
@@ -82,7 +87,8 @@ def compute_head_attention_similarity_score(
 ) -> Float[Array, "..."]:  # fmt: skip
     """The similarity of an attention pattern and a detection pattern, both lower triangular.
 
-    "mul" is the fraction of the attention to sources where the detection pattern is 1. "abs" is 1 minus the absolute
+    "mul" is the fraction of the attention to sources where the detection pattern is 1, or 0 if all attention is left
+    out. "abs" is 1 minus the absolute
     difference of the two patterns, summed over sources, averaged over queries and rounded to three decimals; it ranges
     from -1 to 1. `exclude_bos` leaves out the first source, `exclude_current_token` the position of the query.
 
@@ -107,7 +113,8 @@ def _similarity(pattern, detection, mask: Bool[Array, "... p"], exclude_bos, exc
     kept = kept & ~jnp.eye(mask.shape[-1], dtype=bool) if exclude_current_token else kept
     if error_measure == "mul":
         attention = jnp.where(kept, pattern, 0)
-        return jnp.sum(attention * detection, axis=(-2, -1)) / jnp.sum(attention, axis=(-2, -1))
+        total = jnp.sum(attention, axis=(-2, -1))
+        return jnp.sum(attention * detection, axis=(-2, -1)) / jnp.where(total > 0, total, 1)
     difference = jnp.where(kept, jnp.abs(pattern - detection), 0)
     return 1 - jnp.round(jnp.sum(difference, axis=(-2, -1)) / jnp.sum(mask, axis=-1), 3)
 
@@ -176,7 +183,7 @@ def _detection_pattern(pattern: Any, tokens: Int[Array, "b p"], error_measure: s
     if isinstance(pattern, str):
         if pattern not in HEAD_NAMES:
             raise ValueError(f"detection_pattern is {pattern!r}; expected an array or one of {', '.join(HEAD_NAMES)}")
-        return _PATTERNS[pattern](tokens).reshape(-1, *square)
+        return _named_pattern(pattern, tokens)
     pattern = np.asarray(pattern)
     if pattern.shape != square or np.triu(pattern, 1).any():
         raise ValueError(f"detection_pattern has shape {pattern.shape}; expected {square}, zero above the diagonal")

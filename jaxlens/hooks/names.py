@@ -120,6 +120,14 @@ def is_cached_by_default(cfg: Config, name: str) -> bool:
     return not site.on_request or site.name in cfg.switched_on
 
 
+def why_not_cached(cfg: Config, name: str) -> str:
+    """Why the cache of a run may hold no activation of this name, "blocks.*" included, or an empty string."""
+    of_model = [entry for entry in sites(cfg) if name in (entry, f"blocks.*.{split_name(entry)[0]}")]
+    if of_model and not any(is_cached_by_default(cfg, entry) for entry in of_model):
+        return f'it is cached only on request, with names_filter="{name}"'
+    return why_no_norm_output(cfg, name)
+
+
 def _sibling(name: str) -> str:
     """A made-up name with the same beginning: hook_mlp_another for hook_mlp_in."""
     return f"{name.rpartition('_')[0]}_another"

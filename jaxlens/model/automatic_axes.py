@@ -14,6 +14,7 @@ from jaxlens.hooks.layout import Layout, explicit_mesh
 from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.model.engine import Captured
 from jaxlens.model.request import ModelInput, RunRequest
+from jaxlens.nn.kv_cache import KVCache
 from jaxlens.nn.parameters import disassemble, parameter_axes
 
 
@@ -23,7 +24,7 @@ def with_automatic_axes(
 ) -> tuple[Any, list[Captured], Any]:  # fmt: skip
     """`run(model, model_input, request, hooks, *others)`, with Auto axes during the run if the mesh has Explicit axes.
 
-    Of its results, the output and the captured activations get Explicit axes again.
+    Its results get Explicit axes again: the output, the captured activations, and a KV cache.
     """
     layout = layout_of(model, model_input)
     if layout is None:
@@ -34,20 +35,21 @@ def with_automatic_axes(
         output, captured, rest = run(model._copy(modules), *inputs)
     letters = ["", "b", "b p", "b p o" if request.layers.unembeds else "b p d"]  # by the number of axes
     output = jax.tree.map(lambda array: layout.to_explicit(array, letters[array.ndim]), output)
+    rest = rest.with_explicit_axes(layout) if isinstance(rest, KVCache) else rest
     return output, [explicit(entry, layout) for entry in captured], rest
 
 
-def layout_of(model: Any, model_input: ModelInput) -> Layout | None:
-    """The layout of a run on a mesh with Explicit axes, or None."""
-    mesh = explicit_mesh(model.modules.embed, model_input)  # not all weights: every call would be slower
-    return None if mesh is None else Layout.of(mesh, _arrays(model, model_input), model.cfg)
+def layout_of(model: Any, *inputs: Any) -> Layout | None:
+    """The layout of a run on a mesh with Explicit axes, or None. Arrays of `inputs` begin with the axes "b p"."""
+    mesh = explicit_mesh(model.modules.embed, inputs)  # not all weights: every call would be slower
+    if mesh is None:
+        return None
+    given = [("b p", array) for array in jax.tree.leaves(inputs) if isinstance(array, jax.Array) and array.ndim > 1]
+    return Layout.of(mesh, [*given, *_weights(model)], model.cfg)
 
 
-def _arrays(model: Any, model_input: ModelInput) -> Iterator[tuple[str, jax.Array]]:
-    """The input and the weights, with their axis letters."""
-    for array in (model_input.tokens, model_input.residual):
-        if array is not None:
-            yield "b p", array
+def _weights(model: Any) -> Iterator[tuple[str, jax.Array]]:
+    """The weights, with their axis letters."""
     weights = disassemble(model.cfg, model.modules)
     for name, letters in parameter_axes(model.cfg).items():
         yield letters.replace("v", "o") if model.cfg.tie_word_embeddings else letters, weights[name]

@@ -19,6 +19,7 @@ from jaxlens._jax import full_precision
 from jaxlens.config import Config
 from jaxlens.hooks.names import why_no_norm_output, without_alias
 from jaxlens.hooks.tap import Tap
+from jaxlens.model.automatic_axes import layout_of
 from jaxlens.model.hook_methods import ModelHookPoint
 from jaxlens.nn.attention import Attention
 from jaxlens.nn.block import Block
@@ -101,7 +102,15 @@ class ModuleView:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with full_precision(self._model.cfg.dtype):
-            return _run(self._stored, self, *args, **kwargs)
+            layout = layout_of(self._model, *args)
+            if layout is None:
+                return _run(self._stored, self, *args, **kwargs)
+            with layout.automatic():
+                modules, stored, args, kwargs = layout.to_automatic((self._model.modules, self._stored, args, kwargs))
+                view = ModuleView(self._model._copy(modules), self.name, stored, self._row)
+                output = _run(stored, view, *args, **kwargs)
+        last = "o" if isinstance(stored, Unembed) else "d"
+        return layout.to_explicit(output, f"b p {last}" if output.ndim == 3 else "1 " * (output.ndim - 1) + last)
 
     def __repr__(self) -> str:
         return f"{type(self._stored).__name__}({self.name})"

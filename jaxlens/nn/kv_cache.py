@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlens._jax import is_traced
 from jaxlens.config import Config
+from jaxlens.hooks.layout import F, Layout, explicit_mesh
 from jaxlens.nn.packing import PADDING
 
 
@@ -86,6 +87,22 @@ class Slots:
         return longer.at_step(self.step + 1)
 
 
+def _on_any_mesh(method: F) -> F:
+    """A decorator of methods that make a cache: they use Auto axes, also if the mesh has Explicit axes."""
+
+    @functools.wraps(method)
+    def run(cache: "KVCache", *arguments: Any) -> "KVCache":
+        mesh = explicit_mesh(cache)
+        if mesh is None:
+            return method(cache, *arguments)
+        layout = Layout.of(mesh, zip(jax.tree.leaves(cache.axes), jax.tree.leaves(cache), strict=True))
+        with layout.automatic():
+            result = method(*layout.to_automatic((cache, *arguments)))
+        return result.with_explicit_axes(layout)
+
+    return run
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class KVCache:
@@ -121,11 +138,23 @@ class KVCache:
     length = property(lambda self: _number(self.slots.length), doc="The number of slots in use, padding included.")
     n_tokens = property(lambda self: self.slots.n_tokens, doc="The number of tokens of each row, [b].")
 
+    @property
+    def axes(self) -> "KVCache":
+        """The axis letters of each array, in its place."""
+        slots = Slots("b s", "b s", "b", "b", "", "", "s", is_new=self.slots.is_new)
+        return KVCache("l b k s h", "l b k s t", slots)
+
+    def with_explicit_axes(self, layout: Layout) -> "KVCache":
+        """The cache with Explicit axes in each array."""
+        return jax.tree.map(layout.to_explicit, self, self.axes)
+
+    @_on_any_mesh
     def copy(self) -> "KVCache":
         """The same cache with memory of its own."""
         self.check_unused()
         return jax.tree.map(jnp.copy, self)
 
+    @_on_any_mesh
     def take(self, rows: Any) -> "KVCache":
         """A cache of these rows, in this order: integers or a mask over rows.
 
@@ -137,6 +166,7 @@ class KVCache:
             raise IndexError(f"rows is {rows.tolist()}; expected at least one number of a row, or a mask over rows")
         return self._rows(np.arange(self.batch_size)[rows])
 
+    @_on_any_mesh
     def repeat(self, n: int) -> "KVCache":
         """A cache in which every row is n rows.
 
@@ -147,6 +177,7 @@ class KVCache:
             raise ValueError(f"n is {n!r}; expected a positive integer")
         return self._rows(np.repeat(np.arange(self.batch_size), n))
 
+    @_on_any_mesh
     def __getitem__(self, which: slice) -> "KVCache":
         """`cache[:length]`: the cache after its first `length` slots, as it was before later tokens were read.
 
@@ -167,6 +198,7 @@ class KVCache:
         slots = dataclasses.replace(slots.at_step(slots.step), is_new=is_new)
         return KVCache(self.keys, self.values, slots).copy()
 
+    @_on_any_mesh
     def with_room(self, n_slots: int) -> "KVCache":
         """A cache with at least this many slots: itself, or a copy with more."""
         self.check_unused()

@@ -49,6 +49,17 @@ def results(model) -> dict[str, object]:
     def metric(logits):
         return logits[:, -1, 3] - logits[:, -1, 4]
 
+    def caches():
+        """New tokens after caches that were made from others."""
+        new = model.init_kv_cache(3, 12).take([2, 0])
+        _, cache = model.decode(TOKENS[:2, :5], new)
+        made = cache.take([1, 0, 1]).repeat(2)[:4].with_room(20).copy()
+        return model.decode(TOKENS[:6, :3], made)
+
+    def modules():
+        resid = model.run_with_cache(TOKENS)[1]["resid_post", -1]
+        return model.embed(TOKENS), model.unembed(model.ln_final(resid)), model.blocks[1].mlp(resid)
+
     return {
         "logits": model(TOKENS),
         "cache": cache(),
@@ -60,6 +71,9 @@ def results(model) -> dict[str, object]:
         "harvest": next(batch.harvest(model, TOKENS.tolist(), "blocks.*.hook_resid_post", batch_tokens=64)),
         "scores": batch.score(model, [row[: 3 + i] for i, row in enumerate(TOKENS.tolist())]),
         "generation": model.generate(TOKENS[:4], 4, do_sample=False, stop_at_eos=False, verbose=False),
+        "sampling": model.generate(TOKENS[:4], 4, seed=0, stop_at_eos=False, verbose=False),
+        "caches": caches(),
+        "modules": modules(),
     }
 
 

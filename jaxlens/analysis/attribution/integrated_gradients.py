@@ -45,8 +45,9 @@ def integrated_gradients(
 ) -> TokenContributions:  # fmt: skip
     """The contribution of every token to metric(input) - metric(baseline).
 
-    The metric returns one number, or one per prompt. The baseline is another prompt of the same shape, or embeddings
-    that broadcast to [b p d_model], such as `model.W_E.mean(0)`; position embeddings are added to them. The integral
+    The metric returns one number, or one per prompt. The baseline is another prompt of the same shape, or values of
+    `hook_embed` that broadcast to [b p d_model], such as the mean over all tokens,
+    `model.embed(np.arange(model.cfg.d_vocab)[None])[0].mean(0)`. Position embeddings are added to them. The integral
     uses Gauss-Legendre quadrature, with a forward and a backward pass per step. Its error, `.gap`, falls fast with the
     number of steps if the model is smooth along the line. It falls more slowly with ReLUs, and hardly at all if the
     choice of experts changes along the line, or if the baseline is zero and a norm follows.

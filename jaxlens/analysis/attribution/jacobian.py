@@ -17,7 +17,10 @@ from jaxtyping import Array, Float
 
 from jaxlens._jax import wide
 from jaxlens.analysis.compiled import compiled
+from jaxlens.analysis.inputs import read_single
+from jaxlens.hooks.positions import shortened
 from jaxlens.hooks.slice import Slice
+from jaxlens.model.lengths import extended, program_length
 from jaxlens.model.request import LayerRange
 from jaxlens.model.transformer import HookedTransformer
 
@@ -49,13 +52,26 @@ def residual_jacobian(
     layers = LayerRange.of(model.cfg, from_layer, to_layer)
     if LayerRange.of(model.cfg, None, to_layer).stop < layers.start:
         raise ValueError(f"to_layer is {to_layer}, before from_layer {from_layer}; changes affect later layers only")
-    inputs = model.read_input(input, attention_mask=attention_mask)
-    residual = model(inputs.tokens, stop_at_layer=layers.start, attention_mask=inputs.mask)
-    positions = np.arange(residual.shape[1])
-    start, end = (Slice(selected).apply(positions) for selected in (from_pos, to_pos))
-    if not start.size or not end.size:
+    inputs = read_single(model, input, attention_mask)
+    n_ctx = model.cfg.n_ctx
+    (start, n_start), (end, n_end) = (_positions(which, inputs.n_positions, n_ctx) for which in (from_pos, to_pos))
+    if n_start == 0 or n_end == 0:
         raise ValueError(f"from_pos={from_pos!r} or to_pos={to_pos!r} selects no position")
-    return ResidualJacobian(model, (residual, inputs.mask, start, end), (layers.start, layers.stop))
+    residual = model(inputs.tokens, stop_at_layer=layers.start, attention_mask=inputs.mask)
+    return ResidualJacobian(model, (residual, inputs.mask, start, end), (layers.start, layers.stop), (n_start, n_end))
+
+
+def _positions(which: Any, n: int, n_ctx: int) -> tuple[np.ndarray, int | None]:
+    """The selected of n positions, and their number (None: one without an axis).
+
+    After those of a slice come positions that do not exist, so that prompts of many lengths share a program.
+    """
+    selection = Slice(which)
+    positions = selection.apply(np.arange(n))
+    if selection.mode not in ("identity", "slice") or not positions.size:
+        return positions, len(positions) if positions.ndim else None
+    n_more = program_length(len(positions), n_ctx) - len(positions)
+    return np.pad(positions, (0, n_more), constant_values=n_ctx), len(positions)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,36 +79,46 @@ class ResidualJacobian:
     """The result of `residual_jacobian`: a linear map of changes [b p d] to changes [b q c], for each prompt.
 
     A position that was given as a number has no axis. Vectors are converted to the model's dtype. A vector whose shape
-    is not in `shape` raises a ValueError. `around` holds the residual stream and mask of the run, and both positions.
+    is not in `shape` raises a ValueError. `around` holds the residual stream and mask of the run, and the positions of
+    changes and effects, all with padding. `counts` are the numbers of positions without padding, None for no axis.
     """
 
     model: HookedTransformer
     around: tuple[Array, ...]
     layers: tuple[int, int]
+    counts: tuple[int | None, int | None]
 
     @property
     def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shape of the output, and the shape of the input."""
-        residual, _, start, end = self.around
-        return residual[:, end].shape, residual[:, start].shape
+        n_prompts, _, d_model = self.around[0].shape
+        input, output = ((n_prompts, *([] if count is None else [count]), d_model) for count in self.counts)
+        return output, input
 
     def matvec(self, change: Float[Array, "b p d"]) -> Float[Array, "b q c"]:
         """The effect of a change, to first order."""
-        return push(self.model, self.around, self._fitting(change, self.shape[1]), layers=self.layers)
+        output, input = self.shape
+        effect = push(self.model, self.around, self._extended(change, input, self.around[2]), layers=self.layers)
+        return shortened(effect, (1,), output[1])
 
     def rmatvec(self, gradient: Float[Array, "b q c"]) -> Float[Array, "b p d"]:
         """The transpose: the gradient with respect to the change, from that with respect to its effect."""
-        return pull(self.model, self.around, self._fitting(gradient, self.shape[0]), layers=self.layers)
+        output, input = self.shape
+        change = pull(self.model, self.around, self._extended(gradient, output, self.around[3]), layers=self.layers)
+        return shortened(change, (1,), input[1])
 
-    def _fitting(self, vector: Any, shape: tuple[int, ...]) -> Array:
+    def _extended(self, vector: Any, shape: tuple[int, ...], positions: Array) -> Array:
+        """A vector, checked, with zeros at the padding."""
         vector = jnp.asarray(vector, self.around[0].dtype)
         if vector.shape != shape:
             raise ValueError(f"the vector has shape {vector.shape}; expected {shape}, one vector per prompt")
-        return vector
+        return extended(vector, (1,), len(positions)) if positions.ndim else vector
 
     def dense(self) -> Float[Array, "b q c p d"]:
         """The Jacobian of every prompt as a matrix."""
-        return dense(self.model, self.around, layers=self.layers)
+        output, input = self.shape
+        matrix = shortened(dense(self.model, self.around, layers=self.layers), (1,), output[1])
+        return shortened(matrix, (len(output),), input[1])
 
     def svd(
         self, rank: int, n_iterations: int = 8, seed: int = 0
@@ -111,8 +137,11 @@ class ResidualJacobian:
         if not isinstance(rank, int | np.integer) or not 1 <= rank <= largest_rank:
             raise ValueError(f"rank is {rank}; expected 1 to {largest_rank}, the smaller side of one prompt's matrix")
         columns = min(rank + EXTRA_COLUMNS, largest_rank)
-        first = wide(jnp.asarray(np.random.default_rng(seed).normal(size=(columns, *input)), self.around[0].dtype))
+        first, positions = np.random.default_rng(seed).normal(size=(columns, *input)), self.around[2]
+        first = extended(first, (2,), len(positions)) if positions.ndim else first
+        first = wide(jnp.asarray(first, self.around[0].dtype))
         left, values, right = largest(self.model, self.around, first, n_iterations, layers=self.layers)
+        left, right = shortened(left, (2,), output[1]), shortened(right, (2,), input[1])
         return left[:, :rank], values[:, :rank], right[:, :rank]
 
 
@@ -125,7 +154,8 @@ def _run(model: HookedTransformer, around: tuple[Array, ...], layers: tuple[int,
 
     def run(change):
         changed = residual.at[:, start].add(change)
-        return model(changed, start_at_layer=layers[0], stop_at_layer=layers[1], attention_mask=mask)[:, end]
+        output = model(changed, start_at_layer=layers[0], stop_at_layer=layers[1], attention_mask=mask)
+        return output.at[:, end].get(mode="fill", fill_value=0)
 
     return run, jnp.zeros_like(residual[:, start])
 

@@ -5,6 +5,7 @@ import dataclasses
 from typing import get_args
 
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxlens import plot
 from jaxlens.analysis.attribution.compare import compare_with_patching
@@ -74,7 +75,7 @@ def report_direct(model: HookedTransformer, prompts: PromptSet, arguments: argpa
 def report_tokens(model: HookedTransformer, prompts: PromptSet, arguments: argparse.Namespace) -> Report:
     """Integrated gradients of the tokens of each prompt."""
     has_corrupted = prompts.prompts[0].corrupted is not None
-    baseline = prompts.corrupted if has_corrupted else model.W_E.mean(0)
+    baseline = prompts.corrupted if has_corrupted else mean_embedding(model)
     baseline_name = "the corrupted prompt" if has_corrupted else "the mean embedding"
     steps = arguments.steps or TOKEN_STEPS
     result = integrated_gradients(model, prompts.clean, prompts.metric_per_prompt, baseline, steps)
@@ -89,6 +90,11 @@ def report_tokens(model: HookedTransformer, prompts: PromptSet, arguments: argpa
         pictures.append(strongest_bars(contributions, arguments.top, "Largest contributions of tokens"))
     tokens = [model.to_str_tokens(text) for text in prompts.clean]
     return Report(pictures, {"tokens": tokens, "attribution": result.values, "difference": result.difference})
+
+
+def mean_embedding(model: HookedTransformer) -> Float[Array, "d"]:
+    """The mean of `hook_embed` over all tokens of the vocabulary."""
+    return model.embed(np.arange(model.cfg.d_vocab)[None])[0].mean(0)
 
 
 def report_edges(model: HookedTransformer, prompts: PromptSet, arguments: argparse.Namespace) -> Report:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxlens._jax import as_device, full_precision, is_traced, on_host
 from jaxlens.config import Config
 from jaxlens.errors import ActivationNotFound
-from jaxlens.hooks.names import get_act_name, split_name, why_no_norm_output, without_alias
+from jaxlens.hooks.names import get_act_name, split_name, why_not_cached, without_alias
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.slice import Slice
 from jaxlens.hooks.table import sites
@@ -88,7 +88,7 @@ class ActivationCache(Decomposition, Mapping):
     def _key_and_row(self, name: str) -> tuple[str, int | None]:
         """The key under which an activation is stored, and its row if it is stacked with other layers."""
         if name not in self._rows:
-            why = why_no_norm_output(self.cfg, name)
+            why = why_not_cached(self.cfg, name)
             near = difflib.get_close_matches(name, self._rows, n=3, cutoff=0.6)
             nearest = " or ".join(f'"{other}"' for other in near)
             hint = f"did you mean {nearest}?" if near else f"cache.keys() lists the {len(self)} that it holds"
@@ -128,7 +128,7 @@ class ActivationCache(Decomposition, Mapping):
             return self._layers_first(name)
         site = name.removeprefix("blocks.*.")
         if not (layers := self._held_in(site)):
-            why = why_no_norm_output(self.cfg, name)
+            why = why_not_cached(self.cfg, name)
             raise ActivationNotFound(f'the cache holds no "{name}" in any layer{why and f"; {why}"}')
         return self.of_layers(site, layers)
 

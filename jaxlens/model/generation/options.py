@@ -61,12 +61,11 @@ def new_generation(
     wanted = layers.wanted(model.cfg, names_filter) if return_cache else frozenset()
     request = RunRequest(layers, "logits", wanted=wanted, last_only=True, has_derivative=False)
     hooks = model._hooks + model._registered(fwd_hooks, layers)
-    runner = model
-    if (layout := layout_of(model, prompt.model_input)) is not None:  # a mesh with Explicit axes
+    runner, given, rules = model, prompt.model_input, Rules(sampler, key, ends, filler)
+    if (layout := layout_of(model, given)) is not None:  # a mesh with Explicit axes
+        modules, given, past, rules = layout.to_automatic((model.modules, given, past, rules))
         hooks = layout.to_automatic(tuple(in_layout(hook, layout) for hook in hooks))
-        runner, past = model._copy(layout.to_automatic(model.modules)), layout.to_automatic(past)
-        prompt = dataclasses.replace(prompt, model_input=layout.to_automatic(prompt.model_input))
-    rules = Rules(sampler, key, ends, filler)
+        runner, prompt = model._copy(modules), dataclasses.replace(prompt, model_input=given)
     loop = Loop(runner, hooks, request, rules, output_logits, not use_past_kv_cache, layout)
     return Generation(loop, model, prompt, int(max_new_tokens), stops, past, prefill_chunk)
 
