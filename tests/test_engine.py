@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from support.hlo import buffers
 from support.models import CONFIGS, LLAMA, model, tokens
-from test_models import close
+from test_models import close, every_config
 
 from jaxlens import Config, HookedTransformer, hook
 from jaxlens._jax import is_traced
 from jaxlens.hooks.plan import HookPlan, register
+from jaxlens.model import engine
 from jaxlens.model.engine import stretches
+from jaxlens.model.generation.past import TransformerLensKeyValueCache
 
 
 @pytest.fixture
@@ -59,9 +61,12 @@ def test_between_two_layers_python_edits_what_one_loop_gives_the_next():
 
 
 @pytest.mark.parametrize("name", ["llama", "moe"])
-@pytest.mark.parametrize("names_filter", [None, ["blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"]])
-def test_an_edit_between_two_layers_is_that_of_the_traced_run_and_is_captured(name, names_filter):
+@pytest.mark.parametrize("names_filter", ["large", None, ["blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"]])
+def test_an_edit_between_two_layers_is_that_of_the_traced_run_and_is_captured(name, names_filter, monkeypatch):
     the_model, given, ran = model(name), tokens(2, 7), []
+    if names_filter == "large":
+        names_filter = None
+        monkeypatch.setattr(engine, "MANY_BYTES", 0)
 
     def bent(value, hook):
         ran.append(hook.name)
@@ -119,6 +124,52 @@ def test_captures_are_of_a_whole_stack_or_of_single_layers():
     assert planned(cfg, plan_of(cfg, wanted=everywhere)) == [(0, (0, 1, 2, 3), False)]
     some = planned(cfg, plan_of(cfg, wanted=everywhere[1:3]))
     assert some == [(0, (0,), False), (0, (1,), False), (0, (2,), False), (0, (3,), False)]
+
+
+@pytest.mark.parametrize("name", ["shortformer", "gemma", "moe", "latent", "adapter"])
+def test_a_large_cache_has_the_same_values_in_an_array_for_each_layer(name, monkeypatch):
+    the_model, given = model(name), tokens(2, 7)
+    mask, steer = np.arange(7) >= [[2], [0]], hook(lambda value, hook, by: value * by, by=0.7)
+
+    def runs():
+        yield the_model.run_with_cache(given)
+        hooks = [("blocks.1.hook_resid_pre", lambda value, hook: value + 1), ("blocks.*.attn.hook_z", steer)]
+        yield the_model.run_with_cache(given, attention_mask=mask, hooks=hooks)
+        past = TransformerLensKeyValueCache.init_cache(the_model.cfg, batch_size=2)
+        the_model(given[:, :3], past_kv_cache=past)
+        yield the_model.run_with_cache(given[:, 3:], past_kv_cache=past)
+
+    expected = list(runs())
+    monkeypatch.setattr(engine, "MANY_BYTES", 0)
+    for (found, cache), (output, stacked) in zip(runs(), expected, strict=True):
+        close(found, output)
+        assert cache.keys() == stacked.keys()
+        for key, value in stacked.items():
+            close(cache[key], value)
+        close(cache.stack_activation("resid_post"), stacked["blocks.*.hook_resid_post"])
+    assert all(not key.startswith("blocks.*") for key in cache._arrays)
+
+
+@every_config
+def test_the_size_of_a_cache_is_known_before_the_run(name):
+    names = [*model(name).hook_dict]
+    cache = model(name).run_with_cache(tokens(3, 8), names_filter=names)[1]
+    size = sum(value.nbytes for key, value in cache.items() if key.startswith("blocks."))
+    assert engine._captured_bytes(model(name).cfg, frozenset(names), (3, 8)) == size
+
+
+def test_gradients_through_a_large_cache(monkeypatch):
+    """The residual stream becomes a tracer in a Python hook, after half of the layers."""
+    the_model, given = model("llama"), tokens(2, 7)
+
+    def loss(vector):
+        hooks = [("blocks.2.hook_resid_pre", lambda value, hook: value + vector)]
+        cache = the_model.run_with_cache(given, hooks=hooks)[1]
+        return jnp.sum(cache["blocks.3.mlp.hook_post"] ** 2) + jnp.sum(cache["blocks.1.attn.hook_z"])
+
+    expected = jax.grad(loss)(jnp.ones(14))
+    monkeypatch.setattr(engine, "MANY_BYTES", 0)
+    close(jax.grad(loss)(jnp.ones(14)), expected)
 
 
 def test_blocks_of_different_shape_are_a_few_stacks_in_order():

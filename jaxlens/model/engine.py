@@ -4,6 +4,7 @@
               [ loop 0..4 ] the Python hook, if it edits the residual stream between two layers [ loop 5..29 ]
     gradient  the same, then [ loop 29..6 ][ layer 5, step by step ][ loop 4..0 ]         (an eager jax.grad)
     traced    [ scan 0..29, all hooks inside ]                                            (the caller's jit, vmap, jvp)
+    large cache   [ layer 0 ][ layer 1 ] … [ layer 29 ], captures in arrays of their own
 
 The bounds of the loop are arguments of its program, so the program runs any stretch of layers. Compile time does not
 grow with depth, and a new Python hook does not recompile the model. Under other transformations the same Block runs in
@@ -14,6 +15,7 @@ import dataclasses
 import enum
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 
 import jax
@@ -24,13 +26,14 @@ from jaxlens._jax import is_eagerly_differentiated, is_traced, tracers_in
 from jaxlens.config import Config
 from jaxlens.errors import HookError
 from jaxlens.hooks.plan import HookPlan, sites_by_layer, zero_probe
-from jaxlens.hooks.table import RESID_POST, RESID_PRE
+from jaxlens.hooks.table import RESID_POST, RESID_PRE, sites
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.loops import (
     LoopInputs,
     Memory,
     Program,
     Rows,
+    compiled_layer,
     compiled_loop,
     differentiable_loop,
     layer_at,
@@ -41,7 +44,7 @@ from jaxlens.model.loops import (
 from jaxlens.model.scans import Scan
 from jaxlens.nn.block import SPLIT_INPUTS, Block
 from jaxlens.nn.kv_cache import LayerMemory
-from jaxlens.nn.module import arrays
+from jaxlens.nn.module import arrays, axis_lengths
 from jaxlens.nn.sequence import Columns, LayerInfo, SequenceInfo
 
 
@@ -60,8 +63,9 @@ class Stretch:
     """Consecutive layers that run together, starting at index `first` of a stack of equal blocks.
 
     `wanted` are the sites to capture. They are written to buffers that the whole stack shares if `buffered`, which is
-    the case if they are captured in all of its layers. `edited` is True for a layer that a Python hook edits, and
-    `per_head` for layers whose inputs of attention are copied for each head, because a data hook edits the copies.
+    the case if they are captured in all of its layers, unless they are a large cache. `edited` is True for a layer that
+    a Python hook edits, and `per_head` for layers whose inputs of attention are copied for each head, because a data
+    hook edits the copies.
     """
 
     stack: int
@@ -108,7 +112,8 @@ def run_layers(
     buffers: dict[int, Rows] = {}  # by stack
     next_layer, is_given = start, mode is not None
     mode = mode if is_given else Mode.of(plan, memory, stacks, info, plan.hooks, plan.probes)
-    planned = stretches(plan, start, stop, mode)
+    stacked = is_given or mode is not Mode.EAGER or is_traced(x) or not _is_large_cache(plan, x)
+    planned = stretches(plan, start, stop, mode, stacked=stacked)
     while next_layer < stop:
         stretch = next(planned)
         if mode is not Mode.SCANNED and not stretch.edited and plan.plain_hooks_at(RESID_PRE, next_layer):
@@ -118,7 +123,7 @@ def run_layers(
         if not is_given and is_traced(x) and (new := Mode.of(plan, memory, x)) > mode:
             if new is Mode.SCANNED:
                 captured, buffers = captured + _in_buffers(buffers, plan, next_layer), {}
-            mode, planned = new, stretches(plan, start, stop, new, next_layer)
+            mode, planned = new, stretches(plan, start, stop, new, next_layer, stacked)
             stretch = next(planned)
         stack, own = stacks[stretch.stack], buffers.get(stretch.stack) if stretch.buffered else None
         if mode is Mode.SCANNED:
@@ -148,27 +153,52 @@ def _in_buffers(buffers: dict[int, Rows], plan: HookPlan, stop: int) -> list[Cap
     return entries
 
 
-def stretches(plan: HookPlan, start: int, stop: int, mode: Mode = Mode.EAGER, next_layer: int = 0) -> Iterator[Stretch]:
+MANY_SITES, MANY_BYTES = 8, 2**28
+"""A cache of more than so many sites and bytes is large."""
+
+
+def _is_large_cache(plan: HookPlan, x: jax.Array) -> bool:
+    """Whether so much is captured that each layer gets arrays of its own, which need not be filled with zeros first.
+
+    Captures of few sites stay in one array each: they are often read in all layers at once.
+    """
+    return plan.positions is None and _captured_bytes(plan.cfg, plan.wanted, x.shape[:2]) > MANY_BYTES
+
+
+@functools.lru_cache(maxsize=256)
+def _captured_bytes(cfg: Config, names: frozenset[str], shape: tuple[int, int]) -> int:
+    """The bytes of these activations of all layers, in a run of [b p] tokens, or 0 if they are few sites."""
+    in_blocks = [sites(cfg)[name] for name in names if name.startswith("blocks.")]
+    if len({site.name for site in in_blocks}) <= MANY_SITES:
+        return 0
+    (b, p), size = shape, jnp.dtype(cfg.dtype).itemsize
+    lengths = axis_lengths(cfg) | {"b": b, "p": p, "s": p, "1": 1}
+    return size * sum(math.prod(lengths[letter] for letter in site.axes.split()) for site in in_blocks)
+
+
+def stretches(
+    plan: HookPlan, start: int, stop: int, mode: Mode = Mode.EAGER, next_layer: int = 0, stacked: bool = True
+) -> Iterator[Stretch]:
     """The stretches that cover layers start..stop-1 in order, from `next_layer` on.
 
     A stretch ends where the kind of block changes, where a Python hook edits a layer or the residual stream between two
     layers, where data hooks begin or cease to edit the inputs of heads, and where the captured sites change. A stretch
-    with captures belongs to a whole stack, whose buffers it writes to, or is a single layer. So a set of sites needs a
-    fixed number of programs, and not one for each number of layers. In a scan, stretches are split by kind of block
-    only.
+    with captures belongs to a whole stack, whose buffers it writes to, or is a single layer; always the latter unless
+    `stacked`. So a set of sites needs a fixed number of programs, and not one for each number of layers. In a scan,
+    stretches are split by kind of block only.
     """
     if mode is Mode.SCANNED:
-        return iter(_stretches(plan.cfg, None, *[frozenset()] * 3, start, stop, next_layer))
+        return iter(_stretches(plan.cfg, None, *[frozenset()] * 3, start, stop, next_layer, stacked))
     edited, after_edit = plan.edited_by_python(differentiated=mode is Mode.DIFFERENTIATED)
     of_heads = [hook for hook in plan.hooks if hook.site in SPLIT_INPUTS and not hook.is_plain]
     per_head = frozenset(layer for hook in of_heads for layer in range(start, stop) if hook.acts_in(layer))
-    return iter(_stretches(plan.cfg, plan.wanted, edited, after_edit, per_head, start, stop, next_layer))
+    return iter(_stretches(plan.cfg, plan.wanted, edited, after_edit, per_head, start, stop, next_layer, stacked))
 
 
 @functools.lru_cache(maxsize=256)
 def _stretches(
     cfg: Config, names: frozenset[str] | None, edited: frozenset[int], after_edit: frozenset[int],
-    per_head: frozenset[int], start: int, stop: int, next_layer: int,
+    per_head: frozenset[int], start: int, stop: int, next_layer: int, stacked: bool,
 ) -> tuple[Stretch, ...]:  # fmt: skip
     """`stretches` that capture these names (None: in a scan, which captures in any layer)."""
     index = {layer: (stack, i) for stack, layers in enumerate(cfg.stacks) for i, layer in enumerate(layers)}
@@ -178,7 +208,7 @@ def _stretches(
         range(start, stop), lambda layer: (index[layer][0], wanted_in.get(layer))
     ):
         layers = tuple(group)
-        buffered = bool(wanted) and layers == cfg.stacks[stack] and len(layers) > 1
+        buffered = stacked and bool(wanted) and layers == cfg.stacks[stack] and len(layers) > 1
         single = edited if buffered or not wanted else frozenset(layers)
 
         def part_of(layer: int, single=single):
@@ -198,7 +228,7 @@ def _compiled(
     stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan, buffers: Rows | None, mode: Mode,
     memory: Memory,
 ):  # fmt: skip
-    """A stretch as a compiled loop: the residual stream, and the captured values, in the rows of its buffers if any."""
+    """A stretch, compiled: the residual stream, and the captured values, in the rows of its buffers if any."""
     layers = plan.cfg.stacks[stretch.stack]
     rows = layers if stretch.buffered else stretch.layers if stretch.wanted else ()
     hooks = plan.data_hooks_in(layers)  # of the whole stack, so that all of its stretches have one program
@@ -207,16 +237,19 @@ def _compiled(
     if RESID_POST in probes and plan.plain_hooks_at(RESID_POST, stretch.layers[-1]):  # added after these hooks
         probes |= _with_zero_row({RESID_POST: probes[RESID_POST]}, np.int32(stretch.last_row))
     inputs = LoopInputs(stack, (info, hooks, plan.positions), probes)
-    loop = compiled_loop if mode is Mode.EAGER else differentiable_loop
-    program = Program(layers, stretch.wanted, len(rows))
-    if buffers is None:
-        buffers = new_buffers(program, inputs, x, memory) if rows else {}
-    first, last = np.int32(stretch.first), np.int32(stretch.first + len(stretch.layers))
-    x, values, memory = loop(program, inputs, x, buffers, first, last, memory)
+    program, first = Program(layers, stretch.wanted, len(rows)), np.int32(stretch.first)
+    if mode is Mode.EAGER and stretch.wanted and not stretch.buffered:
+        x, values, memory = compiled_layer(program, inputs, x, first, memory)
+    else:
+        loop = compiled_loop if mode is Mode.EAGER else differentiable_loop
+        if buffers is None:
+            buffers = new_buffers(program, inputs, x, memory) if rows else {}
+        x, values, memory = loop(program, inputs, x, buffers, first, first + np.int32(len(stretch.layers)), memory)
+        values = values if stretch.buffered else {site: value[0] for site, value in values.items()}
     if mode is Mode.EAGER and is_traced(x) and is_eagerly_differentiated(x):  # although no input is traced
         problem = "a function of hook(fn, **data) uses a value that is differentiated and is not among its data"
         raise HookError(f"{problem}; pass the value as data, as in hook(fn, w=w)")
-    return x, values if stretch.buffered else {site: value[0] for site, value in values.items()}, memory
+    return x, values, memory
 
 
 def _as_captured(values: Rows, layers: tuple[int, ...]) -> list[Captured]:

@@ -114,11 +114,12 @@ def new_buffers(program: Program, inputs: LoopInputs, x, memory: Memory = None) 
 
 def _forward(program: Program, inputs: LoopInputs, x, buffers: Rows, first, last, keep: bool, memory: Memory = None):
     """The loop: the residual stream, captured values in `buffers`, if `keep` the input of each layer, the memory."""
-    kept = new_rows(x, len(program.layers)) if keep else None
+    kept = new_rows(x, 1 if program.n_rows == 1 else len(program.layers)) if keep else None
 
     def body(i, carry):
         x, buffers, kept, memory = carry
-        kept, row = set_row(kept, x if keep else None, i), program.row(i, first)
+        row = program.row(i, first)
+        kept = set_row(kept, x if keep else None, row)
         given = inputs.at(i, row) if keep else inputs.in_stack(i, row, one_token=x.shape[:2] == (1, 1))
         x, captured, memory = _step_at(program, given, x, i, memory)
         return x, set_row(buffers, captured, row), kept, memory
@@ -131,6 +132,12 @@ def compiled_loop(program: Program, inputs: LoopInputs, x, buffers: Rows, first,
     """Layers first..last-1 of a stack: the residual stream after them, the captured values in `buffers`, the memory."""
     x, buffers, _, memory = _forward(program, inputs, x, buffers, first, last, False, memory)
     return x, buffers, memory
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
+def compiled_layer(program: Program, inputs: LoopInputs, x, i, memory: Memory = None):
+    """The layer with index i in a stack: the residual stream after it, the captured values, the memory."""
+    return _step_at(program, inputs.in_stack(i, 0, one_token=x.shape[:2] == (1, 1)), x, i, memory)
 
 
 # --- backward
@@ -223,7 +230,7 @@ def _backward(program: Program, residuals: _Residuals, gradient, of_buffers: Row
             x, captured, _ = _step_at(program, dataclasses.replace(given, **fields), x, i)
             return x, {site: captured[site] for site in of_buffers}
 
-        _, pull_back = jax.vjp(run, floats, layer_at(residuals.kept, i))
+        _, pull_back = jax.vjp(run, floats, layer_at(residuals.kept, row))
         of_captured = layer_at(of_buffers, row)
         of_floats, gradient = pull_back((gradient, of_captured))
         of_buffers = set_row(of_buffers, jax.tree.map(jnp.zeros_like, of_captured), row)
