@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from jaxlens.nn.kv_cache import LayerMemory
 
 
+OF_MATRIX_PRODUCTS = frozenset(
+    (*(f"attn.hook_{name}" for name in ("q", "k", "v", "rot_q", "rot_k")), "mlp.hook_pre", "mlp.hook_pre_linear")
+)
+"""Sites whose values are results of matrix products, or are read only by matrix products: XLA has them as arrays."""
+
+
 class Tap:
     """Runs hooks and captures values in one layer of one forward, or outside the blocks (`layer` is None).
 
@@ -57,12 +63,13 @@ class Tap:
 
     def __call__(self, name: str, value: jax.Array) -> jax.Array:
         """The value after all hooks at this point. It is captured if the plan contains its name."""
-        site = self.prefix + name
+        site, is_edited = self.prefix + name, False
         for hook in self._hooks:
             if hook.site == site:
-                value = self._edited(hook, value)
+                value, is_edited = self._edited(hook, value), True
         if site in self._wanted:
-            value = value if self.stepwise else _rounded(value)  # between two steps it is an array
+            is_array = self.stepwise or (site in OF_MATRIX_PRODUCTS and not is_edited)  # stepwise: between two steps
+            value = value if is_array else _rounded(value)
             self.captured[site] = value if self._positions is None else self._positions.cut(site, value)
         return value
 

@@ -153,7 +153,7 @@ def _in_buffers(buffers: dict[int, Rows], plan: HookPlan, stop: int) -> list[Cap
     return entries
 
 
-MANY_SITES, MANY_BYTES = 8, 2**28
+MANY_SITES, MANY_BYTES = 8, 2**27
 """A cache of more than so many sites and bytes is large."""
 
 
