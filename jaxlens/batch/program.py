@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jaxlens._explicit_axes import Layout, explicit_mesh
 from jaxlens._jax import on_host
 from jaxlens.batch.contexts import Batch, Context, batches
 from jaxlens.batch.fingerprint import AsOfNow
 from jaxlens.hooks.api import DataHook
-from jaxlens.hooks.layout import Layout, explicit_mesh
 from jaxlens.hooks.steer import Steering
 from jaxlens.model.cache.activation_cache import ActivationCache
 from jaxlens.model.request import LayerRange, ModelInput, RunRequest

@@ -21,7 +21,7 @@ from jaxtyping import Array, Int
 
 from jaxlens._jax import from_torch, is_torch_tensor
 from jaxlens.errors import HookError
-from jaxlens.hooks.layout import Layout
+from jaxlens.hooks.layout import ModelLayout
 from jaxlens.hooks.names import split_name
 from jaxlens.hooks.positions import shortened
 
@@ -179,7 +179,7 @@ class PythonHook:
 
     fn: Callable
     identity: Any = None
-    layout: Layout | None = None
+    layout: ModelLayout | None = None
 
     def with_new_identity(self) -> "PythonHook":
         """A copy for which every program is traced again, because `fn` may use globals that have changed."""

@@ -1,4 +1,4 @@
-"""Runs of a model on a mesh with Explicit axes (see jaxlens/hooks/layout.py).
+"""Runs of a model on a mesh with Explicit axes (see jaxlens/_explicit_axes.py).
 
 Axes: b batch, p position, d d_model, o output vocabulary.
 """
@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 
+from jaxlens._explicit_axes import explicit_mesh
 from jaxlens.hooks.api import PythonHook
-from jaxlens.hooks.layout import Layout, explicit_mesh
+from jaxlens.hooks.layout import ModelLayout
 from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.model.engine import Captured
 from jaxlens.model.request import ModelInput, RunRequest
@@ -39,13 +40,13 @@ def with_automatic_axes(
     return output, [explicit(entry, layout) for entry in captured], rest
 
 
-def layout_of(model: Any, *inputs: Any) -> Layout | None:
+def layout_of(model: Any, *inputs: Any) -> ModelLayout | None:
     """The layout of a run on a mesh with Explicit axes, or None. Arrays of `inputs` begin with the axes "b p"."""
     mesh = explicit_mesh(model.modules.embed, inputs)  # not all weights: every call would be slower
     if mesh is None:
         return None
     given = [("b p", array) for array in jax.tree.leaves(inputs) if isinstance(array, jax.Array) and array.ndim > 1]
-    return Layout.of(mesh, [*given, *_weights(model)], model.cfg)
+    return ModelLayout.of(mesh, [*given, *_weights(model)], model.cfg)
 
 
 def _weights(model: Any) -> Iterator[tuple[str, jax.Array]]:
@@ -55,14 +56,14 @@ def _weights(model: Any) -> Iterator[tuple[str, jax.Array]]:
         yield letters.replace("v", "o") if model.cfg.tie_word_embeddings else letters, weights[name]
 
 
-def in_layout(hook: RegisteredHook, layout: Layout) -> RegisteredHook:
+def in_layout(hook: RegisteredHook, layout: ModelLayout) -> RegisteredHook:
     """The hook; if its function is a plain Python function, the function receives arrays with Explicit axes."""
     if not isinstance(hook.hook, PythonHook):
         return hook
     return dataclasses.replace(hook, hook=dataclasses.replace(hook.hook, layout=layout))
 
 
-def explicit(entry: Captured, layout: Layout) -> Captured:
+def explicit(entry: Captured, layout: ModelLayout) -> Captured:
     """A captured activation with Explicit axes."""
     name = entry.name if entry.layers is None else f"blocks.{entry.layers[0]}.{entry.name}"
     value = layout.to_explicit_at(name, entry.value, n_leading=int(entry.layers is not None))

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import full_precision
 from jaxlens.config import Config
 from jaxlens.errors import require
-from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.request import bos_choice, check_in_vocabulary, required_tokenizer
 from jaxlens.nn.embed import check_has_head
 from jaxlens.nn.module import arrays

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import in_full_precision
 from jaxlens.config import Config
-from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.arguments import METHODS
 from jaxlens.model.hook_methods import ModelHookPoint
 from jaxlens.model.module_views import KEYS_AND_VALUES, BlockViews, ModuleView, zeros

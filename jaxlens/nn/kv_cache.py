@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from jaxlens._explicit_axes import F, Layout, explicit_mesh
 from jaxlens._jax import is_traced
 from jaxlens.config import Config
-from jaxlens.hooks.layout import F, Layout, explicit_mesh
 from jaxlens.nn.packing import PADDING
 
 

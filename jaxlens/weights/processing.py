@@ -21,9 +21,9 @@ from collections.abc import Mapping
 
 import jax
 
+from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import full_precision
 from jaxlens.config import Config
-from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.nn.parameters import Params, check_parameters, parameter_axes
 from jaxlens.weights.plans import PASSES, Plan, plan_of
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import on_host, wide
 from jaxlens.analysis.attribution import backward
 from jaxlens.analysis.attribution.backward import ByStretch
@@ -32,7 +33,6 @@ from jaxlens.analysis.compiled import compiled
 from jaxlens.analysis.inputs import read_pair
 from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.config import Config
-from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.hooks.tap import Tap
 from jaxlens.model.cache.linear_norm import LinearNorm
 from jaxlens.model.transformer import HookedTransformer

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import on_host, wide
 from jaxlens.analysis.attribution import backward
 from jaxlens.analysis.attribution.exact_softmax import ATTENTION_INPUTS, PATTERN, effect_of_keys, effect_of_queries
@@ -28,7 +29,6 @@ from jaxlens.analysis.inputs import read_pair
 from jaxlens.analysis.interventions.activation_patching import position_labels
 from jaxlens.analysis.labelled_array import Labelled
 from jaxlens.errors import ActivationNotFound
-from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.hooks.names import get_act_name, matching, split_name
 from jaxlens.hooks.table import sites
 from jaxlens.model.transformer import HookedTransformer

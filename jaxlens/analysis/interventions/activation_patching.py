@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import wide
 from jaxlens.analysis.inputs import read_pair, read_single
 from jaxlens.analysis.interventions.cells import Cells, combinations, index_axes, site_of
 from jaxlens.analysis.interventions.metric import metric_of
 from jaxlens.analysis.interventions.sweep import PaddedSetter, Setter, SweepOptions, captured_names, sweep
 from jaxlens.analysis.labelled_array import Labelled
-from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.hooks.table import sites
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer

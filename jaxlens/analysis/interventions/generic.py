@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxlens._explicit_axes import on_any_mesh
 from jaxlens.analysis.inputs import check_source, read_single
 from jaxlens.analysis.interventions.activation_patching import MetricFunction
 from jaxlens.analysis.interventions.cells import Cells, axis_lengths_of_sweep, combinations, index_axes
 from jaxlens.analysis.interventions.sweep import PaddedSetter, Setter, SweepOptions, sweep
 from jaxlens.errors import require
-from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.transformer import HookedTransformer
 
 AxisNames = Literal["layer", "pos", "head", "head_index", "src_pos", "dest_pos", "neuron"]

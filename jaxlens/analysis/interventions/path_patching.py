@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import on_host
 from jaxlens.analysis.inputs import read_pair
 from jaxlens.analysis.interventions.activation_patching import MetricFunction, Patched, metric_axes
 from jaxlens.analysis.interventions.cells import Cells
 from jaxlens.analysis.interventions.sweep import PaddedSetter, SweepOptions, sweep
-from jaxlens.hooks.layout import on_any_mesh
 from jaxlens.model.lengths import cut
 from jaxlens.model.request import ModelInput
 from jaxlens.model.transformer import HookedTransformer

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxlens.hooks.layout import Layout
+from jaxlens.hooks.layout import ModelLayout
 from jaxlens.hooks.names import split_name
 from jaxlens.hooks.plan import RegisteredHook, SiteHook, site_hooks
 from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
@@ -70,7 +70,7 @@ class Loop:
     rules: Rules
     keeps_logits: bool = False
     runs_again: bool = False
-    layout: Layout | None = None
+    layout: ModelLayout | None = None
 
     def axes(self) -> contextlib.AbstractContextManager:
         """A context for runs of the model: with Auto axes, on a mesh with Explicit axes."""
