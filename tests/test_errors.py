@@ -96,6 +96,11 @@ HOOK_NAMES = {
             tokens(1, 5), return_type="loss", hooks=[("blocks.1.hook_mlp_out", hook(lambda v, hook: v * w))])
         )(1.3), HookError, "pass the value as data, as in hook(fn, w=w)",
     ),
+    "a data hook that closes over what is differentiated, at a single token": Case(
+        lambda: jax.grad(lambda w: model("llama")(
+            tokens(1, 1), hooks=[("blocks.1.hook_mlp_out", hook(lambda v, hook: v * w))])[0, 0, 0]
+        )(1.3), HookError, "pass the value as data, as in hook(fn, w=w)",
+    ),
     "a short name": Case(lambda: hooked("z"), HookError, 'no hook point "z"; did you mean "blocks.0.attn.hook_z"'),
     "a typing error in a wildcard": Case(
         lambda: hooked("blocks.*.atn.hook_z"), HookError, 'did you mean "blocks.*.attn.hook_z"'

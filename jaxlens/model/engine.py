@@ -223,6 +223,11 @@ def _stretches(
 
 # --- compiled stretches
 
+NOT_AMONG_DATA = (
+    "a function of hook(fn, **data) uses a value that is differentiated and is not among its data; pass the value as "
+    "data, as in hook(fn, w=w)"
+)
+
 
 def _compiled(
     stack: Block, x, info: SequenceInfo, stretch: Stretch, plan: HookPlan, buffers: Rows | None, mode: Mode,
@@ -238,17 +243,21 @@ def _compiled(
         probes |= _with_zero_row({RESID_POST: probes[RESID_POST]}, np.int32(stretch.last_row))
     inputs = LoopInputs(stack, (info, hooks, plan.positions), probes)
     program, first = Program(layers, stretch.wanted, len(rows)), np.int32(stretch.first)
-    if mode is Mode.EAGER and stretch.wanted and not stretch.buffered:
-        x, values, memory = compiled_layer(program, inputs, x, first, memory)
-    else:
-        loop = compiled_loop if mode is Mode.EAGER else differentiable_loop
-        if buffers is None:
-            buffers = new_buffers(program, inputs, x, memory) if rows else {}
-        x, values, memory = loop(program, inputs, x, buffers, first, first + np.int32(len(stretch.layers)), memory)
-        values = values if stretch.buffered else {site: value[0] for site, value in values.items()}
+    try:
+        if mode is Mode.EAGER and stretch.wanted and not stretch.buffered:
+            x, values, memory = compiled_layer(program, inputs, x, first, memory)
+        else:
+            loop = compiled_loop if mode is Mode.EAGER else differentiable_loop
+            if buffers is None:
+                buffers = new_buffers(program, inputs, x, memory) if rows else {}
+            x, values, memory = loop(program, inputs, x, buffers, first, first + np.int32(len(stretch.layers)), memory)
+            values = values if stretch.buffered else {site: value[0] for site, value in values.items()}
+    except ValueError as error:  # of JAX, for a loop whose bounds are arguments
+        if "Linearization failed" in str(error):
+            raise HookError(NOT_AMONG_DATA) from error
+        raise
     if mode is Mode.EAGER and is_traced(x) and is_eagerly_differentiated(x):  # although no input is traced
-        problem = "a function of hook(fn, **data) uses a value that is differentiated and is not among its data"
-        raise HookError(f"{problem}; pass the value as data, as in hook(fn, w=w)")
+        raise HookError(NOT_AMONG_DATA)
     return x, values, memory
 
 
