@@ -30,10 +30,13 @@ MODELS = {
     "mixtral": ("mixtral", {**SIZES, "num_attention_heads": 8, "num_key_value_heads": 2, "num_local_experts": 4}),
     "deepseek": ("deepseek_v3", {
         **{name: size for name, size in SIZES.items() if name != "head_dim"}, "num_attention_heads": 8,
-        "num_key_value_heads": 8, "n_routed_experts": 8, "n_group": 4, "moe_intermediate_size": 24,
+        "num_key_value_heads": 8, "n_routed_experts": 24, "n_group": 4, "moe_intermediate_size": 24,
     }),
 }  # fmt: skip
-"""Model types and sizes. Some can be divided by 8, some only by 4, and the heads of the llama by neither."""
+"""Model types and sizes. Some can be divided by 8, some only by 4, and the heads of the llama by neither.
+
+No weight has the shape of a block of 1, 8, 16 … tokens of an expert, which devices do send each other.
+"""
 
 MESHES = ("1x8-Auto", "2x4-Explicit", "8x1-Auto")
 OFTEN = ("mixtral-1x8-Auto", "llama-2x4-Explicit")

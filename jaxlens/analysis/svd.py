@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import in_full_precision, wide
+from jaxlens._jax.explicit_axes import on_any_mesh
 
 OUTPUT_EMBEDDING = "unembed.W_U"
 VECTOR_TYPES = ("OV", "w_in", "w_out")

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jaxlens._explicit_axes import Layout, explicit_mesh
 from jaxlens._jax import on_host
+from jaxlens._jax.explicit_axes import Layout, explicit_mesh
 from jaxlens.batch.contexts import Batch, Context, batches
 from jaxlens.batch.fingerprint import AsOfNow
 from jaxlens.hooks.api import DataHook

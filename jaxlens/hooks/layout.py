@@ -1,10 +1,10 @@
-"""The layout of a model on a mesh with Explicit axes (see jaxlens/_explicit_axes.py)."""
+"""The layout of a model on a mesh with Explicit axes (see jaxlens/_jax/explicit_axes.py)."""
 
 import dataclasses
 
 import jax
 
-from jaxlens._explicit_axes import Layout
+from jaxlens._jax.explicit_axes import Layout
 from jaxlens.config import Config
 from jaxlens.hooks.table import sites
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import full_precision
+from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.nn.module import arrays
 
 

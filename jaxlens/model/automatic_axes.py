@@ -1,4 +1,4 @@
-"""Runs of a model on a mesh with Explicit axes (see jaxlens/_explicit_axes.py).
+"""Runs of a model on a mesh with Explicit axes (see jaxlens/_jax/explicit_axes.py).
 
 Axes: b batch, p position, d d_model, o output vocabulary.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxlens._explicit_axes import explicit_mesh
+from jaxlens._jax.explicit_axes import explicit_mesh
 from jaxlens.hooks.api import PythonHook
 from jaxlens.hooks.layout import ModelLayout
 from jaxlens.hooks.plan import RegisteredHook

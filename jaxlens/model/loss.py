@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxlens._explicit_axes import Layout, explicit_mesh
 from jaxlens._jax import is_traced, on_host, wide
+from jaxlens._jax.explicit_axes import Layout, explicit_mesh
 
 
 class Output(NamedTuple):

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import full_precision
+from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.config import Config
 from jaxlens.errors import require
 from jaxlens.model.request import bos_choice, check_in_vocabulary, required_tokenizer

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import in_full_precision
+from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.config import Config
 from jaxlens.model.arguments import METHODS
 from jaxlens.model.hook_methods import ModelHookPoint

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxlens._explicit_axes import F, Layout, explicit_mesh
 from jaxlens._jax import is_traced
+from jaxlens._jax.explicit_axes import F, Layout, explicit_mesh
 from jaxlens.config import Config
 from jaxlens.nn.packing import PADDING
 

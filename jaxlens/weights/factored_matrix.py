@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import each_public_method, full_precision, in_full_precision, is_traced, wide
+from jaxlens._jax.explicit_axes import on_any_mesh
 
 STRIP = 2**24
 """The number of Gram matrix entries that `composition_scores` holds at a time: 64 MiB of float32."""

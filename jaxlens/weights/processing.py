@@ -21,8 +21,8 @@ from collections.abc import Mapping
 
 import jax
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import full_precision
+from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.config import Config
 from jaxlens.nn.parameters import Params, check_parameters, parameter_axes
 from jaxlens.weights.plans import PASSES, Plan, plan_of

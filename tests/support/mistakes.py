@@ -71,7 +71,7 @@ CASES_OF = {
     "test_checkpoint_heads": ("checkpoints/heads.py", "model/label_methods.py"),
     "test_cli": ("cli/",),
     "test_compat": (
-        "transformer_lens/", "_jax.py", "model/arguments.py", "model/hook_methods.py",
+        "transformer_lens/", "_jax/", "model/arguments.py", "model/hook_methods.py",
         "model/module_views.py", "model/torch_methods.py",
     ),
     "test_conversion": ("model/verify.py",),

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import on_host, wide
+from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.analysis.attribution import backward
 from jaxlens.analysis.attribution.backward import ByStretch
 from jaxlens.analysis.attribution.nodes import path_steps

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import full_precision, on_host, wide
+from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.analysis.attribution.backward import Readout, Start, all_gradients, pull_back, run_layers, runs_along
 from jaxlens.analysis.inputs import read_pair, read_single
 from jaxlens.analysis.interventions.activation_patching import position_labels

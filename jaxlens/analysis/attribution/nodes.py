@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import on_host, wide
+from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.analysis.attribution import backward
 from jaxlens.analysis.attribution.exact_softmax import ATTENTION_INPUTS, PATTERN, effect_of_keys, effect_of_queries
 from jaxlens.analysis.inputs import read_pair

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import wide
+from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.analysis.inputs import read_pair, read_single
 from jaxlens.analysis.interventions.cells import Cells, combinations, index_axes, site_of
 from jaxlens.analysis.interventions.metric import metric_of

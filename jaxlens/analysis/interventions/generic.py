@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlens._explicit_axes import on_any_mesh
+from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.analysis.inputs import check_source, read_single
 from jaxlens.analysis.interventions.activation_patching import MetricFunction
 from jaxlens.analysis.interventions.cells import Cells, axis_lengths_of_sweep, combinations, index_axes

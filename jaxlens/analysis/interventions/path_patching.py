@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import on_host
+from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.analysis.inputs import read_pair
 from jaxlens.analysis.interventions.activation_patching import MetricFunction, Patched, metric_axes
 from jaxlens.analysis.interventions.cells import Cells

@@ -1,9 +1,9 @@
-"""Methods of a cache whose model is on a mesh with Explicit axes (see jaxlens/_explicit_axes.py)."""
+"""Methods of a cache whose model is on a mesh with Explicit axes (see jaxlens/_jax/explicit_axes.py)."""
 
 import functools
 from typing import Any
 
-from jaxlens._explicit_axes import F, explicit_mesh, on_any_mesh
+from jaxlens._jax.explicit_axes import F, explicit_mesh, on_any_mesh
 
 
 def cache_on_any_mesh(function: F) -> F:

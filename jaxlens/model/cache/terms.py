@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens._explicit_axes import on_any_mesh
 from jaxlens._jax import wide
+from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.model.cache.linear_norm import IDENTITY, LinearNorm, NormChain
 
 
