@@ -29,6 +29,7 @@ from jaxlens.checkpoints import open_checkpoint
 from jaxlens.checkpoints.converter import save
 from jaxlens.cli import COMMANDS, main
 from jaxlens.cli.commands import command
+from jaxlens.cli.commands.attribute import mean_embedding
 from jaxlens.cli.commands.prompts import FIELDS, single_token
 from jaxlens.cli.demo import experiment, report
 from jaxlens.hooks.names import split_name
@@ -269,6 +270,14 @@ def test_attribute_by_token_is_integrated_gradients(model, table_and_numbers, co
     close(numbers["difference"], expected.difference)
     assert f"integrated gradients sum to {np.sum(numbers['attribution']):+.3f}" in table
     assert table.count("shops") == 2  # in the text, and in the list
+
+
+@pytest.mark.parametrize("name", ["gemma", "bloom", "original"])
+def test_the_mean_embedding_is_scaled_projected_and_normalized(name):
+    of = randomised(CONFIGS[name], 0)
+    some, others = np.split(np.arange(of.cfg.d_vocab), [20])  # the vocabulary is longer than the context
+    values = [of.run_with_cache(part[None], names_filter="hook_embed")[1]["hook_embed"][0] for part in (some, others)]
+    close(mean_embedding(of), np.concatenate(values).mean(0))
 
 
 def test_attribute_by_path_is_edge_attribution_patching(model, table_and_numbers):

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 OF_MATRIX_PRODUCTS = frozenset(
     (*(f"attn.hook_{name}" for name in ("q", "k", "v", "rot_q", "rot_k")), "mlp.hook_pre", "mlp.hook_pre_linear")
 )
-"""Sites whose values are results of matrix products, or are read only by matrix products: XLA has them as arrays."""
+"""Sites whose values are matrix products, with or without a bias, or are read only by matrix products. No elementwise
+product is added to another value there, so they need no `_rounded`.
+"""
 
 
 class Tap:

@@ -252,8 +252,8 @@ def _compiled(
                 buffers = new_buffers(program, inputs, x, memory) if rows else {}
             x, values, memory = loop(program, inputs, x, buffers, first, first + np.int32(len(stretch.layers)), memory)
             values = values if stretch.buffered else {site: value[0] for site, value in values.items()}
-    except ValueError as error:  # of JAX, for a loop whose bounds are arguments
-        if "Linearization failed" in str(error):
+    except ValueError as error:
+        if mode is Mode.EAGER and "Linearization failed" in str(error):  # JAX cannot differentiate such a loop
             raise HookError(NOT_AMONG_DATA) from error
         raise
     if mode is Mode.EAGER and is_traced(x) and is_eagerly_differentiated(x):  # although no input is traced

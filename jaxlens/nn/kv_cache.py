@@ -87,11 +87,12 @@ class Slots:
         return longer.at_step(self.step + 1)
 
 
-def _on_any_mesh(method: F) -> F:
-    """A decorator of methods that make a cache: they use Auto axes, also if the mesh has Explicit axes."""
+def _makes_a_cache(method: F) -> F:
+    """A decorator of methods that make a cache from one that is not used up: they use Auto axes on any mesh."""
 
     @functools.wraps(method)
     def run(cache: "KVCache", *arguments: Any) -> "KVCache":
+        cache.check_unused()
         mesh = explicit_mesh(cache)
         if mesh is None:
             return method(cache, *arguments)
@@ -148,13 +149,12 @@ class KVCache:
         """The cache with Explicit axes in each array."""
         return jax.tree.map(layout.to_explicit, self, self.axes)
 
-    @_on_any_mesh
+    @_makes_a_cache
     def copy(self) -> "KVCache":
         """The same cache with memory of its own."""
-        self.check_unused()
         return jax.tree.map(jnp.copy, self)
 
-    @_on_any_mesh
+    @_makes_a_cache
     def take(self, rows: Any) -> "KVCache":
         """A cache of these rows, in this order: integers or a mask over rows.
 
@@ -166,7 +166,7 @@ class KVCache:
             raise IndexError(f"rows is {rows.tolist()}; expected at least one number of a row, or a mask over rows")
         return self._rows(np.arange(self.batch_size)[rows])
 
-    @_on_any_mesh
+    @_makes_a_cache
     def repeat(self, n: int) -> "KVCache":
         """A cache in which every row is n rows.
 
@@ -177,7 +177,7 @@ class KVCache:
             raise ValueError(f"n is {n!r}; expected a positive integer")
         return self._rows(np.repeat(np.arange(self.batch_size), n))
 
-    @_on_any_mesh
+    @_makes_a_cache
     def __getitem__(self, which: slice) -> "KVCache":
         """`cache[:length]`: the cache after its first `length` slots, as it was before later tokens were read.
 
@@ -185,7 +185,6 @@ class KVCache:
         """
         if not isinstance(which, slice) or which.start not in (None, 0) or which.step not in (None, 1):
             raise TypeError(f"a cache is cut as cache[:length], with its beginning; got {which!r}")
-        self.check_unused()
         if is_traced(which.stop, self.slots.length):
             stop = self.slots.length if which.stop is None else which.stop
             length = jnp.clip(jnp.where(stop < 0, self.slots.length + stop, stop), 0, self.slots.length)
@@ -198,10 +197,9 @@ class KVCache:
         slots = dataclasses.replace(slots.at_step(slots.step), is_new=is_new)
         return KVCache(self.keys, self.values, slots).copy()
 
-    @_on_any_mesh
+    @_makes_a_cache
     def with_room(self, n_slots: int) -> "KVCache":
         """A cache with at least this many slots: itself, or a copy with more."""
-        self.check_unused()
         more = n_slots - self.max_length
         if more <= 0:
             return self
@@ -213,7 +211,6 @@ class KVCache:
         return KVCache(keys, values, slots.at_step(slots.step))
 
     def _rows(self, rows: np.ndarray) -> "KVCache":
-        self.check_unused()
         keys, values = (jnp.take(x, rows, axis=1) for x in (self.keys, self.values))
         per_row = {name: getattr(self.slots, name)[rows] for name in ("sources", "tokens", "n_tokens", "n_rotated")}
         shared = {name: jnp.copy(getattr(self.slots, name)) for name in ("length", "step", "steps")}

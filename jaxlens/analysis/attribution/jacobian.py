@@ -90,7 +90,10 @@ class ResidualJacobian:
 
     @property
     def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shape of the output, and the shape of the input."""
+        """The shape of the output, and the shape of the input.
+
+        Results are cut along axis 1. Without an axis of positions it is that of d_model, and nothing is cut.
+        """
         n_prompts, _, d_model = self.around[0].shape
         input, output = ((n_prompts, *([] if count is None else [count]), d_model) for count in self.counts)
         return output, input

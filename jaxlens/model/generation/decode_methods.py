@@ -72,6 +72,7 @@ class DecodeMethods:
         if not isinstance(cache, KVCache):
             remedy = "make one with model.init_kv_cache, or pass past_kv_cache= to the model to extend another cache"
             raise TypeError(f"cache is a {type(cache).__name__}; expected a KVCache: {remedy}")
+        cache.check_unused()
         is_number = isinstance(prefill_chunk, int | np.integer) and prefill_chunk > 0
         if prefill_chunk is not None and not is_number:
             raise ValueError(f"prefill_chunk is {prefill_chunk!r}; expected a positive number of columns")
