@@ -25,7 +25,7 @@ from benchmarks.timing import Timing, interleaved
 from jaxlens import Config, HookedTransformer
 from jaxlens.config import Rotary
 from jaxlens.nn.attention import Attention
-from jaxlens.nn.scores import heads_first, plain_softmax, weight_values
+from jaxlens.nn.scores import by_head, heads_first, plain_softmax, weight_values
 
 QWEN: dict[str, Any] = {
     "n_layers": 32, "d_model": 4096, "d_head": 128, "d_mlp": 11008, "d_vocab": 151936, "n_ctx": 8192,
@@ -48,7 +48,7 @@ class MaskedAttention(Attention):
             k, v = tap.memory.extended(k, v)
         scores = self.scores(q, k, info)
         visible = jax.lax.dynamic_slice(self.mask, (info.high[0, 0], 0), scores.shape[-2:])
-        return weight_values(plain_softmax(jnp.where(visible, scores, -jnp.inf), self.sink), v)
+        return weight_values(plain_softmax(by_head(jnp.where(visible, scores, -jnp.inf)), self.sink), v)
 
 
 def with_mask_buffers(model: HookedTransformer) -> HookedTransformer:

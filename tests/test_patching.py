@@ -18,7 +18,7 @@ from test_models import close
 from jaxlens import ActivationNotFound, HookError, hook, patching
 from jaxlens.analysis.interventions.activation_patching import ablate, activation_patch
 from jaxlens.analysis.interventions.cells import Cells
-from jaxlens.analysis.interventions.metric import Metric
+from jaxlens.analysis.interventions.metric import Metric, Read
 from jaxlens.analysis.interventions.path_patching import path_patch
 from jaxlens.analysis.interventions.sweep import baseline_run, sweep
 from jaxlens.analysis.interventions.sweep_batches import BatchShape
@@ -233,7 +233,7 @@ def test_a_batch_of_cells_has_room_for_a_whole_run_at_least():
     given = the_model.read_input(tokens(2, LENGTH))
     baseline, _ = baseline_run(the_model, given, "hook_resid_pre", [0, 1, 2, 3])
     for batch_size in (None, 1, 3, 1000):
-        shape = BatchShape.for_sweep(CONFIGS["gpt2"], baseline, 1, batch_size)
+        shape = BatchShape.for_sweep(CONFIGS["gpt2"], baseline, Read(np.arange(1), np.arange(37)), batch_size)
         assert shape.rows >= 2 * LENGTH
         assert shape.cells >= 1
 
@@ -246,7 +246,7 @@ def test_batches_keep_their_shape_while_free_memory_changes_little():
         stats = {"bytes_limit": limit, "bytes_in_use": in_use}
         device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
         logits = types.SimpleNamespace(dtype=baseline.logits.dtype, devices=lambda: [device])
-        return BatchShape.for_sweep(cfg, dataclasses.replace(baseline, logits=logits), 1, None)
+        return BatchShape.for_sweep(cfg, dataclasses.replace(baseline, logits=logits), Read(np.arange(1), np.arange(37)), None)
 
     assert shape(0) == shape(10**5) == shape(3 * 10**6)
     assert shape(12 * 10**6).cells < shape(0).cells < shape(0, 2**26).cells
@@ -403,31 +403,54 @@ def test_a_warm_sweep_compiles_nothing_for_other_prompts_metrics_answers_or_batc
     assert not compilations
 
 
-def test_a_metric_says_which_positions_it_reads():
+def test_a_metric_says_which_positions_and_tokens_it_reads():
     logits = jax.ShapeDtypeStruct((3, 9, 20), jnp.float32)
-    ends, rows = jnp.array([4, 5, 6]), jnp.arange(3)
+    ends, rows, answers = jnp.array([4, 5, 6]), jnp.arange(3), jnp.array([[2, 7], [11, 19], [7, 0]])
+    last = lambda x: jnp.take_along_axis(x[:, -1], answers, axis=-1)  # noqa: E731
+    everywhere, everything = list(range(9)), list(range(20))
     cases = [
-        (lambda x: x[:, -1].max(), [8]),
-        (lambda x: x[0, -1, 3] - x[1, 2, 5], [2, 8]),
-        (lambda x: jnp.take_along_axis(x[:, -1], rows[:, None], axis=-1).sum(), [8]),
-        (lambda x: x[rows, ends, rows].mean(), [4, 5, 6]),
-        (lambda x: x[:, 4:7].sum() + x[..., -1, 3].sum(), [4, 5, 6, 8]),
-        (lambda x: (x[:, :-1].argmax(-1) == 2).mean(), list(range(8))),
-        (lambda x: jax.nn.log_softmax(x, -1)[:, -1].max(), list(range(9))),
-        (lambda x: x[:, x[0, 0].argmax() % 9].sum(), list(range(9))),
-        (lambda x: x.sum(), list(range(9))),
-        (lambda x: float(x[0, -1, 3]), list(range(9))),
-        (lambda x: 1.0, list(range(9))),
-        (lambda x: x[x > 0].sum(), list(range(9))),
-        (lambda x: float(f"{x[0, -1, 3]:.6f}"), list(range(9))),
-        (lambda x: x.block_until_ready()[0, -1, 3], list(range(9))),
-        (lambda x: x[:, 3:3].sum(), list(range(9))),
+        (lambda x: x[:, -1].max(), [8], everything),
+        (lambda x: x[0, -1, 3] - x[1, 2, 5], [2, 8], [3, 5]),
+        (lambda x: last(x).sum(), [8], [0, 2, 7, 11, 19]),
+        (jax.jit(lambda x: jax.jit(last)(x).T[0] * 2), [8], [2, 7, 11]),
+        (jax.jit(lambda x: jax.nn.log_softmax(x[:, -1])[:, 3]), [8], everything),
+        (lambda x: sum(x[i, -1, token] for i, token in enumerate((7, 19, 0))), [8], [0, 7, 19]),
+        (lambda x: jax.vmap(lambda row, token: row[-1, token])(x, answers[:, 0]), [8], [2, 7, 11]),
+        (lambda x: jnp.take(x[:, -2], answers[1], axis=-1), [7], [11, 19]),
+        (lambda x: x[rows, ends, rows].mean(), [4, 5, 6], [0, 1, 2]),
+        (lambda x: x[:, -1][:, answers[0]].astype(jnp.bfloat16).astype(jnp.float32) * 2, [8], [2, 7]),
+        (lambda x: x.astype(jnp.int8)[:, -1, 4], [8], [4]),
+        (lambda x: x[::-1, ::4, ::-7][:, 1, 1:].T, [4], [5, 12]),
+        (lambda x: x.reshape(27, 20)[8:10, 2].reshape(1, 2, 1).swapaxes(0, 1), [0, 8], [2]),
+        (lambda x: jnp.flip(x.ravel()[jnp.array([7, 33, -1])]) - 1, [0, 1, 8], [7, 13, 19]),
+        (lambda x: jnp.broadcast_to(x[0, -1, 3], (2, 3)) + x[:, 1, 4], [1, 8], [3, 4]),
+        (lambda x: jax.lax.dynamic_slice(x, (0, 7, 25), (3, 2, 2)).sum((1, 2)), [7, 8], [18, 19]),
+        (lambda x: x[0, 3, 2:5], [3], [2, 3, 4]),
+        (lambda x: x[0, -1, 3], [8], [3]),
+        (lambda x: jnp.take(x[:, -1], jnp.array([3, 25]), axis=-1)[:, 0], [8], [3]),
+        (lambda x: jnp.nan_to_num(jnp.take(x[:, -1], jnp.array([3, 25]), axis=-1)), [8], everything),
+        (lambda x: x[0, -1, 3] + x.sum(), everywhere, everything),
+        (lambda x: x[:, 4:7].sum() + x[..., -1, 3].sum(), [4, 5, 6, 8], everything),
+        (lambda x: (x[:, :-1].argmax(-1) == 2).mean(), everywhere[:8], everything),
+        (lambda x: jax.nn.log_softmax(x, -1)[:, -1].max(), everywhere, everything),
+        (lambda x: x[:, x[0, 0].argmax() % 9].sum(), everywhere, everything),
+        (lambda x: x.sum(), everywhere, everything),
+        (lambda x: float(x[0, -1, 3]), everywhere, everything),
+        (lambda x: 1.0, everywhere, everything),
+        (lambda x: x[x > 0].sum(), everywhere, everything),
+        (lambda x: float(f"{x[0, -1, 3]:.6f}"), everywhere, everything),
+        (lambda x: x.block_until_ready()[0, -1, 3], everywhere, everything),
+        (lambda x: x[:, 3:3].sum(), everywhere, everything),
     ]
-    values = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 9, 20)), jnp.float32)
-    for function, positions in cases:
-        ready = Metric(function, logits)
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 9, 20)) * 3, jnp.float32)
+    for function, positions, read in cases:
+        ready, expected = Metric(function, logits), np.stack([np.asarray(function(one)) for one in values])
         assert ready.positions.tolist() == positions
-        close(ready(values[:, :, ready.positions]), np.stack([np.asarray(function(one)) for one in values]))
+        assert ready.tokens.tolist() == read
+        close(ready(values[:, :, ready.positions][..., ready.tokens]), expected)
+        close(ready(values, np.arange(9), np.arange(20)), expected)
+        more = np.union1d(ready.positions, [1, 8]), np.union1d(ready.tokens, [0, 5, 19])
+        close(ready(values[:, :, more[0][:, None], more[1]], *more), expected)
 
 
 def test_an_error_of_a_metric_comes_before_the_run_and_other_metrics_run_on_concrete_logits():

@@ -31,11 +31,9 @@ from jaxlens.nn.norm import HeadNorm, Identity
 from jaxlens.nn.position_bias import position_bias
 from jaxlens.nn.scores import (
     both_heads_first,
-    by_group,
-    by_head,
     grouped_scores,
-    mask_scores,
     masked_pattern,
+    masked_scores,
     plain_softmax,
     weight_values,
 )  # fmt: skip
@@ -137,17 +135,15 @@ class Attention(Adaptable):
         k, v = both_heads_first(k, v)
         if tap.memory is not None:
             k, v = tap.memory.extended(k, v)
-        needs_scores, needs_pattern = tap.needs("hook_attn_scores"), tap.needs("hook_pattern")
-        if q.shape[1] > self.cfg.attn_block and not (needs_scores or needs_pattern):
+        needs_scores = tap.needs("hook_attn_scores")
+        if q.shape[1] > self.cfg.attn_block and not (needs_scores or tap.needs("hook_pattern")):
             return attend_unseen(self.cfg, q, k, v, info, self.sink)
-        # A layer that runs stepwise always computes both, so that they are already compiled if a hook needs them later.
-        needs_scores, needs_pattern = needs_scores or tap.stepwise, needs_pattern or tap.stepwise
-        scores = self.scores(q, k, info)
-        if needs_scores:
-            pattern = plain_softmax(self.tapped("hook_attn_scores", mask_scores(scores, info), tap), self.sink)
+        if needs_scores or tap.stepwise:  # stepwise: so that scores are already compiled if a hook needs them later
+            scores = masked_scores(q, k, info, self.cfg.attn_scores_soft_cap, position_bias(self.cfg))
+            pattern = plain_softmax(tap("hook_attn_scores", scores), self.sink)
         else:
-            pattern = masked_pattern(scores, info, self.sink)
-        return weight_values(self.tapped("hook_pattern", pattern, tap) if needs_pattern else pattern, v)
+            pattern = masked_pattern(self.scores(q, k, info), info, self.sink)
+        return weight_values(tap("hook_pattern", pattern), v)
 
     def scores(self, q, k: Float[Array, "b k s h"], info: LayerInfo) -> Float[Array, "b k g p s"]:
         """Attention scores before the mask."""
@@ -157,10 +153,6 @@ class Attention(Adaptable):
     def sink(self) -> Float[Array, "k g 1 1"] | None:
         """The sink logit of each head: a score whose probability goes to no source."""
         return None if self.sinks is None else self.sinks.reshape(self.cfg.n_key_value_heads, -1, 1, 1)
-
-    def tapped(self, name: str, grouped: Float[Array, "b k g p s"], tap) -> Float[Array, "b k g p s"]:
-        """Scores or a pattern after their hook point. Hooks receive them per head, as [b n p s]."""
-        return by_group(tap(name, by_head(grouped)), self.cfg.n_key_value_heads)
 
 
 # --- queries, keys and values

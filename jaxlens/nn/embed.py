@@ -109,7 +109,7 @@ class PosEmbed(Module):
             return {}
         return {"W_pos": "c d"} | ({"W_before": "u d"} if cfg.pos_offset else {})
 
-    def __call__(self, positions: Int[Array, "b p"], mask: Bool[Array, "b p"]) -> Float[Array, "b p d"]:
+    def __call__(self, positions: Int[Array, "b p"], mask: Bool[ArrayLike, "b p"]) -> Float[Array, "b p d"]:
         if self.W_pos is None:
             return sinusoids(positions, mask, self.cfg.d_model, self.cfg.pos_offset, self.cfg.dtype)
         return look_up_positions(self.W_pos, positions, mask)
@@ -135,12 +135,18 @@ class Unembed(Module):
         axes |= {} if cfg.tie_word_embeddings else {"W_U": "w o" if cfg.d_embed else "d o"}
         return axes | ({"b_U": "o"} if "b_U" in cfg.biases else {})
 
-    def __call__(self, x: Float[Array, "b p d"], W_E: Float[Array, "v w"], tap) -> Float[Array, "b p o"]:
+    def __call__(
+        self, x: Float[Array, "b p d"], W_E: Float[Array, "v w"], tap, tokens: Int[Array, "t"] | None = None
+    ) -> Float[Array, "b p o"]:
+        """The logits of all tokens, or of these."""
         check_has_head(self.cfg)
         x = tap("hook_in", x)
         tied, factor = self.W_U is None, self.cfg.output_logits_scale
         x = x if self.W_proj is None else project(x, self.W_proj)
         x = x if factor == 1 else scaled(x, factor)
-        logits = unembed(x, W_E if tied else self.W_U, self.b_U, "od" if tied else "do")
+        W, b = W_E if tied else self.W_U, self.b_U
+        if tokens is not None:
+            W, b = jnp.take(W, tokens, axis=0 if tied else 1), b if b is None else b[tokens]
+        logits = unembed(x, W, b, "od" if tied else "do")
         cap = self.cfg.output_logits_soft_cap
         return tap("hook_out", logits if cap is None else soft_cap(logits, cap))

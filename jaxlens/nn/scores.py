@@ -1,7 +1,7 @@
 """Attention scores, the mask, and the pattern of one layer.
 
-Scores and pattern stay grouped, [b k g p s], except at their hook points. Heads come before positions: XLA then
-multiplies matrices without copies of them.
+Queries are multiplied grouped by the key/value head that they read, [b k g p s]. Hook points have one axis of heads.
+Heads come before positions: XLA then multiplies matrices without copies of them.
 
 Axes: b batch, p query position, s source position, n query head, k key/value head, g query heads per key/value head,
 h d_head, t d_v_head.
@@ -78,14 +78,19 @@ def visible(
     return jnp.expand_dims(functools.reduce(jnp.logical_or, inside), tuple(range(1, n_axes - 2)))
 
 
-@inlined
-def mask_scores(scores, info: LayerInfo):
-    return jnp.where(visible(info.low, info.high, info.sources, scores.ndim), scores, -jnp.inf)
+@functools.partial(inlined, static_argnames=("cap",))
+def masked_scores(
+    q: Float[Array, "b p n h"], k: Float[Array, "b k s h"], info: LayerInfo, cap: float | None, bias
+) -> Float[Array, "b n p s"]:
+    """Scores per head, as at their hook point: -inf where a source is not visible."""
+    scores = grouped_scores(q, k, info.scale, cap, bias, info.indices)
+    return by_head(jnp.where(visible(info.low, info.high, info.sources, scores.ndim), scores, -jnp.inf))
 
 
 @inlined
-def masked_pattern(scores, info: LayerInfo, sink):
-    return masked_softmax(scores, info.low, info.high, info.sources, sink)
+def masked_pattern(scores: Float[Array, "b k g p s"], info: LayerInfo, sink) -> Float[Array, "b n p s"]:
+    """The pattern per head, from scores before the mask."""
+    return by_head(masked_softmax(scores, info.low, info.high, info.sources, sink))
 
 
 @jax.custom_jvp
@@ -128,25 +133,26 @@ def softmax(scores: Float[Array, "*b s"], sink: Float[Array, "*n 1 1"] | None = 
     return (exponentials / jnp.where(total > 0, total, 1)).astype(dtype)
 
 
-plain_softmax = inlined(softmax)
-
-
 @inlined
+def plain_softmax(scores: Float[Array, "b n p s"], sink: Float[Array, "k g 1 1"] | None) -> Float[Array, "b n p s"]:
+    """The pattern per head, from masked scores."""
+    return softmax(scores, None if sink is None else sink.reshape(-1, 1, 1))
+
+
 def by_head(grouped: Float[Array, "b k g p s"]) -> Float[Array, "b n p s"]:
     """Scores or a pattern with one axis of heads, as at their hook points."""
     return grouped.reshape(grouped.shape[0], -1, *grouped.shape[3:])
 
 
-@functools.partial(inlined, static_argnames=("n_groups",))
 def by_group(heads: Float[Array, "b n p s"], n_groups: int) -> Float[Array, "b k g p s"]:
     """The reverse of `by_head`."""
     return heads.reshape(heads.shape[0], n_groups, -1, *heads.shape[2:])
 
 
 @inlined
-def weight_values(pattern: Float[Array, "b k g p s"], v: Float[Array, "b k s t"]) -> Float[Array, "b p n t"]:
+def weight_values(pattern: Float[Array, "b n p s"], v: Float[Array, "b k s t"]) -> Float[Array, "b p n t"]:
     """The sum of the sources' values, weighted by the pattern."""
-    return by_position(jnp.einsum("bkgps,bkst->bkgpt", pattern, v))
+    return by_position(jnp.einsum("bkgps,bkst->bkgpt", by_group(pattern, v.shape[1]), v))
 
 
 def by_position(z: Float[Array, "b k g p t"]) -> Float[Array, "b p n t"]:

@@ -58,17 +58,18 @@ class SequenceInfo:
     """The inputs of all layers besides the residual stream. Fields with the axis l have one entry per layer.
 
     `positions` number the tokens of each row from 0 and skip padding, so they do not depend on how a row is padded.
-    `mask` is False on padding. `cos` and `sin` are the rotation at the positions, for each kind of rotary positions,
-    and `rotary_kinds` is that of a layer. `qk_input` is the position embedding of models that add it to the inputs of
-    queries and keys instead of the residual stream (shortformer).
+    `indices` are the same, but -1 before the first token, and `sources` are those of the tokens that can be attended
+    to, `PADDING` in a slot without a token; packed rows have their own. `cos` and `sin` are the rotation at the
+    positions, for each kind of rotary positions, and `rotary_kinds` is that of a layer. `qk_input` is the position
+    embedding of models that add it to the inputs of queries and keys instead of the residual stream (shortformer).
 
-    With a KV cache, `slots` are what it holds after the run, whose first token is in slot `start`; `n_before` counts
-    the earlier tokens of each row, and `step` the earlier runs. `steps` are the runs in which tokens were new: `step`,
-    unless earlier tokens are run again.
+    With a KV cache, `slots` are what it holds after the run, whose first token is in slot `start`, and `step` counts
+    the earlier runs. `steps` are the runs in which tokens were new: `step`, unless earlier tokens are run again.
     """
 
     positions: Int[Array, "b p"]
-    mask: Bool[Array, "g t"]
+    indices: Int[Array, "g t"] | None
+    sources: Int[Array, "g s"] | None
     windows: Int[Array, "l"]
     scales: Float[Array, "l"]
     rotary_kinds: Int[Array, "l"] | None
@@ -81,7 +82,6 @@ class SequenceInfo:
     steps: Int[Array, "b p"] | None = None
     slots: Slots | None = None
     start: Int[Array, ""] | None = None
-    n_before: Int[Array, "b"] | None = None
     sees_slots: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
@@ -91,8 +91,11 @@ class SequenceInfo:
 
     def at_layer(self, layer: Int[Array, ""]) -> LayerInfo:
         """The inputs of one layer."""
-        window = self.windows[layer]
-        low, high, sources = self._bounds(window, layer)
+        window, sources = self.windows[layer], self.sources
+        if isinstance(self.packing, PackedRows):
+            (low, high), sources = self.packing.bounds(*band(self.packing.indices, window, layer)), self.packing.sources
+        else:
+            low, high = band(self.indices, window, layer)
         cos = sin = None
         if self.rotary_kinds is not None:
             cos, sin = (table[self.rotary_kinds[layer]] for table in (self.cos, self.sin))
@@ -103,16 +106,6 @@ class SequenceInfo:
             low, high, sources, window, self.scales[layer], cos, sin, self.qk_input, growth,
             packing=None if self.packing is None else self.packing.at_layer(layer),
         )  # fmt: skip
-
-    def _bounds(self, window: Int[Array, ""], layer: Int[Array, ""]) -> tuple[Array, Array, Array]:
-        """`low`, `high` and `sources` of a layer."""
-        if isinstance(self.packing, PackedRows):
-            return *self.packing.bounds(*band(self.packing.indices, window, layer)), self.packing.sources
-        indices = jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1
-        low, high = band(indices if self.n_before is None else indices + self.n_before[:, None], window, layer)
-        if self.sees_slots:
-            return low, high, self.slots.sources + jnp.minimum(layer, 0)  # as in `band`
-        return low, high, jnp.where(self.mask, high, PADDING)
 
 
 def band(indices: Int[Array, "b p"], window: Int[Array, ""], layer: Int[Array, ""]) -> tuple[Array, Array]:
@@ -150,18 +143,19 @@ def sequence_info(
 
     `past` are the slots of a KV cache, which the first `n_new` of these columns extend.
     """
-    positions, lengths = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, jnp.sum(mask, axis=-1)
-    memory: dict[str, Any] = {"step": jnp.int32(0), "steps": jnp.zeros_like(positions)}
+    indices, lengths = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, jnp.sum(mask, axis=-1)
+    memory: dict[str, Any] = {"step": jnp.int32(0), "steps": jnp.zeros_like(indices)}
     if past is not None:
-        positions, lengths = positions + past.n_tokens[:, None], lengths + past.n_tokens
+        indices, lengths = indices + past.n_tokens[:, None], lengths + past.n_tokens
         steps = jnp.broadcast_to(past.steps_of_next(mask.shape[1]), mask.shape)
-        memory = {"slots": past.extended(mask, tokens, n_new), "start": past.length, "n_before": past.n_tokens,
-                  "step": past.step, "steps": steps}  # fmt: skip
-    positions, kinds, cos, sin = jnp.maximum(positions, 0), None, None, None
+        memory = {"slots": past.extended(mask, tokens, n_new), "start": past.length, "step": past.step, "steps": steps}
+    sees_slots = past is not None and not past.is_new
+    sources = memory["slots"].sources if sees_slots else jnp.where(mask, indices, PADDING)
+    positions, kinds, cos, sin = jnp.maximum(indices, 0), None, None, None
     if cfg.rotary_dim:
         kinds, (cos, sin) = jnp.asarray(rotary_kinds(cfg)[1]), rotations(cfg, positions, lengths)
     return SequenceInfo(
-        **memory, sees_slots=past is not None and not past.is_new,
-        positions=positions, mask=mask, windows=jnp.array([window or WHOLE_PAST for window in cfg.windows], jnp.int32),
+        **memory, sees_slots=sees_slots, positions=positions, indices=indices, sources=sources,
+        windows=jnp.array([window or WHOLE_PAST for window in cfg.windows], jnp.int32),
         scales=jnp.asarray(layer_scales(cfg)), rotary_kinds=kinds, cos=cos, sin=sin, query_growth=cfg.query_growth,
     )  # fmt: skip

@@ -61,7 +61,7 @@ class Modules(Module):
         info = sequence_info(self.cfg, mask, tokens, *past)
         if self.cfg.positional_embedding_type != "shortformer":
             return info
-        return dataclasses.replace(info, qk_input=arrays(self.pos_embed)(info.positions, info.mask))
+        return dataclasses.replace(info, qk_input=arrays(self.pos_embed)(info.positions, mask))
 
     def embed_tokens(
         self, tokens: Int[ArrayLike, "b p"], mask: Bool[ArrayLike, "b p"], *past: Any, tap
@@ -78,13 +78,18 @@ class Modules(Module):
             return x, dataclasses.replace(info, qk_input=tap("hook_pos_embed", info.qk_input))
         if self.pos_embed is None:
             return x, info
-        return add(x, tap("hook_pos_embed", self.pos_embed(info.positions, info.mask))), info
+        return add(x, tap("hook_pos_embed", self.pos_embed(info.positions, mask))), info
 
-    def logits(self, x: Float[Array, "b p d"], columns: Columns, *, tap) -> Float[Array, "b p o"] | None:
-        """The logits of a residual stream after the last layer. None if the model has no unembedding."""
+    def logits(
+        self, x: Float[Array, "b p d"], columns: Columns | None = None, *, tap, tokens: Int[Array, "t"] | None = None
+    ) -> Float[Array, "b p o"] | None:
+        """The logits of a residual stream after the last layer, of these tokens only unless `tokens` is None.
+
+        None if the model has no unembedding.
+        """
         tap.columns = columns
         x = x if self.ln_final is None else self.ln_final(x, tap.at("ln_final"))
         if self.cfg.output_head is None:
             tap.at("unembed")("hook_in", x)
             return None
-        return self.unembed(x, self.embed.W_E, tap.at("unembed"))
+        return self.unembed(x, self.embed.W_E, tap.at("unembed"), tokens)

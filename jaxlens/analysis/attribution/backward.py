@@ -251,8 +251,7 @@ class Readout:
         return value, pull_back_logits(self.model, final, self.positions, gradient)
 
     def _of_logits(self, logits):
-        columns = np.searchsorted(self.positions, self.metric.positions)
-        return self.metric((logits if len(columns) == len(self.positions) else logits[:, columns])[None])[0]
+        return self.metric(logits[None], self.positions, np.arange(logits.shape[-1]))[0]
 
     def _checked(self, value, n_prompts: int):
         if value.shape not in ((), (n_prompts,)):

@@ -1,17 +1,19 @@
-"""Metrics of a sweep: the positions that a metric reads, and its value for many runs at once.
+"""Metrics of a sweep: the positions and tokens that a metric reads, and its value for many runs at once.
 
 A metric is any Python function of logits [b p v]. It is traced once. If it begins by selecting positions, as in
-`logits[:, -1]`, the sweep computes the logits of these positions only. The traced operations are then replayed on the
-logits of many runs. So a new metric, or the same metric with other answers, does not recompile the model. A metric that
+`logits[:, -1]`, the sweep computes the logits of these positions only; if it then selects logits of tokens, as the
+difference of two answers does, only those of these tokens. The traced operations are then replayed on the logits of
+many runs. So a new metric, or the same metric with other answers, does not recompile the model. A metric that
 needs concrete numbers cannot be traced and is called once per run. Side effects of a traced metric happen once, as
 under `jax.jit`.
 
 Axes: c cell of a sweep, b batch, p position, i position that the metric reads, r the same with repetitions,
-v vocabulary.
+v vocabulary, t token that the metric reads.
 """
 
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jaxtyping import Array, Float, Int
 
 from jaxlens._jax import UNTRACEABLE, on_host
+from jaxlens.analysis.interventions.selections import inlined, selection
 
 NOT_TRACED = (
     *UNTRACEABLE, jax.errors.NonConcreteBooleanIndexError, AttributeError, TypeError, NotImplementedError,
@@ -31,53 +34,88 @@ cannot be formatted (TypeError), and some operations cannot be mapped over cells
 class Metric:
     """A metric for logits of one shape.
 
-    `positions` are the positions that the metric reads, in ascending order. Calls take the logits [c b r v] at these
-    positions.
+    `positions` and `tokens` are those that the metric reads, in ascending order. Calls take the logits [c b r t] of
+    these, or of the positions and tokens that they give, which contain these and ascend too.
 
     Example:
         >>> def difference(logits):
         ...     return logits[:, -1, 3] - logits[:, 2, 4]
         >>> metric = Metric(difference, jax.ShapeDtypeStruct((2, 6, 10), "float32"))
-        >>> metric.positions
-        array([2, 5])
-        >>> metric(jnp.zeros((7, 2, 2, 10))).shape
+        >>> metric.positions, metric.tokens
+        (array([2, 5]), array([3, 4]))
+        >>> metric(jnp.zeros((7, 2, 2, 2))).shape
         (7, 2)
     """
 
     def __init__(self, function: Callable[[Float[Array, "b p v"]], Any], logits: jax.ShapeDtypeStruct):
-        self.function, self._replay = function, None
+        self.function, self._replay, self.shape = function, None, logits.shape
         b, n_positions, v = logits.shape
-        self.positions = np.arange(n_positions)
+        self.positions, self.tokens = np.arange(n_positions), np.arange(v)
         try:
-            replay, positions = _traced(function, logits)
-            jax.eval_shape(jax.vmap(replay), jax.ShapeDtypeStruct((2, b, len(positions), v), logits.dtype))
+            replay, positions, tokens = _traced(function, logits)
+            read = jax.ShapeDtypeStruct((2, b, len(positions), len(tokens)), logits.dtype)
+            jax.eval_shape(jax.vmap(lambda logits: replay(logits, *self._places(positions, tokens))), read)
         except NOT_TRACED:  # an error of the metric itself is raised again when it is called
             return
-        self._replay, self.positions = replay, positions
+        self._replay, self.positions, self.tokens = replay, positions, tokens
 
-    def __call__(self, logits: Float[Array, "c b r v"]) -> jax.Array:
+    def __call__(self, logits: Float[Array, "c b r t"], positions: Any = None, tokens: Any = None) -> jax.Array:
         """The metric of every cell: [c], or [c, ...] if the metric returns an array."""
+        places = self._places(
+            self.positions if positions is None else positions, self.tokens if tokens is None else tokens
+        )
         if self._replay is None:
-            return jnp.stack([_value(self.function, cell) for cell in logits])
-        return jax.vmap(self._replay)(logits)
+            return jnp.stack([_value(self.function, _whole(cell, *places)) for cell in logits])
+        return jax.vmap(lambda logits: self._replay(logits, *places))(logits)
+
+    def _places(self, positions: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each position and each token is among these. A place has no meaning if it is not among them."""
+        _, n_positions, v = self.shape
+        return np.searchsorted(positions, np.arange(n_positions)), np.searchsorted(tokens, np.arange(v))
+
+
+FEW_TOKENS = 64
+"""A sweep computes at least so many logits of a position, so that few programs are compiled."""
+
+
+class Read(NamedTuple):
+    """The positions and tokens whose logits a sweep computes, in ascending order, the last of each repeated."""
+
+    positions: Int[np.ndarray, "r"]
+    tokens: Int[np.ndarray, "t"]
+
+    @classmethod
+    def by(cls, metrics: Iterable[Metric], n_positions: int, few_tokens: bool = True) -> "Read":
+        """What these metrics read. All tokens, unless they read less than half of them and `few_tokens`."""
+        metrics = list(metrics)
+        positions, tokens = (
+            np.unique(np.concatenate([getattr(metric, name) for metric in metrics])) for name in cls._fields
+        )
+        v = metrics[0].shape[2]
+        tokens = repeated_last(tokens, v, FEW_TOKENS)
+        is_part = few_tokens and 2 * len(tokens) <= v
+        return cls(repeated_last(positions, n_positions), tokens if is_part else np.arange(v))
 
 
 def metric_of(function: Callable, logits: Float[Array, "b t v"], n_positions: int) -> np.ndarray:
     """The metric of one run, whose logits may have padding after their positions."""
     metric = Metric(function, jax.ShapeDtypeStruct((len(logits), n_positions, logits.shape[2]), logits.dtype))
-    return on_host(metric(selected(logits, metric.positions)[None]))[0]
+    read = Read.by([metric], logits.shape[1])
+    return on_host(metric(selected(logits, *read)[None], *read))[0]
 
 
 @jax.jit
-def selected(logits: Float[Array, "b p v"], positions: Int[Array, "r"]) -> Float[Array, "b r v"]:
-    """The logits at some positions."""
-    return logits[:, positions]
+def selected(
+    logits: Float[Array, "b p v"], positions: Int[Array, "i"], tokens: Int[Array, "t"]
+) -> Float[Array, "b i t"]:
+    """The logits of some tokens at some positions."""
+    return logits[:, positions[:, None], tokens]
 
 
-def repeated_last(positions: Int[np.ndarray, "i"], at_most: int) -> Int[np.ndarray, "r"]:
-    """The positions, with the last repeated to a number that is a power of two, so that few programs are compiled."""
-    number = min(1 << (len(positions) - 1).bit_length(), at_most)
-    return np.pad(positions, (0, number - len(positions)), mode="edge")
+def repeated_last(numbers: Int[np.ndarray, "i"], at_most: int, at_least: int = 1) -> Int[np.ndarray, "r"]:
+    """The numbers, with the last repeated until there are a power of two of them, so that few programs are compiled."""
+    count = min(max(1 << (len(numbers) - 1).bit_length(), at_least), at_most)
+    return np.pad(numbers, (0, count - len(numbers)), mode="edge")
 
 
 def _value(function: Callable, logits: Float[Array, "b p v"]) -> jax.Array:
@@ -89,26 +127,70 @@ def _value(function: Callable, logits: Float[Array, "b p v"]) -> jax.Array:
         raise TypeError(f"a metric must return a number or an array of numbers; got {given}") from error
 
 
-def _traced(function: Callable, logits: jax.ShapeDtypeStruct) -> tuple[Callable, np.ndarray]:
-    """A function that replays a metric on the logits of the positions that it reads, and these positions."""
-    closed, length = jax.make_jaxpr(lambda logits: _value(function, logits))(logits), logits.shape[1]
-    jaxpr, (whole,) = closed.jaxpr, closed.jaxpr.invars
-    constants, operations = _folded(jaxpr, closed.consts)
-    reads = [operation for operation in operations if any(v is whole for v in operation.invars)]
+class Reading(NamedTuple):
+    """What a metric reads, and how its program gets it.
+
+    `select(logits, row, column)` returns the values of `inputs`, from which `operations` compute the metric. Position i
+    of the metric's logits is in `row[i]` of the function's, and token i in `column[i]`.
+    """
+
+    positions: np.ndarray
+    tokens: np.ndarray
+    inputs: list[Var]
+    operations: list[JaxprEqn]
+    select: Callable[[Array, np.ndarray, np.ndarray], list]
+
+
+def _traced(function: Callable, logits: jax.ShapeDtypeStruct) -> tuple[Callable, np.ndarray, np.ndarray]:
+    """A function that replays a metric on selected logits, and the positions and tokens that it reads."""
+    closed = inlined(jax.make_jaxpr(lambda logits: _value(function, logits))(logits))
+    constants, operations = _folded(closed.jaxpr, closed.consts)
+    program = closed.jaxpr.replace(constvars=list(constants), eqns=operations)
+    reading = _elements(program, constants) or _positions(program, constants) or _everything(program)
+    run = program.replace(invars=reading.inputs, eqns=reading.operations)
+    run = jaxpr_as_fun(ClosedJaxpr(run, list(constants.values())))
+    return lambda *given: run(*reading.select(*given))[0], reading.positions, reading.tokens
+
+
+def _everything(program: Jaxpr) -> Reading:
+    _, length, v = program.invars[0].aval.shape
+    return Reading(np.arange(length), np.arange(v), program.invars, program.eqns, lambda *given: [_whole(*given)])
+
+
+def _whole(logits, row: np.ndarray, column: np.ndarray):
+    """All positions of the logits, which may be followed by others."""
+    return logits if len(row) == logits.shape[1] else logits[:, row]
+
+
+def _elements(program: Jaxpr, constants: dict[Var, Any]) -> Reading | None:
+    """The reading of a metric that computes with few elements of the logits, or None."""
+    found = selection(program, constants)
+    if found is None:
+        return None
+    positions, tokens = (np.unique(np.concatenate([at[axis].ravel() for at in found.elements])) for axis in (1, 2))
+
+    def select(logits, row, column):
+        values = (logits[batch, row[position], column[token]] for batch, position, token in found.elements)
+        cast = functools.partial(functools.reduce, lambda value, dtype: value.astype(dtype))
+        return [cast(dtypes, value) for dtypes, value in zip(found.casts, values, strict=True)]
+
+    is_part = len(tokens) < program.invars[0].aval.shape[2]
+    return Reading(positions, tokens, found.variables, found.operations, select) if is_part else None
+
+
+def _positions(program: Jaxpr, constants: dict[Var, Any]) -> Reading | None:
+    """The reading of a metric that begins by selecting positions, or None."""
+    (whole,), (_, length, v) = program.invars, program.invars[0].aval.shape
+    reads = [operation for operation in program.eqns if any(v is whole for v in operation.invars)]
     selections = [_selection(operation, whole, constants, length) for operation in reads]
-    positions, inputs, select = np.arange(length), [whole], lambda logits: [logits]
-    if reads and None not in selections and jaxpr.outvars[0] is not whole:
-        positions = np.unique(np.concatenate([selected for selected, _ in selections]))
-        row = np.searchsorted(positions, np.arange(length))  # the index of a position in `positions`
-        inputs, select = [o.outvars[0] for o in reads], lambda logits: [of(logits, row) for _, of in selections]
-        operations = [operation for operation in operations if all(operation is not read for read in reads)]
-    program = jaxpr.replace(constvars=list(constants), invars=inputs, eqns=operations)
-    run = jaxpr_as_fun(ClosedJaxpr(program, list(constants.values())))
-
-    def replay(logits: Float[Array, "b r v"]) -> jax.Array:
-        return run(*select(logits))[0]
-
-    return replay, positions
+    if not reads or None in selections or program.outvars[0] is whole:
+        return None
+    others = [operation for operation in program.eqns if all(operation is not read for read in reads)]
+    return Reading(
+        np.unique(np.concatenate([selected for selected, _ in selections])), np.arange(v),
+        [operation.outvars[0] for operation in reads], others,
+        lambda logits, row, column: [of(logits, row) for _, of in selections],
+    )  # fmt: skip
 
 
 def _folded(jaxpr: Jaxpr, consts: list) -> tuple[dict[Var, Any], list[JaxprEqn]]:

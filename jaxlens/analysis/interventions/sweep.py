@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from jaxlens._jax import UNTRACEABLE, full_precision, is_traced, on_host
 from jaxlens.analysis.interventions.cells import Cells, layers_with
-from jaxlens.analysis.interventions.metric import Metric, repeated_last, selected
+from jaxlens.analysis.interventions.metric import Metric, Read, selected
 from jaxlens.analysis.interventions.sweep_batches import Baseline, Batch, BatchShape, Filler, in_slots
 from jaxlens.analysis.interventions.sweep_rows import Rows, needs_sequences, packed_rows, packings, run_rows
 from jaxlens.errors import ActivationNotFound
@@ -114,22 +114,21 @@ def sweep(
         sources = baseline.activations
         if source is not None:
             sources = _stacked_source(source, cells.site, site_row, baseline.activations, inputs.n_positions)
-        read = np.unique(np.concatenate([metric.positions for metric in traced.values()]))
-        columns = {name: np.searchsorted(read, metric.positions) for name, metric in traced.items()}
-        read = repeated_last(read, inputs.mask.shape[1])
+        # A vocabulary that is divided over devices stays whole: to select from it would gather it on each of them.
+        read = Read.by(traced.values(), inputs.mask.shape[1], few_tokens=model.sharding is None)
         data_hook = setter if isinstance(setter, DataHook) else hook(lambda *args: setter(*args))  # traced again
         whole, size = needs_sequences(cells.site), options.get("batch_size")
-        shape = BatchShape.for_sweep(model.cfg, baseline, len(read), size, whole)
+        shape = BatchShape.for_sweep(model.cfg, baseline, read, size, whole)
         runner = SweepRunner(model, inputs, baseline, sources, site_row, cells, data_hook, read, shape)
-        logits = selected(baseline.logits, read)
-        unchanged = {name: on_host(metric(logits[None][:, :, columns[name]])) for name, metric in traced.items()}
+        logits = selected(baseline.logits, *read)
+        unchanged = {name: on_host(metric(logits[None], *read)) for name, metric in traced.items()}
         results = {name: np.repeat(value, len(cells.layers), axis=0) for name, value in unchanged.items()}
         hidden = None if options.get("progress", True) else True  # None: hidden unless there is a terminal
         with tqdm(total=len(cells.layers), desc=cells.site, disable=hidden) as bar:
             for batch in runner.batches():
                 for swept_cells, swept in runner.run(batch, logits):
                     for name, metric in traced.items():
-                        values = on_host(metric(swept[:, :, columns[name]]))
+                        values = on_host(metric(swept, *read))
                         results[name][swept_cells] = values[: len(swept_cells)]
                     bar.update(len(swept_cells))
             bar.update(bar.total - bar.n)  # cells that change nothing
@@ -228,7 +227,7 @@ def _stack(source: Mapping[str, Array], site: str, layers: list[int]) -> Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SweepRunner:
-    """Runs the batches of a sweep. `read` are the positions whose logits the metrics use.
+    """Runs the batches of a sweep. `read` are the positions and tokens whose logits the metrics use.
 
     `n_positions` are those of the prompt. Later slots are padding to the length of the program, and are not computed.
     """
@@ -240,7 +239,7 @@ class SweepRunner:
     site_row: dict[int, int]
     cells: Cells
     setter: DataHook
-    read: Int[np.ndarray, "r"]
+    read: Read
     shape: BatchShape
 
     @property
@@ -279,8 +278,8 @@ class SweepRunner:
             slots.append(on_host(first)[: len(rows) - start])
         return np.minimum(np.concatenate(slots), self.n_positions)
 
-    def run(self, batch: Batch, baseline_logits: Float[Array, "b r v"]) -> Iterator[tuple[np.ndarray, Array]]:
-        """Some cells at a time, and logits [c b r v] at the positions in `read`, of which the first are theirs."""
+    def run(self, batch: Batch, baseline_logits: Float[Array, "b r t"]) -> Iterator[tuple[np.ndarray, Array]]:
+        """Some cells at a time, and the logits in `read`, [c b r t], of which the first are theirs."""
         site, cfg, size = self.cells.site, self.model.cfg, self.shape.read_cells
         rows_of_site = np.array([self.site_row.get(layer, 0) for layer in batch.cell_layers.tolist()], np.int32)
         rows = _prepare(
@@ -291,13 +290,14 @@ class SweepRunner:
         if sharding is not None:  # the rows of each block are then divided over devices, as those of a batch are
             rows = dataclasses.replace(rows, x=sharding.divide(rows.x, "block b"))
         x = run_rows(cfg, self.model.modules.stacks, rows, batch, self.shape)
-        read = batch.rows[:, self.read].reshape(-1, baseline_logits.shape[0], len(self.read))
+        read = batch.rows[:, self.read.positions].reshape(-1, *baseline_logits.shape[:2])
+        tokens = None if len(self.read.tokens) == cfg.d_vocab_out else self.read.tokens
         for start in range(0, batch.n_cells, size):
             of_cells = np.full((size, *read.shape[1:]), -1, np.int32)
             cells = batch.cells[: batch.n_cells][start : start + size]
             of_cells[: len(cells)] = read[start : start + len(cells)]
             of_cells = of_cells if sharding is None else sharding.place_batch(of_cells)
-            yield cells, _finish(self.model, x, of_cells, baseline_logits)
+            yield cells, _finish(self.model.modules.without_blocks(), x, of_cells, baseline_logits, tokens)
 
 
 def _changed(setter, activations, sources, rows, indices, axes: tuple[int, ...], length: int | None):
@@ -344,9 +344,9 @@ def _prepare(
 
 @jax.jit
 def _finish(
-    model: HookedTransformer, x: Float[Array, "i r d"], rows: Int[Array, "c b r"], baseline_logits
-) -> Float[Array, "c b r v"]:
+    modules: Modules, x: Float[Array, "i r d"], rows: Int[Array, "c b r"], baseline_logits, tokens
+) -> Float[Array, "c b r t"]:
     """Logits from the rows that the cells changed, and the baseline's elsewhere."""
     residual = x.reshape(-1, x.shape[-1])[rows.reshape(-1, rows.shape[-1])]
-    logits = model(residual, start_at_layer=model.cfg.n_layers).reshape(-1, *baseline_logits.shape)
+    logits = arrays(modules).logits(residual, tap=Tap(), tokens=tokens).reshape(-1, *baseline_logits.shape)
     return jnp.where((rows >= 0)[..., None], logits, baseline_logits)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxlens.analysis.interventions.metric import Read
 from jaxlens.config import Config
 from jaxlens.nn.sequence import SequenceInfo
 
@@ -63,23 +64,23 @@ class BatchShape:
 
     @classmethod
     def for_sweep(
-        cls, cfg: Config, baseline: Baseline, n_read: int, batch_size: int | None, whole: bool = False
+        cls, cfg: Config, baseline: Baseline, read: Read, batch_size: int | None, whole: bool = False
     ) -> "BatchShape":
         """Batches of `batch_size` cells, or of as many as fit in the memory of the model's device.
 
         `whole`: attention needs whole sequences.
         """
-        b, t = baseline.info.mask.shape
+        b, t = baseline.info.positions.shape
         devices = baseline.logits.devices()
         on_cpu = any(device.platform == "cpu" for device in devices)
-        of_read = 3 * b * n_read * cfg.d_vocab_out
+        of_read = 3 * b * len(read.positions) * len(read.tokens)
         per_slot = cfg.n_heads * (3 * cfg.d_head + 3 * t) + 2 * math.prod(baseline.activations.shape[2:]) // t
         per_row = 6 * cfg.d_model + 3 * (cfg.d_mlp or 0) + SLOTS_PER_ROW * per_slot
         n_values = min(map(_memory, devices)) // baseline.logits.dtype.itemsize
         if batch_size is None:
             rows = min(n_values // per_row, ROWS_ON_CPU if on_cpu else ROWS)
             batch_size = max(2, SLOTS_PER_ROW * rows // (b * t))
-        read_cells = _power_of_two(min(batch_size, n_values // 8 // of_read, 256 // (b * n_read)))
+        read_cells = _power_of_two(min(batch_size, n_values // 8 // of_read, 256 // (b * len(read.positions))))
         rows = max(b * t, batch_size * b * t // SLOTS_PER_ROW)
         block = max(t, min(BLOCK_ON_CPU if on_cpu else BLOCK, rows))
         whole = whole or block > cfg.attn_block

@@ -64,7 +64,7 @@ class Rows:
         return info, tuple(hooks)
 
 
-INFO_AXES = {"positions": 0, "steps": 0, "mask": 0, "cos": 1, "sin": 1, "qk_input": 0}
+INFO_AXES = {"positions": 0, "steps": 0, "indices": 0, "sources": 0, "cos": 1, "sin": 1, "qk_input": 0}
 PACKING_AXES = {
     "indices": 0, "before": 0, "offsets": 1, "sources": 0, "source_indices": 0, "slots": 0,
     "groups": 0, "rows": 0, "baseline": 0,
@@ -133,7 +133,9 @@ def packed_rows(
     kind = PackedSequences if shape.sequences else PackedRows
     of_blocks = {name: getattr(info, name)[at] for name in ("positions", "steps")}
     of_blocks["packing"] = kind(**packings, keys=baseline.keys, values=baseline.values)
-    of_blocks["mask"] = info.mask[batch.sequences.reshape(-1) % shape.prompts] if shape.sequences else info.mask[at]
+    for name in ("indices", "sources"):
+        whole = batch.sequences.reshape(-1) % shape.prompts
+        of_blocks[name] = getattr(info, name)[whole] if shape.sequences else None
     if info.cos is not None:
         of_blocks |= {name: getattr(info, name)[:, *at] for name in ("cos", "sin")}
     if info.qk_input is not None:

@@ -80,7 +80,7 @@ def _read_embeddings(model: Any, embeddings: Float[Array, "b p d"], mask: Any) -
     if model.cfg.positional_embedding_type not in ("standard", "sinusoidal"):
         return read
     info = model.modules.sequence_info(read.mask)
-    positions = arrays(model.modules.pos_embed)(info.positions, info.mask)
+    positions = arrays(model.modules.pos_embed)(info.positions, read.mask)
     return dataclasses.replace(read, residual=read.residual + positions)
 
 
