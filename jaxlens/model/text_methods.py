@@ -14,7 +14,7 @@ from jaxlens._jax import full_precision
 from jaxlens._jax.explicit_axes import on_any_mesh
 from jaxlens.config import Config
 from jaxlens.errors import require
-from jaxlens.model.request import bos_choice, check_in_vocabulary, required_tokenizer
+from jaxlens.model.request import bos_choice, checked_ids, required_tokenizer
 from jaxlens.nn.embed import check_has_head
 from jaxlens.nn.module import arrays
 from jaxlens.nn.transformer import Modules
@@ -140,8 +140,7 @@ class TextMethods:
     def tokens_to_residual_directions(self, tokens: Any) -> jax.Array:
         """The unembedding vectors of tokens, [*tokens.shape d_model], or [d_model] for a single token."""
         check_has_head(self.cfg)
-        tokens = jnp.asarray(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
-        check_in_vocabulary(tokens, self.cfg.d_vocab_out)
+        tokens = checked_ids(self.to_single_token(tokens) if isinstance(tokens, str) else tokens, self.cfg.d_vocab_out)
         tokens = tokens.reshape(()) if tokens.size == 1 else tokens
         return _unembedding_columns(arrays(self.modules), tokens, self.cfg.output_logits_scale)
 

@@ -41,8 +41,8 @@ class Metric:
         >>> def difference(logits):
         ...     return logits[:, -1, 3] - logits[:, 2, 4]
         >>> metric = Metric(difference, jax.ShapeDtypeStruct((2, 6, 10), "float32"))
-        >>> metric.positions, metric.tokens
-        (array([2, 5]), array([3, 4]))
+        >>> metric.positions.tolist(), metric.tokens.tolist()
+        ([2, 5], [3, 4])
         >>> metric(jnp.zeros((7, 2, 2, 2))).shape
         (7, 2)
     """

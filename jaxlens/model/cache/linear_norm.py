@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxlens.model.request import check_in_vocabulary
+from jaxlens.model.request import checked_ids
 from jaxlens.nn.module import arrays
 from jaxlens.nn.norm import Identity, Norm, OutputScale
 
@@ -122,9 +122,7 @@ def as_tokens(model: Any, tokens: Any) -> jax.Array:
     """Token ids as an array, from a string or an id, a list of them, or an array; checked against the vocabulary."""
     if isinstance(tokens, list | tuple):
         tokens = [model.to_single_token(token) if isinstance(token, str) else token for token in tokens]
-    ids = jnp.asarray(model.to_single_token(tokens) if isinstance(tokens, str) else tokens)
-    check_in_vocabulary(ids, model.cfg.d_vocab_out)
-    return ids
+    return checked_ids(model.to_single_token(tokens) if isinstance(tokens, str) else tokens, model.cfg.d_vocab_out)
 
 
 def logit_direction(
