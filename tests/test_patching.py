@@ -90,6 +90,29 @@ def test_a_sweep_of_the_residual_stream_equals_hooked_runs(config):
     assert check(model(config), "resid_pre").shape == (CONFIGS[config].n_layers, LENGTH)
 
 
+@pytest.mark.parametrize("config", ["gpt2", "gemma", "bloom", "original", "deepseek"])
+def test_a_sweep_computes_the_logits_of_the_tokens_that_metrics_read(config, monkeypatch):
+    shapes = []
+
+    def reading(self, logits, *read):
+        shapes.append(logits.shape[-1])
+        return value(self, logits, *read)
+
+    value = Metric.__call__
+    monkeypatch.setattr(Metric, "__call__", reading)
+    monkeypatch.setattr("jaxlens.analysis.interventions.metric.FEW_TOKENS", 2)
+    check(model(config, seed=2), "attn_head_out_all_pos", seed=2)
+    assert set(shapes) == {4}  # three tokens, and one of them again
+    clean, corrupted = pair(2)
+    metrics = {"few": metric, "every": lambda logits: jnp.max(logits[:, -1])}
+    together = activation_patch(model(config, seed=2), corrupted, clean, metrics, "z", ("layer", "head"), **QUIET)
+    monkeypatch.undo()
+    for name, one in metrics.items():
+        alone = activation_patch(model(config, seed=2), corrupted, clean, one, "z", ("layer", "head"), **QUIET)
+        close(together[name].values, alone.values)
+        close(together[name].normalised, alone.normalised)
+
+
 @pytest.mark.parametrize("config", ["neo", "gemma", "moe", "long", "shared_norm", "shortformer"])
 @pytest.mark.parametrize("name", ["attn_head_v_by_pos", "attn_head_pattern_by_pos"])
 def test_sweeps_of_heads_equal_hooked_runs(config, name):

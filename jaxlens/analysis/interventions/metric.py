@@ -170,12 +170,17 @@ def _elements(program: Jaxpr, constants: dict[Var, Any]) -> Reading | None:
     positions, tokens = (np.unique(np.concatenate([at[axis].ravel() for at in found.elements])) for axis in (1, 2))
 
     def select(logits, row, column):
-        values = (logits[batch, row[position], column[token]] for batch, position, token in found.elements)
+        values = (_at(logits, batch, row[position], column[token]) for batch, position, token in found.elements)
         cast = functools.partial(functools.reduce, lambda value, dtype: value.astype(dtype))
         return [cast(dtypes, value) for dtypes, value in zip(found.casts, values, strict=True)]
 
     is_part = len(tokens) < program.invars[0].aval.shape[2]
     return Reading(positions, tokens, found.variables, found.operations, select) if is_part else None
+
+
+@jax.jit
+def _at(logits: Float[Array, "b i t"], *index: Int[Array, "..."]) -> Float[Array, "..."]:
+    return logits.at[index].get(mode="promise_in_bounds")
 
 
 def _positions(program: Jaxpr, constants: dict[Var, Any]) -> Reading | None:
