@@ -47,6 +47,7 @@ notebooks: $(VENV)/.notebooks
 
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m benchmarks.hooks
+	$(BIN)/python -m benchmarks.first_calls
 	$(BIN)/python -m benchmarks.lengths
 	$(BIN)/python -m benchmarks.gradients
 	$(BIN)/python -m benchmarks.memory

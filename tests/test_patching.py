@@ -269,7 +269,8 @@ def test_batches_keep_their_shape_while_free_memory_changes_little():
         stats = {"bytes_limit": limit, "bytes_in_use": in_use}
         device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
         logits = types.SimpleNamespace(dtype=baseline.logits.dtype, devices=lambda: [device])
-        return BatchShape.for_sweep(cfg, dataclasses.replace(baseline, logits=logits), Read(np.arange(1), np.arange(37)), None)
+        read = Read(np.arange(1), np.arange(37))
+        return BatchShape.for_sweep(cfg, dataclasses.replace(baseline, logits=logits), read, None)
 
     assert shape(0) == shape(10**5) == shape(3 * 10**6)
     assert shape(12 * 10**6).cells < shape(0).cells < shape(0, 2**26).cells

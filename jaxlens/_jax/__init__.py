@@ -173,7 +173,8 @@ def use_compilation_cache(folder: str | Path | None = None) -> Path:
         return Path(jax.config.jax_compilation_cache_dir)
     folder = Path(folder or user_cache() / "xla")
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # JAX's default keeps slower programs only
+    # JAX's default keeps slow programs only. A layer with a Python hook is many programs that compile quickly.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
 
 
