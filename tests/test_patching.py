@@ -432,6 +432,11 @@ def test_a_metric_says_which_positions_and_tokens_it_reads():
     ends, rows, answers = jnp.array([4, 5, 6]), jnp.arange(3), jnp.array([[2, 7], [11, 19], [7, 0]])
     last = lambda x: jnp.take_along_axis(x[:, -1], answers, axis=-1)  # noqa: E731
     everywhere, everything = list(range(9)), list(range(20))
+
+    def printing(x):
+        jax.debug.print("")
+        return x[:, -1, 3]
+
     cases = [
         (lambda x: x[:, -1].max(), [8], everything),
         (lambda x: x[0, -1, 3] - x[1, 2, 5], [2, 8], [3, 5]),
@@ -453,6 +458,7 @@ def test_a_metric_says_which_positions_and_tokens_it_reads():
         (lambda x: x[0, -1, 3], [8], [3]),
         (lambda x: jnp.take(x[:, -1], jnp.array([3, 25]), axis=-1)[:, 0], [8], [3]),
         (lambda x: jnp.nan_to_num(jnp.take(x[:, -1], jnp.array([3, 25]), axis=-1)), [8], everything),
+        (printing, [8], [3]),
         (lambda x: x[0, -1, 3] + x.sum(), everywhere, everything),
         (lambda x: x[:, 4:7].sum() + x[..., -1, 3].sum(), [4, 5, 6, 8], everything),
         (lambda x: (x[:, :-1].argmax(-1) == 2).mean(), everywhere[:8], everything),

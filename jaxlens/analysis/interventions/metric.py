@@ -52,26 +52,23 @@ class Metric:
         b, n_positions, v = logits.shape
         self.positions, self.tokens = np.arange(n_positions), np.arange(v)
         try:
-            replay, positions, tokens = _traced(function, logits)
-            read = jax.ShapeDtypeStruct((2, b, len(positions), len(tokens)), logits.dtype)
-            jax.eval_shape(jax.vmap(lambda logits: replay(logits, *self._places(positions, tokens))), read)
+            replay, *read = _traced(function, logits)
+            shape = 2, b, *map(len, read)
+            jax.eval_shape(
+                jax.vmap(lambda logits: replay(logits, *read)), jax.ShapeDtypeStruct(shape, logits.dtype)
+            )
         except NOT_TRACED:  # an error of the metric itself is raised again when it is called
             return
-        self._replay, self.positions, self.tokens = replay, positions, tokens
+        self._replay, (self.positions, self.tokens) = replay, read
 
     def __call__(self, logits: Float[Array, "c b r t"], positions: Any = None, tokens: Any = None) -> jax.Array:
         """The metric of every cell: [c], or [c, ...] if the metric returns an array."""
-        places = self._places(
-            self.positions if positions is None else positions, self.tokens if tokens is None else tokens
-        )
+        positions = self.positions if positions is None else positions
+        tokens = self.tokens if tokens is None else tokens
         if self._replay is None:
-            return jnp.stack([_value(self.function, _whole(cell, *places)) for cell in logits])
-        return jax.vmap(lambda logits: self._replay(logits, *places))(logits)
-
-    def _places(self, positions: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where each position and each token is among these. A place has no meaning if it is not among them."""
-        _, n_positions, v = self.shape
-        return np.searchsorted(positions, np.arange(n_positions)), np.searchsorted(tokens, np.arange(v))
+            whole = (_at_positions(cell, positions, self.shape[1]) for cell in logits)
+            return jnp.stack([_value(self.function, cell) for cell in whole])
+        return jax.vmap(lambda logits: self._replay(logits, positions, tokens))(logits)
 
 
 FEW_TOKENS = 64
@@ -127,16 +124,15 @@ def _value(function: Callable, logits: Float[Array, "b p v"]) -> jax.Array:
         raise TypeError(f"a metric must return a number or an array of numbers; got {given}") from error
 
 
-class Reading(NamedTuple):
-    """What a metric reads, and how its program gets it.
+class Inputs(NamedTuple):
+    """What the program of a metric computes with: `variables`, from which `operations` compute the metric.
 
-    `select(logits, row, column)` returns the values of `inputs`, from which `operations` compute the metric. Position i
-    of the metric's logits is in `row[i]` of the function's, and token i in `column[i]`.
+    `select(logits, positions, tokens)` returns their values, from logits of at least the positions and tokens here.
     """
 
     positions: np.ndarray
     tokens: np.ndarray
-    inputs: list[Var]
+    variables: list[Var]
     operations: list[JaxprEqn]
     select: Callable[[Array, np.ndarray, np.ndarray], list]
 
@@ -146,56 +142,65 @@ def _traced(function: Callable, logits: jax.ShapeDtypeStruct) -> tuple[Callable,
     closed = inlined(jax.make_jaxpr(lambda logits: _value(function, logits))(logits))
     constants, operations = _folded(closed.jaxpr, closed.consts)
     program = closed.jaxpr.replace(constvars=list(constants), eqns=operations)
-    reading = _elements(program, constants) or _positions(program, constants) or _everything(program)
-    run = program.replace(invars=reading.inputs, eqns=reading.operations)
+    inputs = _elements(program, constants) or _positions(program, constants) or _everything(program)
+    run = program.replace(invars=inputs.variables, eqns=inputs.operations)
     run = jaxpr_as_fun(ClosedJaxpr(run, list(constants.values())))
-    return lambda *given: run(*reading.select(*given))[0], reading.positions, reading.tokens
+    return lambda *given: run(*inputs.select(*given))[0], inputs.positions, inputs.tokens
 
 
-def _everything(program: Jaxpr) -> Reading:
-    _, length, v = program.invars[0].aval.shape
-    return Reading(np.arange(length), np.arange(v), program.invars, program.eqns, lambda *given: [_whole(*given)])
-
-
-def _whole(logits, row: np.ndarray, column: np.ndarray):
-    """All positions of the logits, which may be followed by others."""
-    return logits if len(row) == logits.shape[1] else logits[:, row]
-
-
-def _elements(program: Jaxpr, constants: dict[Var, Any]) -> Reading | None:
-    """The reading of a metric that computes with few elements of the logits, or None."""
+def _elements(program: Jaxpr, constants: dict[Var, Any]) -> Inputs | None:
+    """The inputs of a metric that computes with few elements of the logits, or None."""
     found = selection(program, constants)
     if found is None:
         return None
-    positions, tokens = (np.unique(np.concatenate([at[axis].ravel() for at in found.elements])) for axis in (1, 2))
+    read, of_tokens = (np.unique(np.concatenate([of[axis].ravel() for of in found.elements])) for axis in (1, 2))
 
-    def select(logits, row, column):
-        values = (_at(logits, batch, row[position], column[token]) for batch, position, token in found.elements)
-        cast = functools.partial(functools.reduce, lambda value, dtype: value.astype(dtype))
-        return [cast(dtypes, value) for dtypes, value in zip(found.casts, values, strict=True)]
+    def select(logits, positions, tokens):
+        values = []
+        for (rows, position, token), dtypes in zip(found.elements, found.casts, strict=True):
+            value = _at(logits, rows, np.searchsorted(positions, position), np.searchsorted(tokens, token))
+            values.append(functools.reduce(lambda value, dtype: value.astype(dtype), dtypes, value))
+        return values
 
-    is_part = len(tokens) < program.invars[0].aval.shape[2]
-    return Reading(positions, tokens, found.variables, found.operations, select) if is_part else None
+    is_part = len(of_tokens) < program.invars[0].aval.shape[2]
+    return Inputs(read, of_tokens, found.variables, found.operations, select) if is_part else None
 
 
 @jax.jit
-def _at(logits: Float[Array, "b i t"], *index: Int[Array, "..."]) -> Float[Array, "..."]:
+def _at(logits: Float[Array, "b r t"], *index: Int[Array, "..."]) -> Float[Array, "..."]:
     return logits.at[index].get(mode="promise_in_bounds")
 
 
-def _positions(program: Jaxpr, constants: dict[Var, Any]) -> Reading | None:
-    """The reading of a metric that begins by selecting positions, or None."""
+def _positions(program: Jaxpr, constants: dict[Var, Any]) -> Inputs | None:
+    """The inputs of a metric that begins by selecting positions, or None."""
     (whole,), (_, length, v) = program.invars, program.invars[0].aval.shape
     reads = [operation for operation in program.eqns if any(v is whole for v in operation.invars)]
     selections = [_selection(operation, whole, constants, length) for operation in reads]
     if not reads or None in selections or program.outvars[0] is whole:
         return None
+
+    def select(logits, positions, tokens):
+        row = np.searchsorted(positions, np.arange(length))
+        return [of(logits, row) for _, of in selections]
+
+    read = np.unique(np.concatenate([selected for selected, _ in selections]))
     others = [operation for operation in program.eqns if all(operation is not read for read in reads)]
-    return Reading(
-        np.unique(np.concatenate([selected for selected, _ in selections])), np.arange(v),
-        [operation.outvars[0] for operation in reads], others,
-        lambda logits, row, column: [of(logits, row) for _, of in selections],
-    )  # fmt: skip
+    return Inputs(read, np.arange(v), [operation.outvars[0] for operation in reads], others, select)
+
+
+def _everything(program: Jaxpr) -> Inputs:
+    """The inputs of any metric: the logits."""
+    _, length, v = program.invars[0].aval.shape
+
+    def select(logits, positions, tokens):
+        return [_at_positions(logits, positions, length)]
+
+    return Inputs(np.arange(length), np.arange(v), program.invars, program.eqns, select)
+
+
+def _at_positions(logits: Float[Array, "b r v"], positions: np.ndarray, n: int) -> Float[Array, "b n v"]:
+    """The logits of the first n positions, from those of these positions."""
+    return logits if logits.shape[1] == n else logits[:, np.searchsorted(positions, np.arange(n))]
 
 
 def _folded(jaxpr: Jaxpr, consts: list) -> tuple[dict[Var, Any], list[JaxprEqn]]:

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
+from jaxlens._jax import is_traced
+
 Index = tuple[np.ndarray, ...]
 
 MOST_ELEMENTS = 2**16
@@ -67,9 +69,11 @@ def selection(program: Jaxpr, constants: Mapping[Var, Any]) -> Selection | None:
 
 def _moves(operation: JaxprEqn, moved: Any, constants: Mapping[Var, Any]) -> bool:
     """Whether an operation moves elements that were only moved before, to places that do not depend on the logits."""
+    if operation.primitive.name not in MAPS:
+        return False
     source, *others = operation.invars
-    is_constant = all(isinstance(v, Literal) or v in constants for v in others)
-    return operation.primitive.name in MAPS and isinstance(source, Var) and source in moved and is_constant
+    are_known = all(isinstance(v, Literal) or (v in constants and not is_traced(constants[v])) for v in others)
+    return isinstance(source, Var) and source in moved and are_known
 
 
 def _source(operation: JaxprEqn, index: Sequence[Any], constants: Mapping[Var, Any]) -> Sequence[Any] | None:
