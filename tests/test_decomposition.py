@@ -39,6 +39,12 @@ def made(name: str, seed: int = 0) -> HookedTransformer:
 
 
 @functools.cache
+def late(number: int) -> jax.Array:
+    """A number that a device is still computing."""
+    large = jnp.ones((1500, 1500))
+    return (large @ large @ large)[0, 0].astype(jnp.int32) * 0 + number
+
+
 def ran(name: str, seed: int = 0) -> ActivationCache:
     """A run of two padded prompts; whoever would change it takes a copy."""
     the_model, given = made(name, seed), tokens(seed=seed)
@@ -608,6 +614,9 @@ ERRORS = {
     ),
     "a token out of the vocabulary": Case(
         lambda: ran("gpt2").logit_lens(vocab=[3, 37]), ValueError, "token 37 is out of the vocabulary; tokens are 0"
+    ),
+    "a token out of the vocabulary that is still computed": Case(
+        lambda: model("gpt2").tokens_to_residual_directions(late(37)), ValueError, "token 37 is out"
     ),
     "fewer incorrect tokens": Case(
         lambda: ran("gpt2").logit_attrs(ran("gpt2").decompose_resid(), jnp.arange(2), 3), ValueError,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxlens._jax import is_at_hand, is_traced
+from jaxlens._jax import is_at_hand, is_traced, on_host
 from jaxlens.config import Config
 from jaxlens.errors import HookError
 from jaxlens.hooks.names import is_cached_by_default, matching, split_name
@@ -217,9 +217,8 @@ def check_in_vocabulary(tokens: Any, size: int, allowed: int | None = None) -> N
 
 
 def checked_ids(tokens: Any, size: int) -> Int[Array, "*axes"]:
-    """Token ids as an array, checked by `check_in_vocabulary`: on the host, unless they are on a device already."""
-    is_on_device = isinstance(tokens, jax.Array) or is_traced(tokens)
-    check_in_vocabulary(jnp.asarray(tokens) if is_on_device else np.asarray(tokens), size)
+    """A few token ids as an array, checked by `check_in_vocabulary`, also if a device has to compute them first."""
+    check_in_vocabulary(jnp.asarray(tokens) if is_traced(tokens) else on_host(tokens), size)
     return jnp.asarray(tokens)
 
 
