@@ -114,7 +114,7 @@ def sweep(
         sources = baseline.activations
         if source is not None:
             sources = _stacked_source(source, cells.site, site_row, baseline.activations, inputs.n_positions)
-        # A vocabulary that is divided over devices stays whole: to select from it would gather it on each of them.
+        # A vocabulary may be divided over devices. Then it stays whole, because to select from it might gather it.
         read = Read.by(traced.values(), inputs.mask.shape[1], few_tokens=model.sharding is None)
         data_hook = setter if isinstance(setter, DataHook) else hook(lambda *args: setter(*args))  # traced again
         whole, size = needs_sequences(cells.site), options.get("batch_size")

@@ -133,9 +133,8 @@ def packed_rows(
     kind = PackedSequences if shape.sequences else PackedRows
     of_blocks = {name: getattr(info, name)[at] for name in ("positions", "steps")}
     of_blocks["packing"] = kind(**packings, keys=baseline.keys, values=baseline.values)
-    for name in ("indices", "sources"):
-        whole = batch.sequences.reshape(-1) % shape.prompts
-        of_blocks[name] = getattr(info, name)[whole] if shape.sequences else None
+    prompts = batch.sequences.reshape(-1) % shape.prompts  # packed rows have bounds of their own
+    of_blocks |= {name: getattr(info, name)[prompts] if shape.sequences else None for name in ("indices", "sources")}
     if info.cos is not None:
         of_blocks |= {name: getattr(info, name)[:, *at] for name in ("cos", "sin")}
     if info.qk_input is not None:
