@@ -45,7 +45,7 @@ from jaxlens.model.scans import Scan
 from jaxlens.nn.block import SPLIT_INPUTS, Block
 from jaxlens.nn.kv_cache import LayerMemory
 from jaxlens.nn.module import arrays, axis_lengths
-from jaxlens.nn.sequence import Columns, LayerInfo, SequenceInfo
+from jaxlens.nn.sequence import Columns, SequenceInfo
 
 
 @jax.tree_util.register_dataclass
@@ -291,9 +291,12 @@ _set_row, _set_row_in_place = jax.jit(set_row), jax.jit(set_row, donate_argnums=
 
 
 @jax.jit
-def _inputs_at(stack: Block, info: SequenceInfo, i, layer) -> tuple[Block, LayerInfo]:
-    """The layer at index i of a stack, with arrays in place of its parameters, and its inputs besides the stream."""
-    return arrays(layer_at(stack, i)), info.at_layer(layer)
+def _block_at(stack: Block, i) -> Block:
+    """The layer at index i of a stack, with arrays in place of its parameters: one program for all lengths."""
+    return arrays(layer_at(stack, i))
+
+
+_info_at = jax.jit(SequenceInfo.at_layer)
 
 
 def _edited(
@@ -307,8 +310,7 @@ def _edited(
     tap.columns = info.columns
     if memory is not None:
         tap.memory = LayerMemory(memory, np.int32(layer), info.start, not info.sees_slots, in_place=True)
-    block, inputs = _inputs_at(stack, info, row, np.int32(layer))
-    x = block(x, inputs, tap)
+    x = _block_at(stack, row)(x, _info_at(info, np.int32(layer)), tap)
     memory = None if memory is None else tap.memory.rows
     if not stretch.buffered:
         return x, tap.captured, memory

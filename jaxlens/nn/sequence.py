@@ -55,27 +55,24 @@ class LayerInfo:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class SequenceInfo:
-    """The inputs of all layers besides the residual stream. Fields with the axis l have one entry per layer.
+    """The inputs of all layers besides the residual stream. Constants of a layer are those of `cfg`.
 
     `positions` number the tokens of each row from 0 and skip padding, so they do not depend on how a row is padded.
     `indices` are the same, but -1 before the first token, and `sources` are those of the tokens that can be attended
     to, `PADDING` in a slot without a token; packed rows have their own. `cos` and `sin` are the rotation at the
-    positions, for each kind of rotary positions, and `rotary_kinds` is that of a layer. `qk_input` is the position
-    embedding of models that add it to the inputs of queries and keys instead of the residual stream (shortformer).
+    positions, for each kind of rotary positions. `qk_input` is the position embedding of models that add it to the
+    inputs of queries and keys instead of the residual stream (shortformer).
 
     With a KV cache, `slots` are what it holds after the run, whose first token is in slot `start`, and `step` counts
     the earlier runs. `steps` are the runs in which tokens were new: `step`, unless earlier tokens are run again.
     """
 
+    cfg: Config = dataclasses.field(metadata={"static": True})
     positions: Int[Array, "b p"]
     indices: Int[Array, "g t"] | None
     sources: Int[Array, "g s"] | None
-    windows: Int[Array, "l"]
-    scales: Float[Array, "l"]
-    rotary_kinds: Int[Array, "l"] | None
     cos: Float[Array, "z b p r"] | None
     sin: Float[Array, "z b p r"] | None
-    query_growth: tuple[float, int] | None = dataclasses.field(default=None, metadata={"static": True})
     qk_input: Float[Array, "b p d"] | None = None
     packing: PackedRows | PackedSequences | None = None
     step: Int[Array, ""] | None = None
@@ -91,19 +88,21 @@ class SequenceInfo:
 
     def at_layer(self, layer: Int[Array, ""]) -> LayerInfo:
         """The inputs of one layer."""
-        window, sources = self.windows[layer], self.sources
+        cfg, sources = self.cfg, self.sources
+        window, scale = jnp.asarray(layer_windows(cfg))[layer], jnp.asarray(layer_scales(cfg))[layer]
         if isinstance(self.packing, PackedRows):
             (low, high), sources = self.packing.bounds(*band(self.packing.indices, window, layer)), self.packing.sources
         else:
             low, high = band(self.indices, window, layer)
         cos = sin = None
-        if self.rotary_kinds is not None:
-            cos, sin = (table[self.rotary_kinds[layer]] for table in (self.cos, self.sin))
+        if cfg.rotary_dim:
+            kind = jnp.asarray(rotary_kinds(cfg)[1])[layer]
+            cos, sin = self.cos[kind], self.sin[kind]
         growth = None
-        if self.query_growth is not None:
-            growth = growth_of_queries(self.positions, *self.query_growth, self.scales.dtype)
+        if cfg.query_growth is not None:
+            growth = growth_of_queries(self.positions, *cfg.query_growth, scale.dtype)
         return LayerInfo(
-            low, high, sources, window, self.scales[layer], cos, sin, self.qk_input, growth,
+            low, high, sources, window, scale, cos, sin, self.qk_input, growth,
             packing=None if self.packing is None else self.packing.at_layer(layer),
         )  # fmt: skip
 
@@ -127,7 +126,12 @@ def growth_of_queries(positions: Int[Array, "b p"], beta: float, original: int, 
     return 1 + beta * jnp.log(1 + (positions // original).astype(dtype))
 
 
-def layer_scales(cfg: Config) -> np.ndarray:
+def layer_windows(cfg: Config) -> Int[np.ndarray, "l"]:
+    """The number of tokens that a query of each layer attends to, with its own."""
+    return np.array([window or WHOLE_PAST for window in cfg.windows], np.int32)
+
+
+def layer_scales(cfg: Config) -> Float[np.ndarray, "l"]:
     """The divisor of the attention scores of each layer."""
     scale = cfg.attn_scale if cfg.attn_scale is not None else np.sqrt(cfg.d_head)
     depth = np.arange(1, cfg.n_layers + 1) if cfg.scale_attn_by_inverse_layer_idx else np.ones(cfg.n_layers)
@@ -151,11 +155,6 @@ def sequence_info(
         memory = {"slots": past.extended(mask, tokens, n_new), "start": past.length, "step": past.step, "steps": steps}
     sees_slots = past is not None and not past.is_new
     sources = memory["slots"].sources if sees_slots else jnp.where(mask, indices, PADDING)
-    positions, kinds, cos, sin = jnp.maximum(indices, 0), None, None, None
-    if cfg.rotary_dim:
-        kinds, (cos, sin) = jnp.asarray(rotary_kinds(cfg)[1]), rotations(cfg, positions, lengths)
-    return SequenceInfo(
-        **memory, sees_slots=sees_slots, positions=positions, indices=indices, sources=sources,
-        windows=jnp.array([window or WHOLE_PAST for window in cfg.windows], jnp.int32),
-        scales=jnp.asarray(layer_scales(cfg)), rotary_kinds=kinds, cos=cos, sin=sin, query_growth=cfg.query_growth,
-    )  # fmt: skip
+    positions = jnp.maximum(indices, 0)
+    cos, sin = rotations(cfg, positions, lengths) if cfg.rotary_dim else (None, None)
+    return SequenceInfo(cfg, positions, indices, sources, cos, sin, **memory, sees_slots=sees_slots)
