@@ -3,10 +3,12 @@
     python -m benchmarks.first_calls            SmolLM2-135M; writes results/first_calls-<device>.json
     python -m benchmarks.first_calls --quick    a small random model and one round; writes nothing
 
-Each process loads the model, and then makes each call for the first time and once more. The sweep patches the residual
-stream before every layer at each of 15 positions, of one pair of prompts that differ in the last 5, and includes the
-run that it takes the activations from. `JAX_ENABLE_COMPILATION_CACHE` is off in the processes without programs on disk.
-The others call `jaxlens.use_compilation_cache`; the process that fills its folder is not counted.
+Each process loads the model, and then makes each call for the first time and once more, and then the same at another
+length. The sweep patches the residual stream before every layer at each of 15 positions, of one pair of prompts that
+differ in the last 5, and includes the run that it takes the activations from. At the other length it has 30 positions.
+
+`JAX_ENABLE_COMPILATION_CACHE` is off in the processes without programs on disk. The others call
+`jaxlens.use_compilation_cache`; the process that fills its folder is not counted.
 """
 
 import argparse
@@ -31,16 +33,19 @@ from benchmarks.report import environment, print_environment, print_table, verdi
 from benchmarks.timing import compilations, seconds
 from jaxlens import HookedTransformer
 
-LENGTH, SWEEP_LENGTH, CHANGED = 128, 15, 5
+LENGTHS = {"": (128, 15), ", another length": (96, 30)}
+"""Positions of the runs and of the sweep, by the addition to the title of the table."""
+
+CHANGED = 5
 TARGETS = {"forward": 0.3, "everything cached": 0.45, "Python hook inside a layer": 0.45, "sweep": 1.2}
 ON_DISK = {False: "no programs on disk", True: "programs of an earlier process"}
 
 
-def calls(model: HookedTransformer) -> dict[str, Callable[[], Any]]:
+def calls(model: HookedTransformer, length: int, sweep_length: int) -> dict[str, Callable[[], Any]]:
     """The calls, in their order."""
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, model.cfg.d_vocab, (1, LENGTH))
-    clean, corrupted = rng.integers(0, model.cfg.d_vocab, (2, 1, SWEEP_LENGTH))
+    tokens = rng.integers(0, model.cfg.d_vocab, (1, length))
+    clean, corrupted = rng.integers(0, model.cfg.d_vocab, (2, 1, sweep_length))
     corrupted[:, :-CHANGED] = clean[:, :-CHANGED]
     answers = jnp.array([3, 4])
 
@@ -49,7 +54,7 @@ def calls(model: HookedTransformer) -> dict[str, Callable[[], Any]]:
         metric = lambda logits: logits[0, -1, answers[0]] - logits[0, -1, answers[1]]  # noqa: E731
         return get_act_patch_resid_pre(model, corrupted, cache, metric, progress=False)
 
-    warm_up_hook((1, LENGTH, model.cfg.n_heads, model.cfg.d_head))
+    warm_up_hook((1, length, model.cfg.n_heads, model.cfg.d_head))
     hooks = [("blocks.1.attn.hook_z", lambda value, hook: value * 1.5)]
     return {
         "forward": lambda: model(tokens),
@@ -59,18 +64,24 @@ def calls(model: HookedTransformer) -> dict[str, Callable[[], Any]]:
     }
 
 
-def measure(quick: bool) -> dict[str, dict[str, float]]:
-    """The first and the second time of each call in this process, and the number of programs of the first."""
-    measured = {}
-    for name, call in calls(smollm2.load(quick)[0]).items():
-        with compilations() as compiled:
-            first = seconds(call)
-        measured[name] = {"first": first, "programs": len(compiled), "compiling": compiled.seconds}
-        measured[name]["warm"] = seconds(call)
+Measured = dict[str, dict[str, dict[str, float]]]
+"""By addition to the title and by call: the first and the second time, and the programs of the first."""
+
+
+def measure(quick: bool) -> Measured:
+    """The calls in this process."""
+    model, measured = smollm2.load(quick)[0], {}
+    for addition, lengths in LENGTHS.items():
+        of_length = measured.setdefault(addition, {})
+        for name, call in calls(model, *lengths).items():
+            with compilations() as compiled:
+                first = seconds(call)
+            of_length[name] = {"first": first, "programs": len(compiled), "compiling": compiled.seconds}
+            of_length[name]["warm"] = seconds(call)
     return measured
 
 
-def measure_in_process(folder: str | None, quick: bool) -> dict[str, dict[str, float]]:
+def measure_in_process(folder: str | None, quick: bool) -> Measured:
     """`measure` in a new process, whose programs are kept in a folder if it is given."""
     command = [sys.executable, "-m", "benchmarks.first_calls", "--process", *(["--quick"] if quick else [])]
     command += [] if folder is None else ["--folder", folder]
@@ -108,7 +119,10 @@ def main() -> None:
         for _ in range(1 if options.quick else 5):
             for on_disk, of_kind in runs.items():
                 of_kind.append(measure_in_process(folder if on_disk else None, options.quick))
-    results = {ON_DISK[on_disk]: median_of(of_kind) for on_disk, of_kind in runs.items()}
+    results = {
+        ON_DISK[on_disk] + addition: median_of([run[addition] for run in of_kind])
+        for on_disk, of_kind in runs.items() for addition in LENGTHS
+    }  # fmt: skip
     for title, of_kind in results.items():
         rows = [
             [name, f"{r['first']:.2f} s", f"{r['programs']:.0f} in {r['compiling']:.2f} s", f"{r['warm']:.2f} s",
@@ -116,7 +130,7 @@ def main() -> None:
         ]  # fmt: skip
         print_table(title, ["", "first call", "programs", "second call", "target"], rows)
     if not options.quick:
-        write("first_calls", machine, {"tokens": [1, LENGTH], "calls": results, "targets": TARGETS})
+        write("first_calls", machine, {"lengths": [*LENGTHS.values()], "calls": results, "targets": TARGETS})
 
 
 if __name__ == "__main__":

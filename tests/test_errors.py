@@ -338,6 +338,13 @@ TEXT = {
     "the direction of no token": Case(
         lambda: model("gpt2").tokens_to_residual_directions([3, 37]), ValueError, "token 37 is out of the vocabulary"
     ),
+    "directions of an empty list": Case(
+        lambda: model("gpt2").tokens_to_residual_directions([]), ValueError, "there are no token ids (shape (0,)); give"
+    ),
+    "directions of rows of different lengths": Case(
+        lambda: model("gpt2").tokens_to_residual_directions([[3], [4, 5]]), ValueError,
+        "token ids must be rectangular; got lists of different lengths",
+    ),
 }  # fmt: skip
 
 CACHES = {

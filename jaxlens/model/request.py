@@ -217,8 +217,14 @@ def check_in_vocabulary(tokens: Any, size: int, allowed: int | None = None) -> N
 
 
 def checked_ids(tokens: Any, size: int) -> Int[Array, "*axes"]:
-    """A few token ids as an array, checked by `check_in_vocabulary`, also if a device has to compute them first."""
-    check_in_vocabulary(jnp.asarray(tokens) if is_traced(tokens) else on_host(tokens), size)
+    """Some token ids as an array, checked by `check_in_vocabulary`, also if a device has to compute them first."""
+    try:
+        ids = jnp.asarray(tokens) if is_traced(tokens) else on_host(tokens)
+    except ValueError as error:
+        raise ValueError("token ids must be rectangular; got lists of different lengths") from error
+    if ids.size == 0:
+        raise ValueError(f"there are no token ids (shape {ids.shape}); give at least one")
+    check_in_vocabulary(ids, size)
     return jnp.asarray(tokens)
 
 
