@@ -17,6 +17,7 @@ DIFFERENCES = (
     "`hook_q_input`, `hook_k_input` and `hook_v_input`.",
     "Mixture-of-experts values have an expert axis, `b p e f`, under `mlp.hook_pre` and its neighbours; "
     "TransformerLens has one name per expert and keeps only the tokens routed to it.",
+    "`unembed.hook_out` holds the logits after a soft cap; TransformerLens 4 has those before it.",
     "`hook_tokens` and the shortformer's `attn.hook_attn_input` do not exist.",
 )
 """How names, shapes and order differ from TransformerLens's, each with its reason."""

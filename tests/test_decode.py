@@ -239,6 +239,26 @@ def test_sources_of_patterns_after_earlier_tokens_are_all_tokens(name, n_new):
         close(*(jnp.nan_to_num(value, neginf=0) for value in values))
 
 
+@pytest.mark.parametrize("name", ["llama", "long", "mistral", "gpt2"])
+@pytest.mark.parametrize("n_new", [3, 5, 8])
+@pytest.mark.parametrize("site", ["pattern", "attn_scores"])
+def test_a_python_hook_on_attention_edits_all_slots(name, n_new, site):
+    of, text, seen = model(name), np.asarray(tokens(2, 9 + n_new)), []
+
+    def edit(value, hook):
+        seen.append(value.shape[2:])
+        return value.at[:, 1].multiply(0.3).at[..., 4].multiply(0.5)  # a head, and the source in slot 4
+
+    hooks = [(f"blocks.1.attn.hook_{site}", edit)]
+    expected = of.run_with_hooks(text, fwd_hooks=hooks)[:, 9:]
+    _, cache = of.decode(text[:, :9], of.init_kv_cache(2, 20), fwd_hooks=hooks)
+    close(of.decode(text[:, 9:], cache, fwd_hooks=hooks)[0], expected)
+    assert seen == [(9 + n_new, 9 + n_new), (9, 9), (n_new, cache.keys.shape[3])]
+    past = jaxlens.HookedTransformerKeyValueCache.init_cache(of.cfg, "cpu", 2)
+    of.run_with_hooks(text[:, :9], past_kv_cache=past, fwd_hooks=hooks)
+    close(of.run_with_hooks(text[:, 9:], past_kv_cache=past, fwd_hooks=hooks), expected)
+
+
 def test_gradients_through_a_decode_step():
     of, text = model("llama"), np.asarray(tokens(2, 9))
     _, cache = jax.jit(lambda of, cache: of.decode(text[:, :8], cache))(of, of.init_kv_cache(2, 16))

@@ -618,6 +618,14 @@ ERRORS = {
     "a token out of the vocabulary that is still computed": Case(
         lambda: model("gpt2").tokens_to_residual_directions(late(37)), ValueError, "token 37 is out"
     ),
+    "a stack of one position without its pos_slice": Case(
+        lambda: ran("gpt2").logit_attrs(ran("gpt2").decompose_resid(pos_slice=-1), 7), ValueError,
+        'the stack has rows (2,), and the scale of "ln_final" (2, 11) (batch, position); pass the pos_slice',
+    ),
+    "a pos_slice for a stack of all positions": Case(
+        lambda: ran("gpt2").apply_ln_to_stack(ran("gpt2").decompose_resid(), pos_slice=[3]), ValueError,
+        'the stack has rows (2, 11), and the scale of "ln_final" (2, 1) (batch, position); pass the pos_slice',
+    ),
     "fewer incorrect tokens": Case(
         lambda: ran("gpt2").logit_attrs(ran("gpt2").decompose_resid(), jnp.arange(2), 3), ValueError,
         "tokens and incorrect_tokens must have the same shape; got (2,) and ()",

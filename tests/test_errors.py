@@ -572,6 +572,24 @@ WEIGHTS = {
             [[1, 2, 3]], return_type="loss", attention_mask=[[1, 0, 1]], incl_bwd=True
         ), ValueError, "attention_mask has no two tokens in a row",
     ),
+    "a next token without a logit": Case(
+        lambda: HookedTransformer(Config(
+            n_layers=1, d_model=4, n_heads=1, d_head=4, d_vocab=6, d_vocab_out=5, n_ctx=3, attn_only=True
+        ))([[1, 2, 5]], return_type="loss"), ValueError,
+        "token 5 has no logit to compute a loss from; logits are of tokens 0 to 4",
+    ),
+    "the loss of logits without such a token": Case(
+        lambda: jaxlens.lm_cross_entropy_loss(jnp.zeros((1, 3, 5)), np.array([[1, 2, 5]])), ValueError,
+        "token 5 has no logit to compute a loss from; logits are of tokens 0 to 4",
+    ),
+    "logits and tokens of different batches": Case(
+        lambda: jaxlens.lm_cross_entropy_loss(jnp.zeros((1, 4, 9)), tokens(3, 4)), ValueError,
+        "logits have shape (1, 4, 9) and tokens (3, 4); expected [batch, pos, vocabulary] and [batch, pos]",
+    ),
+    "a mask of other tokens": Case(
+        lambda: jaxlens.lm_cross_entropy_loss(jnp.zeros((1, 4, 37)), tokens(1, 4), np.ones((1, 3), bool)), ValueError,
+        "attention_mask has shape (1, 3); expected that of tokens, (1, 4)",
+    ),
     "one token has no accuracy": Case(
         lambda: jaxlens.lm_accuracy(jnp.zeros((1, 1, 9)), tokens(1, 1)), ValueError,
         "each token is compared with the next one",

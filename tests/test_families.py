@@ -54,10 +54,13 @@ def assert_same_tensors(ours, theirs):
         assert ours[name].tobytes() == value.tobytes(), name
 
 
-@pytest.mark.parametrize(
+every_case = pytest.mark.parametrize(
     ("model_type", "fields"),
     [pytest.param(kind, case, id=f"{kind}-{i}") for kind in CASES for i, case in enumerate(CASES[kind])],
 )
+
+
+@every_case
 def test_logits_and_round_trip(tmp_path, model_type, fields):
     for seed in range(2):
         theirs = write_checkpoint(tmp_path / f"theirs-{seed}", model_type, seed, **fields)
@@ -70,6 +73,21 @@ def test_logits_and_round_trip(tmp_path, model_type, fields):
     ours = export(tmp_path / "ours", load(theirs).cfg, model.params, model.source)
     assert_same_tensors(tensors(ours), tensors(theirs))
     assert np.array_equal(hf_logits(ours, tokens), expected)
+
+
+def log_probs(logits):
+    logits = logits.astype(np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+@pytest.mark.slow
+@every_case
+def test_processed_weights_keep_the_log_probabilities(tmp_path, model_type, fields):
+    theirs, tokens = write_checkpoint(tmp_path, model_type, 1, **fields), random_tokens(1, LENGTH)
+    n_ctx = 64 if fields.get("max_position_embeddings", 64) < LENGTH else None
+    ours, expected = HookedTransformer.from_pretrained(theirs, n_ctx=n_ctx)(tokens), hf_logits(theirs, tokens)
+    difference = log_probs(np.asarray(ours)) - log_probs(expected)
+    assert np.abs(difference).max() <= TOLERANCE * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(("model_type", "fields", "text"), REFUSED)
@@ -258,6 +276,30 @@ def test_the_first_layers_are_a_complete_model(tmp_path, model_type):
     exported = export(tmp_path / "ours", cut.cfg, cut.params, cut.source)
     tokens = random_tokens(0)
     assert_equal_logits(logits(theirs, tokens, first_n_layers=2), hf_logits(exported, tokens))
+
+
+def test_an_export_spells_fields_as_the_checkpoint_does(tmp_path):
+    """Configs of transformers accept standard names, such as num_hidden_layers for GPT-2's n_layer."""
+    theirs = write_checkpoint(tmp_path / "theirs", "gpt2")
+    names = {"n_layer": "num_hidden_layers", "n_positions": "max_position_embeddings"}
+    fields = json.loads((theirs / "config.json").read_text())
+    fields = {names.get(name, name): value for name, value in fields.items()}
+    (theirs / "config.json").write_text(json.dumps(fields))
+    cut = load(theirs, first_n_layers=2, n_ctx=50)
+    exported = export(tmp_path / "ours", cut.cfg, cut.params, cut.source)
+    written = json.loads((exported / "config.json").read_text())
+    assert (written["num_hidden_layers"], written["max_position_embeddings"]) == (2, 50)
+    assert not {"n_layer", "n_positions"} & written.keys()
+    tokens = random_tokens(0)
+    assert_equal_logits(logits(theirs, tokens, first_n_layers=2), hf_logits(exported, tokens))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"), [("llama", "sliding_window"), ("mistral", "layer_types"), ("gpt2", "rope_scaling")]
+)
+def test_a_null_field_is_an_absent_field(tmp_path, model_type, name):
+    fields = json.loads((write_checkpoint(tmp_path, model_type) / "config.json").read_text())
+    assert read_config({**fields, name: None})[1] == read_config(fields)[1]
 
 
 def test_a_shorter_context_has_fewer_learned_positions(tmp_path):

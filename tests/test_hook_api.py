@@ -168,6 +168,11 @@ def test_reset_hooks_end_false_keeps_the_hooks_of_a_run(the_model):
     with the_model.hooks(fwd_hooks=[(RESID_PRE, keep)]):
         pass
     assert list(the_model.list_hooks()) == [Z]
+    with the_model.hooks(fwd_hooks=[(Z, halve)], reset_hooks_end=False):
+        pass
+    with the_model.hooks(fwd_hooks=[(Z, halve)]):  # the same function again, which ends with its block
+        assert len(the_model.list_hooks()[Z]) == 3
+    assert len(the_model.list_hooks()[Z]) == 2
 
 
 def test_hooks_given_to_the_call_act_in_that_call_alone(the_model):

@@ -755,6 +755,10 @@ MISTAKES = {
     "under a transformation": Case(
         lambda: jax.jit(lambda t: generic(source={}, tokens=t))(pair()[1]), ValueError, "outside jit, grad and vmap"
     ),
+    "a cache of more prompts": Case(
+        lambda: generic(source=model("gpt2").run_with_cache(tokens(3, LENGTH))[1]), ValueError,
+        "both need the same positions, and the source as many prompts or a single prompt",
+    ),
     "a misspelt argument": Case(lambda: generic(bach_size=3), TypeError, "no argument 'bach_size'"),
     "a batch of nothing": Case(lambda: generic(batch_size=0), ValueError, "batch_size is 0; expected a number"),
     "half a cell": Case(lambda: generic(batch_size=2.5), ValueError, "batch_size is 2.5; expected a number"),

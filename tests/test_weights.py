@@ -41,6 +41,8 @@ MORE = {
         positional_embedding_type="rotary", rotary=Rotary(dim=2),
     ),
     "qwen2": Config(**{**LLAMA, "biases": ("b_Q", "b_K", "b_V")}),
+    "narrow embedding": Config(**GPT2, d_embed=3),
+    "wide embedding": Config(**GPT2, d_embed=40, tie_word_embeddings=True),
     "heads wider than the stream": Config(**{**GPT2, "d_model": 3, "d_head": 7, "biases": ("b_V", "norm")}),
 }  # fmt: skip
 ALL = {**CONFIGS, **MORE}

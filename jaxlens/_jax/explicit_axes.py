@@ -78,9 +78,14 @@ class Layout:
         """A context in which the axes of the mesh are Auto."""
         return use_abstract_mesh(self._automatic_mesh)
 
-    def explicit(self) -> use_abstract_mesh:
-        """A context in which the axes of the mesh are as the caller made them."""
-        return use_abstract_mesh(self.mesh)
+    def explicit(self, value: jax.Array) -> use_abstract_mesh:
+        """The context of the caller, for functions of this value.
+
+        Without `jax.set_mesh` there is no mesh in it, unless the value is traced. JAX creates no array, as in
+        `jnp.arange`, in the context of an abstract mesh alone.
+        """
+        has_mesh = is_traced(value) or not jax.sharding.get_mesh().empty
+        return use_abstract_mesh(self.mesh if has_mesh else AbstractMesh((), ()))
 
     def to_automatic(self, tree: Any) -> Any:
         """`tree` with Auto axes in every array."""

@@ -45,13 +45,16 @@ def score(
 ) -> list[Float[np.ndarray, "p"]] | Iterator[Float[np.ndarray, "p"]]:  # fmt: skip
     """The log-probability of each token, in nats: for each document an array of those of its tokens after the first.
 
-    They are the negative of `model(document, return_type="loss", loss_per_token=True)`. With `contexts`, one for each
-    document, the documents are continuations of them, and only the tokens of the continuations are scored. Context and
-    continuation are tokenized as one text. A context that is too long loses its first tokens, with a warning.
+    They are the negative of `model(document, return_type="loss", loss_per_token=True)`, except with dynamic or LongRoPE
+    scaling: their rotations depend on the number of tokens that run, and the last token of a document does not run. It
+    is only predicted, as in lm-evaluation-harness, so `max_length` may be n_ctx + 1 (default: n_ctx).
+
+    With `contexts`, one for each document, the documents are continuations of them, and only the tokens of the
+    continuations are scored. Context and continuation are tokenized as one text. A context that is too long loses its
+    first tokens, with a warning.
 
     A list of documents gives a list. Other data, which may be larger than memory, gives an iterator. The other
-    arguments are those of `run`. The last token of a document is predicted, but not run, so `max_length` may be
-    n_ctx + 1 (default: n_ctx). A document with a single token has no score: its array is empty.
+    arguments are those of `run`. A document with a single token has no score: its array is empty.
 
     Raises:
         ValueError: The numbers of documents and contexts differ, a continuation has no token, or the model has no

@@ -127,6 +127,9 @@ def _processing(cfg: Config, unprocessed: Config) -> dict[str, str]:
 
 
 def _named_as_in(source: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
-    """Fields renamed to the spelling of the config class of `source`."""
-    names = standard_names(source["model_type"])
-    return {names.get(name, name): value for name, value in fields.items()}
+    """Fields in the spelling of `source`: their standard names, or those of its config class, which is the default."""
+    names, spelled = standard_names(source["model_type"]), {}
+    for name, value in fields.items():
+        spellings = (name, names.get(name, name))
+        spelled |= {spelling: value for spelling in spellings if spelling in source} or {spellings[1]: value}
+    return spelled

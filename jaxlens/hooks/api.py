@@ -198,7 +198,7 @@ def apply(
             return apply(hook, value, point)
     if isinstance(hook, PythonHook) and hook.layout is not None:
         explicit = hook.layout.to_explicit_at(point._label, value)
-        with hook.layout.explicit():
+        with hook.layout.explicit(explicit):
             new = hook.layout.to_automatic(call(hook.fn, explicit, point))
     else:
         new = call(hook.fn if isinstance(hook, PythonHook) else hook, value, point)

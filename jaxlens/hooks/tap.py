@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxlens.hooks.api import Columns, NamedHookPoint
 from jaxlens.hooks.plan import SiteHook
 from jaxlens.hooks.positions import Positions, overwritten, shortened
-from jaxlens.hooks.table import LENGTH_AXES
+from jaxlens.hooks.table import LENGTH_AXES, POSITION_AXES
 
 if TYPE_CHECKING:
     from jaxlens.nn.kv_cache import LayerMemory
@@ -80,9 +80,14 @@ class Tap:
         columns = None if self.columns is None else Columns(*self.columns, length)
         if length is None:
             return hook(value, self.layer, self._points, columns)
-        given = shortened(value, LENGTH_AXES[hook.site], length)
+        given = shortened(value, self._axes_of_new_tokens(hook.site), length)
         edited = hook(given, self.layer, self._points, columns)
         return value if edited is given else overwritten(value, edited)
+
+    def _axes_of_new_tokens(self, site: str) -> tuple[int, ...]:
+        """The axes with the length of the run. Sources of attention are the slots of a KV cache, unless it is new."""
+        is_whole = self.memory is None or self.memory.is_new
+        return LENGTH_AXES[site] if is_whole else (POSITION_AXES[site],)
 
 
 @jax.custom_jvp

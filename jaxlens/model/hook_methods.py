@@ -185,7 +185,7 @@ class HookMethods:
             >>> with model.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: z * 0)]):
             ...     logits = model([[1, 2, 3]])
         """
-        before = self._hooks
+        before = {id(hook): hook for hook in self._hooks}  # by identity: the same function may be added again
         self._level += 1
         try:
             for name, hook in hook_specs(fwd_hooks):
@@ -195,7 +195,7 @@ class HookMethods:
             yield self
         finally:
             if reset_hooks_end:
-                self._hooks = tuple(h for h in self._hooks if h in before or h.permanent or h.level != self._level)
+                self._hooks = tuple(h for h in self._hooks if id(h) in before or h.permanent or h.level != self._level)
                 if clear_contexts:
                     self.clear_contexts()
             self._level -= 1

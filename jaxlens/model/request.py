@@ -20,7 +20,7 @@ from jaxlens.hooks.names import is_cached_by_default, matching, split_name
 from jaxlens.hooks.plan import RegisteredHook
 from jaxlens.hooks.positions import Positions
 from jaxlens.hooks.table import FINAL_NAMES, sites
-from jaxlens.model.loss import check_predictions
+from jaxlens.model.loss import check_labels, check_predictions
 from jaxlens.nn.embed import check_has_head
 from jaxlens.text.tokenizer import Tokenizer
 
@@ -116,7 +116,7 @@ class RunRequest:
 
     def check_output(self, cfg: Config, model_input: "ModelInput") -> None:
         """Raises ValueError if the model has no such output, or if the loss is requested and the input has no
-        prediction. A traced mask is not checked.
+        prediction, or one without a logit. A traced mask is not checked.
         """
         if self.return_type is None or not self.layers.unembeds:
             return
@@ -129,6 +129,8 @@ class RunRequest:
         if model_input.tokens is None:
             raise ValueError("the loss needs tokens; pass tokens= with the residual stream")
         check_predictions(model_input.tokens, None if self.loss_per_token else model_input.loss_mask)
+        if cfg.d_vocab_out < cfg.d_vocab:
+            check_labels(model_input.tokens, model_input.loss_mask, cfg.d_vocab_out)
 
 
 # --- the input

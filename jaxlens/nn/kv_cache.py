@@ -268,13 +268,13 @@ class LayerMemory:
     """
 
     def __init__(self, rows: tuple[Array, Array], layer: Any, start: Any, is_new: bool, in_place: bool = False):
-        self.rows, self._layer, self._start, self._is_new = rows, layer, start, is_new
+        self.rows, self._layer, self._start, self.is_new = rows, layer, start, is_new
         self._write = _written_in_place if in_place else _written
 
     def extended(self, k: Float[Array, "b k p h"], v: Float[Array, "b k p t"]) -> tuple[Array, Array]:
         """All keys and values of the layer: those of new tokens, and those in other slots unless the cache is new."""
         self.rows = self._write(self.rows, (k, v), self._layer, self._start)
-        return (k, v) if self._is_new else _of_layer(self.rows, self._layer)
+        return (k, v) if self.is_new else _of_layer(self.rows, self._layer)
 
 
 def _write(rows, new, layer, start):

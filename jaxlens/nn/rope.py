@@ -93,7 +93,8 @@ def _llama3(plain: Float[Array, "r"], scaling: Llama3) -> Float[Array, "r"]:
     """Divides low frequencies by the factor, keeps high ones, and interpolates between them."""
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     waves_per_context = scaling.original_n_ctx * plain / (2 * math.pi)
-    kept = jnp.clip((waves_per_context - low) / (high - low), 0, 1)
+    ramp = (waves_per_context - low) / (high - low)
+    kept = jnp.where(waves_per_context < low, 0, jnp.where(waves_per_context > high, 1, ramp))
     return (1 - kept) * plain / scaling.factor + kept * plain
 
 

@@ -126,8 +126,9 @@ def _center_writing_weights(cfg: Config) -> Plan:
         return Plan(cfg, valid=False, reason="sinusoidal positions write a mean to the residual stream")
     not_written = {"pos_embed.W_pos"} if cfg.positional_embedding_type == "shortformer" else set()
     not_written |= {"embed.W_E"} if cfg.d_embed else set()
-    writers = ("embed.W_proj", *(f".{writer}" for writer in WRITERS))
+    writers = tuple(f".{writer}" for writer in WRITERS)
     written = [name for name in parameter_axes(cfg) if name.endswith(writers) and name not in not_written]
+    written += ["embed.W_proj"] if cfg.d_embed else []
 
     def weights(params: Params) -> NewWeights:
         yield from _untied(cfg, params)

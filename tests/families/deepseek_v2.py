@@ -18,6 +18,7 @@ CASES = [
 REFUSED = [
     ({"attention_bias": True}, "attention_bias is True"),
     ({"topk_method": "noaux_tc"}, "expected greedy or group_limited_greedy"),
+    ({**GROUPS, "n_group": None}, "config.json has no n_group, which this architecture needs"),
     ({"norm_topk_prob": True}, "norm_topk_prob is True; expected False: transformers' DeepSeek"),
     ({"moe_layer_freq": 2}, "moe_layer_freq is 2; expected 1"),
 ]

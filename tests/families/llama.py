@@ -12,6 +12,7 @@ CASES = [
     {**rope(rope_type="dynamic", factor=4.0), "max_position_embeddings": 16},
     {**rope(rope_type="dynamic", factor=2.0), "max_position_embeddings": 64},
     {"rope_parameters": LLAMA3},
+    {"rope_parameters": {**LLAMA3, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
     {**WIDE_HEADS, "rope_parameters": YARN},
     {**WIDE_HEADS, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7, "truncate": False}},
     {**WIDE_HEADS, "rope_parameters": {**YARN, "attention_factor": 1.5, "beta_fast": 4.0, "beta_slow": 2.0}},

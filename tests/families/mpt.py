@@ -12,7 +12,7 @@ REFUSED = [
     ({"attn_config": {"alibi": False}}, "attn_config.alibi is False; expected True: transformers' MPT supports"),
     ({"attn_config": {"qk_ln": True}}, "attn_config.qk_ln is True; expected False"),
     ({"attn_config": {"alibi_bias_max": 4}}, "attn_config.alibi_bias_max is 4; expected 8"),
-    ({"logit_scale": 0.5}, "logit_scale is 0.5; expected null: transformers' MPT does not scale logits"),
+    ({"logit_scale": 0.5}, "logit_scale is 0.5; expected 1.0: transformers' MPT does not scale logits"),
     ({"norm_type": "rmsnorm"}, "norm_type is 'rmsnorm'; expected 'low_precision_layernorm' or 'layernorm'"),
 ]
 PUBLISHED = {

@@ -58,6 +58,9 @@ def runs(model, tokens, vector):
         _, cache = model.decode(tokens[:, :7], model.init_kv_cache(len(tokens), 12))
         return model.decode(tokens[:, 7:], cache)[0]
 
+    def without_the_last_head(value, hook):
+        return jnp.where(jnp.arange(value.shape[2])[:, None] == value.shape[2] - 1, 0, value)
+
     both = [("blocks.1.hook_resid_pre", lambda value, hook: value * 0.5 + vector)]
     return {
         "cache": lambda: cache(model, tokens),
@@ -76,6 +79,9 @@ def runs(model, tokens, vector):
         "Python hook": lambda: patched(model, tokens, vector),
         "Python hook with a cached value": lambda: patched(
             model, tokens, model.run_with_cache(tokens)[1]["resid_post", 1]
+        ),
+        "Python hook that creates an array": lambda: model.run_with_hooks(
+            tokens, fwd_hooks=[("blocks.1.attn.hook_z", without_the_last_head)]
         ),
         "Python hook under jit": lambda: jax.jit(patched)(model, tokens, vector),
         "data hook": lambda: model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", hook(add, vector=vector))]),

@@ -267,6 +267,7 @@ DIFFERENCES = """## Values that differ
 | methods of `ActivationCache` that apply a norm omit its weight, so they need processed weights | they apply it, so raw weights are also correct |
 | `get_act_patch_attn_head_*_every` fails for grouped-query attention | entries of missing key/value heads are zero |
 | `b_in` of a gated MLP is added to the product of gate and input | it is added to the input, before the product |
+| `W_E` of Gemma contains the factor √d_model, and `w` of its norms the 1 that is added to them | they are those of the checkpoint: the embedding is `W_E * cfg.embed_scale`, and with `cfg.rmsnorm_uses_offset` norms multiply by 1 + `w` |
 | the sign of vectors of `SVDInterpreter` is arbitrary | the component of largest absolute value is positive |
 | hook points of `ln1` run up to three times in a layer | they run once |
 | the keys in a `past_kv_cache` are stored before rotation, and `hook_rot_k` receives those of all tokens | they are stored after rotation, and `hook_rot_k` receives those of new tokens |
@@ -278,6 +279,7 @@ DIFFERENCES = """## Values that differ
 | in TransformerLens | in jaxlens |
 |---|---|
 | `loss.backward()`, `tensor.grad`, `requires_grad_` | `jax.grad` of a function; `run_with_cache(..., incl_bwd=True)` |
+| `get_act_patch_*` on a model that has hooks | a loop of `run_with_hooks`, or `model.with_params` with changed weights: a sweep needs a model without hooks |
 | `add_caching_hooks(incl_bwd=True)` | `run_with_cache(..., incl_bwd=True)` |
 | `torch.save(model.state_dict(), ...)` | `jaxlens.checkpoints.converter.save(folder, model.cfg, model.params)` |
 | `generate(stopping_criteria=...)` | `stop_strings=`, `eos_token_id=`, or leave the loop over `generate_stream` |

@@ -107,6 +107,8 @@ CASES = {
     "janus": vision(text("llama"), vq_config=VQ),
     "lighton_ocr": vision(text("qwen3")),
     "llava": vision(text("llama")),
+    "llava gpt_neox": vision(text("gpt_neox", tie_word_embeddings=False), tie_word_embeddings=False),
+    "llava mpt": vision(text("mpt", tie_word_embeddings=False), tie_word_embeddings=False),
     "llava_next": vision(text("mistral")),
     "llava_next_video": vision(text("llama")),
     "llava_onevision": vision(text("qwen2")),

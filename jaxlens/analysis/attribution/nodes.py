@@ -96,7 +96,8 @@ def attribution_patch(
     (heads), "q", "k", "v", "pattern", "post" (neurons), …; or "embed", the input of the first layer. If `metric_fn`
     returns one number, attributions are those of patching all prompts at once. If it returns one number per prompt,
     attributions have a last axis "prompt". `clean` and `corrupt` are prompts or tokens [b p] whose positions
-    correspond. Exchange them for the effect of noising.
+    correspond, the clean ones first; `activation_patch` takes the corrupted ones first, as TransformerLens does.
+    Exchange them for the effect of noising.
 
     With `ig_steps`, the gradient is the mean over that many runs whose embeddings lie between the corrupted and the
     clean ones (integrated gradients). That is often closer to the effect of patching. With `exact_softmax`, for "q" and

@@ -203,9 +203,10 @@ def _stacked_source(
     expected = list(activations.shape)
     for axis in LENGTH_AXES[site]:
         expected[axis + 1] = n_positions
-    if list(stack.shape[2:]) == expected[2:] != list(activations.shape[2:]):
+    fits = stack.shape[1] in (1, activations.shape[1])
+    if fits and list(stack.shape[2:]) == expected[2:] != list(activations.shape[2:]):
         stack = overwritten(activations[:, : stack.shape[1]].astype(stack.dtype), stack)
-    if stack.shape[2:] != activations.shape[2:] or stack.shape[1] not in (1, activations.shape[1]):
+    if not fits or stack.shape[2:] != activations.shape[2:]:
         shapes = f'the source has "{site}" of shape {stack.shape[1:]}, and the patched run {tuple(expected[1:])}'
         raise ValueError(f"{shapes}; both need the same positions, and the source as many prompts or a single prompt")
     return stack

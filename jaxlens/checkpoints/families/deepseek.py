@@ -59,8 +59,9 @@ def v2_router(hf: Reader) -> dict:
     method = hf("topk_method")
     if method not in ("greedy", "group_limited_greedy"):
         raise hf.refused("topk_method", "expected greedy or group_limited_greedy")
-    groups = hf("n_group", None), hf("topk_group", None)
-    return {"norm_topk_prob": False, "router_groups": groups if method == "group_limited_greedy" else None}
+    is_limited = method == "group_limited_greedy"
+    n, used = (hf.size(name) if is_limited else hf(name, None) for name in ("n_group", "topk_group"))
+    return {"norm_topk_prob": False, "router_groups": (n, used) if is_limited else None}
 
 
 def v3_router(hf: Reader) -> dict:

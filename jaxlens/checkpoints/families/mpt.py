@@ -21,7 +21,7 @@ def config(hf: Reader) -> Config:
     for reader, fields in ((hf, FIXED_FIELDS), (attention, FIXED_ATTENTION_FIELDS)):
         for name, value in fields.items():
             reader.expect(name, value, because="transformers' MPT supports no other value")
-    hf.expect("logit_scale", because="transformers' MPT does not scale logits")
+    hf.expect("logit_scale", 1.0, because="transformers' MPT does not scale logits")
     hf.expect("norm_type", "low_precision_layernorm", "layernorm", because="transformers' MPT has LayerNorms only")
     scale = attention.positive("softmax_scale", None)
     return common_config(

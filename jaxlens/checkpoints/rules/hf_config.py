@@ -44,8 +44,7 @@ IGNORED_FIELDS = frozenset(
 """Fields without effect on a forward pass, in every architecture."""
 
 IGNORED_VALUES: Mapping[str, tuple[Any, ...]] = {
-    "is_encoder_decoder": (False, None), "add_cross_attention": (False, None), "cross_attention_hidden_size": (None,),
-    "per_layer_config": (None,), "pruned_heads": ({}, None), "quantization_config": (None,),
+    "is_encoder_decoder": (False,), "add_cross_attention": (False,), "pruned_heads": ({},),
 }  # fmt: skip
 """Fields that have no effect with one of these values. jaxlens supports no other value."""
 
@@ -152,7 +151,7 @@ class Reader:
         return {
             f"{self._prefix}{name}": value
             for name, value in self._fields.items()
-            if name not in accounted_for and value not in IGNORED_VALUES.get(name, ())
+            if value is not None and name not in accounted_for and value not in IGNORED_VALUES.get(name, ())
         } | {name: value for reader in self._nested.values() for name, value in reader.unread(unused).items()}
 
     def check_all_read(self, unused: Iterable[str] = ()) -> None:

@@ -256,12 +256,16 @@ class Family:
         written = [rule.theirs for rule in rules if "{" not in rule.theirs]
         samples = [name for name in written if name.startswith(default)]
         prefixes = [p for p in self.prefixes if any(p + name.removeprefix(default) in names for name in samples)]
-        others = [
-            pair
-            for pair in self.renamed
-            if any(name.startswith(pair[0]) and pair[1] + name.removeprefix(pair[0]) in names for name in written)
-        ]
+        others = self._others(written, names)
         return self._renaming([*others, (default, prefixes[0] if prefixes else default)])
+
+    def _others(self, written: Iterable[str], names: set[str], before: str = "") -> list[tuple[str, str]]:
+        """The pairs of `renamed` that a checkpoint uses, after the prefix `before`."""
+        return [
+            (ours, theirs)
+            for ours, theirs in self.renamed
+            if any(name.startswith(ours) and before + theirs + name.removeprefix(ours) in names for name in written)
+        ]
 
     def _in_layout(self, rules: Iterable[Rule], names: set[str]) -> Renaming:
         """`spelling` for a language model within a multimodal checkpoint."""
@@ -272,10 +276,12 @@ class Family:
                 return before + name
             return before + prefix + name.removeprefix(default)
 
-        samples = [rule.theirs for rule in rules if rule.theirs.startswith(default) and "{" not in rule.theirs]
+        written = [rule.theirs for rule in rules if "{" not in rule.theirs]
+        samples = [name for name in written if name.startswith(default)]
         matching = (layout for layout in self.layouts if any(rename(sample, *layout) in names for sample in samples))
         before, prefix = next(matching, self.layouts[0])
-        return functools.partial(rename, before=before, prefix=prefix)
+        as_written = self._renaming(self._others(written, names, before))
+        return lambda name: rename(as_written(name), before, prefix)
 
     def exported(self) -> Renaming:
         """Converts tensor names in `rules` to those of an export."""

@@ -19,7 +19,7 @@ from jaxlens._jax import each_public_method, in_full_precision
 from jaxlens.config import Config
 from jaxlens.hooks.slice import Slice
 from jaxlens.model.cache.any_mesh import cache_on_any_mesh
-from jaxlens.model.cache.linear_norm import IDENTITY, logit_direction
+from jaxlens.model.cache.linear_norm import IDENTITY, LinearNorm, logit_direction
 from jaxlens.model.cache.logit_lens import logit_lens, renormalise
 from jaxlens.model.cache.terms import Reading, Rows, stacked
 from jaxlens.model.cache.writers import ResidualPosition, Writers, norm_at, norm_named, read, read_layers
@@ -197,12 +197,15 @@ class Decomposition:
         norm's bias belongs to no term and is left out. Pass the `pos_slice` of the stack; it is applied to the scale.
         `batch_slice` is applied to the scale, and to the stack if that has a batch axis. `recompute_ln` normalizes
         each row separately instead, with the norm's bias.
+
+        Raises:
+            ValueError: The slices are not those of the stack.
         """
         until, batch = ResidualPosition.of(self.cfg, layer, mlp_input), Slice(batch_slice)
         stack = batch.apply(residual_stack, 1) if has_batch_dim else residual_stack
         if recompute_ln:
             return renormalise(norm_named(self, until.norm), stack)
-        return stacked((Rows((stack,)),), Reading(norm_at(self, until.norm, Slice(pos_slice), batch)))
+        return stacked((Rows((stack,)),), Reading(self._norm_of(stack, until.norm, pos_slice, batch)))
 
     def logit_attrs(
         self, residual_stack: Float[Array, "c ... d"], tokens: Any, incorrect_tokens: Any = None, pos_slice: Any = None,
@@ -216,15 +219,23 @@ class Decomposition:
         (unless it is folded) `ln_final.b` times W_U.
 
         Raises:
-            ValueError: The tokens do not fit the stack, or differ in shape from `incorrect_tokens`.
+            ValueError: The tokens or the slices do not fit the stack, or `incorrect_tokens` have another shape.
         """
         batch = Slice(batch_slice)
         stack = batch.apply(residual_stack, 1) if has_batch_dim else residual_stack
         has_batch_dim = has_batch_dim and batch.mode != "int"
         model, rows = self.require_model(), stack.shape[1:-1]
         direction = logit_direction(model, tokens, incorrect_tokens, rows, has_batch_dim)
-        norm = norm_at(self, "ln_final", Slice(pos_slice), batch)
+        norm = self._norm_of(stack, "ln_final", pos_slice, batch)
         return stacked((Rows((stack,)),), Reading(norm, direction[..., None, :], single=True))
+
+    def _norm_of(self, stack: Float[Array, "c ... d"], name: str, pos_slice: Any, batch: Slice) -> LinearNorm:
+        """A norm at the scale of the batch and the positions of a stack."""
+        norm, rows = norm_at(self, name, Slice(pos_slice), batch), stack.shape[1:-1]
+        if norm.scale is not None and norm.scale.shape[:-1] != rows:
+            shapes = f'the stack has rows {rows}, and the scale of "{name}" {norm.scale.shape[:-1]} (batch, position)'
+            raise ValueError(f"{shapes}; pass the pos_slice and the batch_slice that the stack was made with")
+        return norm
 
     def _stack(
         self, terms, labels, writers: Writers, apply_ln: bool, return_labels: bool, project: Any,
