@@ -80,6 +80,10 @@ MERGED = {
     "tied, an embedding of its own": ("gpt2", config("c_attn", modules_to_save=["wte"])),
     "tied, a head of its own": ("gpt2", config("c_attn", modules_to_save=["lm_head"])),
     "tied, some tokens": ("gpt2", config("c_attn", trainable_token_indices={"wte": [1, 5, 9]})),
+    "tied, some tokens of the head": ("qwen2", config("q_proj", trainable_token_indices={"lm_head": [3, 7]})),
+    "tied, other tokens of the head": (
+        "qwen2", config("q_proj", trainable_token_indices={"embed_tokens": [3, 5], "lm_head": [3]})
+    ),
     "tied, a scaled embedding": ("gemma2", config("q_proj", "embed_tokens")),
     "fused by head": ("gpt_neox", config("query_key_value", "dense", "dense_h_to_4h", "embed_out")),
     "fused by kind": ("phi3", config("qkv_proj", "gate_up_proj")),
@@ -431,6 +435,11 @@ def mistakes(changed, bases, apart, model, tmp_path):
                "has shape (1, 36); expected (2, 36), a row of model.embed_tokens.weight for each of the tokens in")
     yield Case(lambda: changed(tensors={f"{EMBEDDING}.token_adapter.trainable_tokens_delta": zeros((1, 36))},
                                trainable_token_indices=[61]), CheckpointError, "which are below 61; save the adapter")
+    tied = tmp_path / "tied"
+    write_adapter(tied, bases("qwen2", tie_word_embeddings=True),
+                  config("embed_tokens", use_dora=True, ensure_weight_tying=True))
+    yield Case(lambda: loaded(bases("qwen2", tie_word_embeddings=True), adapter=tied), CheckpointError,
+               "has ensure_weight_tying, but DoRA gives each of the tied tensors magnitudes of its own; train it")
     biases = {f"{module}.lora_B.bias": zeros(7, np.float32) for module in modules}
     yield Case(lambda: changed(tensors=biases, lora_bias=True, base=bases("llama", attention_bias=True, mlp_bias=True)),
                CheckpointError, "lora_B.bias has shape (7,); expected (36,), that of model.layers.0.mlp.down_proj.bias")

@@ -836,6 +836,7 @@ MISTAKES = {
         lambda: patch("mlp_out", ("layer", "head")), ValueError,
         "cannot be swept along ('layer', 'head'); its axes are ('layer', 'pos', 'dest_pos')",
     ),
+    "layers twice": Case(lambda: patch("z", ("layer", "layer")), ValueError, "cannot be swept along ('layer', "),
     "the same axis twice": Case(lambda: patch("z", ("layer", "head", "head_index")), ValueError, "cannot be swept"),
     "nothing to normalise by": Case(
         lambda: ablate(model("gpt2"), tokens(1, 3), lambda x: x.mean(), **QUIET).normalised, ValueError, "and None in"

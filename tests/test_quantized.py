@@ -596,6 +596,10 @@ CASES = {
     "one axis": mistake("x.scales (64,); expected two axes each", GPTQ, packers.gptq, scales=torch.ones(64)),
     "a number of words": mistake("expected 4 bits for each (quantiz", GPTQ, packers.gptq, qweight=ints(13, 64)),
     "no such group": mistake("has groups from 3 to 3, and x.scales has 3", GPTQ, packers.gptq, g_idx=ints(96) + 3),
+    "no groups": mistake(
+        "x.g_idx is missing, the group of each input, but quantization_config has desc_act = true",
+        {**GPTQ, "desc_act": True}, packers.gptq, remove=["g_idx"],
+    ),
     # AWQ
     "scales of another activation": mistake(
         "x.act.scales has shape (5,); expected (96,)", AWQ,

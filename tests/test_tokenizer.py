@@ -378,6 +378,39 @@ def test_tokens_that_only_tokenizer_config_lists_are_added(tmp_path):
         Tokenizer.from_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}, "<|im_start|>the cat<|im_end|>"),
+        ({"extra_special_tokens": {"image_token": "<image>"}}, "<image>the"),
+        ({"mask_token": "<mask>", "sep_token": "[SEP]", "cls_token": "[CLS]"}, "[CLS]the<mask>[SEP]"),
+        ({"eos_token": {"content": "<END>", "lstrip": True, "rstrip": True, "__type": "AddedToken"}}, "a <END> b"),
+        ({"split_special_tokens": True}, "the<s>cat"),
+    ],
+)
+def test_special_tokens_beside_tokenizer_json_are_those_of_transformers(tmp_path, settings, text):
+    transformers = pytest.importorskip("transformers")
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, tokenizer_config={"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", **settings})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert Tokenizer.from_folder(tmp_path).encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+def test_older_files_of_added_tokens(tmp_path):
+    backend = byte_level()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, added_tokens={"<new>": backend.get_vocab_size()}, special_tokens_map={
+        "additional_special_tokens": ["<new>"]
+    })  # fmt: skip
+    assert Tokenizer.from_folder(tmp_path).encode("a<new>")[-1] == backend.get_vocab_size()
+    write(tmp_path, added_tokens={"<new>": 3})
+    with pytest.raises(CheckpointError, match=r"'<new>' has id 3 in added_tokens\.json and id 340 in tokenizer\.json"):
+        Tokenizer.from_folder(tmp_path)
+    write(tmp_path, added_tokens={}, tokenizer_config={"eos_token": {"text": "<s>"}})
+    with pytest.raises(CheckpointError, match=r"a token of the tokenizer is \{.*\}; expected a text"):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_a_folder_without_a_readable_tokenizer(tmp_path):
     with pytest.raises(CheckpointError, match="missing is not a folder"):
         Tokenizer.from_folder(tmp_path / "missing")

@@ -237,7 +237,8 @@ def _swept(
 def _setter(letters: str, axes: tuple[str, ...], change: Callable[[Any, Array, Array], Array]) -> Setter:
     """The setter that changes an activation with these axes at the index of a sweep along `axes`."""
     along = [
-        next((i for i, letter in enumerate(letters.split()) if letter in LETTERS[axis]), None) for axis in axes[1:]
+        next((i for i, letter in enumerate(letters.split()) if letter in LETTERS.get(axis, "")), None)
+        for axis in axes[1:]
     ]
     if None in along or len(set(along)) < len(along):
         possible = ("layer", *(axis for axis, own in LETTERS.items() if set(own) & set(letters.split())))

@@ -186,8 +186,14 @@ def _without_updates(adapter: Adapter, changes: Mapping[str, Change]) -> tuple[d
 def _untied(adapter: Adapter, changes: Mapping[str, Change], head: str, embedding: str) -> Change | None:
     """The change of the unembedding if the adapter changes only one of two tied tensors. None if they stay tied."""
     of_head, of_both = changes.get(head, Change()), changes.get(embedding, Change())
-    is_own = any(change.of_its_own or change.low_rank for change in (of_both, of_head))
-    if not is_own or adapter.config.fields.get("ensure_weight_tying"):
+    low_rank = [change.low_rank for change in (of_both, of_head) if change.low_rank]
+    if adapter.config.fields.get("ensure_weight_tying"):
+        if any(update.magnitude for update in low_rank):
+            problem = "has ensure_weight_tying, but DoRA gives each of the tied tensors magnitudes of its own"
+            raise CheckpointError(f"{adapter.folder} {problem}; train it without ensure_weight_tying, or without DoRA")
+        return None
+    has_rows = of_head.rows and (not of_both.rows or list(of_head.rows[1]) != list(of_both.rows[1]))
+    if not (low_rank or has_rows or of_both.of_its_own or of_head.of_its_own):
         return None
     whole = of_head.whole or (None if of_both.of_its_own else of_both.whole)
     return dataclasses.replace(of_head, whole=whole, rows=of_head.rows or of_both.rows)

@@ -44,11 +44,16 @@ ROUND_FORMATS = {"auto_round": "gptq_v2", "auto_round:gptqmodel": "gptq_v2", "au
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The fields of quantization_config that matter. `group_size` is None if a column has one group."""
+    """The fields of quantization_config that matter.
+
+    `group_size` is None if a column has one group. With `has_order`, groups are those of inputs in another order
+    (`desc_act`), which `g_idx` tells.
+    """
 
     bits: int
     group_size: int | None
     offset: int
+    has_order: bool
 
 
 def settings(hf: Reader) -> Settings:
@@ -72,7 +77,7 @@ def _settings(hf: Reader, offset: int) -> Settings:
     bits = hf("bits")
     if bits not in range(2, 9):
         raise hf.refused("bits", "expected 2 to 8")
-    return Settings(bits, group_size(hf), offset)
+    return Settings(bits, group_size(hf), offset, has_order=hf("desc_act", False) is True)
 
 
 def expect_integers(hf: Reader) -> None:
@@ -111,6 +116,9 @@ def _packed(tensors: Tensors, names: set[str], stem: str, chosen: Settings) -> P
     parts.expect("qzeros", WORDS, (n_groups, -(-n_out * bits // WORDS.get(parts.dtype("qzeros"), word))))
     if "g_idx" in parts:
         parts.expect("g_idx", ["I32", "I64"], (n_in,))
+    elif chosen.has_order and n_groups > 1:
+        problem = f"{stem}g_idx is missing, the group of each input, but quantization_config has desc_act = true"
+        raise CheckpointError(f"{problem}; download the checkpoint again")
     fits = chosen.group_size and n_groups == -(-n_in // chosen.group_size)  # else the layer has groups of its own size
     width = chosen.group_size if fits else -(-n_in // n_groups)
 
