@@ -105,6 +105,17 @@ def decompositions(cache: ActivationCache, layer: int | None, mlp_input: bool, *
 # --- sums
 
 
+@pytest.mark.parametrize("has_gate", [True, False])
+def test_the_output_bias_of_a_shared_expert_is_a_component(has_gate):
+    cfg = CONFIGS["deepseek"].replace(shared_expert_gate=has_gate, biases=("b_choice", "b_out"))
+    _, cache = randomised(cfg).run_with_cache(tokens(), names_filter=with_neurons(cfg))
+    for layer in (2, None):
+        for stack in decompositions(cache, layer, mlp_input=False):
+            close(stack.sum(0), stream(cache, layer, mlp_input=False))
+    _, labels = cache.stack_neuron_results(-1, return_labels=True)
+    assert [label for label in labels if label.endswith("Sbias")] == ["L1Sbias", "L2Sbias"]
+
+
 @every_config
 @pytest.mark.parametrize("seed", [0, 1])
 def test_components_add_up_to_the_residual_stream(name, seed):

@@ -646,6 +646,19 @@ def test_linear_direct_paths_keep_the_receivers_scale(config, component):
     assert found.shape == (cfg.n_layers, cfg.n_heads if component == "q" else cfg.n_key_value_heads)
 
 
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+def test_direct_paths_include_an_adapter(component):
+    clean, corrupted = pair()
+    apart, merged = model("adapter"), model("adapter").merge_adapter()
+    found = [
+        get_act_patch_direct_path(
+            of, corrupted, of.run_with_cache(clean)[1], of.run_with_cache(corrupted)[1], metric, 0, 1, component,
+            verbose=False,
+        ) for of in (apart, merged)
+    ]  # fmt: skip
+    close(*found)
+
+
 def test_a_sweep_takes_data_hooks_as_setters():
     clean, corrupted = pair()
     _, cache = model("gpt2").run_with_cache(clean)

@@ -161,7 +161,8 @@ class WeightProperties:
         """The sum of the biases that the layers before `layer` add to the residual stream.
 
         With `mlp_input`, the bias of this layer's attention is included, except in a parallel block, whose MLP has the
-        same input as attention. If a norm follows attention or MLP, the norm's bias replaces b_O or b_out.
+        same input as attention. If a norm follows attention or MLP, the norm's bias replaces b_O or b_out. Biases of
+        experts are left out: what they add depends on the router.
 
         Raises:
             ValueError: There is no such layer, or the model's residual stream is not additive (norm_placement="sum").

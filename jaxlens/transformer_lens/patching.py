@@ -170,13 +170,13 @@ def _direct_paths(model, corrupted_tokens, clean_cache, corrupted_cache, metric,
     if zs[0] != zs[1]:
         shapes = f"the caches hold {zs[0]} and {zs[1]} prompts and positions"
         raise ValueError(f"{shapes}; the clean and the corrupted run need the same number of both")
-    weights = {"q": "W_Q", "k": "_W_K", "v": "_W_V"}[component]
+    weights, merged = {"q": "W_Q", "k": "_W_K", "v": "_W_V"}[component], model.merge_adapter() if cfg.adapter else model
     norms = [model.blocks[layer].ln1.module for layer in range(cfg.n_layers)]
-    W = jnp.stack([getattr(model.blocks[layer].attn, weights) for layer in range(cfg.n_layers)])
+    W = jnp.stack([getattr(merged.blocks[layer].attn, weights) for layer in range(cfg.n_layers)])
     if norms[0].multiplier is not None:
         W = W * jnp.stack([norm.multiplier for norm in norms])[:, None, :, None]
     with full_precision(cfg.dtype):
-        differences = _head_outputs(model, clean_cache, sources) - _head_outputs(model, corrupted_cache, sources)
+        differences = _head_outputs(merged, clean_cache, sources) - _head_outputs(merged, corrupted_cache, sources)
     if norms[0].centres:
         differences = differences - jnp.mean(differences, axis=-1, keepdims=True)
     scales = jnp.stack([corrupted_cache[f"blocks.{layer}.ln1.hook_scale"] for layer in range(cfg.n_layers)])

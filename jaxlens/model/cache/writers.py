@@ -193,7 +193,7 @@ class Writers:
         """What the neurons of some layers write. `which` selects neurons of each layer.
 
         A mixture of experts has the neurons of every expert, times the expert's weight; then the experts' output
-        biases, times the same weights; then the neurons of the shared expert.
+        biases, times the same weights; then the neurons and the output bias of the shared expert, times its gate.
         """
         if self.cfg.attn_only:
             raise ValueError("this model has attention only, and no neurons; use stack_head_results")
@@ -280,14 +280,18 @@ class Writers:
             W_out.append(mlp.b_out)
         if mlp.shared is not None:
             shared = read_layers(self.cache, "mlp.shared.hook_post", layers, self.positions)
+            gate = jnp.ones_like(shared[..., :1])
             if mlp.W_shared_gate is not None:
-                shared = shared * read_layers(self.cache, "mlp.hook_shared_gate", layers, self.positions)
-            activations.append(shared[..., None])
+                gate = read_layers(self.cache, "mlp.hook_shared_gate", layers, self.positions)
+            activations.append((shared * gate)[..., None])
             W_out.append(mlp.shared.W_out)
+            if mlp.shared.b_out is not None:
+                activations.append(gate[..., None])
+                W_out.append(mlp.shared.b_out[:, None])
         return jnp.concatenate(activations, axis=-2), jnp.concatenate(W_out, axis=1)
 
     def _neuron_labels(self, layers: Sequence[int], which: Slice) -> list[str]:
-        """ "L0N3", or for experts "L0E1N3", "L0E1bias", "L0SN3", in the order of `neurons`."""
+        """ "L0N3", or for experts "L0E1N3", "L0E1bias", "L0SN3", "L0Sbias", in the order of `neurons`."""
         cfg, labels = self.cfg, []
         for layer in layers:
             names = [f"N{neuron}" for neuron in range(cfg.d_mlp)]
@@ -295,6 +299,7 @@ class Writers:
                 names = [f"E{expert}N{neuron}" for expert in range(cfg.num_experts) for neuron in range(cfg.d_expert)]
                 names += [f"E{expert}bias" for expert in range(cfg.num_experts if "b_out" in cfg.biases else 0)]
                 names += [f"SN{neuron}" for neuron in range(cfg.d_shared_expert or 0)]
+                names += ["Sbias"] * bool(cfg.d_shared_expert and "b_out" in cfg.biases)
             labels += [f"L{layer}{names[number]}" for number in np.arange(len(names))[which.slice]]
         return labels
 
