@@ -84,8 +84,6 @@ def convert(
         CheckpointError: The checkpoint cannot be found or read. Nothing is written.
         FileExistsError: `folder` exists and may not be replaced.
     """
-    if Path(folder).exists() and Path(name_or_path).exists() and Path(folder).samefile(name_or_path):
-        raise FileExistsError(f"{folder} is the checkpoint that is read; choose another folder to write")
     require_free(Path(folder), _may_replace)
     if process:
         loaded = load_checkpoint(name_or_path, dtype=dtype, revision=revision, adapter=adapter)
