@@ -90,7 +90,10 @@ def frequencies(
 
 
 def _llama3(plain: Float[Array, "r"], scaling: Llama3) -> Float[Array, "r"]:
-    """Divides low frequencies by the factor, keeps high ones, and interpolates between them."""
+    """Divides low frequencies by the factor, keeps high ones, and interpolates between them.
+
+    As in transformers, a frequency below `low` is divided also if `low` is above `high`.
+    """
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     waves_per_context = scaling.original_n_ctx * plain / (2 * math.pi)
     ramp = (waves_per_context - low) / (high - low)
